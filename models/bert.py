@@ -1,0 +1,47 @@
+"""BERT (Devlin et al., 2018): learned absolute positions, token types, post-LN layers."""
+
+from torch import Tensor, nn
+
+from models.config import EncoderConfig
+from models.family import Family, Renames
+from models.layers import Embeddings, Encoder
+
+
+class Bert(nn.Module):
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.stack = Encoder(config)
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
+    ) -> Tensor:
+        hidden_states = self.embeddings(input_ids, position_ids, token_type_ids)
+        return self.stack(hidden_states, cu_seqlens, max_seqlen)
+
+
+EMBEDDING_RENAMES: Renames = (
+    (r"embeddings\.(word|position|token_type)_embeddings\.weight", r"embeddings.\1.weight"),
+    (r"embeddings\.LayerNorm\.(\w+)", r"embeddings.norm.\1"),
+)
+LAYER_RENAMES: Renames = (
+    (r"encoder\.layer\.(\d+)\.attention\.self\.(q|k|v)[a-z]+\.(\w+)", r"stack.layers.\1.attention.\2.\3"),
+    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"stack.layers.\1.attention.o.\2"),
+    (r"encoder\.layer\.(\d+)\.attention\.output\.LayerNorm\.(\w+)", r"stack.layers.\1.attention_norm.\2"),
+    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)", r"stack.layers.\1.feed_forward.up.\2"),
+    (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", r"stack.layers.\1.feed_forward.down.\2"),
+    (r"encoder\.layer\.(\d+)\.output\.LayerNorm\.(\w+)", r"stack.layers.\1.feed_forward_norm.\2"),
+)
+POOLER_HEAD_RENAMES: Renames = (
+    (r"pooler\.dense\.(\w+)", r"dense.\1"),
+    (r"classifier\.(\w+)", r"output.\1"),
+)
+
+FAMILY = Family(
+    encoder=Bert,
+    prefix="bert.",
+    renames=EMBEDDING_RENAMES + LAYER_RENAMES,
+    head_renames=POOLER_HEAD_RENAMES,
+    head_activation=lambda config: "tanh",
+    ignored=(r"embeddings\.position_ids", r"pooler\..*", r"cls\..*"),
+)

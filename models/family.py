@@ -1,0 +1,26 @@
+"""What a family of models has to say of itself; each family's file ends with one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from models.config import EncoderConfig
+
+Renames = tuple[tuple[str, str], ...]
+"""(regular expression over a checkpoint's name, replacement), tried in order; the first full match counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """`prefix` is stripped from a checkpoint's names where it is there, then `renames` lead to ours."""
+
+    encoder: Callable[[EncoderConfig], nn.Module]
+    prefix: str
+    renames: Renames
+    """Of the encoder, to names below `encoder.`."""
+    head_renames: Renames
+    """Of the classification head, to names below `head.`."""
+    head_activation: Callable[[EncoderConfig], str]
+    ignored: tuple[str, ...] = ()
+    """Regular expressions of weights that serving does not need: language-model heads, unused poolers."""

@@ -1,0 +1,108 @@
+"""The blocks encoders are made of, over packed tensors: `hidden_states` is [num_tokens, hidden_size] everywhere."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.config import EncoderConfig
+from runtime.ops import varlen_attention
+
+ACTIVATIONS = {
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+}
+
+
+class SelfAttention(nn.Module):
+    """Each sequence attends to itself; `bias` is by distance, see `padless::varlen_attention`."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.shape = (-1, config.num_heads, config.head_dim)
+        self.softmax_scale = config.head_dim**-0.5
+        self.q = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int, bias: Tensor | None) -> Tensor:
+        q, k, v = (linear(hidden_states).view(self.shape) for linear in (self.q, self.k, self.v))
+        attended = varlen_attention.OP(
+            q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, self.softmax_scale, False, -1, bias
+        )
+        return self.o(attended.flatten(1))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACTIVATIONS[config.activation]
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(hidden_states)))
+
+
+class EncoderLayer(nn.Module):
+    """Post-LN: each of the two blocks is added to its input, then normalised."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int, bias: Tensor | None = None) -> Tensor:
+        attended = self.attention(hidden_states, cu_seqlens, max_seqlen, bias)
+        hidden_states = self.attention_norm(attended + hidden_states)
+        return self.feed_forward_norm(self.feed_forward(hidden_states) + hidden_states)
+
+
+class Encoder(nn.Module):
+    """A stack of layers. Where `num_groups` is below `num_layers` the layers of a group share one set of weights."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.num_layers = config.num_layers
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_groups))
+
+    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int, bias: Tensor | None = None) -> Tensor:
+        for index in range(self.num_layers):
+            layer = self.layers[index * len(self.layers) // self.num_layers]
+            hidden_states = layer(hidden_states, cu_seqlens, max_seqlen, bias)
+        return hidden_states
+
+
+class Embeddings(nn.Module):
+    """Sum of word, position and token-type rows, normalised. Without token types where `type_vocab_size` is 0."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.word = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.position = nn.Embedding(config.max_position_embeddings, config.embedding_size)
+        has_types = config.type_vocab_size > 0
+        self.token_type = nn.Embedding(config.type_vocab_size, config.embedding_size) if has_types else None
+        self.norm = nn.LayerNorm(config.embedding_size, config.norm_eps)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        rows = self.word(input_ids)
+        if self.token_type is not None:
+            rows = rows + self.token_type(token_type_ids)
+        return self.norm(rows + self.position(position_ids))
+
+
+def offset_positions(input_ids: Tensor, position_ids: Tensor, pad_token_id: int) -> Tensor:
+    """RoBERTa's positions: count the tokens of a sequence that are not padding, from pad_token_id + 1.
+
+    A padding id inside a request shifts those after it, and itself gets pad_token_id, as in fairseq and HF.
+    """
+    is_token = input_ids.ne(pad_token_id).long()
+    counted = is_token.cumsum(0)
+    first = torch.arange(input_ids.shape[0], device=input_ids.device) - position_ids
+    before = counted[first] - is_token[first]
+    return (counted - before) * is_token + pad_token_id

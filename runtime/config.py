@@ -1,0 +1,34 @@
+"""How an engine is to be built. Every option of the YAML's `engine:` section, its default and its meaning, once."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+EngineKind = Literal["planned", "reference", "null"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class EngineConfig(BaseModel):
+    """The YAML's `engine:` section."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: EngineKind = "planned"
+    """`planned`: fused graph in planned memory. `reference`: the same module op by op. `null`: computes nothing."""
+    precision: Literal["auto"] | Precision = "auto"
+    """`auto`: bf16 where the CPU or GPU has instructions for it, else fp32."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of one replica; 0: the cores of the machine divided by the replicas."""
+    replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    """Engine processes, each with its own copy of the weights."""
+    inline: bool = False
+    """Run the engine inside the HTTP process: for tests and debugging only, one HTTP worker."""
+    memory_cap_mb: Annotated[float, Field(gt=0)] | None = None
+    """The activations of a step never take more than this; the token budget shrinks to what fits. None: no cap."""
+    warmup: bool = True
+    """Run batches of several sizes before serving: touches memory, fits the cost model."""
+    null_step_ms: Annotated[float, Field(ge=0)] = 0.0
+    """`null` only: how long a step takes."""
+    null_step_us_per_token: Annotated[float, Field(ge=0)] = 0.0
+    """`null` only: added per token."""

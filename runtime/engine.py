@@ -1,0 +1,67 @@
+"""The Engine protocol, and nothing concrete."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from runtime.batch import Batch, Output
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, steps done, steps in all) during long work."""
+
+
+class EngineError(RuntimeError):
+    """A step failed; the engine can run the next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStats:
+    """Bytes, and counts since the start. `reserved` is held from the system, `in_use` is the last step's plan."""
+
+    weight_bytes: int = 0
+    arena_reserved_bytes: int = 0
+    arena_in_use_bytes: int = 0
+    planned_peak_bytes: int = 0
+    num_arena_allocations: int = 0
+    plan_cache_hits: int = 0
+    plan_cache_misses: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What was built and why, for the start-up lines and `/info`."""
+
+    kind: str
+    precision: str
+    precision_reason: str
+    device: str
+    threads: int
+    output_dim: int
+    weight_bytes: int = 0
+    activation_bytes: int = 0
+    """Planned peak at the largest batch."""
+    max_batch_tokens: int = 0
+    """The largest batch that fits the memory cap; the configured budget where there is no cap."""
+    unplanned_ops: tuple[str, ...] = ()
+    """Ops that still allocate their own result."""
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+
+class Engine(Protocol):
+    """Runs packed batches, one at a time, on the thread that calls it."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def warmup(self, progress: Progress) -> None:
+        """Run batches up to the largest one, so that no later batch allocates."""
+
+    def run(self, batch: Batch) -> Output:
+        """Compute one step. Raises EngineError; ValueError where the batch is over `info.max_batch_tokens`."""
+
+    def memory(self) -> MemoryStats: ...
+
+    def trim(self) -> None:
+        """Give back memory that has long not been needed. Called when idle."""
+
+    def close(self) -> None: ...

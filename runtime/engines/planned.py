@@ -1,0 +1,127 @@
+"""The fused graph in planned memory: executes a Program step by step, writing into views of the arena."""
+
+import math
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+
+import torch
+from torch import Tensor
+
+from runtime.batch import Batch, Output
+from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
+from runtime.engines.transfer import to_tensors, warmup_batches
+from runtime.memory.arena import Arena, CapExceeded
+from runtime.memory.lifetimes import BatchShape, round_shape
+from runtime.memory.planner import plan_region
+from runtime.program import PlannedTensor, Program
+
+
+class PlannedEngine:
+    """Mutable: the arena, and nothing else. Not thread-safe; one caller at a time."""
+
+    def __init__(self, program: Program, largest: BatchShape, device: torch.device, info: EngineInfo, cap_bytes: int | None):
+        self.program = program
+        self.largest = largest
+        self.device = device
+        self.info = info
+        self.arena: Arena[Tensor] = Arena(self.allocate, cap_bytes)
+        self.getters = [make_getter(step.args) for step in program.steps]
+        self.place_of = {tensor.slot: index for index, tensor in enumerate(program.tensors)}
+
+    def allocate(self, num_bytes: int) -> Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
+
+    def warmup(self, progress: Progress) -> None:
+        """The largest batch comes first: one chunk then holds every later plan."""
+        batches = warmup_batches(self.largest)
+        for index, batch in enumerate(batches):
+            progress("warming up", index, len(batches))
+            self.run(batch)
+        progress("warming up", len(batches), len(batches))
+
+    def run(self, batch: Batch) -> Output:
+        shape = BatchShape(batch.num_tokens, batch.num_seqs, batch.max_seqlen)
+        if not self.largest.dominates(shape):
+            raise ValueError(f"a batch of {tuple(shape)} is over the largest planned, {tuple(self.largest)}")
+        bucket = round_shape(shape, self.largest)
+        try:
+            layout = self.arena.layout(bucket, lambda: self.program.lifetimes(bucket))
+            with torch.inference_mode():
+                return self.execute(batch, shape, layout.places)
+        except (CapExceeded, RuntimeError, IndexError) as error:
+            raise EngineError(f"a step of {batch.num_seqs} sequences failed: {error}") from error
+
+    def execute(self, batch: Batch, shape: BatchShape, places: tuple[tuple[Tensor, int], ...]) -> Output:
+        slots = list(self.program.slots)
+        for slot, value in zip(self.program.input_slots, to_tensors(batch, self.device), strict=True):
+            slots[slot] = value
+        for step, getter in zip(self.program.steps, self.getters, strict=True):
+            if step.tensor is None:
+                slots[step.slot] = step.run(*getter(slots))
+            else:
+                out = view_place(step.tensor, shape, *places[self.place_of[step.slot]])
+                step.run(*getter(slots), out=out)
+                slots[step.slot] = out
+        result = slots[self.program.output_slot]
+        assert isinstance(result, Tensor)
+        # A copy: the arena's memory belongs to the next step.
+        return Output(result.to(device="cpu", dtype=torch.float32, copy=True).numpy())
+
+    def memory(self) -> MemoryStats:
+        arena = self.arena
+        return MemoryStats(
+            weight_bytes=self.program.weight_bytes,
+            arena_reserved_bytes=arena.reserved_bytes,
+            arena_in_use_bytes=arena.in_use_bytes,
+            planned_peak_bytes=self.info.activation_bytes,
+            num_arena_allocations=arena.num_allocations,
+            plan_cache_hits=arena.num_hits,
+            plan_cache_misses=arena.num_misses,
+        )
+
+    def trim(self) -> None:
+        self.arena.trim()
+
+    def close(self) -> None:
+        self.arena.release()
+
+
+def make_getter(args: tuple[int, ...]) -> Callable[[list[object]], Sequence[object]]:
+    """Fetches argument slots in one call; a slice for one of them, because itemgetter would return it bare."""
+    return itemgetter(*args) if len(args) > 1 else itemgetter(slice(args[0], args[0] + 1))
+
+
+def view_place(tensor: PlannedTensor, shape: BatchShape, buffer: Tensor, offset: int) -> Tensor:
+    """The tensor of this batch's exact shape at its place in a chunk."""
+    dims = [dim.evaluate(shape) for dim in tensor.dims]
+    num_bytes = math.prod(dims) * tensor.dtype.itemsize
+    return buffer[offset : offset + num_bytes].view(tensor.dtype).view(dims)
+
+
+def peak_bytes(program: Program, shape: BatchShape) -> int:
+    """Activation memory of a batch of this shape, known before anything runs."""
+    return plan_region(program.lifetimes(shape))[1]
+
+
+def fit_capacity(program: Program, wanted: BatchShape, min_tokens: int, cap_bytes: int | None) -> BatchShape:
+    """The largest token budget up to `wanted` whose plan fits the cap. Raises ValueError where `min_tokens` do not."""
+    if cap_bytes is None or peak_bytes(program, wanted) <= cap_bytes:
+        return wanted
+
+    def shrink(num_tokens: int) -> BatchShape:
+        return BatchShape(num_tokens, min(wanted.num_seqs, num_tokens), min(wanted.max_seqlen, num_tokens))
+
+    least = peak_bytes(program, shrink(min_tokens))
+    if least > cap_bytes:
+        raise ValueError(
+            f"engine.memory_cap_mb: one input of {min_tokens} tokens needs {least / 2**20:.1f} MB of activations, over "
+            f"the cap of {cap_bytes / 2**20:.1f} MB. Raise memory_cap_mb or lower limits.max_input_tokens"
+        )
+    fits, too_many = min_tokens, wanted.num_tokens
+    while too_many - fits > 8:
+        middle = (fits + too_many) // 2
+        if peak_bytes(program, shrink(middle)) <= cap_bytes:
+            fits = middle
+        else:
+            too_many = middle
+    return shrink(fits)

@@ -1,0 +1,44 @@
+"""The module itself, op by op in plain PyTorch: the oracle that fast engines are compared with."""
+
+import torch
+from torch import nn
+
+from runtime.batch import Batch, Output
+from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
+from runtime.engines.transfer import to_tensors, warmup_batches
+from runtime.memory.lifetimes import BatchShape
+
+
+class ReferenceEngine:
+    def __init__(self, module: nn.Module, largest: BatchShape, device: torch.device, info: EngineInfo):
+        self.module = module
+        self.largest = largest
+        self.device = device
+        self.info = info
+
+    def warmup(self, progress: Progress) -> None:
+        batches = warmup_batches(self.largest)
+        for index, batch in enumerate(batches):
+            progress("warming up", index, len(batches))
+            self.run(batch)
+        progress("warming up", len(batches), len(batches))
+
+    def run(self, batch: Batch) -> Output:
+        shape = BatchShape(batch.num_tokens, batch.num_seqs, batch.max_seqlen)
+        if not self.largest.dominates(shape):
+            raise ValueError(f"a batch of {tuple(shape)} is over the largest allowed, {tuple(self.largest)}")
+        try:
+            with torch.inference_mode():
+                result = self.module(*to_tensors(batch, self.device))
+        except (RuntimeError, IndexError) as error:
+            raise EngineError(f"a step of {batch.num_seqs} sequences failed: {error}") from error
+        return Output(result.to(device="cpu", dtype=torch.float32).numpy())
+
+    def memory(self) -> MemoryStats:
+        return MemoryStats(weight_bytes=self.info.weight_bytes)
+
+    def trim(self) -> None:
+        """Nothing is held between steps."""
+
+    def close(self) -> None:
+        """Nothing to give back but the module itself."""

@@ -1,0 +1,43 @@
+"""Batches to tensors, and the batches an engine warms up with."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.batch import Batch
+from runtime.memory.lifetimes import BatchShape
+
+
+def to_tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """The arguments of a model's forward, in its order."""
+    arrays = (batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens)
+    input_ids, position_ids, token_type_ids, cu_seqlens = (torch.from_numpy(array).to(device) for array in arrays)
+    return input_ids, position_ids, token_type_ids, cu_seqlens, batch.max_seqlen
+
+
+def make_batch(seqlens: list[int], token_id: int = 0) -> Batch:
+    """A batch of sequences of these lengths, all of one token."""
+    num_tokens = sum(seqlens)
+    return Batch(
+        input_ids=np.full(num_tokens, token_id, np.int64),
+        position_ids=np.concatenate([np.arange(seqlen) for seqlen in seqlens]),
+        token_type_ids=np.zeros(num_tokens, np.int64),
+        cu_seqlens=np.cumsum([0, *seqlens], dtype=np.int32),
+        max_seqlen=max(seqlens),
+    )
+
+
+def warmup_batches(largest: BatchShape) -> list[Batch]:
+    """The largest batch first, twice as short ones after it down to a single short sequence."""
+    batches = []
+    num_tokens = largest.num_tokens
+    while num_tokens >= 8:
+        seqlen = min(largest.max_seqlen, num_tokens)
+        count = min(largest.num_seqs, num_tokens // seqlen)
+        seqlens = [seqlen] * count
+        rest = num_tokens - seqlen * count
+        if rest and count < largest.num_seqs:
+            seqlens.insert(0, rest)
+        batches.append(make_batch(seqlens))
+        num_tokens //= 2
+    return batches

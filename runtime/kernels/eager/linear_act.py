@@ -1,0 +1,43 @@
+"""Linear layers through torch's GEMM, straight into the result's memory, with the activation applied in place."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+MIXED_BLOCK_ROWS = 512
+"""Rows converted at a time where x and weight differ in type."""
+
+# In place, or with the result's own memory as `out`: nothing is allocated.
+ACTIVATE: dict[str, Callable[[Tensor], object]] = {
+    "none": lambda x: None,
+    "gelu": lambda x: torch.ops.aten.gelu.out(x, out=x),
+    "gelu_tanh": lambda x: torch.ops.aten.gelu.out(x, approximate="tanh", out=x),
+    "relu": torch.relu_,
+    "silu": lambda x: torch.ops.aten.silu.out(x, out=x),
+    "tanh": torch.tanh_,
+}
+
+
+def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, *, out: Tensor) -> None:
+    if x.dtype == weight.dtype:
+        multiply(x, weight, bias, out)
+        ACTIVATE[act](out)
+        return
+    for start in range(0, x.shape[0], MIXED_BLOCK_ROWS):
+        rows = x[start : start + MIXED_BLOCK_ROWS].to(weight.dtype)
+        block = torch.empty(len(rows), weight.shape[0], dtype=weight.dtype, device=x.device)
+        multiply(rows, weight, bias, block)
+        ACTIVATE[act](block)
+        out[start : start + MIXED_BLOCK_ROWS].copy_(block)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> None:
+    linear_act(x, weight, bias, "none", out=out)
+
+
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    if bias is None:
+        torch.mm(x, weight.t(), out=out)
+    else:
+        torch.addmm(bias, x, weight.t(), out=out)

@@ -1,0 +1,19 @@
+"""Pooling by runs of equally long sequences, straight into fp32 rows."""
+
+import torch
+from torch import Tensor
+
+from runtime.kernels.eager.runs import iter_runs
+
+
+def pool(hidden_states: Tensor, cu_seqlens: Tensor, mode: str, *, out: Tensor) -> None:
+    if mode in ("cls", "last"):
+        rows = cu_seqlens[:-1] if mode == "cls" else cu_seqlens[1:] - 1
+        out.copy_(hidden_states[rows.long()])
+        return
+    for run in iter_runs(cu_seqlens.tolist()):
+        dense = hidden_states[run.tokens].view(run.num_seqs, run.seqlen, -1)
+        if mode == "mean":
+            torch.mean(dense, 1, dtype=torch.float32, out=out[run.seqs])
+        else:
+            out[run.seqs].copy_(dense.amax(1))

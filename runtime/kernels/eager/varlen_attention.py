@@ -1,0 +1,37 @@
+"""Packed attention as one dense scaled-dot-product call per run of equally long sequences. Nothing is padded."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from runtime.kernels.eager.runs import iter_runs
+from runtime.ops.varlen_attention import score_bias
+from runtime.ops.varlen_attention import varlen_attention as reference
+
+
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float,
+    causal: bool = False,
+    window: int = -1,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor,
+) -> None:
+    if cu_seqlens_q is not cu_seqlens_k:
+        given = (q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal, window, bias)
+        out.copy_(reference(*given))
+        return
+    num_heads, head_dim = q.shape[1:]
+    for run in iter_runs(cu_seqlens_q.tolist()):
+        shape = (run.num_seqs, run.seqlen, num_heads, head_dim)
+        dense_q, dense_k, dense_v = (x[run.tokens].view(shape).transpose(1, 2) for x in (q, k, v))
+        added = score_bias(run.seqlen, run.seqlen, causal=causal, window=window, bias=bias)
+        mask = None if added is None else added.to(device=q.device, dtype=q.dtype)
+        attended = functional.scaled_dot_product_attention(dense_q, dense_k, dense_v, mask, scale=softmax_scale)
+        out[run.tokens].view(shape).copy_(attended.transpose(1, 2))

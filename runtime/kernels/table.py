@@ -1,0 +1,63 @@
+"""Which ops can write into the arena, and by which kernel. What is not here still runs, and allocates its own result."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from runtime.kernels.eager.add_norm import add_norm, layer_norm
+from runtime.kernels.eager.linear_act import linear, linear_act
+from runtime.kernels.eager.pool import pool
+from runtime.kernels.eager.varlen_attention import varlen_attention
+from runtime.ops import add_norm as add_norm_op
+from runtime.ops import linear_act as linear_act_op
+from runtime.ops import pool as pool_op
+from runtime.ops import varlen_attention as varlen_attention_op
+
+Kernel = Callable[..., object]
+"""Called with the op's own arguments, and `out`."""
+
+aten = torch.ops.aten
+
+
+def embedding(weight: Tensor, indices: Tensor, *_: object, out: Tensor) -> None:
+    torch.index_select(weight, 0, indices, out=out)
+
+
+OUT_KERNELS: dict[object, Kernel] = {
+    varlen_attention_op.OP: varlen_attention,
+    linear_act_op.OP: linear_act,
+    add_norm_op.OP: add_norm,
+    pool_op.OP: pool,
+    aten.linear.default: linear,
+    aten.layer_norm.default: layer_norm,
+    aten.embedding.default: embedding,
+    aten.add.Tensor: torch.add,
+    aten.sub.Tensor: torch.sub,
+    aten.mul.Tensor: torch.mul,
+    aten.div.Tensor: torch.div,
+    aten.tanh.default: torch.tanh,
+    aten.gelu.default: aten.gelu.out,
+    aten.silu.default: aten.silu.out,
+    aten.ne.Scalar: aten.ne.Scalar_out,
+    aten.cumsum.default: torch.cumsum,
+    aten.clamp_min.default: aten.clamp_min.out,
+    aten.linalg_vector_norm.default: aten.linalg_vector_norm.out,
+}
+
+VIEW_OPS: frozenset[object] = frozenset(
+    {
+        aten.view.default,
+        aten.reshape.default,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
+        aten.transpose.int,
+        aten.permute.default,
+        aten.expand.default,
+        aten.expand_as.default,
+        aten.flatten.using_ints,
+    }
+)
+"""Results that share their first argument's memory. A reshape or flatten that has to copy is not one of them."""

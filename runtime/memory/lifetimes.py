@@ -1,0 +1,111 @@
+"""What the planner knows of a graph: for each intermediate tensor when it lives and how large it gets.
+
+Pure Python. Sizes are formulas in the shape of a batch, so one captured graph serves batches of any shape.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+ALIGNMENT = 64
+"""Bytes; a cache line, and enough for any vector load."""
+
+
+class BatchShape(NamedTuple):
+    """The three numbers every tensor size depends on."""
+
+    num_tokens: int
+    num_seqs: int
+    max_seqlen: int
+
+    def dominates(self, other: "BatchShape") -> bool:
+        """No tensor of a batch shaped `other` is larger than in one shaped `self`."""
+        return all(mine >= theirs for mine, theirs in zip(self, other, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """A polynomial over a BatchShape with non-negative coefficients.
+
+    `terms`: (coefficient, power of num_tokens, of num_seqs, of max_seqlen).
+    """
+
+    terms: tuple[tuple[int, int, int, int], ...]
+
+    @classmethod
+    def constant(cls, value: int) -> "Formula":
+        return cls(((value, 0, 0, 0),))
+
+    def evaluate(self, shape: BatchShape) -> int:
+        tokens, seqs, longest = shape
+        return sum(c * tokens**t * seqs**s * longest**m for c, t, s, m in self.terms)
+
+    def times(self, other: "Formula") -> "Formula":
+        product: dict[tuple[int, int, int], int] = {}
+        for c, *powers in self.terms:
+            for d, *more in other.terms:
+                key = (powers[0] + more[0], powers[1] + more[1], powers[2] + more[2])
+                product[key] = product.get(key, 0) + c * d
+        return Formula(tuple((c, *powers) for powers, c in product.items()))
+
+    def __str__(self) -> str:
+        names = ("num_tokens", "num_seqs", "max_seqlen")
+        return " + ".join(
+            "*".join([str(c)] * (c != 1 or not any(powers)) + [n for n, p in zip(names, powers, strict=True) for _ in range(p)])
+            for c, *powers in self.terms
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLife:
+    """One intermediate: written at step `start`, last read at step `end`, both inclusive."""
+
+    name: str
+    start: int
+    end: int
+    num_bytes: Formula
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """The same for one shape of batch, in aligned bytes."""
+
+    start: int
+    end: int
+    num_bytes: int
+
+    def overlaps(self, other: "Lifetime") -> bool:
+        return self.start <= other.end and other.start <= self.end
+
+
+def size_lifetimes(lives: Iterable[TensorLife], shape: BatchShape) -> list[Lifetime]:
+    """Evaluate every size for `shape`, rounded up to the alignment."""
+    return [Lifetime(life.start, life.end, align_up(life.num_bytes.evaluate(shape))) for life in lives]
+
+
+def live_peak(lifetimes: Iterable[Lifetime]) -> int:
+    """The largest sum of bytes alive at one step: no plan can need less."""
+    change: dict[int, int] = {}
+    for life in lifetimes:
+        change[life.start] = change.get(life.start, 0) + life.num_bytes
+        change[life.end + 1] = change.get(life.end + 1, 0) - life.num_bytes
+    live = peak = 0
+    for step in sorted(change):
+        live += change[step]
+        peak = max(peak, live)
+    return peak
+
+
+def round_shape(shape: BatchShape, largest: BatchShape) -> BatchShape:
+    """The bucket of `shape`: each number rounded up by at most an eighth, never past `largest`."""
+    return BatchShape(*(min(round_up_eighth(n), limit) for n, limit in zip(shape, largest, strict=True)))
+
+
+def round_up_eighth(number: int) -> int:
+    """Up to the next of 8 steps per power of two, in steps of 8 at least: 70 -> 72, 1000 -> 1024."""
+    step = max(8, 1 << max(0, (number - 1).bit_length() - 4))
+    return -(-number // step) * step
+
+
+def align_up(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,79 @@
+"""`padless::varlen_attention`: attention over packed sequences, each looking at itself alone.
+
+    q [num_tokens_q, num_heads, head_dim], k and v [num_tokens_k, num_heads, head_dim] -> like q
+
+`cu_seqlens_q`, `cu_seqlens_k`: int32 [num_seqs + 1], the borders of the sequences. `causal` aligns the last query with
+the last key. `window`: how many keys to each side of itself a query sees; -1 for all. `bias`: [num_heads, 2 * reach - 1],
+added to the scaled scores by distance: entry `reach - 1 + (key position - query position)`.
+
+The names are those of FlashAttention's varlen interface (Dao, 2023).
+"""
+
+import torch
+from torch import Tensor
+
+SCHEMA = (
+    "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, "
+    "SymInt max_seqlen_k, float softmax_scale, bool causal=False, int window=-1, Tensor? bias=None) -> Tensor"
+)
+torch.library.define("padless::varlen_attention", SCHEMA)
+
+
+@torch.library.register_fake("padless::varlen_attention")
+def varlen_attention_shape(q: Tensor, *_: object, **__: object) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+@torch.library.impl("padless::varlen_attention", "CompositeExplicitAutograd")
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float,
+    causal: bool = False,
+    window: int = -1,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """The reference: one sequence after the other, scores and softmax in fp32."""
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    borders_q, borders_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    for index in range(len(borders_q) - 1):
+        rows_q = slice(borders_q[index], borders_q[index + 1])
+        rows_k = slice(borders_k[index], borders_k[index + 1])
+        scores = torch.einsum("qhd,khd->hqk", q[rows_q].float(), k[rows_k].float()) * softmax_scale
+        added = score_bias(scores.shape[1], scores.shape[2], causal=causal, window=window, bias=bias)
+        if added is not None:
+            scores += added
+        out[rows_q] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[rows_k].float()).to(q.dtype)
+    return out
+
+
+def score_bias(len_q: int, len_k: int, *, causal: bool, window: int, bias: Tensor | None) -> Tensor | None:
+    """What is added to the scores of one sequence: [len_q, len_k] or [num_heads, len_q, len_k] fp32; None for nothing.
+
+    Raises ValueError where a distance is out of the reach of `bias`.
+    """
+    if not causal and window < 0 and bias is None:
+        return None
+    device = None if bias is None else bias.device
+    # With a cache there are more keys than queries: the last query belongs to the last key.
+    position_q = torch.arange(len_q, device=device)[:, None] + (len_k - len_q)
+    distance = torch.arange(len_k, device=device)[None, :] - position_q
+    added = torch.zeros(len_q, len_k, device=device)
+    if causal:
+        added = added.masked_fill(distance > 0, float("-inf"))
+    if window >= 0:
+        added = added.masked_fill(distance.abs() > window, float("-inf"))
+    if bias is None:
+        return added
+    reach = (bias.shape[1] + 1) // 2
+    if max(len_q, len_k) > reach:
+        raise ValueError(f"a sequence of {max(len_q, len_k)} tokens is over the {reach} that the attention bias reaches")
+    return added + bias.float()[:, distance + reach - 1]
+
+
+OP = torch.ops.padless.varlen_attention.default

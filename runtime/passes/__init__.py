@@ -1,0 +1,1 @@
+"""Rewrites of a captured graph, one per file. `pipeline` is the ordered list."""

@@ -1,0 +1,48 @@
+"""Linear layers that read the same tensor become one, its result cut into columns: one GEMM for Q, K and V."""
+
+from os.path import commonprefix
+
+import torch
+from torch.fx import GraphModule, Node
+
+from runtime.capture import constant
+from runtime.passes.rewriting import LINEAR, add_constant, insert_call, is_call
+
+
+def fuse_qkv(graph_module: GraphModule) -> None:
+    for node in list(graph_module.graph.nodes):
+        for linears in group_linears(node):
+            fuse_group(graph_module, linears)
+
+
+def group_linears(source: Node) -> list[list[Node]]:
+    """Linears over `source`, with and without bias apart; groups of one are left alone."""
+    readers = [user for user in source.users if is_call(user, LINEAR) and user.args[0] is source]
+    with_bias = [linear for linear in readers if len(linear.args) == 3 and linear.args[2] is not None]
+    without = [linear for linear in readers if linear not in with_bias]
+    return [group for group in (with_bias, without) if len(group) > 1]
+
+
+def fuse_group(graph_module: GraphModule, linears: list[Node]) -> None:
+    graph = graph_module.graph
+    first = linears[0]
+    parameters = [fuse_constants(graph_module, [linear.args[1] for linear in linears])]
+    if len(first.args) == 3 and first.args[2] is not None:
+        parameters.append(fuse_constants(graph_module, [linear.args[2] for linear in linears]))
+    fused = insert_call(first, LINEAR, (first.args[0], *parameters), "qkv")
+    start = 0
+    for linear in linears:
+        end = start + linear.meta["val"].shape[-1]
+        part = insert_call(first, torch.ops.aten.slice.Tensor, (fused, -1, start, end), "qkv_part")
+        linear.replace_all_uses_with(part)
+        graph.erase_node(linear)
+        start = end
+
+
+def fuse_constants(graph_module: GraphModule, nodes: list[object]) -> Node:
+    """The rows of several weights as one constant, named after them: q_weight, k_weight, v_weight -> qkv_weight."""
+    names = [str(node.target).replace(".", "_") for node in nodes if isinstance(node, Node)]
+    prefix, suffix = commonprefix(names), commonprefix([name[::-1] for name in names])[::-1]
+    name = prefix + "".join(name[len(prefix) : len(name) - len(suffix)] for name in names) + suffix
+    values = [constant(graph_module, node) for node in nodes if isinstance(node, Node)]
+    return add_constant(graph_module, name, torch.cat([value.detach() for value in values]))

@@ -1,0 +1,63 @@
+"""What several passes need: new constants, and shapes that stay true after a rewrite."""
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+
+from runtime.capture import constant
+
+LINEAR = torch.ops.aten.linear.default
+
+
+def is_call(node: object, *targets: object) -> bool:
+    return isinstance(node, Node) and node.op == "call_function" and node.target in targets
+
+
+def insert_call(before: Node, target: object, args: tuple[object, ...], name: str) -> Node:
+    graph = before.graph
+    with graph.inserting_before(before):
+        return graph.create_node("call_function", target, args, name=name)  # type: ignore[arg-type]
+
+
+def replace_node(old: Node, target: object, args: tuple[object, ...], name: str) -> Node:
+    """Put a call where `old` is; same shape and type."""
+    graph = old.graph
+    new = insert_call(old, target, args, name)
+    new.meta["val"] = old.meta["val"]
+    old.replace_all_uses_with(new)
+    graph.erase_node(old)
+    return new
+
+
+def add_constant(graph_module: GraphModule, name: str, value: Tensor) -> Node:
+    """A node for a constant of that name, made from `value` unless the graph has it: shared weights stay shared."""
+    graph = graph_module.graph
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target == name:
+            return node
+    graph_module.register_buffer(name, value)
+    with graph.inserting_before(next(iter(graph.nodes))):
+        node = graph.get_attr(name)
+    node.meta["val"] = fake_mode(graph_module).from_tensor(value, static_shapes=True)
+    return node
+
+
+def fake_mode(graph_module: GraphModule) -> FakeTensorMode:
+    for node in graph_module.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and isinstance(value, Tensor):
+            return value.fake_mode  # type: ignore[attr-defined]
+    raise AssertionError("A captured graph has tensor inputs. This is a bug.")
+
+
+def infer_shapes(graph_module: GraphModule) -> None:
+    """Recompute every node's shape and type from the constants and inputs; fails where a pass broke the graph."""
+    mode = fake_mode(graph_module)
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            node.meta["val"] = mode.from_tensor(constant(graph_module, node), static_shapes=True)
+        elif node.op == "call_function":
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
+            with mode:
+                node.meta["val"] = node.target(*args, **kwargs)

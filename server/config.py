@@ -1,0 +1,230 @@
+"""The YAML file: one frozen model per section, each option written once with its default and its meaning.
+
+Unknown keys are errors that suggest the nearest one; contradictions are refused here, before anything is loaded.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from runtime.config import EngineConfig
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the text names the key and the remedy."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class HttpConfig(Section):
+    """`server:`, what all models share."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    http_workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """HTTP processes; all of them share the engines."""
+    tokenizer_threads: Annotated[int, Field(ge=1, le=64)] = 1
+    """Threads per HTTP process that turn text into tokens, off the event loop."""
+    max_body_mb: Annotated[float, Field(gt=0)] = 16.0
+    """Largest request body, counted after decompression."""
+    default_timeout_ms: Annotated[float, Field(gt=0)] = 30_000.0
+    """Deadline of requests without an `x-request-timeout-ms` header."""
+    drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """After SIGTERM accepted requests have this long to finish."""
+    canary_interval_s: Annotated[float, Field(gt=0)] = 5.0
+    """An idle engine proves itself with a forward pass this often; `/ready` fails after three missed ones."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class SourceConfig(Section):
+    """Where the model directory comes from: exactly one of the three."""
+
+    path: str | None = None
+    """A directory with config.json, tokenizer.json and weights; relative to the working directory."""
+    package: str | None = None
+    """`module:folder`, a directory inside an installed Python package."""
+    hub: str | None = None
+    """`org/name` or `org/name@revision` on a Hugging Face hub."""
+
+    @model_validator(mode="after")
+    def check_one(self) -> "SourceConfig":
+        given = [key for key in ("path", "package", "hub") if getattr(self, key)]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of path, package, hub; has {', '.join(given) or 'none'}")
+        if self.package is not None and not all(self.package.partition(":")[::2]):
+            raise ValueError("package must be written as 'module:folder'")
+        return self
+
+
+class LimitsConfig(Section):
+    """`limits:` of one model."""
+
+    max_batch_tokens: Positive = 4096
+    """Token budget of one step."""
+    max_batch_requests: Positive = 512
+    """Most sequences in one step."""
+    max_wait_ms: Annotated[float, Field(ge=0)] = 0.0
+    """How long a free engine waits for a fuller batch; 0 starts at once."""
+    max_concurrent_requests: Positive = 4096
+    """Inputs admitted and not yet answered, over all HTTP workers; beyond that 429."""
+    max_client_batch_size: Positive = 2048
+    """Most inputs in one HTTP request."""
+    max_input_tokens: Positive | None = None
+    """Longest input, special tokens included; None: the model's own limit."""
+    truncation: Literal["error", "right", "left"] = "error"
+    """What happens to longer inputs: refused, or cut at that end."""
+
+
+class ModelConfig(Section):
+    """One entry of `models:`."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """What clients put into `model`."""
+    source: SourceConfig
+    task: Literal["auto", "embed", "classify"] = "auto"
+    """`auto`: classify where the checkpoint has a classification head, else embed."""
+    pooling: Literal["auto", "mean", "cls", "max", "last"] = "auto"
+    """`auto`: what the directory's sentence-transformers files say, else mean."""
+    normalize: bool | None = None
+    """Scale embeddings to length 1; None: what the directory's sentence-transformers files say."""
+    engine: EngineConfig = EngineConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+    @model_validator(mode="after")
+    def check_contradictions(self) -> "ModelConfig":
+        limits, engine = self.limits, self.engine
+        if limits.max_input_tokens is not None and limits.max_input_tokens > limits.max_batch_tokens:
+            raise ValueError(
+                f"limits.max_input_tokens ({limits.max_input_tokens}) is over limits.max_batch_tokens "
+                f"({limits.max_batch_tokens}): such an input would never run. Raise max_batch_tokens to at least "
+                f"{limits.max_input_tokens} or lower max_input_tokens"
+            )
+        if limits.max_client_batch_size > limits.max_concurrent_requests:
+            raise ValueError(
+                f"limits.max_client_batch_size ({limits.max_client_batch_size}) is over "
+                f"limits.max_concurrent_requests ({limits.max_concurrent_requests}): such a request would always be "
+                "refused. Lower max_client_batch_size or raise max_concurrent_requests"
+            )
+        if engine.precision == "fp16" and engine.device == "cpu":
+            raise ValueError(
+                "engine.precision fp16 has no fast path with engine.device cpu. Set precision to bf16, fp32 or auto"
+            )
+        if engine.inline and engine.replicas > 1:
+            raise ValueError("engine.inline runs one engine in the HTTP process. Set replicas to 1 or inline to false")
+        return self
+
+
+class ServerConfig(Section):
+    """A whole file."""
+
+    server: HttpConfig = HttpConfig()
+    models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def check_contradictions(self) -> "ServerConfig":
+        names = [model.name for model in self.models]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"models: two have the name {sorted(twice)[0]!r}. Give each its own name")
+        for model in self.models:
+            if model.engine.inline and self.server.http_workers > 1:
+                raise ValueError(
+                    f"models: {model.name} has engine.inline, which needs the only HTTP process. "
+                    "Set server.http_workers to 1 or inline to false"
+                )
+        return self
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> ServerConfig:
+    """Read a YAML file and apply `key=value` overrides. Raises ConfigError."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: the file must be a mapping with the key 'models'")
+    for override in overrides:
+        apply_override(document, override)
+    try:
+        return ServerConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in explain_errors(error))) from None
+
+
+def dump_config(config: ServerConfig) -> str:
+    """The effective configuration as YAML, every default spelt out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Set one value in the parsed file, in place: `server.port=9000`, `models.0.engine.precision=bf16`.
+
+    Where the file has one model, its keys need no prefix: `engine.precision=bf16`.
+    """
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {override}: must be written as key=value")
+    parts = key.split(".")
+    if parts[0] not in ServerConfig.model_fields:
+        if len(document.get("models") or ()) != 1:
+            raise ConfigError(f"--set {override}: the file has several models; write models.N.{key}=...")
+        parts = ["models", "0", *parts]
+    target: Any = document
+    for part in parts[:-1]:
+        target = descend(target, part, override)
+    if not isinstance(target, dict):
+        raise ConfigError(f"--set {override}: {'.'.join(parts[:-1])} has no keys")
+    target[parts[-1]] = yaml.safe_load(value)
+
+
+def descend(target: Any, part: str, override: str) -> Any:
+    if isinstance(target, list):
+        if not part.isdigit() or int(part) >= len(target):
+            raise ConfigError(f"--set {override}: there is no entry {part!r}; entries are 0 to {len(target) - 1}")
+        return target[int(part)]
+    if not isinstance(target, dict):
+        raise ConfigError(f"--set {override}: {part!r} is below a plain value")
+    if target.get(part) is None:
+        target[part] = {}
+    return target[part]
+
+
+def explain_errors(error: ValidationError) -> Iterator[str]:
+    """One line per error: where it is, what is wrong, and the nearest key for a misspelt one."""
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "file"
+        if item["type"] == "extra_forbidden":
+            yield f"{where}: unknown key{suggest_key(item['loc'])}"
+        elif item["type"] == "value_error":
+            yield f"{where}: {item['ctx']['error']}"
+        else:
+            yield f"{where}: {item['msg']} (got {item['input']!r})"
+
+
+def suggest_key(loc: tuple[str | int, ...]) -> str:
+    """The nearest existing key to the last part of `loc`, or the list of those there are."""
+    fields = list(find_section(loc[:-1]).model_fields)
+    near = difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; the keys here are {', '.join(fields)}"
+
+
+def find_section(loc: tuple[str | int, ...]) -> type[BaseModel]:
+    section: type[BaseModel] = ServerConfig
+    for part in loc:
+        if isinstance(part, int):
+            section = ModelConfig
+        elif part != "models":
+            annotation = section.model_fields[part].annotation
+            assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+            section = annotation
+    return section

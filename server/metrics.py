@@ -1,0 +1,195 @@
+"""Everything Padless counts, under the prefix `padless_`. Knows prometheus; the callers know when to count.
+
+With PROMETHEUS_MULTIPROC_DIR in the environment, prometheus_client keeps every process's values in files of that
+folder, and any HTTP worker's `/metrics` adds them up. It must be set before this module is imported: the supervisor
+sets it, then starts its children. Label values come from the configuration, never from clients.
+"""
+
+import os
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from runtime.engine import MemoryStats
+
+# 0.1 ms to 66 s in steps of 1.5: a third of a decade everywhere, three buckets below the 0.5 ms that matter most.
+SECONDS_BUCKETS = tuple(float(f"{1e-4 * 1.5**step:.3g}") for step in range(34))
+TOKEN_BUCKETS = tuple(float(2**power) for power in range(18))
+SEQUENCE_BUCKETS = tuple(float(2**power) for power in range(12))
+RATIO_BUCKETS = (0.25, 0.5, 0.67, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
+
+UNKNOWN_MODEL = "unknown"
+"""The label of calls that never got as far as a model of ours; clients' own words would be unbounded."""
+
+
+@dataclass(slots=True)
+class CallTimes:
+    """One HTTP call's numbers. Mutable: filled in along the way; a stage it never reached stays None."""
+
+    num_inputs: int = 0
+    num_tokens: int = 0
+    tokenize_s: float | None = None
+    queue_s: float | None = None
+    engine_s: float | None = None
+
+
+class CallMetrics:
+    """The HTTP side's histograms with their labels bound: looking labels up costs more than observing."""
+
+    def __init__(self, metrics: "Metrics", route: str, model: str) -> None:
+        self._request_seconds = metrics.request_seconds.labels(route, model)
+        self._tokenize_seconds = metrics.tokenize_seconds.labels(route, model)
+        self._queue_seconds = metrics.queue_seconds.labels(route, model)
+        self._engine_seconds = metrics.engine_seconds.labels(route, model)
+        self._inputs = metrics.inputs.labels(route, model)
+        self._tokens = metrics.tokens.labels(route, model)
+        self._outcomes: dict[str, Counter] = {}
+        self._requests = metrics.requests
+        self._labels = (route, model)
+
+    def observe(self, outcome: str, total_s: float, times: CallTimes) -> None:
+        counter = self._outcomes.get(outcome)
+        if counter is None:
+            counter = self._outcomes[outcome] = self._requests.labels(*self._labels, outcome)
+        counter.inc()
+        self._request_seconds.observe(total_s)
+        if times.tokenize_s is not None:
+            self._tokenize_seconds.observe(times.tokenize_s)
+        if outcome != "ok":
+            return
+        self._inputs.inc(times.num_inputs)
+        self._tokens.inc(times.num_tokens)
+        if times.queue_s is not None and times.engine_s is not None:
+            self._queue_seconds.observe(times.queue_s)
+            self._engine_seconds.observe(times.engine_s)
+
+
+class Metrics:
+    """One per process. Mutable: the bound label sets, and each engine's last counts."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry = CollectorRegistry() if registry is None else registry
+        call = ("route", "model")
+        engine = ("model", "replica")
+
+        def seconds(name: str, text: str, labels: tuple[str, ...]) -> Histogram:
+            return Histogram(f"padless_{name}", text, labels, registry=registry, buckets=SECONDS_BUCKETS)
+
+        def gauge(name: str, text: str, labels: tuple[str, ...]) -> Gauge:
+            # Every value is set by one process at a time, so the newest is the truth, also after a restart under a
+            # new process id; "live": those of a process reported dead vanish.
+            return Gauge(f"padless_{name}", text, labels, registry=registry, multiprocess_mode="livemostrecent")
+
+        def counter(name: str, text: str, labels: tuple[str, ...]) -> Counter:
+            return Counter(f"padless_{name}", text, labels, registry=registry)
+
+        self.requests = counter("requests", "HTTP calls by what became of them", (*call, "outcome"))
+        self.inputs = counter("inputs", "Inputs answered", call)
+        self.tokens = counter("tokens", "Tokens answered, special tokens included, after truncation", call)
+        self.request_seconds = seconds("request_seconds", "From the first byte to the answer", call)
+        self.tokenize_seconds = seconds("tokenize_seconds", "Text to tokens, waiting for a thread included", call)
+        self.queue_seconds = seconds("queue_seconds", "Wait for a batch; the slowest input of a call", call)
+        self.engine_seconds = seconds("engine_seconds", "In the engine; the slowest input of a call", call)
+        self.event_loop_lag = seconds("event_loop_lag_seconds", "How late the event loop wakes a sleeper", ())
+        self.admitted_inputs = gauge("admitted_inputs", "Inputs admitted and not answered, all workers", ("model",))
+        self.admitted_tokens = gauge("admitted_tokens", "Tokens admitted and not answered, all workers", ("model",))
+
+        self.step_seconds = seconds("step_seconds", "One step of the engine", engine)
+        self.batch_wait = seconds("batch_wait_seconds", "Wait of a step's oldest input for the step to start", engine)
+        self.step_ratio = Histogram(
+            "padless_step_seconds_predicted_ratio",
+            "Predicted over actual step time",
+            engine,
+            registry=registry,
+            buckets=RATIO_BUCKETS,
+        )
+        self.batch_tokens = Histogram(
+            "padless_batch_tokens", "Tokens in a step", engine, registry=registry, buckets=TOKEN_BUCKETS
+        )
+        self.batch_sequences = Histogram(
+            "padless_batch_sequences", "Sequences in a step", engine, registry=registry, buckets=SEQUENCE_BUCKETS
+        )
+        self.run_tokens = counter("run_tokens", "Tokens run", engine)
+        self.padded_tokens = counter("padded_tokens", "Tokens the same steps would have run with padding", engine)
+        self.queue_tokens = gauge("queue_tokens", "Tokens in the engine's queue", engine)
+        self.weight_bytes = gauge("weight_bytes", "Bytes of weights", engine)
+        self.arena_reserved = gauge("arena_reserved_bytes", "Bytes the arena holds from the system", engine)
+        self.arena_in_use = gauge("arena_in_use_bytes", "Bytes of the last step's plan", engine)
+        self.planned_peak = gauge("arena_planned_peak_bytes", "Bytes planned for the largest batch", engine)
+        self.arena_allocations = counter("arena_allocations", "Chunks the arena took from the system", engine)
+        self.plan_hits = counter("plan_cache_hits", "Steps whose plan was known", engine)
+        self.plan_misses = counter("plan_cache_misses", "Steps whose plan had to be made", engine)
+        self.engine_restarts = counter("engine_restarts", "Engine processes started again", engine)
+
+        self._calls: dict[tuple[str, str], CallMetrics] = {}
+        self._memory: dict[tuple[str, str], MemoryStats] = {}
+
+    def observe_call(self, *, route: str, model: str, outcome: str, total_s: float, times: CallTimes) -> None:
+        """One HTTP call, whatever became of it. `model` must be a configured name or UNKNOWN_MODEL."""
+        calls = self._calls.get((route, model))
+        if calls is None:
+            calls = self._calls[route, model] = CallMetrics(self, route, model)
+        calls.observe(outcome, total_s, times)
+
+    def observe_admitted(self, model: str, *, num_inputs: int, num_tokens: int) -> None:
+        """Set when somebody looks: the count is kept by `server.admission`."""
+        self.admitted_inputs.labels(model).set(num_inputs)
+        self.admitted_tokens.labels(model).set(num_tokens)
+
+    def observe_step(
+        self,
+        model: str,
+        replica: int,
+        *,
+        num_tokens: int,
+        num_seqs: int,
+        max_seqlen: int,
+        predicted_s: float,
+        actual_s: float,
+        batch_wait_s: float,
+    ) -> None:
+        """One step. `predicted_s` 0: there was no prediction yet."""
+        labels = (model, str(replica))
+        self.step_seconds.labels(*labels).observe(actual_s)
+        self.batch_wait.labels(*labels).observe(batch_wait_s)
+        self.batch_tokens.labels(*labels).observe(num_tokens)
+        self.batch_sequences.labels(*labels).observe(num_seqs)
+        self.run_tokens.labels(*labels).inc(num_tokens)
+        self.padded_tokens.labels(*labels).inc(num_seqs * max_seqlen)
+        if predicted_s > 0 and actual_s > 0:
+            self.step_ratio.labels(*labels).observe(predicted_s / actual_s)
+
+    def observe_engine(self, model: str, replica: int, memory: MemoryStats, queued_tokens: int) -> None:
+        """What an engine holds. Its counts only grow, from 0 with each process: the growth is what is added."""
+        labels = (model, str(replica))
+        last = self._memory.get(labels, MemoryStats())
+        self._memory[labels] = memory
+        self.queue_tokens.labels(*labels).set(queued_tokens)
+        self.weight_bytes.labels(*labels).set(memory.weight_bytes)
+        self.arena_reserved.labels(*labels).set(memory.arena_reserved_bytes)
+        self.arena_in_use.labels(*labels).set(memory.arena_in_use_bytes)
+        self.planned_peak.labels(*labels).set(memory.planned_peak_bytes)
+        for counter, now, before in (
+            (self.arena_allocations, memory.num_arena_allocations, last.num_arena_allocations),
+            (self.plan_hits, memory.plan_cache_hits, last.plan_cache_hits),
+            (self.plan_misses, memory.plan_cache_misses, last.plan_cache_misses),
+        ):
+            counter.labels(*labels).inc(now - before if now >= before else now)
+
+    def count_engine_restart(self, model: str, replica: int) -> None:
+        self.engine_restarts.labels(model, str(replica)).inc()
+
+    def render(self) -> bytes:
+        """The text Prometheus scrapes: of all processes where there are several, else of this one."""
+        if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)
+
+
+def forget_process(pid: int) -> None:
+    """For the supervisor, once a child has died: its gauges go, its counts stay. Several processes only."""
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]

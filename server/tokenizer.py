@@ -1,0 +1,249 @@
+"""Text to tokens, off the event loop, never longer than the model takes. Knows tokenizer.json; knows no HTTP.
+
+Each text is encoded by itself on a thread of our own pool (the library lets go of the GIL meanwhile). `encode_batch`
+would start rayon's pool, one thread per core, and those would fight with the engine for the cores.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import tokenizers
+
+from models.info import ModelDirectoryError
+from server.errors import EmptyInput, InputTooLong, InvalidField, TokenizerFailure
+from server.request import TokenArray, TokenSequence
+
+Truncation = Literal["error", "right", "left"]
+Text = str | tuple[str, str]
+Input = str | tuple[str, str] | list[int]
+"""What a client may send for one sequence: a text, a pair of texts, or token ids used as they are."""
+
+GUARD_CHARS_PER_TOKEN = 32
+"""Texts of more characters per token of the limit are cut or refused before they are tokenised.
+
+Prose has 3 to 6 characters per token (Chinese 1 to 2), source code and tables with runs of blanks up to 12. Only text
+that is nearly all blanks has more; truncation checks for that and looks further, so its result is exact there too.
+"""
+INLINE_CHARS = 512
+"""A call with fewer is tokenised on the event loop: it takes 0.1 to 0.2 ms there, and the way to a thread and back
+takes as long again (measured here: 75 us against 170 to 280 us for 20 words)."""
+CHUNK_CHARS = 16_384
+"""What a thread takes at a time, about 5 ms: between two chunks other calls get their turn."""
+
+
+class Piece(NamedTuple):
+    """One token as `/tokenize` shows it; `start` and `stop` count characters, and are None for special tokens."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class Tokenizer:
+    """One model's tokenizer. Immutable after construction; encoding is safe from several threads."""
+
+    def __init__(
+        self,
+        plain: tokenizers.Tokenizer,
+        *,
+        max_input_tokens: int,
+        vocab_size: int,
+        type_vocab_size: int,
+        pool: ThreadPoolExecutor,
+        num_threads: int = 1,
+        inline_chars: int = INLINE_CHARS,
+    ) -> None:
+        plain.no_padding()
+        plain.no_truncation()
+        self.max_input_tokens = max_input_tokens
+        self.max_chars = max_input_tokens * GUARD_CHARS_PER_TOKEN
+        self._plain = plain
+        self._cutting = {side: build_cutting(plain, max_input_tokens, side) for side in ("right", "left")}
+        self._vocab_size = vocab_size
+        self._pool = pool
+        self._num_threads = num_threads
+        self._inline_chars = inline_chars
+        # Single texts of almost every model are all type 0: looked up once, not per text.
+        self._has_pair_types = type_vocab_size > 1
+        self._has_single_types = self._has_pair_types and any(plain.encode("a").type_ids)
+
+    async def encode(self, inputs: Sequence[Input], *, truncation: Truncation, field: str) -> list[TokenSequence]:
+        """Sequences in the order of the inputs. Errors name `field`. Raises InvalidField and its kinds."""
+        if count_chars(inputs) <= self._inline_chars:
+            return self._encode_chunk(inputs, 0, truncation, field)
+        chunks = list(split_chunks(inputs))
+        sequences: list[TokenSequence] = []
+        loop = asyncio.get_running_loop()
+        # No more chunks in the pool than it has threads, so that a call of 2,048 texts leaves room for others.
+        for begin in range(0, len(chunks), self._num_threads):
+            futures = [
+                loop.run_in_executor(self._pool, self._encode_chunk, inputs[first:last], first, truncation, field)
+                for first, last in chunks[begin : begin + self._num_threads]
+            ]
+            sequences.extend(chain.from_iterable(await asyncio.gather(*futures)))
+        return sequences
+
+    def _encode_chunk(
+        self, inputs: Sequence[Input], first: int, truncation: Truncation, field: str
+    ) -> list[TokenSequence]:
+        sequences = []
+        for index, item in enumerate(inputs, first):
+            try:
+                if isinstance(item, list):
+                    sequences.append(self._check_ids(item, truncation))
+                else:
+                    sequences.append(self._encode_text(item, truncation))
+            except InvalidField as error:
+                place = f"{field}[{index}]" if len(inputs) > 1 or first else field
+                raise type(error)(f"{place} {error.message}", param=field) from None
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                # A panic in the Rust library is no Exception; left alone it would end more than this call.
+                raise TokenizerFailure(f"{field}[{index}] cannot be tokenised: {error}", param=field) from error
+        return sequences
+
+    def _check_ids(self, ids: list[int], truncation: Truncation) -> TokenSequence:
+        """Token ids are taken as they are: the client has added the special tokens, if it wants any."""
+        if not ids:
+            raise EmptyInput("must not be empty")
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self._vocab_size:
+            wrong = low if low < 0 else high
+            raise InvalidField(f"has the token id {wrong}; ids of this model go from 0 to {self._vocab_size - 1}")
+        if len(ids) > self.max_input_tokens:
+            if truncation == "error":
+                raise self._too_long(len(ids))
+            ids = ids[: self.max_input_tokens] if truncation == "right" else ids[-self.max_input_tokens :]
+        return TokenSequence(np.array(ids, dtype=np.int32))
+
+    def _encode_text(self, text: Text, truncation: Truncation) -> TokenSequence:
+        first, second = text if isinstance(text, tuple) else (text, None)
+        if not first or second == "":
+            raise EmptyInput("must not be empty")
+        num_chars = len(first) + len(second or "")
+        if truncation == "error":
+            if num_chars > self.max_chars:
+                raise InputTooLong(
+                    f"has {num_chars} characters, more than {self.max_input_tokens} tokens can hold; {self._remedy()}"
+                )
+            encoding = self._plain.encode(first, second)
+            if len(encoding) > self.max_input_tokens:
+                raise self._too_long(len(encoding))
+        else:
+            encoding = self._encode_cut(first, second, truncation)
+        return TokenSequence(np.array(encoding.ids, dtype=np.int32), self._find_types(encoding, second is not None))
+
+    def _encode_cut(self, first: str, second: str | None, truncation: Truncation) -> tokenizers.Encoding:
+        """Truncate to the limit, looking at no more of the text than it takes to fill it."""
+        tokenizer, reach = self._cutting[truncation], self.max_chars
+        while True:
+            heads = [None if text is None else cut_text(text, reach, truncation) for text in (first, second)]
+            encoding = tokenizer.encode(heads[0], heads[1])
+            # Something was cut off: then the part that was not looked at would have been cut off as well.
+            if encoding.overflowing or heads == [first, second]:
+                return encoding
+            reach *= 2
+
+    def _find_types(self, encoding: tokenizers.Encoding, is_pair: bool) -> TokenArray | None:
+        if not (self._has_pair_types if is_pair else self._has_single_types):
+            return None
+        types = np.array(encoding.type_ids, dtype=np.int32)
+        return types if types.any() else None
+
+    def _too_long(self, num_tokens: int) -> InputTooLong:
+        return InputTooLong(f"has {num_tokens} tokens; the limit is {self.max_input_tokens}; {self._remedy()}")
+
+    def _remedy(self) -> str:
+        return "shorten it, or ask for truncation (`truncate` of the request, limits.truncation of the server)"
+
+    async def describe(self, texts: Sequence[str], *, add_special_tokens: bool, field: str) -> list[list[Piece]]:
+        """Tokens with their place in the text, nothing truncated. Raises InvalidField and its kinds."""
+        loop = asyncio.get_running_loop()
+        described = []
+        for index, text in enumerate(texts):
+            if not 0 < len(text) <= self.max_chars:
+                problem = EmptyInput if not text else InputTooLong
+                raise problem(f"{field}[{index}] must have 1 to {self.max_chars} characters", param=field)
+            described.append(await loop.run_in_executor(self._pool, self._describe_text, text, add_special_tokens))
+        return described
+
+    def _describe_text(self, text: str, add_special_tokens: bool) -> list[Piece]:
+        encoding = self._plain.encode(text, add_special_tokens=add_special_tokens)
+        pieces = []
+        parts = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
+        for token_id, token, is_special, (start, stop) in parts:
+            if is_special:
+                pieces.append(Piece(token_id, token, True, None, None))
+            else:
+                pieces.append(Piece(token_id, text[start:stop], False, start, stop))
+        return pieces
+
+
+def load_tokenizer(directory: Path, **options: Any) -> Tokenizer:
+    """Read tokenizer.json; `options` are the Tokenizer's own. Raises ModelDirectoryError."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise ModelDirectoryError(
+            f"{path}: no such file; Padless needs the fast tokenizer's file. With transformers: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it"
+        )
+    try:
+        plain = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise ModelDirectoryError(f"{path}: not a tokenizer this library can read: {error}") from error
+    return Tokenizer(plain, **options)
+
+
+def build_cutting(plain: tokenizers.Tokenizer, max_input_tokens: int, side: str) -> tokenizers.Tokenizer:
+    """A second tokenizer that truncates at one end, special tokens kept. Shares the vocabulary with the first."""
+    twin = tokenizers.Tokenizer(plain.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        setattr(twin, part, getattr(plain, part))
+    for _, token in sorted(plain.get_added_tokens_decoder().items()):
+        twin.add_special_tokens([token]) if token.special else twin.add_tokens([token])
+    if twin.get_added_tokens_decoder() != plain.get_added_tokens_decoder():
+        # Ids with gaps cannot be added one by one: a copy of everything, vocabulary included.
+        twin = tokenizers.Tokenizer.from_str(plain.to_str())
+    twin.enable_truncation(max_input_tokens, strategy="longest_first", direction=side)
+    return twin
+
+
+def cut_text(text: str, reach: int, truncation: Truncation) -> str:
+    """About `reach` characters from the end that is kept, cut between words where there are any."""
+    if len(text) <= reach:
+        return text
+    if truncation == "right":
+        blank = text.rfind(" ", reach // 2, reach)
+        return text[: blank if blank > 0 else reach]
+    blank = text.find(" ", len(text) - reach, len(text) - reach // 2)
+    return text[blank if blank > 0 else len(text) - reach :]
+
+
+def count_chars(inputs: Sequence[Input]) -> int:
+    """Characters to tokenise; token ids cost next to nothing."""
+    total = 0
+    for item in inputs:
+        if isinstance(item, str):
+            total += len(item)
+        elif isinstance(item, tuple):
+            total += len(item[0]) + len(item[1])
+    return total
+
+
+def split_chunks(inputs: Sequence[Input]) -> list[tuple[int, int]]:
+    """Ranges of neighbours, about CHUNK_CHARS characters each."""
+    chunks, first, size = [], 0, 0
+    for index, item in enumerate(inputs):
+        if size > CHUNK_CHARS:
+            chunks.append((first, index))
+            first, size = index, 0
+        size += count_chars((item,)) + 16
+    return [*chunks, (first, len(inputs))]

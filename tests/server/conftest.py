@@ -1,0 +1,206 @@
+"""A tiny tokenizer, an engine that does what a test tells it, and the application around them, in process."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import models, normalizers, pre_tokenizers, processors
+
+from models.info import ModelInfo
+from server.admission import Admission
+from server.app import create_app
+from server.config import HttpConfig, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
+from server.metrics import Metrics
+from server.request import Answer, EngineStatus, TokenSequence
+from server.state import ServedModel, ServerState
+from server.tokenizer import Tokenizer, load_tokenizer
+
+EMBED_DIM = 8
+MAX_TOKENS = 16
+WORDS = [f"word{index}" for index in range(60)]
+VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, "un", "##able", "##s"]
+UNK, CLS, SEP = 1, 2, 3
+LABELS = {0: "negative", 1: "neutral", 2: "positive"}
+
+
+def compute_row(input_ids: np.ndarray, output_dim: int) -> np.ndarray:
+    """Depends on every id and its place, so that a mistake in the order of anything shows."""
+    weights = np.arange(1, len(input_ids) + 1)
+    seed = float((np.asarray(input_ids, dtype=np.float64) * weights).sum())
+    row = np.cos(seed * 0.37 + np.arange(output_dim) * (1.0 + seed % 7))
+    return (row / np.linalg.norm(row)).astype(np.float32)
+
+
+@dataclass
+class FakeEngine:
+    """An EngineClient. Waits for `gate` if there is one; raises `error`, answers NaN in `nan_rows`."""
+
+    output_dim: int
+    gate: asyncio.Event | None = None
+    error: Exception | None = None
+    nan_rows: tuple[int, ...] = ()
+    statuses: tuple[EngineStatus, ...] = (EngineStatus(is_ready=True, reason="ready"),)
+    num_running: int = 0
+    num_cancelled: int = 0
+    calls: list[list[list[int]]] = field(default_factory=list)
+    types: list[list[list[int] | None]] = field(default_factory=list)
+
+    def status(self) -> tuple[EngineStatus, ...]:
+        return self.statuses
+
+    async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
+        self.calls.append([sequence.input_ids.tolist() for sequence in sequences])
+        self.types.append(
+            [None if item.token_type_ids is None else item.token_type_ids.tolist() for item in sequences]
+        )
+        self.num_running += 1
+        try:
+            if self.gate is not None:
+                await self.gate.wait()
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+        finally:
+            self.num_running -= 1
+        if self.error is not None:
+            raise self.error
+        values = np.stack([compute_row(sequence.input_ids, self.output_dim) for sequence in sequences])
+        values[list(self.nan_rows)] = np.nan
+        return Answer(values, queue_s=0.001, engine_s=0.002)
+
+    async def close(self) -> None:
+        return None
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def build_engine(output_dim: int) -> FakeEngine:
+    """The one place that says which engine the HTTP tests run on."""
+    return FakeEngine(output_dim)
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds a BERT-like tokenizer.json, with padding and truncation stored in it as some models have them."""
+    raw = RawTokenizer(models.WordPiece({word: i for i, word in enumerate(VOCAB)}, unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer(lowercase=True)
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    raw.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    raw.post_processor = processors.BertProcessing(("[SEP]", SEP), ("[CLS]", CLS))
+    raw.enable_padding(length=12)
+    raw.enable_truncation(6)
+    directory = tmp_path_factory.mktemp("model")
+    raw.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_directory: Path, pool: ThreadPoolExecutor) -> Tokenizer:
+    return build_tokenizer(model_directory, pool)
+
+
+def build_tokenizer(model_directory: Path, pool: ThreadPoolExecutor, **options: Any) -> Tokenizer:
+    defaults = {"max_input_tokens": MAX_TOKENS, "vocab_size": len(VOCAB), "type_vocab_size": 2, "num_threads": 2}
+    return load_tokenizer(model_directory, pool=pool, **(defaults | options))
+
+
+@dataclass
+class Server:
+    """The application and what is behind it."""
+
+    app: FastAPI
+    state: ServerState
+    embed: FakeEngine
+    classify: FakeEngine
+    client: httpx.AsyncClient
+
+    def count(self, **labels: str) -> float:
+        """`padless_requests_total`, summed over what is not named."""
+        return self.sum_samples("padless_requests_total", **labels)
+
+    def sum_samples(self, name: str, **labels: str) -> float:
+        return sum(
+            sample.value
+            for metric in self.state.metrics.registry.collect()
+            for sample in metric.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    async def embed_text(self, text: Any, **options: Any) -> httpx.Response:
+        headers = options.pop("headers", None)
+        return await self.client.post(
+            "/v1/embeddings", json={"model": "embedder", "input": text, **options}, headers=headers
+        )
+
+
+def build_state(tokenizer: Tokenizer, limits: LimitsConfig, http: HttpConfig) -> ServerState:
+    """Two models: `embedder` and `classifier`."""
+    infos = {
+        "embedder": ModelInfo("BertModel", "embed", len(VOCAB), 2, MAX_TOKENS, EMBED_DIM, normalize=True),
+        "classifier": ModelInfo(
+            "BertForSequenceClassification", "classify", len(VOCAB), 2, MAX_TOKENS, len(LABELS), id2label=LABELS
+        ),
+    }
+    configs = tuple(
+        ModelConfig(name=name, source=SourceConfig(path="unused"), limits=limits) for name in ("embedder", "classifier")
+    )
+    served = {
+        config.name: ServedModel(
+            config.name,
+            config,
+            infos[config.name],
+            tokenizer,
+            Admission(limits.max_concurrent_requests),
+            build_engine(infos[config.name].output_dim),
+        )
+        for config in configs
+    }
+    return ServerState(ServerConfig(server=http, models=configs), served, Metrics(CollectorRegistry()))
+
+
+MakeServer = Callable[..., Server]
+
+
+@pytest.fixture
+def make_server(tokenizer: Tokenizer) -> MakeServer:
+    """`make_server(max_concurrent_requests=4, http={...})`; the client is closed with the event loop."""
+
+    def make(*, http: dict[str, Any] | None = None, tokenizer: Tokenizer = tokenizer, **limits: Any) -> Server:
+        state = build_state(tokenizer, LimitsConfig(**limits), HttpConfig(**(http or {})))
+        app = create_app(state)
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://padless")
+        engines = [model.engine for model in state.models.values()]
+        assert isinstance(engines[0], FakeEngine) and isinstance(engines[1], FakeEngine)
+        return Server(app, state, engines[0], engines[1], client)
+
+    return make
+
+
+@pytest.fixture
+def server(make_server: MakeServer) -> Server:
+    return make_server()
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Give other tasks their turns until it holds; a hang fails instead of blocking the run."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
