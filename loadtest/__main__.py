@@ -9,14 +9,13 @@ import json
 import math
 import signal
 import sys
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loadtest.client import Client
+from loadtest.client import Client, fetch
 from loadtest.closed_loop import Closed, measure_closed
 from loadtest.locust_run import LocustError, LocustRun, is_installed, run_locust
 from loadtest.measure import Result, Traffic
@@ -58,12 +57,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--warmup", type=float, help="seconds not counted before each (default: 2; short: 1)")
     parser.add_argument(
-        "--connections", type=int, default=64, help="of the closed loop and locust (default: %(default)s)"
+        "--connections", type=natural, default=64, help="of the closed loop and locust (default: %(default)s)"
     )
-    parser.add_argument("--requests", type=int, help="closed loop: send this many instead of for a time")
+    parser.add_argument("--requests", type=natural, help="closed loop: send this many instead of for a time")
     parser.add_argument("--rate", type=positive, help="first rate of the sweep (default: half of the closed loop's)")
     parser.add_argument(
-        "--repeats", type=int, default=1, help="runs per rate, the majority decides (default: %(default)s)"
+        "--repeats", type=natural, default=1, help="runs per rate, the majority decides (default: %(default)s)"
     )
     parser.add_argument("--model", help="model name to send (default: the first that /v1/models lists)")
     parser.add_argument("--out", type=Path, default=Path("loadtest/results"), help="folder (default: %(default)s)")
@@ -76,6 +75,12 @@ def positive(text: str) -> float:
     if not (0 < value < math.inf):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
+
+
+def natural(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
 
 
 def build_plans(args: argparse.Namespace) -> tuple[Closed, Sweep]:
@@ -114,9 +119,8 @@ def open_server(args: argparse.Namespace) -> Iterator[str]:
 def fetch_json(url: str) -> Any:
     """The JSON at this address; None if there is none."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return json.load(answer)
-    except (OSError, ValueError):
+        return json.loads(fetch(url) or b"null")
+    except ValueError:
         return None
 
 

@@ -6,11 +6,11 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from loadtest.client import fetch
 
 POLL_S = 0.2
 MAX_STOP_S = 30.0
@@ -25,14 +25,6 @@ def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 @contextmanager
@@ -53,7 +45,7 @@ def serve(config: str, *, log: Path, ready_timeout_s: float = 120.0) -> Iterator
 
 def wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path, timeout_s: float) -> None:
     end_s = time.monotonic() + timeout_s
-    while not is_ready(url):
+    while fetch(f"{url}/ready") is None:
         if process.poll() is not None:
             raise ServerError(
                 f"the server ended with status {process.returncode} before it was ready:\n{read_tail(log)}"

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from models.info import ModelDirectoryError, read_json
+from models.defaults import SUPPORTED, SUPPORTED_BY_TYPE, Keys
+from models.info import ModelDirectoryError, read_architecture, read_keys, read_labels, require_number
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -24,6 +24,7 @@ class EncoderConfig:
     """A bidirectional encoder, in our names."""
 
     architecture: str
+    model_type: str
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -32,6 +33,7 @@ class EncoderConfig:
     activation: str
     max_position_embeddings: int
     type_vocab_size: int
+    """0 where the model has no token types."""
     norm_eps: float
     pad_token_id: int
     embedding_size: int
@@ -39,13 +41,9 @@ class EncoderConfig:
     num_groups: int
     """Distinct sets of layer weights; as many as layers unless they are shared (ALBERT)."""
     layers_per_group: int
-    num_relative_buckets: int
-    """Relative position bias (MPNet)."""
     task_type_vocab_size: int
     """ERNIE's task embedding; 0 for none."""
     num_labels: int
-    head_activation: str
-    """Between the two layers of a classification head, where the config names one."""
 
     @property
     def head_dim(self) -> int:
@@ -55,55 +53,55 @@ class EncoderConfig:
 def read_config(directory: Path) -> EncoderConfig:
     """Raises ModelDirectoryError where a key is missing or its value is one we do not know."""
     path = directory / "config.json"
-    keys = read_json(path)
-
-    def get(*names: str, default: Any = None) -> Any:
-        for name in names:
-            if keys.get(name) is not None:
-                return keys[name]
-        if default is None:
-            raise ModelDirectoryError(f"{path}: the key {names[0]!r} is missing")
-        return default
-
+    keys = read_keys(directory)
     check_supported(path, keys)
-    hidden_size = get("hidden_size", "dim")
-    num_layers = get("num_hidden_layers", "n_layers")
+
+    def number(name: str, *, least: int = 1) -> int:
+        return require_number(path, keys, name, least=least)
+
+    hidden_size, num_layers, num_heads = (
+        number(name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    )
+    if hidden_size % num_heads:
+        raise ModelDirectoryError(f"{path}: hidden_size {hidden_size} is no multiple of num_attention_heads {num_heads}")
+    is_albert = keys["model_type"] == "albert"
+    has_narrow_tables = is_albert or keys["model_type"] == "electra"
+    has_task_types = keys["model_type"] == "ernie" and keys["use_task_id"]
     return EncoderConfig(
-        architecture=get("architectures", default=["unknown"])[0],
-        vocab_size=get("vocab_size"),
+        architecture=read_architecture(keys),
+        model_type=keys["model_type"],
+        vocab_size=number("vocab_size"),
         hidden_size=hidden_size,
         num_layers=num_layers,
-        num_heads=get("num_attention_heads", "n_heads"),
-        intermediate_size=get("intermediate_size", "hidden_dim"),
-        activation=read_activation(path, get("hidden_act", "activation", default="gelu")),
-        max_position_embeddings=get("max_position_embeddings"),
-        type_vocab_size=get("type_vocab_size", default=0),
-        norm_eps=get("layer_norm_eps", default=1e-12),
-        pad_token_id=get("pad_token_id", default=0),
-        embedding_size=get("embedding_size", default=hidden_size),
-        num_groups=get("num_hidden_groups", default=num_layers),
-        layers_per_group=get("inner_group_num", default=1),
-        num_relative_buckets=get("relative_attention_num_buckets", default=0),
-        task_type_vocab_size=get("task_type_vocab_size", default=3) if keys.get("use_task_id") else 0,
-        num_labels=count_labels(keys),
-        head_activation=read_activation(path, get("summary_activation", default="gelu")),
+        num_heads=num_heads,
+        intermediate_size=number("intermediate_size"),
+        activation=read_activation(path, keys["hidden_act"]),
+        max_position_embeddings=number("max_position_embeddings"),
+        type_vocab_size=number("type_vocab_size", least=0),
+        norm_eps=float(keys["layer_norm_eps"]),
+        pad_token_id=number("pad_token_id", least=0),
+        embedding_size=number("embedding_size") if has_narrow_tables else hidden_size,
+        num_groups=number("num_hidden_groups") if is_albert else num_layers,
+        layers_per_group=number("inner_group_num") if is_albert else 1,
+        task_type_vocab_size=number("task_type_vocab_size") if has_task_types else 0,
+        num_labels=len(read_labels(path, keys)),
     )
 
 
-def check_supported(path: Path, keys: dict[str, Any]) -> None:
-    position_type = keys.get("position_embedding_type", "absolute")
-    if position_type != "absolute":
-        raise ModelDirectoryError(f"{path}: position_embedding_type {position_type!r} is not supported, only 'absolute'")
-    if keys.get("is_decoder"):
-        raise ModelDirectoryError(f"{path}: is_decoder is set; decoders are not served yet")
+def check_supported(path: Path, keys: Keys) -> None:
+    """Raises ModelDirectoryError for settings that would change the answers and that we do not compute."""
+    for name, values in (SUPPORTED | SUPPORTED_BY_TYPE.get(keys["model_type"], {})).items():
+        if name in keys and keys[name] not in values:
+            supported = f"only {values[0]!r} is" if values else "remove what it asks for and the key"
+            raise ModelDirectoryError(f"{path}: {name} {keys[name]!r} is not supported; {supported}")
+    own_code = [name for name in keys.get("auto_map", {}) if name.startswith(("AutoConfig", "AutoModel"))]
+    if own_code:
+        raise ModelDirectoryError(
+            f"{path}: auto_map says that the model brings its own code ({', '.join(own_code)}), which is never run here"
+        )
 
 
-def read_activation(path: Path, name: str) -> str:
+def read_activation(path: Path, name: object) -> str:
     if name not in ACTIVATIONS:
         raise ModelDirectoryError(f"{path}: unknown activation {name!r}; known are {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
-
-
-def count_labels(keys: dict[str, Any]) -> int:
-    labels = keys.get("id2label")
-    return len(labels) if labels else int(keys.get("num_labels", 2))
+    return ACTIVATIONS[str(name)]

@@ -4,12 +4,15 @@ The HTTP side needs no more than this; `models.config` reads the architecture fo
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
-"""Model types whose positions start behind the padding id: that many rows of the table are not for tokens."""
+from models.defaults import DEFAULTS, OFFSET_POSITIONS, Keys, complete_keys
+
+CLASSIFIER_SUFFIX = "ForSequenceClassification"
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
 
 POOLING_KEYS = {
     "pooling_mode_mean_tokens": "mean",
@@ -17,6 +20,7 @@ POOLING_KEYS = {
     "pooling_mode_max_tokens": "max",
     "pooling_mode_lasttoken": "last",
 }
+MODULE_ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
 
 
 class ModelDirectoryError(ValueError):
@@ -55,6 +59,34 @@ def read_json(path: Path) -> Any:
         raise ModelDirectoryError(f"{path}: not valid JSON: {error}") from None
 
 
+def read_object(path: Path) -> Keys:
+    """Parse a JSON file that holds an object."""
+    keys = read_json(path)
+    if not isinstance(keys, dict):
+        raise ModelDirectoryError(f"{path}: must hold a JSON object, not {type(keys).__name__}")
+    return keys
+
+
+def read_keys(directory: Path) -> Keys:
+    """config.json completed with the defaults of its model type. Raises ModelDirectoryError for types not served."""
+    path = directory / "config.json"
+    keys = read_object(path)
+    model_type = keys.get("model_type")
+    if model_type not in DEFAULTS:
+        raise ModelDirectoryError(f"{path}: model_type {model_type!r} is not served; served are {', '.join(DEFAULTS)}")
+    return complete_keys(keys)
+
+
+def require_number(path: Path, keys: Keys, name: str, *, least: int = 1) -> int:
+    """A whole number of at least `least`. Raises ModelDirectoryError naming the key."""
+    if name not in keys:
+        raise ModelDirectoryError(f"{path}: the key {name!r} is missing")
+    value = keys[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ModelDirectoryError(f"{path}: {name} is {value!r}; it must be a whole number of at least {least}")
+    return value
+
+
 def read_info(
     directory: Path, *, task: str = "auto", pooling: str = "auto", normalize: bool | None = None
 ) -> ModelInfo:
@@ -62,32 +94,65 @@ def read_info(
 
     Raises ModelDirectoryError where the files contradict each other or the arguments.
     """
-    keys = read_json(directory / "config.json")
-    architecture = (keys.get("architectures") or ["unknown"])[0]
-    is_classifier = architecture.endswith("ForSequenceClassification")
+    path = directory / "config.json"
+    keys = read_keys(directory)
+    architecture = read_architecture(keys)
+    is_classifier = architecture.endswith(CLASSIFIER_SUFFIX)
     if task == "auto":
         task = "classify" if is_classifier else "embed"
     if task == "classify" and not is_classifier:
         raise ModelDirectoryError(
-            f"{directory / 'config.json'}: task classify needs a classification head, but the architecture is "
-            f"{architecture}. Set task to embed"
+            f"{path}: task classify needs a classification head, but the architecture is {architecture}. "
+            "Set task to embed"
         )
     modules = read_modules(directory) if task == "embed" else ModuleChain()
-    labels = read_labels(keys)
-    hidden_size = int(keys.get("hidden_size") or keys.get("dim") or 0)
+    labels = read_labels(path, keys) if task == "classify" else {}
     return ModelInfo(
         architecture=architecture,
         task=task,
-        vocab_size=int(keys.get("vocab_size", 0)),
-        type_vocab_size=int(keys.get("type_vocab_size") or 1),
+        vocab_size=require_number(path, keys, "vocab_size"),
+        type_vocab_size=require_number(path, keys, "type_vocab_size", least=0) or 1,
         max_input_tokens=read_max_input_tokens(directory, keys),
-        output_dim=len(labels) if task == "classify" else modules.output_dim or hidden_size,
-        id2label=labels if task == "classify" else {},
+        output_dim=len(labels) or modules.output_dim or require_number(path, keys, "hidden_size"),
+        id2label=labels,
         pooling=modules.pooling if pooling == "auto" else pooling,
         normalize=modules.normalize if normalize is None else normalize,
         dense=modules.dense,
-        problem_type=keys.get("problem_type") or "single_label_classification",
+        problem_type=read_problem_type(path, keys) if task == "classify" else ModelInfo.problem_type,
     )
+
+
+def read_architecture(keys: Keys) -> str:
+    return str((keys.get("architectures") or ["unknown"])[0])
+
+
+def read_max_input_tokens(directory: Path, keys: Keys) -> int:
+    """sentence-transformers' own limit where there is one, else as many tokens as the model has positions."""
+    positions = require_number(directory / "config.json", keys, "max_position_embeddings")
+    if keys["model_type"] in OFFSET_POSITIONS:
+        positions -= require_number(directory / "config.json", keys, "pad_token_id", least=0) + 1
+    path = directory / "sentence_bert_config.json"
+    own = read_object(path) if path.exists() else {}
+    if own.get("max_seq_length") is None:
+        return positions
+    return min(require_number(path, own, "max_seq_length"), positions)
+
+
+def read_labels(path: Path, keys: Keys) -> dict[int, str]:
+    """From 0 on, in order. Raises ModelDirectoryError where numbers are missing."""
+    labels = keys.get("id2label") or {index: f"LABEL_{index}" for index in range(int(keys.get("num_labels", 2)))}
+    if not isinstance(labels, dict) or sorted(map(str, labels)) != sorted(map(str, range(len(labels)))):
+        raise ModelDirectoryError(f"{path}: id2label must map the numbers from 0 on to names, but is {labels!r}")
+    return {int(index): str(labels[index]) for index in sorted(labels, key=int)}
+
+
+def read_problem_type(path: Path, keys: Keys) -> str:
+    problem_type = keys.get("problem_type") or PROBLEM_TYPES[0]
+    if problem_type not in PROBLEM_TYPES:
+        raise ModelDirectoryError(
+            f"{path}: problem_type {problem_type!r} is not supported; supported are {', '.join(PROBLEM_TYPES)}"
+        )
+    return str(problem_type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,26 +170,50 @@ def read_modules(directory: Path) -> ModuleChain:
     path = directory / "modules.json"
     if not path.exists():
         return ModuleChain()
-    pooling, normalize, dense, output_dim = "mean", False, [], 0
-    for module in read_json(path):
-        kind = str(module["type"]).rpartition(".")[2]
-        if kind == "Pooling":
-            pooling = read_pooling(directory / module["path"] / "config.json")
-        elif kind == "Dense":
-            dense.append(str(module["path"]))
-            output_dim = int(read_json(directory / module["path"] / "config.json")["out_features"])
-        elif kind == "Normalize":
-            normalize = True
-        elif kind not in ("Transformer", "Dropout"):
+    pairs = list_modules(path)
+    kinds = [kind for kind, _ in pairs]
+    folders = {kind: [directory / folder for other, folder in pairs if other == kind] for kind in MODULE_ORDER}
+    pooling, output_dim = "mean", 0
+    for folder in folders["Pooling"]:
+        pooling = read_pooling(folder / "config.json")
+    for folder in folders["Dense"]:
+        output_dim = require_number(folder / "config.json", read_object(folder / "config.json"), "out_features")
+    dense = tuple(folder for kind, folder in pairs if kind == "Dense")
+    return ModuleChain(pooling, "Normalize" in kinds, dense, output_dim)
+
+
+def list_modules(path: Path) -> list[tuple[str, str]]:
+    """(class, folder) in the order of modules.json, less Dropout. Raises ModelDirectoryError for what we have not."""
+    try:
+        modules = [(str(module["type"]), str(module["path"])) for module in read_json(path)]
+    except (KeyError, TypeError):
+        raise ModelDirectoryError(f"{path}: must be a list of objects with the keys type and path") from None
+    pairs = [(kind.rpartition(".")[2], folder) for kind, folder in modules]
+    for (kind, folder), (name, _) in zip(modules, pairs, strict=True):
+        if name not in (*MODULE_ORDER, "Dropout") or not kind.startswith("sentence_transformers."):
             raise ModelDirectoryError(
-                f"{path}: the module {module['type']!r} is not supported; supported are Transformer, Pooling, Dense, "
-                "Normalize"
+                f"{path}: the module {kind!r} is not supported; supported are sentence-transformers' "
+                f"{', '.join(MODULE_ORDER)}"
             )
-    return ModuleChain(pooling, normalize, tuple(dense), output_dim)
+        if name == "Transformer" and folder:
+            raise ModelDirectoryError(f"{path}: the Transformer is in the folder {folder!r}; use that as the source")
+    pairs = [pair for pair in pairs if pair[0] != "Dropout"]
+    check_order(path, [name for name, _ in pairs])
+    return pairs
+
+
+def check_order(path: Path, names: Sequence[str]) -> None:
+    """Transformer, Pooling, any number of Dense, at most one Normalize."""
+    is_sorted = list(names) == sorted(names, key=MODULE_ORDER.index)
+    if not is_sorted or any(names.count(name) > 1 for name in names if name != "Dense"):
+        raise ModelDirectoryError(
+            f"{path}: the modules {', '.join(names)} are not supported in this order; it must be "
+            f"{', '.join(MODULE_ORDER)}, and only Dense may be there more than once"
+        )
 
 
 def read_pooling(path: Path) -> str:
-    keys = read_json(path)
+    keys = read_object(path)
     if "pooling_mode" in keys:  # sentence-transformers 5 and later
         modes = [keys["pooling_mode"]] if isinstance(keys["pooling_mode"], str) else list(keys["pooling_mode"])
         modes = ["last" if mode == "lasttoken" else mode for mode in modes]
@@ -135,18 +224,3 @@ def read_pooling(path: Path) -> str:
             f"{path}: pooling {modes} is not supported; exactly one of {', '.join(POOLING_KEYS.values())} is"
         )
     return str(modes[0])
-
-
-def read_max_input_tokens(directory: Path, keys: dict[str, Any]) -> int:
-    """sentence-transformers' own limit where there is one, else as many tokens as the model has positions."""
-    positions = int(keys.get("max_position_embeddings") or 512)
-    if str(keys.get("model_type")) in OFFSET_POSITIONS:
-        positions -= int(keys.get("pad_token_id", 1)) + 1
-    path = directory / "sentence_bert_config.json"
-    limit = read_json(path).get("max_seq_length") if path.exists() else None
-    return min(int(limit), positions) if limit else positions
-
-
-def read_labels(keys: dict[str, Any]) -> dict[int, str]:
-    labels = keys.get("id2label") or {index: f"LABEL_{index}" for index in range(int(keys.get("num_labels", 2)))}
-    return {int(index): str(label) for index, label in sorted(labels.items(), key=lambda item: int(item[0]))}

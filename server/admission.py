@@ -96,6 +96,11 @@ class Admission:
         return sum(self._slots[0::2]) if self._num_workers > 1 else self._slots[0]
 
     @property
+    def own_inputs(self) -> int:
+        """Of this worker alone."""
+        return self._slots[2 * self._worker]
+
+    @property
     def num_tokens(self) -> int:
         return sum(self._slots[1::2]) if self._num_workers > 1 else self._slots[1]
 

@@ -19,6 +19,8 @@ TOKEN_BUCKETS = tuple(float(2**power) for power in range(18))
 SEQUENCE_BUCKETS = tuple(float(2**power) for power in range(12))
 RATIO_BUCKETS = (0.25, 0.5, 0.67, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
 
+METRICS_DIR_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
 UNKNOWN_MODEL = "unknown"
 """The label of calls that never got as far as a model of ours; clients' own words would be unbounded."""
 
@@ -182,7 +184,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """The text Prometheus scrapes: of all processes where there are several, else of this one."""
-        if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        if not os.environ.get(METRICS_DIR_VARIABLE):
             return generate_latest(self.registry)
         together = CollectorRegistry()
         MultiProcessCollector(together)  # type: ignore[no-untyped-call]
@@ -191,5 +193,5 @@ class Metrics:
 
 def forget_process(pid: int) -> None:
     """For the supervisor, once a child has died: its gauges go, its counts stay. Several processes only."""
-    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+    if os.environ.get(METRICS_DIR_VARIABLE):
         mark_process_dead(pid)  # type: ignore[no-untyped-call]

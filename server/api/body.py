@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from server.errors import BodyTooLarge, InvalidBody, InvalidField, UnsupportedEncoding
 
@@ -114,10 +113,10 @@ def parse_body(schema: type[Schema], body: bytes) -> Schema:
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
-        raise explain_error(error, body) from None
+        raise explain_error(schema, error, body) from None
 
 
-def explain_error(error: ValidationError, body: bytes) -> InvalidBody | InvalidField:
+def explain_error(schema: type[BaseModel], error: ValidationError, body: bytes) -> InvalidBody | InvalidField:
     """One sentence on what is wrong. Of a union's branches, the one that got furthest is the one that was meant."""
     details = error.errors(include_url=False, include_input=False)
     if details[0]["type"] == "json_invalid":
@@ -126,22 +125,19 @@ def explain_error(error: ValidationError, body: bytes) -> InvalidBody | InvalidF
         return InvalidBody("the body must be a JSON object")
     name = str(details[0]["loc"][0])
     meant = max((item for item in details if item["loc"][0] == name), key=lambda item: find_depth(item["loc"]))
-    place = name + "".join(f"[{part}]" for part in meant["loc"][1:] if isinstance(part, int))
     if meant["type"] == "missing":
         return InvalidField(f"{name} is missing", param=name)
-    return InvalidField(f"{place}: {describe_problem(meant, is_union=len(meant['loc']) > 1)}", param=name)
+    is_union = len(meant["loc"]) > 1
+    place = "".join(f"[{index}]" for index in find_depth(meant["loc"]))
+    if is_union and not place:
+        return InvalidField(f"{name} must be {schema.model_fields[name].description}", param=name)
+    hint = "; the items of a list must all be of one kind" if is_union else ""
+    return InvalidField(f"{name}{place}: {meant['msg'].removeprefix('Input ')}{hint}", param=name)
 
 
 def find_depth(loc: tuple[int | str, ...]) -> tuple[int, ...]:
     """Later items and deeper lists are further."""
     return tuple(part for part in loc if isinstance(part, int))
-
-
-def describe_problem(detail: ErrorDetails, *, is_union: bool) -> str:
-    message = detail["msg"].removeprefix("Input ")
-    if is_union:
-        return f"{message}; the items of a list must all be of the same kind"
-    return message
 
 
 def explain_json(message: str, body: bytes) -> InvalidBody:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import orjson
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from server.api.body import parse_body
 from server.api.serving import LeanRoute, answer_json, describe_request, find_state, serve_call
@@ -16,7 +16,8 @@ from server.tokenizer import Input
 
 router = APIRouter(route_class=LeanRoute, tags=["openai"])
 
-TokenIds = Annotated[list[StrictInt], FailFast()]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+TokenIds = Annotated[list[StrictInt], Field(fail_fast=True)]
 
 
 class EmbeddingsRequest(BaseModel):
@@ -26,8 +27,11 @@ class EmbeddingsRequest(BaseModel):
 
     model: str
     input: Annotated[
-        str | Annotated[list[str], FailFast()] | TokenIds | Annotated[list[TokenIds], FailFast()],
-        Field(union_mode="left_to_right", description="A text, texts, token ids, or lists of token ids."),
+        str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)],
+        Field(
+            union_mode="left_to_right",
+            description="a text, a list of texts, a list of token ids, or a list of lists of token ids",
+        ),
     ]
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="`float` if absent; `base64` holds little-endian float32 and is faster."

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictBool, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator
 
 from server.api.body import parse_body
 from server.api.serving import LeanRoute, describe_request, serve_call
@@ -16,7 +16,7 @@ from server.tokenizer import Input, Text, Truncation
 
 router = APIRouter(route_class=LeanRoute, tags=["text-embeddings-inference"])
 
-Strings = Annotated[list[str], FailFast()]
+Texts = Annotated[list[str], Field(fail_fast=True)]
 
 
 class PredictRequest(BaseModel):
@@ -25,10 +25,10 @@ class PredictRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     inputs: Annotated[
-        str | Strings | Annotated[list[Strings], FailFast()],
+        str | Texts | Annotated[list[Texts], Field(fail_fast=True)],
         Field(
             union_mode="left_to_right",
-            description="A text, a pair [a, b], or a batch of both [[a], [a, b], ...].",
+            description="a text, a pair [a, b], or a batch of both [[a], [a, b], ...]",
         ),
     ]
     truncate: StrictBool | None = Field(None, description="What the server's configuration says if absent.")
@@ -55,7 +55,7 @@ class TokenizeRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
-    inputs: Annotated[str | Strings, Field(union_mode="left_to_right", description="A text or texts.")]
+    inputs: Annotated[str | Texts, Field(union_mode="left_to_right", description="a text or a list of texts")]
     add_special_tokens: StrictBool = True
     model: str | None = Field(None, description="Needed only where several models are served.")
 

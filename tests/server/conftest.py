@@ -59,9 +59,7 @@ class FakeEngine:
 
     async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
         self.calls.append([sequence.input_ids.tolist() for sequence in sequences])
-        self.types.append(
-            [None if item.token_type_ids is None else item.token_type_ids.tolist() for item in sequences]
-        )
+        self.types.append([None if item.token_type_ids is None else item.token_type_ids.tolist() for item in sequences])
         self.num_running += 1
         try:
             if self.gate is not None:
@@ -204,3 +202,39 @@ async def wait_until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+class RawCall:
+    """One ASGI call whose client can send half a body, wait, and go away."""
+
+    def __init__(self, app: FastAPI, path: str, *chunks: bytes, is_complete: bool = True) -> None:
+        self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        for index, chunk in enumerate(chunks):
+            has_more = not is_complete or index + 1 < len(chunks)
+            self._incoming.put_nowait({"type": "http.request", "body": chunk, "more_body": has_more})
+        self.sent: list[Any] = []
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(b"host", b"padless"), (b"content-type", b"application/json")],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 80),
+        }
+        self.task = asyncio.create_task(app(scope, self._incoming.get, self._send))
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    def disconnect(self) -> None:
+        self._incoming.put_nowait({"type": "http.disconnect"})
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])

@@ -1,0 +1,45 @@
+"""Times an engine on a few shapes at start-up, for the first cost model."""
+
+from time import monotonic
+
+import numpy as np
+
+from runtime.batch import Batch
+from runtime.engine import Engine, Progress
+from server.cost_model import CostModel, StepCost, fit_cost_model
+from server.packing import pack
+from server.request import TokenSequence
+
+REPEATS = 2
+"""The faster of two runs counts: the machine may be busy, the engine is never faster than it is."""
+
+
+def calibrate(engine: Engine, *, max_batch_tokens: int, max_input_tokens: int, progress: Progress) -> CostModel:
+    """Run every shape of the grid and fit. Short and long sequences tell the linear from the quadratic part."""
+    shapes = list_shapes(max_batch_tokens, max_input_tokens)
+    samples: list[tuple[StepCost, float]] = []
+    for index, (num_seqs, seqlen) in enumerate(shapes):
+        progress("timing", index, len(shapes))
+        batch = pack([TokenSequence(np.zeros(seqlen, np.int32))] * num_seqs)
+        samples.append((StepCost(num_seqs * seqlen, num_seqs * seqlen**2), min(time_run(engine, batch))))
+    progress("timing", len(shapes), len(shapes))
+    return fit_cost_model(samples)
+
+
+def time_run(engine: Engine, batch: Batch) -> list[float]:
+    seconds = []
+    for _ in range(REPEATS):
+        started_s = monotonic()
+        engine.run(batch)
+        seconds.append(monotonic() - started_s)
+    return seconds
+
+
+def list_shapes(max_batch_tokens: int, max_input_tokens: int) -> list[tuple[int, int]]:
+    """(num_seqs, seqlen) from one short sequence to a quarter of the budget, which is where rates have levelled off."""
+    shapes = set()
+    for seqlen in (8, 64, max_input_tokens):
+        seqlen = min(seqlen, max_input_tokens)
+        for num_tokens in (seqlen, 256, max_batch_tokens // 4):
+            shapes.add((max(1, min(num_tokens, max_batch_tokens) // seqlen), seqlen))
+    return sorted(shapes)

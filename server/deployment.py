@@ -1,0 +1,101 @@
+"""What the supervisor has settled and its children are told: configuration, model directories, where sockets lie.
+
+Written as one JSON file into the run directory, which is made for one start and removed at its end.
+"""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+
+from models.info import ModelDirectoryError, ModelInfo, read_info
+from models.source import find_directory
+from server.config import ConfigError, ModelConfig, ServerConfig
+
+FILE_NAME = "deployment.json"
+
+
+@dataclass(frozen=True, slots=True)
+class DeployedModel:
+    """One model of the configuration with its local directory."""
+
+    index: int
+    config: ModelConfig
+    directory: Path
+    info: ModelInfo
+
+    @property
+    def max_input_tokens(self) -> int:
+        """The configured limit, or the model's own within the budget of a step."""
+        limits = self.config.limits
+        return limits.max_input_tokens or min(self.info.max_input_tokens, limits.max_batch_tokens)
+
+    @property
+    def threads(self) -> int:
+        """Per replica."""
+        engine = self.config.engine
+        return engine.threads or max(1, (os.cpu_count() or 1) // engine.replicas)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    config: ServerConfig
+    models: tuple[DeployedModel, ...]
+    run_dir: Path
+
+    def socket_path(self, model: DeployedModel, replica: int) -> Path:
+        return self.run_dir / f"engine-{model.index}-{replica}.sock"
+
+    def admission_path(self, model: DeployedModel) -> Path:
+        return self.run_dir / f"admission-{model.index}"
+
+    @property
+    def metrics_dir(self) -> Path:
+        """Where prometheus_client keeps the counts of all processes."""
+        return self.run_dir / "metrics"
+
+
+def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
+    """Find every model's directory (downloading it if it is on a hub) and check it against the configuration.
+
+    Raises ConfigError, ModelDirectoryError.
+    """
+    models = []
+    for index, model in enumerate(config.models):
+        source = model.source
+        try:
+            directory = find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
+            info = read_info(directory, task=model.task, pooling=model.pooling, normalize=model.normalize)
+        except ModelDirectoryError as error:
+            raise ModelDirectoryError(f"model {model.name}: {error}") from None
+        check_limits(model, info)
+        models.append(DeployedModel(index, model, directory, info))
+    return Deployment(config, tuple(models), run_dir)
+
+
+def check_limits(model: ModelConfig, info: ModelInfo) -> None:
+    wanted = model.limits.max_input_tokens
+    if wanted is not None and wanted > info.max_input_tokens:
+        raise ConfigError(
+            f"model {model.name}: limits.max_input_tokens ({wanted}) is over what the model takes "
+            f"({info.max_input_tokens}). Lower it, or leave it out"
+        )
+
+
+def save(deployment: Deployment) -> None:
+    document = {
+        "config": deployment.config.model_dump(mode="json"),
+        "models": [{"directory": str(model.directory), "info": asdict(model.info)} for model in deployment.models],
+    }
+    (deployment.run_dir / FILE_NAME).write_bytes(msgspec.json.encode(document))
+
+
+def load(run_dir: Path) -> Deployment:
+    document = msgspec.json.decode((run_dir / FILE_NAME).read_bytes())
+    config = ServerConfig.model_validate(document["config"])
+    models = tuple(
+        DeployedModel(index, model, Path(found["directory"]), msgspec.convert(found["info"], ModelInfo, strict=False))
+        for index, (model, found) in enumerate(zip(config.models, document["models"], strict=True))
+    )
+    return Deployment(config, models, run_dir)

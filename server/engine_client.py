@@ -1,0 +1,180 @@
+"""The HTTP side of the process boundary: calls go out over a Unix socket, answers come back, a dead engine is noticed.
+
+`SocketEngine` talks to one engine process, `ReplicaSet` spreads calls over several.
+"""
+
+import asyncio
+import itertools
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from server.request import (
+    Answer,
+    DeadlineExceeded,
+    EngineClient,
+    EngineFailure,
+    EngineStatus,
+    EngineUnavailable,
+    TokenSequence,
+)
+from server.wire import Answered, Cancel, Failed, Message, Status, encode_call, frame, read_message
+
+RECONNECT_S = 0.05
+SPLIT_TOKENS = 1024
+"""Calls of more tokens than this are cut and spread over the replicas."""
+
+FAILURES: dict[str, type[RuntimeError]] = {
+    error.__name__: error for error in (EngineUnavailable, DeadlineExceeded, EngineFailure)
+}
+
+
+class SocketEngine:
+    """Mutable: the connection, the calls waiting for an answer, and the engine's last status."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ids = itertools.count()
+        self.pending: dict[int, asyncio.Future[Answer]] = {}
+        self.pending_tokens = 0
+        self.writer: asyncio.StreamWriter | None = None
+        self.num_connections = 0
+        self.last = EngineStatus(False, "starting")
+        self.task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self.task = asyncio.create_task(self.stay_connected())
+
+    async def close(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self.task
+        self.disconnect("the server is stopping")
+
+    def status(self) -> tuple[EngineStatus, ...]:
+        return (self.last,)
+
+    async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
+        """See EngineClient."""
+        if self.writer is None:
+            raise EngineUnavailable(f"the engine is not there: {self.last.reason}")
+        call_id = next(self.ids)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        num_tokens = sum(sequence.num_tokens for sequence in sequences)
+        self.pending[call_id] = future
+        self.pending_tokens += num_tokens
+        self.writer.write(frame(encode_call(call_id, sequences, deadline_s)))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if self.writer is not None:
+                self.writer.write(frame(Cancel(call_id)))
+            raise
+        finally:
+            self.pending.pop(call_id, None)
+            self.pending_tokens -= num_tokens
+
+    async def stay_connected(self) -> None:
+        """Connect, read until the engine is gone, again: an engine that died is started anew by the supervisor."""
+        while True:
+            try:
+                reader, self.writer = await asyncio.open_unix_connection(self.path)
+            except (ConnectionError, FileNotFoundError):
+                await asyncio.sleep(RECONNECT_S)
+                continue
+            self.num_connections += 1
+            with suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    self.receive(await read_message(reader))
+            self.disconnect("the engine process ended and is being started again")
+            await asyncio.sleep(RECONNECT_S)
+
+    def disconnect(self, reason: str) -> None:
+        """Nothing may hang: every call that waits is told now."""
+        self.last = EngineStatus(False, reason, num_restarts=self.num_connections, info=self.last.info)
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+        for future in self.pending.values():
+            if not future.done():
+                future.set_exception(EngineUnavailable(reason))
+
+    def receive(self, message: Message) -> None:
+        if isinstance(message, Status):
+            self.last = EngineStatus(
+                message.is_ready,
+                message.reason,
+                message.queued_tokens,
+                message.tokens_per_s,
+                num_restarts=self.num_connections - 1,
+                info=message.info,
+            )
+            return
+        assert isinstance(message, (Answered, Failed)), "An engine sends nothing else. This is a bug."
+        future = self.pending.get(message.call_id)
+        if future is None or future.done():
+            return
+        if isinstance(message, Failed):
+            future.set_exception(FAILURES[message.kind](message.message))
+            return
+        info = self.last.info
+        assert info is not None, "An engine says what it is before it answers. This is a bug."
+        values = np.frombuffer(message.values, np.float32).reshape(-1, info.output_dim)
+        future.set_result(Answer(values, message.queue_s, message.engine_s))
+
+
+class ReplicaSet:
+    """Several engines as one: each part of a call goes to the replica with the fewest tokens waiting."""
+
+    def __init__(self, engines: list[SocketEngine]) -> None:
+        self.engines = engines
+
+    def status(self) -> tuple[EngineStatus, ...]:
+        return tuple(status for engine in self.engines for status in engine.status())
+
+    async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
+        """See EngineClient."""
+        parts = split_call(sequences, SPLIT_TOKENS if len(self.engines) > 1 else None)
+        if len(parts) == 1:
+            return await self.pick().run(sequences, deadline_s)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self.pick_and_run(part, deadline_s)) for part in parts]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        answers = [task.result() for task in tasks]
+        return Answer(
+            np.concatenate([answer.values for answer in answers]),
+            max(answer.queue_s for answer in answers),
+            max(answer.engine_s for answer in answers),
+        )
+
+    async def pick_and_run(self, part: list[TokenSequence], deadline_s: float) -> Answer:
+        return await self.pick().run(part, deadline_s)
+
+    def pick(self) -> EngineClient:
+        ready = [engine for engine in self.engines if engine.last.is_ready]
+        if not ready:
+            raise EngineUnavailable(f"no replica is ready: {self.engines[0].last.reason}")
+        return min(ready, key=lambda engine: engine.pending_tokens)
+
+    async def close(self) -> None:
+        for engine in self.engines:
+            await engine.close()
+
+
+def split_call(sequences: list[TokenSequence], max_tokens: int | None) -> list[list[TokenSequence]]:
+    """Consecutive parts of at most `max_tokens` each, or of one longer sequence."""
+    if max_tokens is None:
+        return [sequences]
+    parts: list[list[TokenSequence]] = []
+    room = 0
+    for sequence in sequences:
+        if not parts or sequence.num_tokens > room:
+            parts.append([])
+            room = max_tokens
+        parts[-1].append(sequence)
+        room -= sequence.num_tokens
+    return parts

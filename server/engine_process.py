@@ -1,0 +1,93 @@
+"""An engine's own process: `python -m server.engine_process RUN_DIR MODEL_INDEX REPLICA`, started by the supervisor.
+
+Loads the model, builds and warms up the engine, and serves calls from a Unix socket until SIGTERM.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from models.load import load_model
+from runtime.build import BatchLimits, build_engine, build_null
+from runtime.engine import Engine, Progress
+from server.calibration import calibrate
+from server.cost_model import CostModel
+from server.deployment import DeployedModel, Deployment, load
+from server.engine_loop import EngineLoop
+from server.engine_server import EngineServer
+from server.metrics import Metrics
+from server.processes import end_with_parent, make_progress, set_up_logging
+from server.scheduler import SchedulerLimits
+
+
+def build_loop(deployment: Deployment, model: DeployedModel, replica: int, metrics: Metrics) -> EngineLoop:
+    """Everything from the model directory to a loop that can be started. Takes seconds; shows progress."""
+    progress = make_progress(f"{model.config.name}/{replica}")
+    engine = build(model, progress)
+    limits = model.config.limits
+    max_batch_tokens = min(limits.max_batch_tokens, engine.info.max_batch_tokens)
+    cost_model = CostModel()
+    if model.config.engine.warmup:
+        engine.warmup(progress)
+        cost_model = calibrate(
+            engine, max_batch_tokens=max_batch_tokens, max_input_tokens=model.max_input_tokens, progress=progress
+        )
+    return EngineLoop(
+        engine,
+        SchedulerLimits(max_batch_tokens, limits.max_batch_requests, limits.max_wait_ms / 1e3),
+        cost_model,
+        metrics,
+        model=model.config.name,
+        replica=replica,
+        canary_interval_s=deployment.config.server.canary_interval_s,
+    )
+
+
+def build(model: DeployedModel, progress: Progress) -> Engine:
+    limits = model.config.limits
+    batch_limits = BatchLimits(limits.max_batch_tokens, limits.max_batch_requests, model.max_input_tokens)
+    config = model.config.engine.model_copy(update={"threads": model.threads})
+    if config.kind == "null":
+        return build_null(model.info.output_dim, config, batch_limits)
+    progress("reading weights", 0, 1)
+    module = load_model(model.directory, model.info)
+    progress("reading weights", 1, 1)
+    return build_engine(module, model.info.output_dim, config, batch_limits, progress)
+
+
+def pin_to_cores(replica: int, threads: int) -> None:
+    """Give each of several replicas cores of its own, where there are enough."""
+    cores = sorted(os.sched_getaffinity(0))
+    if (replica + 1) * threads <= len(cores):
+        os.sched_setaffinity(0, cores[replica * threads : (replica + 1) * threads])
+
+
+async def serve(run_dir: Path, model_index: int, replica: int) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stopping.set)
+    end_with_parent(stopping.set)
+    deployment = load(run_dir)
+    model = deployment.models[model_index]
+    if model.config.engine.replicas > 1 and model.config.engine.device == "cpu":
+        pin_to_cores(replica, model.threads)
+    engine_loop = await asyncio.to_thread(build_loop, deployment, model, replica, Metrics())
+    await engine_loop.start()
+    server = EngineServer(engine_loop, deployment.socket_path(model, replica))
+    await server.start()
+    await stopping.wait()
+    await server.close()
+    await engine_loop.close()
+
+
+def main() -> None:
+    run_dir, model_index, replica = sys.argv[1:]
+    set_up_logging(load(Path(run_dir)).config.server.log_level)
+    asyncio.run(serve(Path(run_dir), int(model_index), int(replica)))
+
+
+if __name__ == "__main__":
+    main()

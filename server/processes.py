@@ -1,0 +1,48 @@
+"""What every process of ours does at its start: log lines, progress bars, and ending when its parent has."""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from runtime.engine import Progress
+
+
+def set_up_logging(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+
+
+def make_progress(name: str) -> Progress:
+    """Bars on a terminal, one line per stage elsewhere."""
+    bars: dict[str, tqdm[None]] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if not sys.stderr.isatty():
+            if done == 0:
+                print(f"{name}: {stage} ...", file=sys.stderr, flush=True)
+            return
+        if stage not in bars:
+            bars[stage] = tqdm(total=total, desc=f"{name}: {stage}", file=sys.stderr, leave=False)
+        bars[stage].update(done - bars[stage].n)
+        if done >= total:
+            bars.pop(stage).close()
+
+    return progress
+
+
+def end_with_parent(on_end: Callable[[], None]) -> None:
+    """Call `on_end` when the supervisor, which holds the other end of our standard input, is gone. Needs a loop."""
+    loop = asyncio.get_running_loop()
+    stdin = sys.stdin.fileno()
+
+    def check() -> None:
+        if not os.read(stdin, 1):
+            loop.remove_reader(stdin)
+            on_end()
+
+    loop.add_reader(stdin, check)

@@ -1,0 +1,52 @@
+"""Requests waiting for a step, in the order they should run. Pure.
+
+Earliest deadline first, with one twist for client calls of many inputs: each input's deadline is put off by the time
+its call's earlier inputs take at half of the engine's rate. A call of 2,048 inputs so queues up as if they came in one
+after the other, and leaves the other half of the engine to whoever comes meanwhile. A request's place never changes
+once it is queued, so nothing starves: later arrivals have later deadlines.
+"""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from server.request import Request
+
+FAIR_SHARE = 0.5
+"""The part of the engine's rate at which one call's inputs queue up."""
+
+
+@dataclass(slots=True)
+class RequestQueue:
+    """Mutable. `num_tokens` and `len()` include cancelled requests until they are met and dropped."""
+
+    heap: list[tuple[float, int, Request]] = field(default_factory=list)
+    num_tokens: int = 0
+    count: int = 0
+
+    def __len__(self) -> int:
+        return len(self.heap)
+
+    def push_call(self, requests: list[Request], *, tokens_per_s: float) -> None:
+        """Queue the requests of one client call, in its order. `tokens_per_s` 0: not known yet, no spreading."""
+        ahead_tokens = 0
+        for request in requests:
+            spread_s = ahead_tokens / (tokens_per_s * FAIR_SHARE) if tokens_per_s > 0 else 0.0
+            request.virtual_deadline_s = request.deadline_s + spread_s
+            ahead_tokens += request.num_tokens
+            self.push(request)
+
+    def push(self, request: Request) -> None:
+        """Queue one request at the place its virtual deadline gives it."""
+        self.count += 1
+        heapq.heappush(self.heap, (request.virtual_deadline_s, self.count, request))
+        self.num_tokens += request.num_tokens
+
+    def pop(self) -> Request:
+        request = heapq.heappop(self.heap)[2]
+        self.num_tokens -= request.num_tokens
+        return request
+
+    def __iter__(self) -> Iterator[Request]:
+        """In no particular order."""
+        return (request for _, _, request in self.heap)

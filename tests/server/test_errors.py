@@ -1,0 +1,227 @@
+"""Every error: its status, its headers, and its body in the shape of each protocol."""
+
+from typing import Any
+
+import httpx
+import pytest
+from conftest import MakeServer, Server
+from fastapi import FastAPI, Query
+
+from server.errors import ERROR_TABLE, ApiError, MethodNotAllowed, Overloaded, describe_error, describe_retry, find_row
+from server.request import DeadlineExceeded, EngineFailure, EngineStatus, EngineUnavailable
+
+EXPECTED = {
+    # error: (OpenAI status, type, code), (TEI status, error_type)
+    "InvalidBody": ((400, "invalid_request_error", "invalid_body"), (422, "Validation")),
+    "InvalidField": ((400, "invalid_request_error", "invalid_value"), (422, "Validation")),
+    "EmptyInput": ((400, "invalid_request_error", "empty_input"), (422, "Validation")),
+    "InputTooLong": ((400, "invalid_request_error", "context_length_exceeded"), (422, "Validation")),
+    "WrongTask": ((400, "invalid_request_error", "wrong_task"), (422, "Validation")),
+    "TokenizerFailure": ((400, "invalid_request_error", "tokenizer_error"), (422, "Tokenizer")),
+    "UnknownModel": ((404, "invalid_request_error", "model_not_found"), (404, "Validation")),
+    "UnknownRoute": ((404, "invalid_request_error", "unknown_url"), (404, "Validation")),
+    "MethodNotAllowed": ((405, "invalid_request_error", "method_not_allowed"), (405, "Validation")),
+    "BodyTooLarge": ((413, "invalid_request_error", "body_too_large"), (413, "Validation")),
+    "UnsupportedEncoding": ((415, "invalid_request_error", "unsupported_encoding"), (415, "Validation")),
+    "Overloaded": ((429, "rate_limit_error", "queue_full"), (429, "Overloaded")),
+    "EngineUnavailable": ((503, "service_unavailable_error", "engine_unavailable"), (503, "Unhealthy")),
+    "DeadlineExceeded": ((504, "timeout_error", "deadline_exceeded"), (504, "Timeout")),
+    "EngineFailure": ((500, "server_error", "engine_failure"), (500, "Backend")),
+    "InvalidAnswer": ((500, "server_error", "invalid_answer"), (500, "Backend")),
+}
+
+
+def make_error(cls: type[Any]) -> Exception:
+    if cls is Overloaded:
+        return Overloaded("words", retry_after_s=2.5)
+    if cls is MethodNotAllowed:
+        return MethodNotAllowed("words", allow="GET")
+    error = cls("words", param="field") if issubclass(cls, ApiError) else cls("words")
+    assert isinstance(error, Exception)
+    return error
+
+
+@pytest.mark.parametrize("cls", ERROR_TABLE, ids=lambda cls: cls.__name__)
+def test_the_table(cls: type[Exception]) -> None:
+    error = make_error(cls)
+    openai, tei = EXPECTED[cls.__name__]
+    reply = describe_error(error, "openai")
+    body = reply.body["error"]
+    assert (reply.status, body["type"], body["code"]) == openai
+    assert body["message"] == "words"
+    assert body["param"] == getattr(error, "param", None)
+    reply = describe_error(error, "tei")
+    assert (reply.status, reply.body["error_type"]) == tei
+    assert reply.body["error"] == "words"
+
+
+def test_every_error_of_ours_is_in_the_table() -> None:
+    def walk(cls: type[ApiError]) -> list[type[ApiError]]:
+        return [cls, *(below for child in cls.__subclasses__() for below in walk(child))]
+
+    assert set(walk(ApiError)) - {ApiError} <= set(ERROR_TABLE)
+    assert set(EXPECTED) == {cls.__name__ for cls in ERROR_TABLE}
+
+
+def test_unforeseen_errors_say_nothing_of_themselves() -> None:
+    for protocol in ("openai", "tei"):
+        reply = describe_error(KeyError("secret"), protocol)
+        assert reply.status == 500 and reply.outcome == "failed"
+        assert "secret" not in str(reply.body)
+
+
+def test_the_nearest_class_counts() -> None:
+    class Special(EngineUnavailable):
+        pass
+
+    assert find_row(Special("words")) is ERROR_TABLE[EngineUnavailable]
+
+
+@pytest.mark.parametrize(
+    ("retry_after_s", "seconds", "milliseconds"),
+    [(0.0, "1", "1"), (0.2504, "1", "251"), (1.0, "1", "1000"), (2.1, "3", "2100"), (1e9, "60", "60000")],
+)
+def test_retry_headers(retry_after_s: float, seconds: str, milliseconds: str) -> None:
+    assert describe_retry(retry_after_s) == {"retry-after": seconds, "retry-after-ms": milliseconds}
+
+
+@pytest.mark.anyio
+class TestOverHttp:
+    ROUTES = (
+        ("embed", "/v1/embeddings", {"model": "embedder", "input": "word1"}),
+        ("classify", "/predict", {"inputs": "word1"}),
+    )
+
+    async def call(self, server: Server, engine: str, error: Exception) -> httpx.Response:
+        path, body = next((path, body) for name, path, body in self.ROUTES if name == engine)
+        getattr(server, engine).error = error
+        return await server.client.post(path, json=body)
+
+    @pytest.mark.parametrize("engine", ["embed", "classify"])
+    @pytest.mark.parametrize(
+        ("error", "status", "header"),
+        [
+            (EngineUnavailable("the engine died"), 503, ("retry-after", "1")),
+            (DeadlineExceeded("too late"), 504, ("x-should-retry", "false")),
+            (EngineFailure("the step failed"), 500, None),
+            (RuntimeError("secret"), 500, None),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    async def test_engine_errors(
+        self, server: Server, engine: str, error: Exception, status: int, header: tuple[str, str] | None
+    ) -> None:
+        response = await self.call(server, engine, error)
+        assert response.status_code == status
+        assert "secret" not in response.text
+        assert ("error_type" in response.json()) == (engine == "classify")
+        if header:
+            assert response.headers[header[0]] == header[1]
+        getattr(server, engine).error = None
+        assert (await self.call(server, engine, None)).status_code == 200  # type: ignore[arg-type]
+
+    async def test_rows_of_nan_are_an_error_that_names_them(self, server: Server) -> None:
+        server.embed.nan_rows = (1, 3)
+        response = await server.embed_text(["word1", "word2", "word3", "word4"])
+        assert response.status_code == 500
+        error = response.json()["error"]
+        assert error["code"] == "invalid_answer"
+        assert "2 of 4" in error["message"] and "1, 3" in error["message"]
+
+    async def test_rows_of_nan_in_a_classifier(self, server: Server) -> None:
+        server.classify.nan_rows = (0,)
+        response = await server.client.post("/predict", json={"inputs": "word1"})
+        assert response.status_code == 500 and response.json()["error_type"] == "Backend"
+
+    @pytest.mark.parametrize(
+        ("method", "path", "status", "code"),
+        [
+            ("GET", "/nothing", 404, "unknown_url"),
+            ("POST", "/v1/nothing", 404, "unknown_url"),
+            ("GET", "/v1/embeddings", 405, "method_not_allowed"),
+            ("DELETE", "/health", 405, "method_not_allowed"),
+            ("PUT", "/predict", 405, "method_not_allowed"),
+        ],
+    )
+    async def test_errors_of_the_framework(
+        self, server: Server, method: str, path: str, status: int, code: str
+    ) -> None:
+        response = await server.client.request(method, path)
+        assert response.status_code == status
+        assert response.json()["error"]["code"] == code
+        assert "detail" not in response.json()
+        if status == 405:
+            assert response.headers["allow"] in ("GET", "POST")
+        assert server.count(route="other", outcome="invalid") == 1
+
+    async def test_no_ready_replica(self, server: Server) -> None:
+        server.embed.statuses = (EngineStatus(is_ready=False, reason="warming up"),)
+        response = await server.embed_text("word1")
+        assert response.status_code == 503
+        assert "warming up" in response.json()["error"]["message"]
+        assert server.embed.calls == []
+
+    async def test_one_ready_replica_is_enough_to_serve(self, server: Server) -> None:
+        server.embed.statuses = (
+            EngineStatus(is_ready=False, reason="dead"),
+            EngineStatus(is_ready=True, reason="ready"),
+        )
+        assert (await server.embed_text("word1")).status_code == 200
+        response = await server.client.get("/ready")
+        assert response.status_code == 503
+        assert "replica 0: dead" in response.json()["error"]["message"]
+        assert response.headers["retry-after"] == "1"
+
+    async def test_a_bug_outside_of_the_pipeline(self, server: Server, caplog: pytest.LogCaptureFixture) -> None:
+        async def broken() -> None:
+            raise KeyError("secret")
+
+        server.app.add_api_route("/broken", broken)
+        response = await server.client.get("/broken", headers={"x-request-id": "mine"})
+        assert response.status_code == 500
+        assert response.json()["error"]["code"] == "internal_error" and "secret" not in response.text
+        assert response.headers["x-request-id"] == "mine"
+        assert "mine" in caplog.text
+
+    async def test_validation_by_the_framework(self, server: Server) -> None:
+        async def typed(number: int = Query()) -> int:
+            return number
+
+        server.app.add_api_route("/typed", typed)
+        response = await server.client.get("/typed?number=x")
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "query.number"
+
+    @pytest.mark.parametrize("path", ["/health", "/nothing", "/v1/models", "/metrics"])
+    async def test_request_ids_are_made_up(self, server: Server, path: str) -> None:
+        ids = {(await server.client.get(path)).headers["x-request-id"] for _ in range(3)}
+        assert len(ids) == 3
+
+    @pytest.mark.parametrize("request_id", ["abc-123", "a" * 128, "trace:1/2+3=4@x"])
+    async def test_sane_request_ids_are_kept(self, server: Server, request_id: str) -> None:
+        response = await server.embed_text("word1", headers={"x-request-id": request_id})
+        assert response.headers["x-request-id"] == request_id
+
+    @pytest.mark.parametrize("request_id", ["", "a" * 129, "two words", "semi;colon", b"\xff"])
+    async def test_others_are_replaced(self, server: Server, request_id: Any) -> None:
+        response = await server.client.get("/health", headers={b"x-request-id": request_id})
+        assert response.headers["x-request-id"] not in (request_id, "")
+
+    async def test_documentation(self, server: Server) -> None:
+        assert (await server.client.get("/docs")).status_code == 200
+        document = (await server.client.get("/openapi.json")).json()
+        for path, field in (("/v1/embeddings", "input"), ("/predict", "inputs"), ("/tokenize", "inputs")):
+            schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+            assert field in schema["properties"]
+            assert "$ref" not in str(schema)
+            assert "422" not in document["paths"][path]["post"]["responses"]
+        assert isinstance(server.app, FastAPI)
+
+
+@pytest.mark.anyio
+async def test_alive_even_if_not_ready(make_server: MakeServer) -> None:
+    server = make_server()
+    server.embed.statuses = ()
+    for path in ("/health", "/healthz", "/ping"):
+        assert (await server.client.get(path)).status_code == 200
+    assert (await server.client.get("/ready")).status_code == 503

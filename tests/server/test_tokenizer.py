@@ -1,0 +1,199 @@
+"""Tokens: what the library gives, cut to the limit, in order, whatever the path."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import CLS, MAX_TOKENS, SEP, UNK, VOCAB, build_tokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as RawTokenizer
+
+from models.info import ModelDirectoryError
+from server.errors import EmptyInput, InputTooLong, InvalidField, TokenizerFailure
+from server.request import TokenSequence
+from server.tokenizer import (
+    GUARD_CHARS_PER_TOKEN,
+    Input,
+    Tokenizer,
+    Truncation,
+    build_cutting,
+    cut_text,
+    load_tokenizer,
+    split_chunks,
+)
+
+
+def encode(tokenizer: Tokenizer, *inputs: Input, truncation: Truncation = "error") -> list[TokenSequence]:
+    return asyncio.run(tokenizer.encode(inputs, truncation=truncation, field="input"))
+
+
+def ids(*words: str) -> list[int]:
+    return [VOCAB.index(word) for word in words]
+
+
+def test_padding_and_truncation_stored_in_the_file_are_off(tokenizer: Tokenizer) -> None:
+    (sequence,) = encode(tokenizer, "word1")
+    assert sequence.input_ids.tolist() == [CLS, *ids("word1"), SEP]
+    (sequence,) = encode(tokenizer, "word1 " * 10)
+    assert sequence.num_tokens == 12
+    assert sequence.input_ids.dtype == "int32"
+
+
+def test_token_types_only_where_there_are_any(tokenizer: Tokenizer) -> None:
+    single, pair = encode(tokenizer, "word1", ("word1", "word2"))
+    assert single.token_type_ids is None
+    assert pair.token_type_ids is not None
+    assert pair.token_type_ids.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_no_token_types_for_a_model_without(model_directory: Path, pool: ThreadPoolExecutor) -> None:
+    tokenizer = build_tokenizer(model_directory, pool, type_vocab_size=1)
+    assert encode(tokenizer, ("word1", "word2"))[0].token_type_ids is None
+
+
+@pytest.mark.parametrize("num_words", [1, 13, 14, 15, 16, 100, 5000])
+@pytest.mark.parametrize("truncation", ["right", "left"])
+def test_truncation_keeps_the_special_tokens(tokenizer: Tokenizer, truncation: Truncation, num_words: int) -> None:
+    words = [f"word{index % 60}" for index in range(num_words)]
+    (sequence,) = encode(tokenizer, " ".join(words), truncation=truncation)
+    kept = words[:14] if truncation == "right" else words[-14:]
+    assert sequence.input_ids.tolist() == [CLS, *ids(*kept), SEP]
+
+
+def test_the_longer_half_of_a_pair_is_cut(tokenizer: Tokenizer) -> None:
+    (sequence,) = encode(tokenizer, ("word1 word2", "word3 " * 40), truncation="right")
+    assert sequence.input_ids.tolist() == [CLS, *ids("word1", "word2"), SEP, *ids("word3") * 11, SEP]
+
+
+@pytest.mark.parametrize("blanks", [10, 600, 5_000, 100_000])
+@pytest.mark.parametrize("truncation", ["right", "left"])
+def test_blanks_do_not_hide_the_text_behind_them(tokenizer: Tokenizer, truncation: Truncation, blanks: int) -> None:
+    text = (" " * blanks).join(f"word{index}" for index in range(30))
+    (sequence,) = encode(tokenizer, text, truncation=truncation)
+    words = [f"word{index}" for index in (range(14) if truncation == "right" else range(16, 30))]
+    assert sequence.input_ids.tolist() == [CLS, *ids(*words), SEP]
+
+
+WORDS = st.lists(
+    st.sampled_from(["word1", "word2", "unables", "unable", "x" * 150, "  \n ", "\t", "é", "日本", "a.b,c", " " * 300]),
+    max_size=200,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(words=WORDS, truncation=st.sampled_from(["right", "left"]))
+def test_the_guard_does_not_change_the_result(
+    tokenizer: Tokenizer, model_directory: Path, words: list[str], truncation: Truncation
+) -> None:
+    text = " ".join(["word3", *words])
+    reference = RawTokenizer.from_file(str(model_directory / "tokenizer.json"))
+    reference.no_padding()
+    reference.enable_truncation(MAX_TOKENS, direction=truncation)
+    assert encode(tokenizer, text, truncation=truncation)[0].input_ids.tolist() == reference.encode(text).ids
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(words=st.lists(st.sampled_from(["word1 ", "unables ", "日", "x" * 20]), min_size=1, max_size=30))
+def test_too_long_is_refused_exactly_at_the_limit(
+    tokenizer: Tokenizer, model_directory: Path, words: list[str]
+) -> None:
+    text = "".join(words)
+    reference = RawTokenizer.from_file(str(model_directory / "tokenizer.json"))
+    reference.no_padding()
+    reference.no_truncation()
+    expected = reference.encode(text).ids
+    if len(expected) > MAX_TOKENS:
+        with pytest.raises(InputTooLong):
+            encode(tokenizer, text)
+    else:
+        assert encode(tokenizer, text)[0].input_ids.tolist() == expected
+
+
+def test_the_guard_refuses_before_tokenising(tokenizer: Tokenizer) -> None:
+    text = "a" * (MAX_TOKENS * GUARD_CHARS_PER_TOKEN + 1)
+    with pytest.raises(InputTooLong, match="513 characters"):
+        encode(tokenizer, text)
+    # A word nobody knows is one token, however long: one character less and it passes.
+    assert encode(tokenizer, text[1:])[0].input_ids.tolist() == [CLS, UNK, SEP]
+
+
+def test_ids_are_used_as_they_are(tokenizer: Tokenizer) -> None:
+    (sequence,) = encode(tokenizer, [5, 0, len(VOCAB) - 1])
+    assert sequence.input_ids.tolist() == [5, 0, len(VOCAB) - 1]
+    assert sequence.token_type_ids is None
+
+
+@pytest.mark.parametrize(("truncation", "kept"), [("right", range(16)), ("left", range(4, 20))])
+def test_ids_are_cut_too(tokenizer: Tokenizer, truncation: Truncation, kept: range) -> None:
+    assert encode(tokenizer, list(range(20)), truncation=truncation)[0].input_ids.tolist() == list(kept)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [([], EmptyInput), ([-1], InvalidField), ([len(VOCAB)], InvalidField), ([10**30], InvalidField)],
+)
+def test_wrong_ids(tokenizer: Tokenizer, wrong: list[int], problem: type[InvalidField]) -> None:
+    with pytest.raises(problem) as caught:
+        encode(tokenizer, [1], wrong)
+    assert caught.value.param == "input" and caught.value.message.startswith("input[1] ")
+
+
+def test_chunks_on_the_pool_give_what_the_short_way_gives(
+    model_directory: Path, pool: ThreadPoolExecutor, tokenizer: Tokenizer
+) -> None:
+    texts = [f"word{index % 60} unables" for index in range(100)]
+    short = [encode(tokenizer, text)[0].input_ids.tolist() for text in texts]
+    pooled = build_tokenizer(model_directory, pool, inline_chars=0)
+    assert [sequence.input_ids.tolist() for sequence in encode(pooled, *texts)] == short
+
+
+@given(st.lists(st.integers(0, 40_000), min_size=1, max_size=50))
+@settings(deadline=None)
+def test_chunks_cover_everything_once(lengths: list[int]) -> None:
+    chunks = split_chunks(["a" * length for length in lengths])
+    assert [index for first, last in chunks for index in range(first, last)] == list(range(len(lengths)))
+
+
+def test_a_panic_of_the_library_is_the_callers_error(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        pass
+
+    class Broken:
+        def encode(self, *_: object) -> object:
+            raise Panic("index out of bounds")
+
+    monkeypatch.setattr(tokenizer, "_plain", Broken())
+    with pytest.raises(TokenizerFailure, match=r"input\[0\]"):
+        encode(tokenizer, "word1")
+
+
+@pytest.mark.parametrize("truncation", ["right", "left"])
+def test_cut_between_words(truncation: Truncation) -> None:
+    text = "one two three four five six"
+    cut = cut_text(text, 12, truncation)
+    assert cut == ("one two" if truncation == "right" else " five six")
+    assert cut_text("x" * 50, 12, truncation) == "x" * 12
+    assert cut_text(text, 100, truncation) is text
+
+
+def test_the_cutting_twin_knows_the_same_added_tokens(model_directory: Path) -> None:
+    plain = RawTokenizer.from_file(str(model_directory / "tokenizer.json"))
+    plain.no_padding()
+    plain.no_truncation()
+    plain.add_tokens(["<new>"])
+    twin = build_cutting(plain, 8, "right")
+    text = "word1 <new> [SEP] WORD2"
+    assert twin.encode(text).ids == plain.encode(text).ids
+    assert len(VOCAB) in twin.encode(text).ids
+    assert plain.truncation is None and twin.truncation is not None
+
+
+def test_a_missing_file_is_named(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    options = {"max_input_tokens": 8, "vocab_size": 8, "type_vocab_size": 1, "pool": pool}
+    with pytest.raises(ModelDirectoryError, match=r"tokenizer\.json"):
+        load_tokenizer(tmp_path, **options)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelDirectoryError, match=r"tokenizer\.json"):
+        load_tokenizer(tmp_path, **options)
