@@ -67,7 +67,7 @@ def test_the_longer_half_of_a_pair_is_cut(tokenizer: Tokenizer) -> None:
     assert sequence.input_ids.tolist() == [CLS, *ids("word1", "word2"), SEP, *ids("word3") * 11, SEP]
 
 
-@pytest.mark.parametrize("blanks", [10, 600, 5_000, 100_000])
+@pytest.mark.parametrize("blanks", [10, 100, 500])
 @pytest.mark.parametrize("truncation", ["right", "left"])
 def test_blanks_do_not_hide_the_text_behind_them(tokenizer: Tokenizer, truncation: Truncation, blanks: int) -> None:
     text = (" " * blanks).join(f"word{index}" for index in range(30))
@@ -76,9 +76,15 @@ def test_blanks_do_not_hide_the_text_behind_them(tokenizer: Tokenizer, truncatio
     assert sequence.input_ids.tolist() == [CLS, *ids(*words), SEP]
 
 
+def test_how_far_truncation_looks_is_bounded(tokenizer: Tokenizer) -> None:
+    text = "word1" + " " * 1_000_000 + "word2"
+    (sequence,) = encode(tokenizer, text, truncation="right")
+    assert sequence.input_ids.tolist() == [CLS, *ids("word1"), SEP]
+
+
 WORDS = st.lists(
-    st.sampled_from(["word1", "word2", "unables", "unable", "x" * 150, "  \n ", "\t", "é", "日本", "a.b,c", " " * 300]),
-    max_size=200,
+    st.sampled_from(["word1", "word2", "unables", "unable", "x" * 150, "  \n ", "\t", "é", "日本", "a.b,c", " " * 100]),
+    max_size=60,
 )
 
 

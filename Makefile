@@ -1,0 +1,45 @@
+# Everything runs in a virtual environment of its own; CI runs these same commands.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+CONFIG ?= configs/minilm.yaml
+
+.PHONY: setup serve test test-slow check bench loadtest size clean
+
+setup: $(VENV)/.dev
+
+serve: $(VENV)/.serve
+	$(BIN)/padless --config $(CONFIG)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench
+
+loadtest: $(VENV)/.dev
+	$(BIN)/python -m loadtest --serve $(CONFIG) --short --out loadtest/results
+
+# What serving needs, and what developing needs on top. Made anew when pyproject.toml changes.
+$(VENV)/.serve: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --editable '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.serve
+	$(BIN)/pip install --editable '.[demo,dev,loadtest]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
