@@ -8,6 +8,8 @@ from models.layers import Embeddings, Encoder
 
 
 class Bert(nn.Module):
+    """Token ids to rows, over packed sequences: [num_tokens] -> [num_tokens, hidden_size]."""
+
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.embeddings = Embeddings(config)
@@ -33,15 +35,20 @@ LAYER_RENAMES: Renames = (
     (r"encoder\.layer\.(\d+)\.output\.LayerNorm\.(\w+)", r"stack.layers.\1.feed_forward_norm.\2"),
 )
 POOLER_HEAD_RENAMES: Renames = (
-    (r"pooler\.dense\.(\w+)", r"dense.\1"),
-    (r"classifier\.(\w+)", r"output.\1"),
+    (r"pooler\.dense\.(weight|bias)", r"dense.\1"),
+    (r"classifier\.(weight|bias)", r"output.\1"),
 )
+
+POOLER = r"pooler\.dense\.(weight|bias)"
+POSITION_IDS = r"embeddings\.position_ids"
+"""A buffer that transformers saved before 4.31: the numbers from 0 on."""
 
 FAMILY = Family(
     encoder=Bert,
+    model_types=("bert",),
     prefix="bert.",
     renames=EMBEDDING_RENAMES + LAYER_RENAMES,
     head_renames=POOLER_HEAD_RENAMES,
-    head_activation=lambda config: "tanh",
-    ignored=(r"embeddings\.position_ids", r"pooler\..*", r"cls\..*"),
+    head_activation="tanh",
+    ignored=(POSITION_IDS, POOLER, r"cls\.(predictions|seq_relationship)\..*"),
 )

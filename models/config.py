@@ -63,7 +63,9 @@ def read_config(directory: Path) -> EncoderConfig:
         number(name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
     )
     if hidden_size % num_heads:
-        raise ModelDirectoryError(f"{path}: hidden_size {hidden_size} is no multiple of num_attention_heads {num_heads}")
+        raise ModelDirectoryError(
+            f"{path}: hidden_size {hidden_size} is no multiple of num_attention_heads {num_heads}"
+        )
     is_albert = keys["model_type"] == "albert"
     has_narrow_tables = is_albert or keys["model_type"] == "electra"
     has_task_types = keys["model_type"] == "ernie" and keys["use_task_id"]
@@ -92,7 +94,7 @@ def check_supported(path: Path, keys: Keys) -> None:
     """Raises ModelDirectoryError for settings that would change the answers and that we do not compute."""
     for name, values in (SUPPORTED | SUPPORTED_BY_TYPE.get(keys["model_type"], {})).items():
         if name in keys and keys[name] not in values:
-            supported = f"only {values[0]!r} is" if values else "remove what it asks for and the key"
+            supported = f"only {values[0]!r} is" if values else "use a checkpoint without it"
             raise ModelDirectoryError(f"{path}: {name} {keys[name]!r} is not supported; {supported}")
     own_code = [name for name in keys.get("auto_map", {}) if name.startswith(("AutoConfig", "AutoModel"))]
     if own_code:

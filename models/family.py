@@ -16,11 +16,14 @@ class Family:
     """`prefix` is stripped from a checkpoint's names where it is there, then `renames` lead to ours."""
 
     encoder: Callable[[EncoderConfig], nn.Module]
+    model_types: tuple[str, ...]
+    """Those of config.json that compute the same."""
     prefix: str
     renames: Renames
     """Of the encoder, to names below `encoder.`."""
     head_renames: Renames
     """Of the classification head, to names below `head.`."""
-    head_activation: Callable[[EncoderConfig], str]
+    head_activation: str
+    """Between the two layers of the classification head."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of weights that serving does not need: language-model heads, unused poolers."""

@@ -17,7 +17,7 @@ class DenseSpec:
     out_features: int
     has_bias: bool
     activation: str
-    """tanh, or none."""
+    """A name in `layers.ACTIVATIONS`, or none."""
 
 
 class EmbeddingHead(nn.Module):

@@ -118,7 +118,7 @@ def read_info(
         pooling=modules.pooling if pooling == "auto" else pooling,
         normalize=modules.normalize if normalize is None else normalize,
         dense=modules.dense,
-        problem_type=read_problem_type(path, keys) if task == "classify" else ModelInfo.problem_type,
+        problem_type=read_problem_type(path, keys) if task == "classify" else PROBLEM_TYPES[0],
     )
 
 
@@ -140,7 +140,8 @@ def read_max_input_tokens(directory: Path, keys: Keys) -> int:
 
 def read_labels(path: Path, keys: Keys) -> dict[int, str]:
     """From 0 on, in order. Raises ModelDirectoryError where numbers are missing."""
-    labels = keys.get("id2label") or {index: f"LABEL_{index}" for index in range(int(keys.get("num_labels", 2)))}
+    num_labels = require_number(path, keys, "num_labels") if "num_labels" in keys else 2
+    labels = keys.get("id2label") or {index: f"LABEL_{index}" for index in range(num_labels)}
     if not isinstance(labels, dict) or sorted(map(str, labels)) != sorted(map(str, range(len(labels)))):
         raise ModelDirectoryError(f"{path}: id2label must map the numbers from 0 on to names, but is {labels!r}")
     return {int(index): str(labels[index]) for index in sorted(labels, key=int)}

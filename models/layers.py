@@ -64,45 +64,49 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of layers. Where `num_groups` is below `num_layers` the layers of a group share one set of weights."""
+    """A stack of layers, each with its own weights."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.num_layers = config.num_layers
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_groups))
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
 
     def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int, bias: Tensor | None = None) -> Tensor:
-        for index in range(self.num_layers):
-            layer = self.layers[index * len(self.layers) // self.num_layers]
+        for layer in self.layers:
             hidden_states = layer(hidden_states, cu_seqlens, max_seqlen, bias)
         return hidden_states
 
 
 class Embeddings(nn.Module):
-    """Sum of word, position and token-type rows, normalised. Without token types where `type_vocab_size` is 0."""
+    """Sum of word, position, token-type and task-type rows, normalised: [num_tokens, embedding_size].
+
+    Without token types where `type_vocab_size` is 0, and without task types where `task_type_vocab_size` is.
+    """
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.word = nn.Embedding(config.vocab_size, config.embedding_size)
         self.position = nn.Embedding(config.max_position_embeddings, config.embedding_size)
-        has_types = config.type_vocab_size > 0
+        has_types, has_tasks = config.type_vocab_size > 0, config.task_type_vocab_size > 0
         self.token_type = nn.Embedding(config.type_vocab_size, config.embedding_size) if has_types else None
+        self.task_type = nn.Embedding(config.task_type_vocab_size, config.embedding_size) if has_tasks else None
         self.norm = nn.LayerNorm(config.embedding_size, config.norm_eps)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         rows = self.word(input_ids)
         if self.token_type is not None:
             rows = rows + self.token_type(token_type_ids)
+        if self.task_type is not None:
+            rows = rows + self.task_type.weight[0]
         return self.norm(rows + self.position(position_ids))
 
 
 def offset_positions(input_ids: Tensor, position_ids: Tensor, pad_token_id: int) -> Tensor:
-    """RoBERTa's positions: count the tokens of a sequence that are not padding, from pad_token_id + 1.
+    """RoBERTa's positions, [num_tokens]: count the tokens of a sequence that are not padding, from pad_token_id + 1.
 
     A padding id inside a request shifts those after it, and itself gets pad_token_id, as in fairseq and HF.
     """
     is_token = input_ids.ne(pad_token_id).long()
     counted = is_token.cumsum(0)
     first = torch.arange(input_ids.shape[0], device=input_ids.device) - position_ids
-    before = counted[first] - is_token[first]
+    before = (counted - is_token).index_select(0, first)
     return (counted - before) * is_token + pad_token_id

@@ -1,37 +1,38 @@
 """A model directory to the module that engines are built from."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from models.config import read_config
+from models.config import EncoderConfig, read_config
+from models.family import Family
 from models.heads import ClassificationHead, DenseSpec, EmbeddingHead, TextModel
-from models.info import ModelDirectoryError, ModelInfo, read_json
+from models.info import CLASSIFIER_SUFFIX, ModelDirectoryError, ModelInfo, read_object, require_number
 from models.registry import find_family
 from models.weights import assign_weights, read_checkpoint, rename_tensors
 
-DENSE_ACTIVATIONS = {"torch.nn.modules.activation.Tanh": "tanh", "torch.nn.modules.linear.Identity": "none"}
+DENSE_ACTIVATIONS = {
+    "torch.nn.modules.activation.GELU": "gelu",
+    "torch.nn.modules.activation.ReLU": "relu",
+    "torch.nn.modules.activation.SiLU": "silu",
+    "torch.nn.modules.activation.Tanh": "tanh",
+    "torch.nn.modules.linear.Identity": "none",
+}
 
 
 def load_model(directory: Path, info: ModelInfo) -> TextModel:
     """Build the module for `info.task` and fill it with the directory's weights, fp32, on the CPU."""
     config = read_config(directory)
-    family = find_family(info.architecture)
-    renames = [(pattern, f"encoder.{target}") for pattern, target in family.renames]
-    dense = tuple(read_dense(directory / folder) for folder in info.dense)
+    family = find_family(info.architecture, config.model_type)
+    dense = [read_dense(directory / folder) for folder in info.dense]
+    check_widths(directory, config, dense)
     # Built without memory and filled later: initialising weights that are overwritten takes seconds for large models.
     with torch.device("meta"):
-        encoder = family.encoder(config)
-        if info.task == "classify":
-            head: ClassificationHead | EmbeddingHead = ClassificationHead(
-                config.hidden_size, config.num_labels, family.head_activation(config)
-            )
-        else:
-            head = EmbeddingHead(info.pooling, dense, info.normalize)
-    model = TextModel(encoder, head).to_empty(device="cpu")
-    if info.task == "classify":
-        renames += [(pattern, f"head.{target}") for pattern, target in family.head_renames]
-    tensors = rename_tensors(read_checkpoint(directory), family.prefix, renames, family.ignored)
+        head = build_head(family, config, info, dense)
+        model = TextModel(family.encoder(config), head)
+    tensors = read_encoder(directory, family, info)
     for index, folder in enumerate(info.dense):
         for name, value in read_checkpoint(directory / folder).items():
             tensors[f"head.dense.{index}.{name.removeprefix('linear.')}"] = value
@@ -39,14 +40,48 @@ def load_model(directory: Path, info: ModelInfo) -> TextModel:
     return model.eval()
 
 
+def build_head(
+    family: Family, config: EncoderConfig, info: ModelInfo, dense: Sequence[DenseSpec]
+) -> ClassificationHead | EmbeddingHead:
+    if info.task == "classify":
+        return ClassificationHead(config.hidden_size, config.num_labels, family.head_activation)
+    return EmbeddingHead(info.pooling, tuple(dense), info.normalize)
+
+
+def read_encoder(directory: Path, family: Family, info: ModelInfo) -> dict[str, Tensor]:
+    """The checkpoint under our names. Embedding with a classifier's checkpoint leaves its head unused."""
+    renames = [(pattern, f"encoder.{target}") for pattern, target in family.renames]
+    ignored = list(family.ignored)
+    if info.task == "classify":
+        renames += [(pattern, f"head.{target}") for pattern, target in family.head_renames]
+    elif info.architecture.endswith(CLASSIFIER_SUFFIX):
+        ignored += [pattern for pattern, _ in family.head_renames]
+    return rename_tensors(read_checkpoint(directory), family.prefix, renames, ignored)
+
+
 def read_dense(folder: Path) -> DenseSpec:
-    keys = read_json(folder / "config.json")
+    path = folder / "config.json"
+    keys = read_object(path)
     activation = keys.get("activation_function", "torch.nn.modules.linear.Identity")
     if activation not in DENSE_ACTIVATIONS:
         raise ModelDirectoryError(
-            f"{folder / 'config.json'}: activation_function {activation!r} is not supported; "
-            f"supported are {', '.join(DENSE_ACTIVATIONS)}"
+            f"{path}: activation_function {activation!r} is not supported; supported are {', '.join(DENSE_ACTIVATIONS)}"
         )
-    return DenseSpec(
-        keys["in_features"], keys["out_features"], bool(keys.get("bias", True)), DENSE_ACTIVATIONS[activation]
-    )
+    if keys.get("use_residual"):
+        raise ModelDirectoryError(f"{path}: use_residual is not supported")
+    for name in ("module_input_name", "module_output_name"):
+        if keys.get(name) not in (None, "sentence_embedding"):
+            raise ModelDirectoryError(f"{path}: {name} {keys[name]!r} is not supported; only 'sentence_embedding' is")
+    in_features, out_features = (require_number(path, keys, name) for name in ("in_features", "out_features"))
+    return DenseSpec(in_features, out_features, bool(keys.get("bias", True)), DENSE_ACTIVATIONS[activation])
+
+
+def check_widths(directory: Path, config: EncoderConfig, dense: Sequence[DenseSpec]) -> None:
+    """Each Dense module takes what the one before it gives."""
+    width = config.hidden_size
+    for spec in dense:
+        if spec.in_features != width:
+            raise ModelDirectoryError(
+                f"{directory / 'modules.json'}: a Dense module has in_features {spec.in_features}, but gets {width}"
+            )
+        width = spec.out_features

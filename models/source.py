@@ -8,7 +8,16 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from models.info import ModelDirectoryError
 
-NEEDED_FILES = ("*.json", "*.safetensors", "pytorch_model*.bin", "*.txt", "*.model", "*/*.json", "*/*.safetensors", "*/pytorch_model.bin")
+NEEDED_FILES = (
+    "*.json",
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "*.txt",
+    "*.model",
+    "*/*.json",
+    "*/*.safetensors",
+    "*/pytorch_model.bin",
+)
 
 
 def find_directory(*, path: str | None = None, package: str | None = None, hub: str | None = None) -> Path:

@@ -1,5 +1,6 @@
 """Checkpoint files to parameters. Ends with nothing missing and nothing left over, or fails naming the tensors."""
 
+import pickle
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,11 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.info import ModelDirectoryError, read_json
+from models.info import ModelDirectoryError, read_object
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""What weights may be stored in. Narrower types need scales, which would be another format."""
 
 
 def read_checkpoint(directory: Path) -> dict[str, Tensor]:
@@ -31,30 +34,50 @@ def list_files(directory: Path) -> list[Path]:
         if (directory / single).exists():
             return [directory / single]
         if (directory / index).exists():
-            return sorted({directory / name for name in read_json(directory / index)["weight_map"].values()})
+            return [directory / name for name in read_index(directory / index)]
     raise ModelDirectoryError(f"{directory}: no weights; expected one of {', '.join(SINGLE_FILES + INDEX_FILES)}")
 
 
+def read_index(path: Path) -> list[str]:
+    """The files of a sharded checkpoint, which lie beside their index."""
+    weight_map = read_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelDirectoryError(f"{path}: the key 'weight_map' is missing; it must map tensors to files")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise ModelDirectoryError(f"{path}: the file {name!r} in weight_map is not beside the index")
+    return names
+
+
 def read_file(file: Path) -> dict[str, Tensor]:
+    """Raises ModelDirectoryError where a file cannot be read, or holds more than tensors."""
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        tensors: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-        return tensors
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise ModelDirectoryError(f"{file}: cannot be read: {error}") from None
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, SafetensorError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise ModelDirectoryError(f"{file}: cannot be read: {first_line(error)}") from None
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ModelDirectoryError(f"{file}: must hold a dictionary of tensors and nothing else")
+    return {str(name): value for name, value in content.items()}
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def rename_tensors(
     tensors: dict[str, Tensor], prefix: str, renames: Sequence[tuple[str, str]], ignored: Sequence[str]
 ) -> dict[str, Tensor]:
     """To our names. Names that nothing matches stay as they are, and are reported by `assign_weights`."""
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for name, value in tensors.items():
         bare = name.removeprefix(prefix)
         target = next(match_rename(bare, renames), None)
         if target is not None:
-            renamed[target] = value
+            # A second tensor for the same place is left over, not a silent replacement.
+            renamed[name if target in renamed else target] = value
         elif not any(re.fullmatch(pattern, bare) for pattern in ignored):
             renamed[name] = value
     return renamed
@@ -68,22 +91,36 @@ def match_rename(name: str, renames: Sequence[tuple[str, str]]) -> Iterator[str]
 
 
 def assign_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Fill every parameter, as fp32. Raises ModelDirectoryError for missing, left-over or misshapen tensors."""
-    parameters = dict(module.named_parameters())
-    missing = sorted(parameters.keys() - tensors.keys())
-    left_over = sorted(tensors.keys() - parameters.keys())
-    misshapen = sorted(
-        f"{name} {list(tensors[name].shape)} instead of {list(parameter.shape)}"
-        for name, parameter in parameters.items()
-        if name in tensors and tensors[name].shape != parameter.shape
-    )
-    faults = [
-        f"{what} {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
-        for what, names in (("missing:", missing), ("left over:", left_over), ("misshapen:", misshapen))
-        if names
-    ]
+    """Give every parameter its values, as fp32 in memory of their own; parameters may be on `meta` before.
+
+    Raises ModelDirectoryError for missing, left-over, misshapen or mistyped tensors.
+    """
+    faults = list(find_faults(dict(module.named_parameters()), tensors))
     if faults:
         raise ModelDirectoryError(f"{source}: the weights do not fit the architecture; {'; '.join(faults)}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+    values = {
+        name: value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+    module.load_state_dict(values, assign=True)
+    empty = [name for name, buffer in module.named_buffers() if buffer.is_meta]
+    assert not empty, f"The buffers {', '.join(empty)} were built without values. This is a bug."
+
+
+def find_faults(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iterator[str]:
+    """One text per kind of fault, with the first names of each."""
+    common = sorted(parameters.keys() & tensors.keys())
+    faults = {
+        "missing": sorted(parameters.keys() - tensors.keys()),
+        "left over": sorted(tensors.keys() - parameters.keys()),
+        "misshapen": [
+            f"{name} {list(tensors[name].shape)} instead of {list(parameters[name].shape)}"
+            for name in common
+            if tensors[name].shape != parameters[name].shape
+        ],
+        "mistyped": [f"{name} {tensors[name].dtype}" for name in common if tensors[name].dtype not in DTYPES],
+    }
+    for what, names in faults.items():
+        if names:
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            yield f"{what}: {', '.join(names[:8])}{more}"

@@ -74,7 +74,10 @@ def sympify(value: object) -> sympy.Expr:
 
 
 def to_formula(value: object, names: Mapping[str, str]) -> Formula:
-    """A dimension of a traced tensor as a polynomial of the batch's shape. Raises ValueError where it is none."""
+    """A dimension of a traced tensor as a polynomial of the batch's shape. Raises ValueError where it is none.
+
+    Negative and broken coefficients are refused too: a larger batch must never need a smaller tensor.
+    """
     order = ("num_tokens", "num_seqs", "max_seqlen")
     expression = sympify(value)
     symbols = [sympy.Symbol(name) for name in order]
@@ -83,6 +86,8 @@ def to_formula(value: object, names: Mapping[str, str]) -> Formula:
         terms = sympy.Poly(renamed, *symbols).terms()
     except sympy.PolynomialError:
         raise ValueError(f"{rename_symbols(str(expression), names)} is not a polynomial") from None
+    if any(coefficient < 0 or not coefficient.is_integer for _, coefficient in terms):
+        raise ValueError(f"{rename_symbols(str(expression), names)} may shrink as a batch grows")
     return Formula(tuple((int(coefficient), *powers) for powers, coefficient in terms if coefficient))
 
 

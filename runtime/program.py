@@ -4,6 +4,7 @@ Each step computes one slot by one of three means: into a place the arena gives 
 ops without a kernel in `runtime.kernels.table`, by letting torch allocate. Only the first kind is planned.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ from torch.fx import GraphModule, Node
 from runtime.capture import INPUT_NAMES, constant, symbol_names, to_formula
 from runtime.kernels.table import OUT_KERNELS, VIEW_OPS
 from runtime.memory.lifetimes import BatchShape, Formula, Lifetime, TensorLife, size_lifetimes
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,19 +177,30 @@ def is_view(node: Node) -> bool:
     """Whether the result shares memory with the first argument, by torch's own account of the shapes' strides."""
     if node.target not in VIEW_OPS:
         return False
-    if node.target not in (torch.ops.aten.reshape.default, torch.ops.aten.flatten.using_ints):
+    if node.target not in (aten.reshape.default, aten.flatten.using_ints):
         return True
     source = node.args[0]
     return isinstance(source, Node) and source.meta["val"].is_contiguous()
 
 
+def may_share_memory(node: Node) -> bool:
+    """Whether the result can be, or lie in, an argument's memory: views, and ops that copy only if they must.
+
+    `reshape`, `contiguous` and `to` declare it in their schemas; `dropout` and `type_as` return their input unsaid.
+    """
+    if node.target in (operator.getitem, aten.dropout.default, aten.type_as.default):
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(argument.alias_info is not None for argument in schema.arguments)
+
+
 def find_deaths(calls: Sequence[Node], step_of: dict[Node, int], output: Node) -> dict[Node, int]:
-    """For each call the last step that reads it, directly or through views; the output outlives all steps."""
+    """For each call the last step that reads its memory, under whatever name; the output outlives all steps."""
     deaths: dict[Node, int] = {}
     for node in reversed(calls):
         last = step_of[node]
         for user in node.users:
             if user in step_of:
-                last = max(last, deaths[user] if is_view(user) else step_of[user])
+                last = max(last, deaths[user] if may_share_memory(user) else step_of[user])
         deaths[node] = len(calls) if node is output else last
     return deaths

@@ -4,19 +4,19 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
 
 import orjson
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api import admin, health, openai, tei
-from server.api.serving import find_state
+from server.api.serving import LeanRoute, find_state
 from server.errors import (
     ApiError,
     InvalidBody,
@@ -28,6 +28,8 @@ from server.errors import (
 from server.metrics import UNKNOWN_MODEL, CallTimes, Metrics
 from server.request import EngineUnavailable
 from server.state import ServerState
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 logger = logging.getLogger("padless.http")
 
@@ -59,8 +61,18 @@ def create_app(state: ServerState) -> FastAPI:
         app.include_router(protocol.router)
     for error in (ApiError, EngineUnavailable, RequestValidationError, HTTPException):
         app.add_exception_handler(error, answer_error)
-    app.add_middleware(RequestIds)
+    app.add_middleware(FrontDoor, endpoints=find_endpoints(openai.router, tei.router))
     return app
+
+
+def find_endpoints(*routers: APIRouter) -> dict[str, Endpoint]:
+    """The routes that take a POST and answer every error by themselves."""
+    return {
+        route.path: route.endpoint
+        for router in routers
+        for route in router.routes
+        if isinstance(route, LeanRoute) and route.methods == {"POST"}
+    }
 
 
 def find_version() -> str:
@@ -97,14 +109,16 @@ def translate_error(request: Request, error: Exception) -> Exception:
     return InvalidBody(str(error.detail)) if error.status_code < 500 else error
 
 
-class RequestIds:
+class FrontDoor:
     """Gives every response an `x-request-id`, the client's own where it is sane, and every bug a decent 500.
 
-    Plain ASGI: it must be outside of everything that can fail, and a class of Starlette's for this costs a task each.
+    Routes that compute are called from here, past FastAPI's own machinery: it would match, open three exit stacks and
+    look for dependencies, which they have none of (measured: 0.13 ms of 0.3 ms). Their errors are mapped already.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, endpoints: Mapping[str, Endpoint]) -> None:
         self._app = app
+        self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -121,8 +135,13 @@ class RequestIds:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
             await send(message)
 
+        endpoint = self._endpoints.get(scope["path"]) if scope["method"] == "POST" else None
         try:
-            await self._app(scope, receive, send_with_id)
+            if endpoint is None:
+                await self._app(scope, receive, send_with_id)
+            else:
+                response = await endpoint(Request(scope, receive))
+                await response(scope, receive, send_with_id)
         except Exception as error:
             logger.exception("%s failed, request id %s", scope["path"], scope["request_id"])
             if has_started:

@@ -14,9 +14,11 @@ REPEATS = 2
 """The faster of two runs counts: the machine may be busy, the engine is never faster than it is."""
 
 
-def calibrate(engine: Engine, *, max_batch_tokens: int, max_input_tokens: int, progress: Progress) -> CostModel:
+def calibrate(
+    engine: Engine, *, max_batch_tokens: int, max_batch_requests: int, max_input_tokens: int, progress: Progress
+) -> CostModel:
     """Run every shape of the grid and fit. Short and long sequences tell the linear from the quadratic part."""
-    shapes = list_shapes(max_batch_tokens, max_input_tokens)
+    shapes = list_shapes(max_batch_tokens, max_batch_requests, max_input_tokens)
     samples: list[tuple[StepCost, float]] = []
     for index, (num_seqs, seqlen) in enumerate(shapes):
         progress("timing", index, len(shapes))
@@ -35,11 +37,12 @@ def time_run(engine: Engine, batch: Batch) -> list[float]:
     return seconds
 
 
-def list_shapes(max_batch_tokens: int, max_input_tokens: int) -> list[tuple[int, int]]:
+def list_shapes(max_batch_tokens: int, max_batch_requests: int, max_input_tokens: int) -> list[tuple[int, int]]:
     """(num_seqs, seqlen) from one short sequence to a quarter of the budget, which is where rates have levelled off."""
     shapes = set()
     for seqlen in (8, 64, max_input_tokens):
         seqlen = min(seqlen, max_input_tokens)
         for num_tokens in (seqlen, 256, max_batch_tokens // 4):
-            shapes.add((max(1, min(num_tokens, max_batch_tokens) // seqlen), seqlen))
+            num_seqs = min(num_tokens, max_batch_tokens) // seqlen
+            shapes.add((max(1, min(num_seqs, max_batch_requests)), seqlen))
     return sorted(shapes)

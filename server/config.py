@@ -149,7 +149,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ServerConfig:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: the file must be a mapping with the key 'models'")
@@ -184,7 +184,10 @@ def apply_override(document: dict[str, Any], override: str) -> None:
         target = descend(target, part, override)
     if not isinstance(target, dict):
         raise ConfigError(f"--set {override}: {'.'.join(parts[:-1])} has no keys")
-    target[parts[-1]] = yaml.safe_load(value)
+    try:
+        target[parts[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
 
 
 def descend(target: Any, part: str, override: str) -> Any:

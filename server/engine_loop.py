@@ -107,7 +107,7 @@ class EngineLoop:
 
     def status(self) -> tuple[EngineStatus, ...]:
         age_s = monotonic() - self.last_success_s
-        is_ready = age_s < 3 * self.canary_interval_s
+        is_ready = self.last_success_s > 0 and age_s < 3 * self.canary_interval_s
         reason = "ready" if is_ready else f"no forward pass has succeeded for {age_s:.0f} s"
         limits = self.scheduler.limits
         return (

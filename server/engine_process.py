@@ -32,7 +32,11 @@ def build_loop(deployment: Deployment, model: DeployedModel, replica: int, metri
     if model.config.engine.warmup:
         engine.warmup(progress)
         cost_model = calibrate(
-            engine, max_batch_tokens=max_batch_tokens, max_input_tokens=model.max_input_tokens, progress=progress
+            engine,
+            max_batch_tokens=max_batch_tokens,
+            max_batch_requests=limits.max_batch_requests,
+            max_input_tokens=model.max_input_tokens,
+            progress=progress,
         )
     return EngineLoop(
         engine,

@@ -1,12 +1,15 @@
 """The engine side of the process boundary: puts an EngineLoop behind a Unix socket. Knows no torch."""
 
 import asyncio
+import logging
 from contextlib import suppress
 from pathlib import Path
 
 from server.engine_loop import EngineLoop
 from server.request import DeadlineExceeded, EngineFailure, EngineStatus, EngineUnavailable
 from server.wire import Answered, Cancel, Failed, Message, Status, Submit, decode_call, frame, read_message
+
+logger = logging.getLogger("padless.engine")
 
 STATUS_PERIOD_S = 0.25
 
@@ -72,6 +75,9 @@ class Connection:
             answer = await self.loop.run(decode_call(message), message.deadline_s)
         except (EngineUnavailable, DeadlineExceeded, EngineFailure) as error:
             self.send(Failed(message.call_id, type(error).__name__, str(error)))
+        except Exception as error:  # a bug of ours; whoever waits must hear of it all the same
+            logger.exception("a call failed")
+            self.send(Failed(message.call_id, EngineFailure.__name__, f"{type(error).__name__}: {error}"))
         else:
             self.send(Answered(message.call_id, answer.values.tobytes(), answer.queue_s, answer.engine_s))
 

@@ -30,7 +30,7 @@ class TokenSequence:
 class Request:
     """One sequence in the queue of an engine. `call_id` names the client call it is part of.
 
-    Mutable: `is_cancelled`, set when nobody waits for the answer any more.
+    Mutable: `is_cancelled`, set when nobody waits for the answer any more; its place in the queue, which the queue sets.
     """
 
     request_id: int
@@ -39,6 +39,7 @@ class Request:
     deadline_s: float
     arrival_s: float
     virtual_deadline_s: float = 0.0
+    queue_number: int = 0
     is_cancelled: bool = False
 
     @property

@@ -37,9 +37,11 @@ class RequestQueue:
             self.push(request)
 
     def push(self, request: Request) -> None:
-        """Queue one request at the place its virtual deadline gives it."""
-        self.count += 1
-        heapq.heappush(self.heap, (request.virtual_deadline_s, self.count, request))
+        """Queue one request at the place its virtual deadline gives it, or back at the place it had."""
+        if request.queue_number == 0:
+            self.count += 1
+            request.queue_number = self.count
+        heapq.heappush(self.heap, (request.virtual_deadline_s, request.queue_number, request))
         self.num_tokens += request.num_tokens
 
     def pop(self) -> Request:

@@ -87,5 +87,6 @@ class Scheduler:
                     break
         for request in passed_over:
             queue.push(request)
-        self.oldest_arrival_s = now_s if not passed_over else min(request.arrival_s for request in passed_over)
+        if limits.max_wait_s > 0:  # only then does anybody ask, and it costs a look at the whole queue
+            self.oldest_arrival_s = min((request.arrival_s for request in queue), default=now_s)
         return Choice(chosen, expired)

@@ -32,9 +32,6 @@ that is nearly all blanks has more; truncation notices, and looks further.
 MAX_REACH = 16
 """So many times the guard is as far as truncation looks: what follows 512 blanks per token may be missed, and in
 return a body of 16 MB of blanks costs a thread 0.5 s and not 20 s."""
-INLINE_CHARS = 512
-"""A call with fewer is tokenised on the event loop: it takes 0.1 to 0.2 ms there, and the way to a thread and back
-takes as long again (measured here: 75 us against 170 to 280 us for 20 words)."""
 CHUNK_CHARS = 16_384
 """What a thread takes at a time, about 5 ms: between two chunks other calls get their turn."""
 
@@ -61,7 +58,6 @@ class Tokenizer:
         type_vocab_size: int,
         pool: ThreadPoolExecutor,
         num_threads: int = 1,
-        inline_chars: int = INLINE_CHARS,
     ) -> None:
         plain.no_padding()
         plain.no_truncation()
@@ -72,15 +68,12 @@ class Tokenizer:
         self._vocab_size = vocab_size
         self._pool = pool
         self._num_threads = num_threads
-        self._inline_chars = inline_chars
         # Single texts of almost every model are all type 0: looked up once, not per text.
         self._has_pair_types = type_vocab_size > 1
         self._has_single_types = self._has_pair_types and any(plain.encode("a").type_ids)
 
     async def encode(self, inputs: Sequence[Input], *, truncation: Truncation, field: str) -> list[TokenSequence]:
         """Sequences in the order of the inputs. Errors name `field`. Raises InvalidField and its kinds."""
-        if count_chars(inputs) <= self._inline_chars:
-            return self._encode_chunk(inputs, 0, truncation, field)
         chunks = list(split_chunks(inputs))
         sequences: list[TokenSequence] = []
         loop = asyncio.get_running_loop()
@@ -117,14 +110,14 @@ class Tokenizer:
         """Token ids are taken as they are: the client has added the special tokens, if it wants any."""
         if not ids:
             raise EmptyInput("must not be empty")
-        low, high = min(ids), max(ids)
-        if low < 0 or high >= self._vocab_size:
-            wrong = low if low < 0 else high
-            raise InvalidField(f"has the token id {wrong}; ids of this model go from 0 to {self._vocab_size - 1}")
         if len(ids) > self.max_input_tokens:
             if truncation == "error":
                 raise self._too_long(len(ids))
             ids = ids[: self.max_input_tokens] if truncation == "right" else ids[-self.max_input_tokens :]
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self._vocab_size:
+            wrong = low if low < 0 else high
+            raise InvalidField(f"has the token id {wrong}; ids of this model go from 0 to {self._vocab_size - 1}")
         return TokenSequence(np.array(ids, dtype=np.int32))
 
     def _encode_text(self, text: Text, truncation: Truncation) -> TokenSequence:

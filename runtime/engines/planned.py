@@ -32,7 +32,8 @@ class PlannedEngine:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
 
     def warmup(self, progress: Progress) -> None:
-        """The largest batch comes first: one chunk then holds every later plan."""
+        """The largest shape comes first: its plan serves every later batch that finds no better one, so none allocates."""
+        self.arena.layout(self.largest, lambda: self.program.lifetimes(self.largest))
         batches = warmup_batches(self.largest)
         for index, batch in enumerate(batches):
             progress("warming up", index, len(batches))
@@ -88,6 +89,8 @@ class PlannedEngine:
 
 def make_getter(args: tuple[int, ...]) -> Callable[[list[object]], Sequence[object]]:
     """Fetches argument slots in one call; a slice for one of them, because itemgetter would return it bare."""
+    if not args:
+        return lambda slots: ()
     return itemgetter(*args) if len(args) > 1 else itemgetter(slice(args[0], args[0] + 1))
 
 

@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 
 def embedding(weight: Tensor, indices: Tensor, *_: object, out: Tensor) -> None:
-    torch.index_select(weight, 0, indices, out=out)
+    torch.index_select(weight, 0, indices.flatten(), out=out.view(-1, weight.shape[1]))
 
 
 OUT_KERNELS: dict[object, Kernel] = {

@@ -81,8 +81,14 @@ class Arena(Generic[Buffer]):
         return Layout(places, measure_use(plan, lifetimes))
 
     def grow(self, plan: MemoryPlan, lifetimes: list[Lifetime]) -> MemoryPlan:
-        """Allocate the plan's new chunk, or replace all chunks by one where piecemeal growth would waste too much."""
+        """Allocate the plan's new chunk, or replace all chunks by one where piecemeal growth would waste too much.
+
+        The largest chunk never gets smaller, so batches that take turns do not chase one another's chunks away.
+        """
         offsets, peak = plan_region(lifetimes)
+        for index, (size, _) in enumerate(self.chunks):
+            if peak <= size:  # the search over one region finds room that filling chunk by chunk has missed
+                return MemoryPlan(tuple(Placement(index, offset) for offset in offsets), 0)
         if self.cap_bytes is not None and peak > self.cap_bytes:
             raise CapExceeded(f"this batch needs {peak} bytes of activations, over the cap of {self.cap_bytes}")
         grown = self.reserved_bytes + plan.new_chunk_bytes

@@ -17,7 +17,7 @@ from runtime.memory.lifetimes import Lifetime, live_peak
 GOOD_ENOUGH = 1.02
 """A plan within this factor of the lower bound ends the search."""
 NUM_REPAIRS = 48
-"""Attempts to improve the best order by moving the tensor that sticks out to its front."""
+"""Attempts to improve an order by moving the tensor that sticks out to its front."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +94,23 @@ def place_first(life: Lifetime, regions: Sequence[Region], order: Sequence[int])
 
 
 def plan_region(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
-    """Offsets in one range of addresses, and its length: the best of several greedy orders, then repaired."""
-    bound = live_peak(lifetimes)
-    best_order: list[int] = []
-    best: list[int] = []
-    best_peak = -1
+    """Offsets in one range of addresses, and its length: the best of several greedy orders, repaired if need be."""
+    good_enough = live_peak(lifetimes) * GOOD_ENOUGH
+    tried: list[tuple[int, list[int], list[int]]] = []
     for key in ORDERS:
         order = sorted(range(len(lifetimes)), key=lambda tensor: key(lifetimes[tensor]))
         offsets, peak = fill_region(lifetimes, order)
-        if best_peak < 0 or peak < best_peak:
-            best_order, best, best_peak = order, offsets, peak
-        if best_peak <= bound * GOOD_ENOUGH:
-            return best, best_peak
-    return repair_order(lifetimes, best_order, best, best_peak, bound)
+        if peak <= good_enough:
+            return offsets, peak
+        tried.append((peak, order, offsets))
+    best_peak, _, best = min(tried)
+    for _, order, offsets in sorted(tried):
+        offsets, peak = repair_order(lifetimes, order, offsets, good_enough)
+        if peak < best_peak:
+            best, best_peak = offsets, peak
+        if best_peak <= good_enough:
+            break
+    return best, best_peak
 
 
 ORDERS: tuple[Callable[[Lifetime], tuple[int, ...]], ...] = (
@@ -134,13 +138,13 @@ def fill_region(lifetimes: Sequence[Lifetime], order: Sequence[int]) -> tuple[li
 
 
 def repair_order(
-    lifetimes: Sequence[Lifetime], order: list[int], best: list[int], best_peak: int, bound: int
+    lifetimes: Sequence[Lifetime], order: list[int], offsets: list[int], good_enough: float
 ) -> tuple[list[int], int]:
     """Move the tensor that reaches highest to the front and place again, while that has not been tried before."""
     seen = {tuple(order)}
-    offsets = best
+    best, best_peak = offsets, max(offset + life.num_bytes for offset, life in zip(offsets, lifetimes, strict=True))
     for _ in range(NUM_REPAIRS):
-        if best_peak <= bound * GOOD_ENOUGH:
+        if best_peak <= good_enough:
             break
         highest = max(order, key=lambda tensor: (offsets[tensor] + lifetimes[tensor].num_bytes, -order.index(tensor)))
         order = [highest, *(tensor for tensor in order if tensor != highest)]

@@ -20,6 +20,8 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 INFLATE_STEP_BYTES = 1 << 20
 """Decompressed at a time, about 2 ms; then the event loop has its turn."""
+MAX_EXPLAINED_BYTES = 1 << 20
+"""Broken bodies are parsed a second time for a better message, but not if that takes long."""
 
 
 class ClientGone(Exception):
@@ -142,7 +144,7 @@ def find_depth(loc: tuple[int | str, ...]) -> tuple[int, ...]:
 
 def explain_json(message: str, body: bytes) -> InvalidBody:
     """Lone surrogates are legal to Python's parser, which therefore finds the field they are in."""
-    if "surrogate" in message or "escape" in message:
+    if ("surrogate" in message or "escape" in message) and len(body) <= MAX_EXPLAINED_BYTES:
         name = find_surrogate(body)
         if name is not None:
             return InvalidBody(f"{name} has a lone surrogate (\\ud800 to \\udfff), which is not text", param=name)

@@ -142,7 +142,7 @@ def hammer(path: Path, worker: int, barrier: Barrier, worst: "multiprocessing.Qu
     admission = Admission(5, path=path, worker=worker, num_workers=3)
     barrier.wait()
     most = 0
-    for step in range(3000):
+    for step in range(1000):
         try:
             with admit(admission, 1 + step % 4):
                 most = max(most, admission.num_inputs)

@@ -192,8 +192,8 @@ async def test_broken_compression(server: Server, body: bytes) -> None:
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
 async def test_a_bomb_is_stopped_at_the_limit(make_server: MakeServer, encoding: str, pack: Any) -> None:
     server = make_server(http={"max_body_mb": 1.0})
-    bomb = pack(b" " * 200_000_000)
-    assert len(bomb) < 1_000_000
+    bomb = pack(b" " * 50_000_000)
+    assert len(bomb) < 100_000
     response = await server.client.post("/v1/embeddings", content=bomb, headers={"content-encoding": encoding})
     check_openai_error(response, 413, param=None, code="body_too_large")
     await check_serves(server)

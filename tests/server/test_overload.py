@@ -139,7 +139,7 @@ async def test_a_body_that_never_ends_meets_the_deadline(make_server: MakeServer
 async def test_a_deadline_passed_while_tokenising(
     make_server: MakeServer, model_directory: Path, stuck_pool: ThreadPoolExecutor
 ) -> None:
-    server = make_server(tokenizer=build_tokenizer(model_directory, stuck_pool, inline_chars=0))
+    server = make_server(tokenizer=build_tokenizer(model_directory, stuck_pool))
     response = await server.embed_text("word1", headers={"x-request-timeout-ms": "20"})
     assert response.status_code == 504
     assert server.embed.calls == []
@@ -168,7 +168,7 @@ async def test_disconnect_while_the_body_is_read(server: Server) -> None:
 async def test_disconnect_while_tokenising(
     make_server: MakeServer, model_directory: Path, stuck_pool: ThreadPoolExecutor
 ) -> None:
-    server = make_server(tokenizer=build_tokenizer(model_directory, stuck_pool, inline_chars=0))
+    server = make_server(tokenizer=build_tokenizer(model_directory, stuck_pool))
     call = RawCall(server.app, "/v1/embeddings", BODY)
     admission = server.state.models["embedder"].admission
     await wait_until(lambda: admission.num_inputs == 2)

@@ -20,6 +20,8 @@ ACTIVATE: dict[str, Callable[[Tensor], object]] = {
 
 
 def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, *, out: Tensor) -> None:
+    if x.dim() != 2:
+        x, out = x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1])
     if x.dtype == weight.dtype:
         multiply(x, weight, bias, out)
         ACTIVATE[act](out)

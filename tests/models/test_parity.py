@@ -1,0 +1,147 @@
+"""Every family against transformers, on tiny random models: packed here, padded and masked there."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import CONFIGS, Ids, TinyModel, build, make_model, make_sequences, pack, run_padded
+from torch import Tensor
+
+from models.load import load_model
+from runtime.batch import Batch
+from runtime.engine import Engine
+from runtime.engines.transfer import to_tensors
+from tests.tolerances import SAME_ENGINE, check_close
+
+FAMILIES = ["bert", "roberta", "distilbert", "electra", "albert", "ernie-tasks", "mpnet"]
+"""One configuration for each file in models/; the others differ in numbers only."""
+
+OFFSET_FAMILIES = ["roberta", "xlm-roberta", "camembert", "mpnet"]
+POSITION_OPS = {"arange", "index_select", "to"}
+"""What it takes to count positions; their results are a few bytes per token."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family: the model, mean-pooling engines over it, and a batch of 64 mixed lengths."""
+
+    name: str
+    model: TinyModel
+    planned: Engine
+    reference: Engine
+    ids: list[Ids]
+    types: list[Ids]
+
+    @property
+    def batch(self) -> Batch:
+        return pack(self.ids, self.types)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    model = make_model(request.param, tmp_path_factory.mktemp(request.param))
+    planned, reference = build(model), build(model, kind="reference")
+    yield Case(request.param, model, planned, reference, *make_sequences(model, mix_lengths(model)))
+    planned.close()
+
+
+def mix_lengths(model: TinyModel) -> list[int]:
+    """64 lengths, most of them short; the shortest and the longest that are possible are among them."""
+    longest = model.info.max_input_tokens
+    lengths = np.random.default_rng(1).lognormal(2.5, 0.8, 61).astype(int).clip(1, longest)
+    return [1, *(int(length) for length in lengths), longest, 1]
+
+
+def compute_rows(model: TinyModel, batch: Batch) -> Tensor:
+    """Last hidden states of our module, op by op: [num_tokens, hidden_size]."""
+    module = load_model(model.directory, model.info)
+    with torch.no_grad():
+        rows: Tensor = module.encoder(*to_tensors(batch, torch.device("cpu")))
+    return rows
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_rows_match_transformers(name: str, tmp_path: Path) -> None:
+    model = make_model(name, tmp_path)
+    ids, types = make_sequences(model, mix_lengths(model))
+    hidden_states, mask = run_padded(model.theirs, ids, types)
+    check_close(compute_rows(model, pack(ids, types)), hidden_states[mask.bool()])
+
+
+def test_planned_engine_matches_transformers_and_reference(case: Case) -> None:
+    hidden_states, mask = run_padded(case.model.theirs, case.ids, case.types)
+    expected = (hidden_states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    planned, reference = (engine.run(case.batch).values for engine in (case.planned, case.reference))
+    check_close(planned, expected, what="planned")
+    check_close(planned, reference, what="planned against reference")
+
+
+def test_alone_is_as_in_a_batch(case: Case) -> None:
+    """One token in one sequence is among them, which the captured graph was never traced with."""
+    together = case.planned.run(case.batch).values
+    for index, (ids, types) in enumerate(zip(case.ids, case.types, strict=True)):
+        alone = case.planned.run(pack([ids], [types])).values[0]
+        check_close(alone, together[index], tolerance=SAME_ENGINE, what=f"sequence {index} of {len(ids)} tokens")
+
+
+def test_bf16(case: Case) -> None:
+    expected = case.reference.run(case.batch).values
+    for kind in ("planned", "reference"):
+        engine = build(case.model, kind=kind, precision="bf16")
+        check_close(engine.run(case.batch).values, expected, torch.bfloat16, what=kind)
+
+
+def test_everything_but_positions_is_planned(case: Case) -> None:
+    unplanned = set(case.planned.info.unplanned_ops)
+    assert unplanned <= (POSITION_OPS if case.name in OFFSET_FAMILIES else set())
+
+
+def test_weights_are_counted_once(case: Case) -> None:
+    """Also those that several layers share."""
+    parameters = load_model(case.model.directory, case.model.info).parameters()
+    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    tables = (2 * case.model.info.max_input_tokens - 1) * 8 if case.name == "mpnet" else 0
+    assert case.planned.info.weight_bytes == num_bytes + tables
+
+
+@pytest.mark.parametrize("name", OFFSET_FAMILIES)
+def test_padding_id_inside_a_request(name: str, tmp_path: Path) -> None:
+    """It takes no position, and those after it move up."""
+    model = make_model(name, tmp_path)
+    ids, _ = make_sequences(model, [9, 12, 1, 7])
+    pad_token_id = model.theirs.config.pad_token_id
+    for sequence, places in zip(ids, ([4], [0, 1, 7], [0], [6]), strict=True):
+        sequence[places] = pad_token_id
+    # Alone, because padding after it would be masked, and the ids inside are not.
+    alone = [run_padded(model.theirs, [sequence])[0][0] for sequence in ids]
+    check_close(compute_rows(model, pack(ids)), torch.cat(alone))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "last"])
+def test_poolings(pooling: str, tmp_path: Path) -> None:
+    model = make_model("bert", tmp_path)
+    pooled = replace(model, info=replace(model.info, pooling=pooling, normalize=True))
+    ids, types = make_sequences(model, [5, 1, 17, 17, 80])
+    hidden_states, mask = run_padded(model.theirs, ids, types)
+    rows = [states[kept.bool()] for states, kept in zip(hidden_states, mask, strict=True)]
+    reduce = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "max": lambda x: x.amax(0), "last": lambda x: x[-1]}
+    expected = torch.nn.functional.normalize(torch.stack([reduce[pooling](row) for row in rows]), dim=-1)
+    for kind in ("planned", "reference"):
+        check_close(build(pooled, kind=kind).run(pack(ids, types)).values, expected, what=kind)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_match_transformers(name: str, tmp_path: Path) -> None:
+    """Single texts and pairs, in one batch."""
+    model = make_model(name, tmp_path, is_classifier=True)
+    assert (model.info.task, model.info.output_dim) == ("classify", 3)
+    ids, types = make_sequences(model, [1, 8, 40, 8, 3])
+    types[1][:] = 0
+    logits, _ = run_padded(model.theirs, ids, types)
+    engine = build(model, kind="planned" if name in FAMILIES else "reference")
+    check_close(engine.run(pack(ids, types)).values, logits)
+    alone = np.concatenate([engine.run(pack([row], [kinds])).values for row, kinds in zip(ids, types, strict=True)])
+    check_close(alone, logits, what="alone")

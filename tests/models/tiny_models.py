@@ -1,0 +1,144 @@
+"""Tiny random models of every family, made with transformers, and what transformers answers with padding and a mask."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from torch import Tensor
+
+from models.info import ModelInfo, read_info
+from models.load import load_model
+from runtime.batch import Batch
+from runtime.build import BatchLimits, build_engine
+from runtime.config import EngineConfig
+from runtime.engine import Engine
+
+Ids = npt.NDArray[np.int64]
+
+SIZES = {
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 80,
+}
+DISTILBERT_SIZES = {
+    "vocab_size": 101,
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 64,
+    "max_position_embeddings": 80,
+}
+
+CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
+    "bert": lambda: transformers.BertConfig(**SIZES),
+    "roberta": lambda: transformers.RobertaConfig(**SIZES, type_vocab_size=1, layer_norm_eps=1e-5),
+    "xlm-roberta": lambda: transformers.XLMRobertaConfig(**SIZES, pad_token_id=5),
+    "camembert": lambda: transformers.CamembertConfig(**SIZES, hidden_act="gelu_new"),
+    "distilbert": lambda: transformers.DistilBertConfig(**DISTILBERT_SIZES),
+    "distilbert-relu": lambda: transformers.DistilBertConfig(
+        **DISTILBERT_SIZES, activation="relu", sinusoidal_pos_embds=True
+    ),
+    "electra": lambda: transformers.ElectraConfig(**SIZES, embedding_size=16),
+    "electra-wide": lambda: transformers.ElectraConfig(**SIZES, embedding_size=32),
+    "albert": lambda: transformers.AlbertConfig(**SIZES, embedding_size=16),
+    "albert-groups": lambda: transformers.AlbertConfig(
+        **SIZES | {"num_hidden_layers": 5}, embedding_size=32, num_hidden_groups=2, inner_group_num=2
+    ),
+    "ernie": lambda: transformers.ErnieConfig(**SIZES, hidden_act="silu"),
+    "ernie-tasks": lambda: transformers.ErnieConfig(**SIZES, use_task_id=True),
+    # Longer than the others, so that distances reach the last bucket.
+    "mpnet": lambda: transformers.MPNetConfig(**SIZES | {"max_position_embeddings": 200}),
+}
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A saved model, and the same one in transformers."""
+
+    directory: Path
+    theirs: transformers.PreTrainedModel
+    info: ModelInfo
+
+    @property
+    def has_token_types(self) -> bool:
+        return self.info.type_vocab_size > 1
+
+
+def make_model(name: str, directory: Path, *, is_classifier: bool = False) -> TinyModel:
+    config = CONFIGS[name]()
+    config.num_labels = 3
+    auto = transformers.AutoModelForSequenceClassification if is_classifier else transformers.AutoModel
+    torch.set_num_threads(1)  # Other threads only wait for one another on matrices this small.
+    torch.manual_seed(len(name))
+    theirs = auto.from_config(config, attn_implementation="eager" if name == "mpnet" else "sdpa").eval()
+    for module in theirs.modules():
+        randomize(module)
+    theirs.save_pretrained(directory)
+    return TinyModel(directory, theirs, read_info(directory))
+
+
+@torch.no_grad()
+def randomize(module: torch.nn.Module) -> None:
+    """Larger than transformers' initial weights: those hardly attend, and would hide mistakes in it."""
+    if isinstance(module, torch.nn.Linear):
+        module.weight.normal_(0, 1.5 * module.in_features**-0.5)
+        module.bias.normal_(0, 0.3)
+    elif isinstance(module, torch.nn.Embedding):
+        module.weight.normal_()
+    elif isinstance(module, torch.nn.LayerNorm):
+        module.weight.normal_(1, 0.3)
+        module.bias.normal_(0, 0.3)
+
+
+def make_sequences(model: TinyModel, seqlens: Sequence[int], seed: int = 0) -> tuple[list[Ids], list[Ids]]:
+    """Random ids without the padding id, and token types: zeros, then ones, where the model has them."""
+    random = np.random.default_rng(seed)
+    pad_token_id = model.theirs.config.pad_token_id
+    ids = [random.integers(6, model.info.vocab_size, seqlen) for seqlen in seqlens]
+    assert all(pad_token_id not in sequence for sequence in ids)
+    types = [(np.arange(n) >= random.integers(0, n + 1)).astype(np.int64) * model.has_token_types for n in seqlens]
+    return ids, types
+
+
+def pack(ids: Sequence[Ids], types: Sequence[Ids] | None = None) -> Batch:
+    seqlens = [len(sequence) for sequence in ids]
+    return Batch(
+        input_ids=np.concatenate(ids),
+        position_ids=np.concatenate([np.arange(seqlen) for seqlen in seqlens]),
+        token_type_ids=np.concatenate(types or [np.zeros(seqlen, np.int64) for seqlen in seqlens]),
+        cu_seqlens=np.cumsum([0, *seqlens], dtype=np.int32),
+        max_seqlen=max(seqlens),
+    )
+
+
+@torch.no_grad()
+def run_padded(
+    theirs: transformers.PreTrainedModel, ids: Sequence[Ids], types: Sequence[Ids] | None = None
+) -> tuple[Tensor, Tensor]:
+    """transformers' last hidden states [num_seqs, max_seqlen, hidden_size] or logits, and the mask."""
+
+    def pad(rows: Sequence[Ids], value: int) -> Tensor:
+        tensors = [torch.from_numpy(row) for row in rows]
+        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+
+    mask = pad([np.ones(len(sequence), np.int64) for sequence in ids], 0)
+    inputs = {"input_ids": pad(ids, theirs.config.pad_token_id or 0), "attention_mask": mask}
+    if types is not None and getattr(theirs.config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = pad(types, 0)
+    output = theirs(**inputs)
+    return output.logits if "logits" in output else output.last_hidden_state, mask
+
+
+def build(model: TinyModel, **options: str) -> Engine:
+    """An engine of one thread, for up to 64 sequences."""
+    limits = BatchLimits(max_batch_tokens=8192, max_batch_requests=64, max_input_tokens=model.info.max_input_tokens)
+    config = EngineConfig.model_validate({"precision": "fp32", "threads": 1} | options)
+    module = load_model(model.directory, model.info)
+    return build_engine(module, model.info.output_dim, config, limits, lambda *_: None)

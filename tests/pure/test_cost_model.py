@@ -1,0 +1,87 @@
+"""The time of a step: fitted to measurements, never negative, and corrected by what steps really take."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.cost_model import CORRECTION_LIMIT, CostModel, StepCost, fit_cost_model
+
+LENGTHS = (8, 64, 256)
+COSTS = [StepCost(count * length, count * length**2) for length in LENGTHS for count in (1, 4, 16)]
+TRUE = (5e-4, 2e-5, 3e-9)
+
+
+def time_of(cost: StepCost, coefficients: tuple[float, float, float] = TRUE) -> float:
+    fixed_s, per_token_s, per_square_s = coefficients
+    return fixed_s + per_token_s * cost.num_tokens + per_square_s * cost.sum_squares
+
+
+def test_known_coefficients_are_recovered() -> None:
+    model = fit_cost_model([(cost, time_of(cost)) for cost in COSTS])
+    assert (model.fixed_s, model.per_token_s, model.per_square_s) == pytest.approx(TRUE, rel=1e-6)
+
+
+def test_noise_of_a_tenth_costs_a_tenth() -> None:
+    rng = random.Random(0)
+    model = fit_cost_model([(cost, time_of(cost) * rng.uniform(0.9, 1.1)) for cost in COSTS * 3])
+    for cost in COSTS:
+        assert model.predict(cost) == pytest.approx(time_of(cost), rel=0.1)
+
+
+@given(st.lists(st.tuples(st.sampled_from(COSTS), st.floats(1e-6, 10.0)), max_size=12))
+@settings(deadline=None)
+def test_no_coefficient_is_ever_negative(samples: list[tuple[StepCost, float]]) -> None:
+    """Whatever was measured: a longer batch must not look cheaper, and nothing may look free."""
+    model = fit_cost_model(samples)
+    assert min(model.fixed_s, model.per_token_s, model.per_square_s) >= 0
+    assert model.is_fitted == bool(samples)
+
+
+def test_time_that_falls_with_length_is_fitted_as_a_constant() -> None:
+    model = fit_cost_model([(StepCost(n, n * n), 0.01 - n * 1e-6) for n in (10, 100, 1000)])
+    assert model.per_token_s == model.per_square_s == 0
+    assert model.fixed_s == pytest.approx(0.0096, rel=0.05)
+
+
+def test_nothing_measured_predicts_nothing_and_learns_nothing() -> None:
+    model = fit_cost_model([])
+    model.observe(COSTS[0], 1, 0.5)
+    assert model.predict(COSTS[0]) == 0
+    assert model.tokens_per_s(1024) == 0
+    assert model.correction == 1
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.8, 1.7, 6.0])
+def test_online_correction_converges(factor: float) -> None:
+    model = CostModel(*TRUE)
+    rng = random.Random(0)
+    for _ in range(100):
+        cost = rng.choice(COSTS)
+        model.observe(cost, 1, time_of(cost) * factor)
+    for cost in COSTS:
+        assert model.predict(cost) == pytest.approx(time_of(cost) * factor, rel=1e-3)
+
+
+@given(st.lists(st.floats(0.0, 1e4), max_size=60))
+@settings(deadline=None)
+def test_correction_stays_within_its_limit(actual_s: list[float]) -> None:
+    model = CostModel(*TRUE)
+    for seconds in actual_s:
+        model.observe(COSTS[0], 1, seconds)
+        assert 1 / CORRECTION_LIMIT * 0.999 <= model.correction <= CORRECTION_LIMIT * 1.001
+
+
+def test_one_stalled_step_hardly_matters() -> None:
+    model = CostModel(*TRUE)
+    model.observe(COSTS[0], 1, 3600.0)
+    assert model.correction < 1.3
+
+
+def test_rate_is_that_of_full_batches_as_long_as_seen_lately() -> None:
+    model = CostModel(*TRUE)
+    cost = StepCost(4 * 200, 4 * 200**2)
+    for _ in range(200):
+        model.observe(cost, 4, time_of(cost))
+    assert model.tokens_per_s(2000) == pytest.approx(2000 / time_of(StepCost(2000, 10 * 200**2)), rel=1e-3)

@@ -1,0 +1,48 @@
+"""Sequences end to end."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.packing import pack, sort_by_length
+from server.request import TokenSequence
+from tests.pure.fake_requests import make_sequence
+
+ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=20)
+sequences = st.lists(
+    st.tuples(ids, st.booleans()).map(
+        lambda drawn: TokenSequence(
+            np.array(drawn[0], np.int32), np.arange(len(drawn[0]), dtype=np.int32) % 2 if drawn[1] else None
+        )
+    ),
+    min_size=1,
+    max_size=10,
+)
+
+
+@given(sequences)
+@settings(deadline=None)
+def test_batch_holds_each_sequence_between_its_borders(given_sequences: list[TokenSequence]) -> None:
+    batch = pack(given_sequences)
+    assert batch.num_seqs == len(given_sequences)
+    assert batch.cu_seqlens[0] == 0
+    assert batch.cu_seqlens[-1] == batch.num_tokens == sum(sequence.num_tokens for sequence in given_sequences)
+    assert batch.max_seqlen == max(sequence.num_tokens for sequence in given_sequences)
+    for index, sequence in enumerate(given_sequences):
+        span = slice(batch.cu_seqlens[index], batch.cu_seqlens[index + 1])
+        types = np.zeros(sequence.num_tokens) if sequence.token_type_ids is None else sequence.token_type_ids
+        np.testing.assert_array_equal(batch.input_ids[span], sequence.input_ids)
+        np.testing.assert_array_equal(batch.position_ids[span], np.arange(sequence.num_tokens))
+        np.testing.assert_array_equal(batch.token_type_ids[span], types)
+
+
+def test_types_are_those_of_the_contract() -> None:
+    batch = pack([make_sequence(3), make_sequence(1)])
+    assert batch.input_ids.dtype == batch.position_ids.dtype == batch.token_type_ids.dtype == np.int64
+    assert batch.cu_seqlens.dtype == np.int32
+    assert type(batch.max_seqlen) is int
+    assert batch.seqlens.tolist() == [3, 1]
+
+
+def test_equal_lengths_become_neighbours_in_the_order_they_came() -> None:
+    assert sort_by_length([make_sequence(length) for length in (5, 2, 5, 1, 2)]) == [3, 1, 4, 0, 2]

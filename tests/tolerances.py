@@ -1,0 +1,82 @@
+"""How far numbers may be from those they are compared with: one table per type, one check for every test.
+
+`bound` limits |actual - expected| / scale of each element, and `norm` the root mean square of that over all elements,
+where scale is the root mean square of what is expected: `norm` is |actual - expected| / |expected| of whole arrays. An
+element that is small by chance is held to the size of its neighbours, not to its own, which no arithmetic could meet.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    norm: float
+    bound: float
+
+
+TOLERANCES: dict[torch.dtype, Tolerance] = {
+    torch.float32: Tolerance(norm=1e-5, bound=5e-5),
+    torch.bfloat16: Tolerance(norm=2e-2, bound=1.5e-1),
+    torch.float16: Tolerance(norm=3e-3, bound=2e-2),
+}
+"""Over whole models, against another implementation in fp32: the same numbers summed in another order.
+
+Norms are those asked for in the issue; worst elements measured on tiny models of all families are 5e-6 in fp32 and 6e-2
+in bf16.
+"""
+
+SAME_ENGINE = Tolerance(norm=1e-6, bound=5e-6)
+"""FP32, the same engine on other batch-mates: only the GEMM's blocking may differ. Measured: 6e-7 and 2e-6."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Relative to the root mean square of what was expected."""
+
+    norm: float
+    worst: float
+    worst_index: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"relative error {self.norm:.2e} norm-wise, {self.worst:.2e} at {list(self.worst_index)}"
+
+
+def measure_difference(actual: Any, expected: Any) -> Difference:
+    """Of tensors or arrays of equal shape. NaN counts as infinitely far."""
+    found, wanted = to_array(actual), to_array(expected)
+    assert found.shape == wanted.shape, f"shape {found.shape} instead of {wanted.shape}"
+    assert wanted.size, "nothing to compare"
+    error = np.abs(found - wanted)
+    error[np.isnan(error)] = np.inf
+    scale = float(np.sqrt(np.mean(wanted**2))) or 1.0
+    worst = np.unravel_index(int(error.argmax()), error.shape)
+    norm = float(np.sqrt(np.mean(error**2))) / scale
+    return Difference(norm, float(error[worst]) / scale, tuple(int(index) for index in worst))
+
+
+def check_close(
+    actual: Any,
+    expected: Any,
+    dtype: torch.dtype = torch.float32,
+    *,
+    tolerance: Tolerance | None = None,
+    what: str = "",
+) -> Difference:
+    """Fails with both errors in the text where one is over the tolerance of `dtype`, or over `tolerance` if given."""
+    allowed = tolerance or TOLERANCES[dtype]
+    difference = measure_difference(actual, expected)
+    assert difference.norm <= allowed.norm and difference.worst <= allowed.bound, (
+        f"{what or 'values'}: {difference}; allowed {allowed.norm:.0e} and {allowed.bound:.0e} ({dtype})"
+    )
+    return difference
+
+
+def to_array(values: Any) -> npt.NDArray[np.float64]:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().double().cpu().numpy()
+    return np.array(values, dtype=np.float64)
