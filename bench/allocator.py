@@ -2,7 +2,8 @@
 
 - padless: the arena, from cold: plans cached per bucket, chunks that persist.
 - Turbo: TurboTransformers' allocator as published: plans anew for each batch, frees unused chunks at once.
-- one region: greedy-by-size offset calculation (Pisarchyk and Lee, 2020) for each batch, reallocated when the need changes.
+- one region: greedy-by-size offset calculation (Pisarchyk and Lee, 2020) for each batch, reallocated when the need
+  changes.
 - torch: what the framework's own allocator is asked for when the unfused module runs op by op, as its profiler counts.
 
 Same model, same batches. The first three plan the same fused graph.

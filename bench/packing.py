@@ -27,7 +27,10 @@ def measure(threads: int) -> list[dict[str, object]]:
             lengths[0] = 256  # the tail is the point: one in a batch of 48
         sequences = sample_sequences(lengths, rng)
         packed, padded = pack_sorted(sequences), pack_sorted(pad_all(sequences))
-        candidates = {"packed": lambda batch=packed: engine.run(batch), "padded": lambda batch=padded: engine.run(batch)}
+        candidates = {
+            "packed": lambda batch=packed: engine.run(batch),
+            "padded": lambda batch=padded: engine.run(batch),
+        }
         comparison = compare(candidates, rounds=ROUNDS, title=kind)
         rows.append(
             {

@@ -48,7 +48,9 @@ def read_commit() -> str | None:
     """With a + where the working tree has changes."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+        commit = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout
         dirty = subprocess.run(
             [*git, "status", "--porcelain", "--", ":!bench/results"], capture_output=True, text=True, check=True
         ).stdout
@@ -70,4 +72,6 @@ def write_results(name: str, table: Sequence[Sequence[str]], results: Any) -> No
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

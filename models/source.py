@@ -1,23 +1,18 @@
 """Where a model directory comes from: a path, an installed Python package, or a Hugging Face hub. Knows no torch."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from models.info import ModelDirectoryError
 
-NEEDED_FILES = (
-    "*.json",
-    "*.safetensors",
-    "pytorch_model*.bin",
-    "*.txt",
-    "*.model",
-    "*/*.json",
-    "*/*.safetensors",
-    "*/pytorch_model.bin",
-)
+TEXT_FILES = ("*.json", "*.txt", "*.model")
+SAFETENSORS = ("*.safetensors", "*_Dense/pytorch_model.bin")
+PICKLES = ("pytorch_model*.bin",)
+OTHER_FORMATS = ("onnx/*", "openvino/*")
+"""Patterns of the hub, where a star also stands for slashes."""
 
 
 def find_directory(*, path: str | None = None, package: str | None = None, hub: str | None = None) -> Path:
@@ -55,13 +50,23 @@ def find_in_package(package: str) -> Path:
 
 def download(hub: str) -> Path:
     """`org/name` or `org/name@revision`, through the hub's own cache. Endpoint and token come from its environment
-    variables (HF_ENDPOINT, HF_TOKEN, HF_HOME)."""
+    variables (HF_ENDPOINT, HF_TOKEN, HF_HOME). Pickled weights are fetched only where there are no others."""
+    directory = fetch_snapshot(hub, TEXT_FILES + SAFETENSORS)
+    if not any(directory.glob("*.safetensors")):
+        directory = fetch_snapshot(hub, TEXT_FILES + SAFETENSORS + PICKLES)
+    return check_directory(directory, f"source.hub {hub}")
+
+
+def fetch_snapshot(hub: str, patterns: Sequence[str]) -> Path:
     name, _, revision = hub.partition("@")
     try:
-        directory = snapshot_download(name, revision=revision or None, allow_patterns=list(NEEDED_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        directory = snapshot_download(
+            name, revision=revision or None, allow_patterns=list(patterns), ignore_patterns=list(OTHER_FORMATS)
+        )
+    except Exception as error:  # the hub's HTTP library, and its errors with it, differ from version to version
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelDirectoryError(
-            f"source.hub {hub}: cannot be downloaded: {error}. Check the name, the revision and the network, or "
+            f"source.hub {hub}: cannot be downloaded: {reason}. Check the name, the revision and the network, or "
             "download it elsewhere and use source.path"
         ) from error
-    return check_directory(Path(directory), f"source.hub {hub}")
+    return Path(directory)

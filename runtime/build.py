@@ -35,7 +35,7 @@ class BatchLimits:
 def build_engine(
     module: nn.Module, output_dim: int, config: EngineConfig, limits: BatchLimits, progress: Progress
 ) -> Engine:
-    """Capture, rewrite, plan. Sets torch's thread count for this process. Raises ValueError where the cap is too low."""
+    """Capture, rewrite, plan. Sets torch's thread count for this process. Raises ValueError for too low a cap."""
     device = torch.device(config.device)
     threads = config.threads or max(1, (os.cpu_count() or 1) // config.replicas)
     torch.set_num_threads(threads)
@@ -92,7 +92,9 @@ def build_reference(
 
 
 def build_null(output_dim: int, config: EngineConfig, limits: BatchLimits) -> Engine:
-    info = EngineInfo("null", "none", "computes nothing", "cpu", 1, output_dim, max_batch_tokens=limits.max_batch_tokens)
+    info = EngineInfo(
+        "null", "none", "computes nothing", "cpu", 1, output_dim, max_batch_tokens=limits.max_batch_tokens
+    )
     return NullEngine(info, step_ms=config.null_step_ms, us_per_token=config.null_step_us_per_token)
 
 

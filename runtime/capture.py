@@ -1,4 +1,4 @@
-"""From an nn.Module over packed tensors to the framework's own graph, with symbolic num_tokens, num_seqs, max_seqlen."""
+"""From an nn.Module over packed tensors to the framework's own graph, symbolic in the shape of the batch."""
 
 import re
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ EXAMPLE_SEQLENS = (3, 4, 6)
 def capture(module: nn.Module, device: torch.device) -> GraphModule:
     """Trace `module` once, on an example that stands for every batch. Takes seconds for a small model."""
     num_tokens, num_seqs = Dim("num_tokens", min=2, max=1 << 30), Dim("num_seqs", min=2, max=1 << 30)
-    shapes = dict.fromkeys(INPUT_NAMES[:3], {0: num_tokens}) | {"cu_seqlens": {0: num_seqs + 1}}
-    shapes["max_seqlen"] = Dim.DYNAMIC
+    per_token = {name: {0: num_tokens} for name in INPUT_NAMES[:3]}
+    shapes = {**per_token, "cu_seqlens": {0: num_seqs + 1}, "max_seqlen": Dim.DYNAMIC}
     with torch.no_grad():
         program = torch.export.export(module, example_inputs(device), dynamic_shapes=shapes)
-    # The guards only repeat the ranges above, which start at 2 because torch specialises on 1; nothing here depends on it.
+    # The guards only repeat the ranges above, which start at 2 because torch specialises on 1; nothing depends on it.
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, GraphModule)
     return tidy_graph(graph_module)

@@ -15,7 +15,7 @@ class EngineConfig(BaseModel):
 
     kind: EngineKind = "planned"
     """`planned`: fused graph in planned memory. `reference`: the same module op by op. `null`: computes nothing."""
-    precision: Literal["auto"] | Precision = "auto"
+    precision: Literal["auto", Precision] = "auto"
     """`auto`: bf16 where the CPU or GPU has instructions for it, else fp32."""
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Annotated[int, Field(ge=0)] = 0

@@ -7,6 +7,7 @@ ops without a kernel in `runtime.kernels.table`, by letting torch allocate. Only
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -147,7 +148,7 @@ class Lowering:
         inner = node.all_input_nodes
 
         def call(*values: object, **out: object) -> object:
-            given = dict(zip(inner, values, strict=True))
+            given: dict[Node, Any] = dict(zip(inner, values, strict=True))
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), given.__getitem__)
             return target(*args, **kwargs, **out)
 

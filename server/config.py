@@ -126,10 +126,12 @@ class ServerConfig(Section):
     """A whole file."""
 
     server: HttpConfig = HttpConfig()
-    models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
+    models: tuple[ModelConfig, ...]
 
     @model_validator(mode="after")
     def check_contradictions(self) -> "ServerConfig":
+        if not self.models:
+            raise ValueError("models: there is none. Add one with a name and a source")
         names = [model.name for model in self.models]
         twice = {name for name in names if names.count(name) > 1}
         if twice:

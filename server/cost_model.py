@@ -64,7 +64,7 @@ class CostModel:
 
 
 def fit_cost_model(samples: list[tuple[StepCost, float]]) -> CostModel:
-    """Least squares of the relative error, with no negative coefficient: of all subsets of terms the best one that is."""
+    """Least squares of the relative error without negative coefficients: the best subset of terms that has none."""
     if not samples:
         return CostModel()
     seconds = np.array([actual_s for _, actual_s in samples])

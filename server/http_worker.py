@@ -59,9 +59,7 @@ def build_state(
 
 
 async def connect(deployment: Deployment, model: DeployedModel) -> ReplicaSet:
-    sockets = [
-        SocketEngine(deployment.socket_path(model, replica)) for replica in range(model.config.engine.replicas)
-    ]
+    sockets = [SocketEngine(deployment.socket_path(model, replica)) for replica in range(model.config.engine.replicas)]
     for engine in sockets:
         await engine.start()
     return ReplicaSet(sockets)

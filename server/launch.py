@@ -54,7 +54,14 @@ class Supervisor:
         self.engines = [
             Child(
                 f"engine {model.config.name}/{replica}",
-                [sys.executable, "-m", "server.engine_process", str(deployment.run_dir), str(model.index), str(replica)],
+                [
+                    sys.executable,
+                    "-m",
+                    "server.engine_process",
+                    str(deployment.run_dir),
+                    str(model.index),
+                    str(replica),
+                ],
             )
             for model in deployment.models
             if not model.config.engine.inline
@@ -113,12 +120,16 @@ class Supervisor:
 
     async def stop(self, children: list[Child], patience_s: float) -> None:
         """SIGTERM, then SIGKILL for those that do not end in time."""
-        running = [child.process for child in children if child.process is not None and child.process.returncode is None]
+        running = [
+            child.process for child in children if child.process is not None and child.process.returncode is None
+        ]
         for process in running:
             process.terminate()
         if not running:
             return
-        _, pending = await asyncio.wait([asyncio.create_task(process.wait()) for process in running], timeout=patience_s)
+        _, pending = await asyncio.wait(
+            [asyncio.create_task(process.wait()) for process in running], timeout=patience_s
+        )
         if pending:
             logger.error("%d processes did not end within %.0f s; killed", len(pending), patience_s)
             for process in running:
@@ -163,7 +174,10 @@ def describe_access(deployment: Deployment, listener: socket.socket, seconds: fl
     host, port = listener.getsockname()[:2]
     model = deployment.models[0]
     if model.info.task == "embed":
-        route, body = "/v1/embeddings", f'{{"model": "{model.config.name}", "input": "Hello, world", "encoding_format": "float"}}'
+        route, body = (
+            "/v1/embeddings",
+            f'{{"model": "{model.config.name}", "input": "Hello, world", "encoding_format": "float"}}',
+        )
     else:
         route, body = "/predict", '{"inputs": "Hello, world"}'
     return (

@@ -30,7 +30,7 @@ class TokenSequence:
 class Request:
     """One sequence in the queue of an engine. `call_id` names the client call it is part of.
 
-    Mutable: `is_cancelled`, set when nobody waits for the answer any more; its place in the queue, which the queue sets.
+    Mutable: `is_cancelled`, set when nobody waits for the answer any more; its place in the queue, set by the queue.
     """
 
     request_id: int

@@ -18,7 +18,7 @@ LENGTH = struct.Struct("<I")
 
 
 class Submit(msgspec.Struct, tag=True, array_like=True):
-    """One client call. int32 arrays as bytes: `seqlens` cuts `input_ids` into sequences; `token_type_ids` may be empty."""
+    """One client call, int32 arrays as bytes. `seqlens` cuts `input_ids`; `token_type_ids` may be empty."""
 
     call_id: int
     deadline_s: float
@@ -71,7 +71,8 @@ def frame(message: Message) -> bytes:
 async def read_message(reader: asyncio.StreamReader) -> Message:
     """Raises asyncio.IncompleteReadError or ConnectionError when the other side is gone."""
     (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-    return DECODER.decode(await reader.readexactly(length))
+    message: Message = DECODER.decode(await reader.readexactly(length))
+    return message
 
 
 def encode_call(call_id: int, sequences: list[TokenSequence], deadline_s: float) -> Submit:

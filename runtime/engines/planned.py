@@ -19,7 +19,9 @@ from runtime.program import PlannedTensor, Program
 class PlannedEngine:
     """Mutable: the arena, and nothing else. Not thread-safe; one caller at a time."""
 
-    def __init__(self, program: Program, largest: BatchShape, device: torch.device, info: EngineInfo, cap_bytes: int | None):
+    def __init__(
+        self, program: Program, largest: BatchShape, device: torch.device, info: EngineInfo, cap_bytes: int | None
+    ):
         self.program = program
         self.largest = largest
         self.device = device
@@ -32,7 +34,7 @@ class PlannedEngine:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
 
     def warmup(self, progress: Progress) -> None:
-        """The largest shape comes first: its plan serves every later batch that finds no better one, so none allocates."""
+        """The largest shape comes first: its plan serves every batch that finds no better one, so none allocates."""
         self.arena.layout(self.largest, lambda: self.program.lifetimes(self.largest))
         batches = warmup_batches(self.largest)
         for index, batch in enumerate(batches):

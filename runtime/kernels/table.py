@@ -1,4 +1,4 @@
-"""Which ops can write into the arena, and by which kernel. What is not here still runs, and allocates its own result."""
+"""Which ops can write into the arena, and by which kernel. What is not here still runs, in memory of its own."""
 
 from collections.abc import Callable
 

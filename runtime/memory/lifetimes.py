@@ -51,7 +51,10 @@ class Formula:
     def __str__(self) -> str:
         names = ("num_tokens", "num_seqs", "max_seqlen")
         return " + ".join(
-            "*".join([str(c)] * (c != 1 or not any(powers)) + [n for n, p in zip(names, powers, strict=True) for _ in range(p)])
+            "*".join(
+                [str(c)] * (c != 1 or not any(powers))
+                + [n for n, p in zip(names, powers, strict=True) for _ in range(p)]
+            )
             for c, *powers in self.terms
         )
 

@@ -5,6 +5,8 @@
 `mode`: mean, max, cls (the first token) or last. The result is fp32 whatever comes in, so everything after it is too.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -16,11 +18,10 @@ def pool_shape(hidden_states: Tensor, cu_seqlens: Tensor, mode: str) -> Tensor:
     return hidden_states.new_empty(cu_seqlens.shape[0] - 1, hidden_states.shape[1], dtype=torch.float32)
 
 
-@torch.library.impl("padless::pool", "CompositeExplicitAutograd")
 def pool(hidden_states: Tensor, cu_seqlens: Tensor, mode: str) -> Tensor:
     """The reference: sequence by sequence."""
     borders = cu_seqlens.tolist()
-    spans = [hidden_states[start:end].float() for start, end in zip(borders, borders[1:], strict=False)]
+    spans = [hidden_states[start:end].float() for start, end in pairwise(borders)]
     if mode == "mean":
         return torch.stack([span.mean(0) for span in spans])
     if mode == "max":
@@ -32,4 +33,5 @@ def pool(hidden_states: Tensor, cu_seqlens: Tensor, mode: str) -> Tensor:
     raise ValueError(f"unknown pooling mode {mode!r}; there are mean, max, cls, last")
 
 
+torch.library.impl("padless::pool", "CompositeExplicitAutograd", pool)
 OP = torch.ops.padless.pool.default

@@ -2,9 +2,9 @@
 
     q [num_tokens_q, num_heads, head_dim], k and v [num_tokens_k, num_heads, head_dim] -> like q
 
-`cu_seqlens_q`, `cu_seqlens_k`: int32 [num_seqs + 1], the borders of the sequences. `causal` aligns the last query with
-the last key. `window`: how many keys to each side of itself a query sees; -1 for all. `bias`: [num_heads, 2 * reach - 1],
-added to the scaled scores by distance: entry `reach - 1 + (key position - query position)`.
+`cu_seqlens_q`, `cu_seqlens_k`: int32 [num_seqs + 1], the borders of the sequences. `causal` aligns the last query
+with the last key. `window`: how many keys to each side of itself a query sees; -1 for all. `bias`: [num_heads,
+2 * reach - 1], added to the scaled scores by distance: entry `reach - 1 + (key position - query position)`.
 
 The names are those of FlashAttention's varlen interface (Dao, 2023).
 """
@@ -24,7 +24,6 @@ def varlen_attention_shape(q: Tensor, *_: object, **__: object) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
-@torch.library.impl("padless::varlen_attention", "CompositeExplicitAutograd")
 def varlen_attention(
     q: Tensor,
     k: Tensor,
@@ -72,8 +71,11 @@ def score_bias(len_q: int, len_k: int, *, causal: bool, window: int, bias: Tenso
         return added
     reach = (bias.shape[1] + 1) // 2
     if max(len_q, len_k) > reach:
-        raise ValueError(f"a sequence of {max(len_q, len_k)} tokens is over the {reach} that the attention bias reaches")
+        raise ValueError(
+            f"a sequence of {max(len_q, len_k)} tokens is over the {reach} that the attention bias reaches"
+        )
     return added + bias.float()[:, distance + reach - 1]
 
 
+torch.library.impl("padless::varlen_attention", "CompositeExplicitAutograd", varlen_attention)
 OP = torch.ops.padless.varlen_attention.default

@@ -1,7 +1,5 @@
 """Linear layers that read the same tensor become one, its result cut into columns: one GEMM for Q, K and V."""
 
-from os.path import commonprefix
-
 import torch
 from torch.fx import GraphModule, Node
 
@@ -41,8 +39,8 @@ def fuse_group(graph_module: GraphModule, linears: list[Node]) -> None:
 
 def fuse_constants(graph_module: GraphModule, nodes: list[object]) -> Node:
     """The rows of several weights as one constant, named after them: q_weight, k_weight, v_weight -> qkv_weight."""
-    names = [str(node.target).replace(".", "_") for node in nodes if isinstance(node, Node)]
-    prefix, suffix = commonprefix(names), commonprefix([name[::-1] for name in names])[::-1]
-    name = prefix + "".join(name[len(prefix) : len(name) - len(suffix)] for name in names) + suffix
+    names = [str(node.target).split(".") for node in nodes if isinstance(node, Node)]
+    # Words they share stay, words that differ are joined.
+    name = "_".join("".join(dict.fromkeys(words)) for words in zip(*names, strict=False))
     values = [constant(graph_module, node) for node in nodes if isinstance(node, Node)]
     return add_constant(graph_module, name, torch.cat([value.detach() for value in values]))

@@ -36,7 +36,9 @@ def prepack_onednn(graph_module: GraphModule) -> None:
         x, weight, bias, act = (*node.args, None, None)[:4] if is_call(node, LINEAR) else node.args
         attr, algorithm = ONEDNN_ACTIVATIONS[str(act or "none")]
         packed = pack_weight(graph_module, weight)
-        replace_node(node, torch.ops.mkldnn._linear_pointwise.default, (x, packed, bias, attr, [], algorithm), "linear_onednn")
+        replace_node(
+            node, torch.ops.mkldnn._linear_pointwise.default, (x, packed, bias, attr, [], algorithm), "linear_onednn"
+        )
 
 
 def pack_weight(graph_module: GraphModule, weight: Node) -> Node:

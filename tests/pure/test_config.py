@@ -1,0 +1,208 @@
+"""Configuration files: those there are load; mistakes are named together with the way out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from server.config import ConfigError, ServerConfig, dump_config, load_config
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("**/*.y*ml"))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    """Write one model's section, and others, into a file."""
+
+    def write_file(model: dict[str, Any] | None = None, **sections: Any) -> Path:
+        base = {"name": "m", "source": {"path": "x"}}
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({"models": [base | (model or {})]} | sections), encoding="utf-8")
+        return path
+
+    return write_file
+
+
+def message_of(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def test_there_are_configs() -> None:
+    assert CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_file_loads_and_survives_being_printed(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(printed) == config
+
+
+def test_effective_config_spells_every_default_out(write: Any) -> None:
+    effective = yaml.safe_load(dump_config(load_config(write())))
+    assert set(effective["server"]) == set(type(ServerConfig.model_fields["server"].default).model_fields)
+    assert effective["models"][0]["limits"]["max_batch_tokens"] == 4096
+    assert effective["models"][0]["engine"]["precision"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("model", "sections", "where", "nearest"),
+    [
+        ({"limits": {"max_batch_token": 1}}, {}, "models.0.limits.max_batch_token", "max_batch_tokens"),
+        ({"engine": {"presision": "fp32"}}, {}, "models.0.engine.presision", "precision"),
+        ({"source": {"path": "x", "packge": "y"}}, {}, "models.0.source.packge", "package"),
+        ({"normalise": True}, {}, "models.0.normalise", "normalize"),
+        ({}, {"server": {"prot": 1}}, "server.prot", "port"),
+        ({}, {"sever": {}}, "sever", "server"),
+    ],
+)
+def test_unknown_key_suggests_the_nearest(
+    write: Any, model: dict[str, Any], sections: dict[str, Any], where: str, nearest: str
+) -> None:
+    assert f"{where}: unknown key; did you mean {nearest!r}?" in message_of(write(model, **sections))
+
+
+def test_unknown_key_like_no_other_lists_those_there_are(write: Any) -> None:
+    message = message_of(write({"source": {"path": "x", "zzzzzzz": 1}}))
+    assert "models.0.source.zzzzzzz: unknown key; the keys here are path, package, hub" in message
+
+
+@pytest.mark.parametrize(
+    ("model", "sections", "words"),
+    [
+        (
+            {"limits": {"max_input_tokens": 512, "max_batch_tokens": 256}},
+            {},
+            ["limits.max_input_tokens (512)", "limits.max_batch_tokens (256)", "Raise max_batch_tokens to at least 512"],
+        ),
+        (
+            {"limits": {"max_client_batch_size": 100, "max_concurrent_requests": 10}},
+            {},
+            ["limits.max_client_batch_size (100)", "Lower max_client_batch_size or raise max_concurrent_requests"],
+        ),
+        ({"engine": {"precision": "fp16"}}, {}, ["engine.precision fp16", "Set precision to bf16, fp32 or auto"]),
+        (
+            {"engine": {"inline": True, "replicas": 2}},
+            {},
+            ["engine.inline", "Set replicas to 1 or inline to false"],
+        ),
+        (
+            {"engine": {"inline": True}},
+            {"server": {"http_workers": 2}},
+            ["m has engine.inline", "Set server.http_workers to 1 or inline to false"],
+        ),
+        ({"source": {"path": "x", "hub": "y"}}, {}, ["models.0.source", "exactly one of path, package, hub"]),
+        ({"source": {}}, {}, ["models.0.source", "has none"]),
+        ({"source": {"package": "module"}}, {}, ["models.0.source", "'module:folder'"]),
+        (
+            {},
+            {"models": [{"name": "a", "source": {"path": "x"}}] * 2},
+            ["two have the name 'a'", "Give each its own name"],
+        ),
+    ],
+)
+def test_contradiction_names_the_key_and_the_remedy(
+    write: Any, model: dict[str, Any], sections: dict[str, Any], words: list[str]
+) -> None:
+    message = message_of(write(model, **sections))
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("model", "sections", "where"),
+    [
+        ({"limits": {"max_batch_tokens": 0}}, {}, "models.0.limits.max_batch_tokens"),
+        ({"engine": {"precision": "fp8"}}, {}, "models.0.engine.precision"),
+        ({"engine": {"replicas": "many"}}, {}, "models.0.engine.replicas"),
+        ({"name": ""}, {}, "models.0.name"),
+        ({}, {"server": {"port": 70_000}}, "server.port"),
+    ],
+)
+def test_wrong_value_is_shown_with_its_key(
+    write: Any, model: dict[str, Any], sections: dict[str, Any], where: str
+) -> None:
+    message = message_of(write(model, **sections))
+    assert f"{where}: " in message
+    assert "(got " in message
+
+
+def test_all_mistakes_are_told_at_once(write: Any) -> None:
+    message = message_of(write({"nmae": 1, "limits": {"max_wait_ms": -1}}))
+    assert len(message.splitlines()) == 2
+
+
+def test_file_without_a_model(write: Any) -> None:
+    assert "models: there is none. Add one" in message_of(write(models=[]))
+
+
+def test_missing_name_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("models: [{source: {path: x}}]")
+    assert "models.0.name: Field required" in message_of(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"), [(b"- 1", "mapping"), (b"models: [", "not valid YAML"), (b"\xff\xfe\x00", "not valid YAML"), (b"", "mapping")]
+)
+def test_file_that_is_no_configuration(tmp_path: Path, content: bytes, word: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    message = message_of(path)
+    assert word in message
+    assert str(path) in message
+
+
+def test_file_that_is_not_there(tmp_path: Path) -> None:
+    assert "No such file" in message_of(tmp_path / "none.yaml")
+
+
+class TestOverrides:
+    def test_full_path(self, write: Any) -> None:
+        config = load_config(write(), ["server.port=9000", "models.0.engine.threads=3"])
+        assert config.server.port == 9000
+        assert config.models[0].engine.threads == 3
+
+    def test_only_model_needs_no_prefix(self, write: Any) -> None:
+        config = load_config(write(), ["engine.precision=fp32", "limits.max_input_tokens=null", "name=other"])
+        assert config.models[0].engine.precision == "fp32"
+        assert config.models[0].limits.max_input_tokens is None
+        assert config.models[0].name == "other"
+
+    def test_file_value_is_replaced_and_its_neighbours_stay(self, write: Any) -> None:
+        path = write({"limits": {"max_batch_tokens": 10, "max_batch_requests": 5}})
+        limits = load_config(path, ["limits.max_batch_tokens=20"]).models[0].limits
+        assert (limits.max_batch_tokens, limits.max_batch_requests) == (20, 5)
+
+    @pytest.mark.parametrize(
+        ("override", "words"),
+        [
+            ("server.port", "must be written as key=value"),
+            ("models.1.name=x", "no entry '1'; entries are 0 to 0"),
+            ("models.x.name=x", "no entry 'x'"),
+            ("name.first=x", "models.0.name has no keys"),
+            ("name.first.second=x", "'first' is below a plain value"),
+            ("models.0=x", "has no keys"),
+            ("engine.threads=[", "not valid YAML"),
+            ("engine.thread=1", "did you mean 'threads'"),
+        ],
+    )
+    def test_mistakes_are_named(self, write: Any, override: str, words: str) -> None:
+        message = message_of(write(), override)
+        assert words in message
+        assert override.partition("=")[0].rpartition(".")[2] in message
+
+    def test_several_models_need_a_number(self, write: Any) -> None:
+        path = write(models=[{"name": name, "source": {"path": "x"}} for name in "ab"])
+        assert "write models.N.engine.threads=" in message_of(path, "engine.threads=1")
+        assert load_config(path, ["models.1.engine.threads=1"]).models[1].engine.threads == 1
+
+
+def test_configuration_cannot_be_changed(write: Any) -> None:
+    config = load_config(write())
+    with pytest.raises(ValueError, match="frozen"):
+        config.server.port = 1

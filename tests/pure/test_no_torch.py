@@ -1,0 +1,17 @@
+"""These tests, and the code they test, need no torch: a proof by a fresh process, as others may have imported it here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def test_nothing_here_imports_torch() -> None:
+    names = [f"tests.pure.{path.stem}" for path in sorted(HERE.glob("*.py"))]
+    script = (
+        f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=HERE.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
