@@ -1,6 +1,6 @@
-"""An engine's own process: `python -m server.engine_process RUN_DIR MODEL_INDEX REPLICA`, started by the supervisor.
+"""An engine's own process: `python -m server.engine_process RUN_DIR MODEL_INDEX REPLICA NUM_STARTS`.
 
-Loads the model, builds and warms up the engine, and serves calls from a Unix socket until SIGTERM.
+Started by the supervisor. Loads the model, builds and warms up the engine, and serves calls from a Unix socket until SIGTERM.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ def pin_to_cores(replica: int, threads: int) -> None:
         os.sched_setaffinity(0, cores[replica * threads : (replica + 1) * threads])
 
 
-async def serve(run_dir: Path, model_index: int, replica: int) -> None:
+async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -78,7 +78,10 @@ async def serve(run_dir: Path, model_index: int, replica: int) -> None:
     model = deployment.models[model_index]
     if model.config.engine.replicas > 1 and model.config.engine.device == "cpu":
         pin_to_cores(replica, model.threads)
-    engine_loop = await asyncio.to_thread(build_loop, deployment, model, replica, Metrics())
+    metrics = Metrics()
+    if num_starts > 1:
+        metrics.count_engine_restart(model.config.name, replica)
+    engine_loop = await asyncio.to_thread(build_loop, deployment, model, replica, metrics)
     await engine_loop.start()
     server = EngineServer(engine_loop, deployment.socket_path(model, replica))
     await server.start()
@@ -88,9 +91,9 @@ async def serve(run_dir: Path, model_index: int, replica: int) -> None:
 
 
 def main() -> None:
-    run_dir, model_index, replica = sys.argv[1:]
+    run_dir, *numbers = sys.argv[1:]
     set_up_logging(load(Path(run_dir)).config.server.log_level)
-    asyncio.run(serve(Path(run_dir), int(model_index), int(replica)))
+    asyncio.run(serve(Path(run_dir), *(int(number) for number in numbers)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""An HTTP process: `python -m server.http_worker RUN_DIR WORKER SOCKET_FD`, started by the supervisor.
+"""An HTTP process: `python -m server.http_worker RUN_DIR WORKER SOCKET_FD NUM_STARTS`.
 
-Several of them share the listening socket, the engines, and the count of admitted requests.
+Started by the supervisor. Several of them share the listening socket, the engines, and the count of admitted requests.
 """
 
 import asyncio
@@ -116,7 +116,7 @@ async def serve(run_dir: Path, worker: int, listener: socket.socket) -> None:
 
 
 def main() -> None:
-    run_dir, worker, listener_fd = sys.argv[1:]
+    run_dir, worker, listener_fd, _ = sys.argv[1:]
     set_up_logging(load(Path(run_dir)).config.server.log_level)
     listener = socket.socket(fileno=int(listener_fd))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

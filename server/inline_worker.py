@@ -1,4 +1,4 @@
-"""HTTP and engines in one process, for debugging: `python -m server.inline_worker RUN_DIR 0 SOCKET_FD`."""
+"""HTTP and engines in one process, for debugging: `python -m server.inline_worker RUN_DIR 0 SOCKET_FD NUM_STARTS`."""
 
 import asyncio
 import socket
@@ -34,7 +34,7 @@ async def serve(run_dir: Path, listener: socket.socket) -> None:
 
 
 def main() -> None:
-    run_dir, _, listener_fd = sys.argv[1:]
+    run_dir, _, listener_fd, _ = sys.argv[1:]
     set_up_logging(load(Path(run_dir)).config.server.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(Path(run_dir), socket.socket(fileno=int(listener_fd))))

@@ -34,7 +34,10 @@ KILL_AFTER_S = 5.0
 
 @dataclass(slots=True)
 class Child:
-    """A process the supervisor keeps alive. Mutable: `process`, the current incarnation, and `num_starts`."""
+    """A process the supervisor keeps alive; its last argument is how often it has been started.
+
+    Mutable: `process`, the current incarnation, and `num_starts`.
+    """
 
     name: str
     command: list[str]
@@ -101,8 +104,9 @@ class Supervisor:
         while not self.stopping.is_set():
             child.num_starts += 1
             # Its standard input stays open as long as we live: that is how it notices should we be killed.
+            command = [*child.command, str(child.num_starts)]
             process = child.process = await asyncio.create_subprocess_exec(
-                *child.command, stdin=asyncio.subprocess.PIPE, pass_fds=child.pass_fds, process_group=0
+                *command, stdin=asyncio.subprocess.PIPE, pass_fds=child.pass_fds, process_group=0
             )
             status = await process.wait()
             forget_process(process.pid)

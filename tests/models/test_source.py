@@ -1,6 +1,7 @@
 """Model directories by path, by package, and from a stand-in of a hub on this machine."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -137,7 +138,7 @@ def test_hub_fetches_pickles_where_there_is_nothing_else(hub: Hub, tmp_path: Pat
 def test_hub_errors(hub: Hub, tmp_path: Path, source: str, reason: str) -> None:
     answer = fetch(source, hub.url, tmp_path / "home")
     assert answer.returncode == 1
-    pytest.raises(ModelDirectoryError, match=reason).matches(ModelDirectoryError(answer.stderr.strip()))
+    assert re.search(reason, answer.stderr), answer.stderr
     assert "Traceback" not in answer.stderr
 
 

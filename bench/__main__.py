@@ -1,0 +1,16 @@
+"""`python -m bench`: every benchmark that needs nothing but this repository, each in a process of its own."""
+
+import subprocess
+import sys
+
+BENCHMARKS = ("ops", "engine", "packing", "allocator", "http")
+
+
+def main() -> None:
+    for name in BENCHMARKS:
+        print(f"== {name}", flush=True)
+        subprocess.run([sys.executable, "-m", f"bench.{name}"], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Starts the server as its users do, in processes of its own, on a free port of the loopback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+WORDS = ["[PAD]", "[UNK]", *(f"word{index}" for index in range(60))]
+START_S = 120.0
+
+
+def make_model_directory(directory: Path) -> Path:
+    """What the null engine needs: a config and a tokenizer, no weights."""
+    directory.mkdir()
+    config = {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "vocab_size": len(WORDS),
+        "hidden_size": 4,
+        "max_position_embeddings": 64,
+        "type_vocab_size": 2,
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+def write_config(path: Path, model_directory: Path, **sections: dict[str, Any]) -> Path:
+    """YAML is a superset of JSON. `sections`: server, engine, limits."""
+    model = {
+        "name": "null",
+        "source": {"path": str(model_directory)},
+        "engine": {"kind": "null", **sections.get("engine", {})},
+        "limits": {"max_batch_tokens": 256, **sections.get("limits", {})},
+    }
+    server = {"port": 0, "canary_interval_s": 0.5, **sections.get("server", {})}
+    path.write_text(json.dumps({"server": server, "models": [model]}))
+    return path
+
+
+@dataclass
+class RunningServer:
+    """Mutable: `log`, everything it has printed, complete once it has ended."""
+
+    process: subprocess.Popen[str]
+    log_path: Path
+    url: str = ""
+
+    def wait_ready(self) -> None:
+        until_s = time.monotonic() + START_S
+        while time.monotonic() < until_s:
+            assert self.process.poll() is None, self.log
+            self.url = next((word for word in self.log.split() if word.startswith("http://127.0.0.1:")), "")
+            if self.url and self.get("/ready")[0] == 200:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"not ready after {START_S} s:\n{self.log}")
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def get(self, path: str) -> tuple[int, str]:
+        return self.send(urllib.request.Request(self.url + path))
+
+    def embed(self, text: object, **headers: str) -> tuple[int, str]:
+        body = json.dumps({"model": "null", "input": text, "encoding_format": "float"}).encode()
+        return self.send(
+            urllib.request.Request(
+                self.url + "/v1/embeddings",
+                body,
+                {"content-type": "application/json", "connection": "close", **headers},
+            )
+        )
+
+    def send(self, request: urllib.request.Request) -> tuple[int, str]:
+        """Status and body, of errors too."""
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def children(self, module: str) -> list[int]:
+        """Process ids of our own children that run this module."""
+        listing = subprocess.run(
+            ["ps", "--ppid", str(self.process.pid), "-o", "pid=,args="], capture_output=True, text=True, check=False
+        ).stdout
+        return [int(line.split()[0]) for line in listing.splitlines() if module in line]
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+def start_server(config: Path, *arguments: str) -> RunningServer:
+    log_path = config.with_suffix(".log")
+    with log_path.open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "server", "--config", str(config), *arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+    return RunningServer(process, log_path)

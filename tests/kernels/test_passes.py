@@ -1,0 +1,266 @@
+"""Each pass on a graph just large enough: the same numbers before and after, and the nodes that should be there."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.nn import functional
+
+from runtime.capture import constant
+from runtime.ops import pool
+from runtime.passes.fuse_add_norm import fuse_add_norm
+from runtime.passes.fuse_linear_act import fuse_linear_act
+from runtime.passes.fuse_qkv import fuse_qkv
+from runtime.passes.pipeline import PrecisionChoice, choose_precision, list_passes
+from runtime.passes.precision import lower_precision
+from runtime.passes.weight_layout import prepack_onednn, transpose_weights
+from tests.kernels.tiny_graphs import (
+    CPU,
+    HIDDEN_SIZE,
+    Body,
+    Tiny,
+    capture_body,
+    count_calls,
+    random_batch,
+    rewrite,
+    run_graph,
+)
+from tests.tolerances import check_close
+
+BATCH = random_batch([5, 1, 9])
+
+
+def check_pass(body: Body, name: str, rewriter: Callable[[GraphModule], None]) -> tuple[dict[str, int], GraphModule]:
+    """The same result; how many calls of each op are left."""
+    graph_module = capture_body(body)
+    before = run_graph(graph_module, BATCH)
+    rewrite(graph_module, (name, rewriter))
+    check_close(run_graph(graph_module, BATCH), before, what=name)
+    return count_calls(graph_module), graph_module
+
+
+class TestFuseQkv:
+    def test_linears_of_one_source_become_one(self) -> None:
+        body = lambda m, x, _: m.a(x) * m.b(x) + m.c(x)  # noqa: E731
+        counts, graph_module = check_pass(body, "fuse_qkv", fuse_qkv)
+        assert (counts["linear"], counts["slice"]) == (1, 3)
+        assert graph_module.get_buffer("abc_weight").shape == (3 * HIDDEN_SIZE, HIDDEN_SIZE)
+
+    def test_lone_linear_is_left(self) -> None:
+        counts, _ = check_pass(lambda m, x, _: m.b(m.a(x)), "fuse_qkv", fuse_qkv)
+        assert counts == {"embedding": 1, "linear": 2}
+
+    def test_linears_with_and_without_bias_stay_apart(self) -> None:
+        def body(m: Tiny, x: Tensor, _: Tensor) -> Tensor:
+            return m.a(x) * m.b(x) + functional.linear(x, m.c.weight)
+
+        counts, _ = check_pass(body, "fuse_qkv", fuse_qkv)
+        assert (counts["linear"], counts["slice"]) == (2, 2)
+
+    def test_shared_weights_stay_shared(self) -> None:
+        """As ALBERT's: layers that use the same weights fuse into the same constant."""
+
+        def body(m: Tiny, x: Tensor, _: Tensor) -> Tensor:
+            for _ in range(3):
+                x = m.a(x) * m.b(x)
+            return x
+
+        counts, graph_module = check_pass(body, "fuse_qkv", fuse_qkv)
+        assert counts["linear"] == 3
+        weights = {node.args[1].target for node in graph_module.graph.nodes if "linear" in str(node.target)}
+        assert len(weights) == 1
+
+    def test_source_read_by_others_too(self) -> None:
+        """The residual goes past the projections; only linears fuse."""
+        counts, _ = check_pass(lambda m, x, _: m.a(x) * m.b(x) + x, "fuse_qkv", fuse_qkv)
+        assert (counts["linear"], counts["add"]) == (1, 1)
+
+
+class TestFuseLinearAct:
+    @pytest.mark.parametrize("act", ["gelu", "gelu_tanh", "relu", "silu", "tanh"])
+    def test_activation_joins_its_linear(self, act: str) -> None:
+        functions = {"gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"), "tanh": torch.tanh}
+        activate = functions.get(act) or getattr(functional, act)
+        counts, graph_module = check_pass(lambda m, x, _: activate(m.a(x)), "fuse_linear_act", fuse_linear_act)
+        assert counts == {"embedding": 1, "linear_act": 1}
+        (node,) = (node for node in graph_module.graph.nodes if "linear_act" in str(node.target))
+        assert node.args[3] == act
+
+    def test_linear_without_bias(self) -> None:
+        body = lambda m, x, _: functional.relu(functional.linear(x, m.a.weight))  # noqa: E731
+        assert check_pass(body, "fuse_linear_act", fuse_linear_act)[0] == {"embedding": 1, "linear_act": 1}
+
+    def test_second_reader_of_the_linear_forbids(self) -> None:
+        def body(m: Tiny, x: Tensor, _: Tensor) -> Tensor:
+            up = m.a(x)
+            return functional.gelu(up) + up
+
+        counts, _ = check_pass(body, "fuse_linear_act", fuse_linear_act)
+        assert counts == {"embedding": 1, "linear": 1, "gelu": 1, "add": 1}
+
+    def test_activation_of_something_else_is_left(self) -> None:
+        counts, _ = check_pass(lambda m, x, _: functional.gelu(m.norm(x)), "fuse_linear_act", fuse_linear_act)
+        assert counts == {"embedding": 1, "layer_norm": 1, "gelu": 1}
+
+
+class TestFuseAddNorm:
+    def test_sum_joins_its_norm(self) -> None:
+        counts, _ = check_pass(lambda m, x, _: m.norm(m.a(x) + x), "fuse_add_norm", fuse_add_norm)
+        assert counts == {"embedding": 1, "linear": 1, "add_norm": 1}
+
+    def test_second_reader_of_the_sum_forbids(self) -> None:
+        """Pre-LN: the residual goes on unnormed."""
+
+        def body(m: Tiny, x: Tensor, _: Tensor) -> Tensor:
+            total = m.a(x) + x
+            return m.norm(total) * total
+
+        assert "add_norm" not in check_pass(body, "fuse_add_norm", fuse_add_norm)[0]
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            lambda m, x, _: m.norm(torch.add(m.a(x), x, alpha=2)),
+            lambda m, x, _: m.norm(x + m.a.bias),
+            lambda m, x, _: m.norm(x + 1.0),
+            lambda m, x, _: functional.layer_norm(m.a(x) + x, (HIDDEN_SIZE,)),
+        ],
+        ids=["scaled", "broadcast", "number", "no weights"],
+    )
+    def test_what_is_no_plain_sum_is_left(self, body: Body) -> None:
+        assert "add_norm" not in check_pass(body, "fuse_add_norm", fuse_add_norm)[0]
+
+
+class TestPrecision:
+    @staticmethod
+    def body(m: Tiny, x: Tensor, cu_seqlens: Tensor) -> Tensor:
+        rows = m.norm(m.a(x) + x)
+        pooled = pool.OP(rows, cu_seqlens, "mean")
+        return m.other_norm(m.b(pooled))
+
+    def lowered(self, has_native_gemm: bool) -> GraphModule:
+        graph_module = capture_body(self.body)
+        expected = run_graph(graph_module, BATCH)
+
+        def lower(graph: GraphModule) -> None:
+            lower_precision(graph, torch.bfloat16, has_native_gemm=has_native_gemm)
+
+        rewrite(graph_module, ("fuse_add_norm", fuse_add_norm), ("precision", lower))
+        actual = run_graph(graph_module, BATCH)
+        assert actual.dtype == torch.float32
+        check_close(actual, expected, torch.bfloat16)
+        return graph_module
+
+    @pytest.mark.parametrize("has_native_gemm", [True, False])
+    def test_norms_and_heads_stay_fp32(self, has_native_gemm: bool) -> None:
+        graph_module = self.lowered(has_native_gemm)
+        dtypes = {
+            node.target: constant(graph_module, node).dtype for node in graph_module.graph.nodes if node.op == "get_attr"
+        }
+        linears = torch.bfloat16 if has_native_gemm else torch.float32
+        assert dtypes == {
+            "word.weight": torch.bfloat16,
+            "a.weight": linears,
+            "a.bias": linears,
+            "norm.weight": torch.float32,
+            "norm.bias": torch.float32,
+            "b.weight": torch.float32,
+            "b.bias": torch.float32,
+            "other_norm.weight": torch.float32,
+            "other_norm.bias": torch.float32,
+        }
+
+    @pytest.mark.parametrize("has_native_gemm", [True, False])
+    def test_rows_are_bf16_up_to_the_pooling(self, has_native_gemm: bool) -> None:
+        graph_module = self.lowered(has_native_gemm)
+        dtypes = [node.meta["val"].dtype for node in graph_module.graph.nodes if node.op == "call_function"]
+        assert dtypes == [torch.bfloat16] * 3 + [torch.float32] * 3
+
+    def test_weight_that_a_linear_shares_with_the_head_stays_fp32(self) -> None:
+        def body(m: Tiny, x: Tensor, cu_seqlens: Tensor) -> Tensor:
+            return m.a(pool.OP(m.norm(m.a(x)), cu_seqlens, "mean"))
+
+        def lower(graph: GraphModule) -> None:
+            lower_precision(graph, torch.bfloat16, has_native_gemm=False)
+
+        graph_module = capture_body(body)
+        expected = run_graph(graph_module, BATCH)
+        rewrite(graph_module, ("precision", lower))
+        check_close(run_graph(graph_module, BATCH), expected, torch.bfloat16)
+
+    def test_auto_follows_the_device_and_says_so(self) -> None:
+        native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        choice = choose_precision("auto", CPU)
+        assert choice.precision == ("bf16" if native else "fp32")
+        assert "bf16 matrix instructions" in choice.reason
+        assert choose_precision("fp32", CPU) == PrecisionChoice("fp32", True, "configured")
+        assert choose_precision("bf16", CPU).has_native_gemm == native
+
+
+class TestWeightLayout:
+    def test_transposed_weights_compute_the_same(self) -> None:
+        body = lambda m, x, _: m.b(functional.gelu(m.a(x)))  # noqa: E731
+        counts, graph_module = check_pass(body, "transpose_weights", transpose_weights)
+        assert counts == {"embedding": 1, "linear": 2, "gelu": 1}
+        assert graph_module.get_parameter("a.weight").stride() == (1, HIDDEN_SIZE)
+
+    def test_transposing_twice_changes_nothing(self) -> None:
+        """Shared weights are met once per layer."""
+        body = lambda m, x, _: m.a(m.a(x))  # noqa: E731
+        _, graph_module = check_pass(body, "transpose_weights", transpose_weights)
+        assert graph_module.get_parameter("a.weight").stride() == (1, HIDDEN_SIZE)
+
+    # Used where a CPU has bf16 instructions; the code path is the same in FP32 on any CPU.
+    @pytest.mark.parametrize("act", ["none", "gelu", "gelu_tanh", "relu", "silu", "tanh"])
+    def test_prepacked_linear_computes_the_same(self, act: str) -> None:
+        functions = {
+            "none": lambda x: x,
+            "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+            "tanh": torch.tanh,
+        }
+        activate = functions.get(act) or getattr(functional, act)
+        graph_module = capture_body(lambda m, x, _: activate(m.a(x)))
+        expected = run_graph(graph_module, BATCH)
+        rewrite(graph_module, ("fuse_linear_act", fuse_linear_act), ("prepack_onednn", prepack_onednn))
+        check_close(run_graph(graph_module, BATCH), expected)
+        assert count_calls(graph_module) == {"embedding": 1, "_linear_pointwise": 1}
+
+    def test_shared_weight_is_packed_once(self) -> None:
+        _, graph_module = check_pass(lambda m, x, _: m.a(m.a(x)), "prepack_onednn", prepack_onednn)
+        packed = [node.target for node in graph_module.graph.nodes if "onednn" in str(node.target)]
+        assert packed == ["a_weight_onednn"]
+
+    def test_mixed_linear_is_not_packed(self) -> None:
+        def lower(graph: GraphModule) -> None:
+            lower_precision(graph, torch.bfloat16, has_native_gemm=False)
+
+        graph_module = rewrite(
+            capture_body(lambda m, x, _: m.a(x)), ("precision", lower), ("prepack_onednn", prepack_onednn)
+        )
+        assert count_calls(graph_module) == {"embedding": 1, "linear_act": 1}
+
+
+@pytest.mark.parametrize(
+    ("choice", "last"),
+    [
+        (PrecisionChoice("fp32", True, ""), ["fuse_add_norm", "transpose_weights"]),
+        (PrecisionChoice("bf16", True, ""), ["precision", "prepack_onednn"]),
+        (PrecisionChoice("bf16", False, ""), ["precision", "transpose_weights"]),
+    ],
+)
+def test_order_of_passes(choice: PrecisionChoice, last: list[str]) -> None:
+    names = [name for name, _ in list_passes(choice, CPU)]
+    assert names[:3] == ["fuse_qkv", "fuse_linear_act", "fuse_add_norm"]
+    assert names[-2:] == last
+
+
+def test_a_pass_that_breaks_the_graph_is_caught_at_once() -> None:
+    def swap(graph_module: GraphModule) -> None:
+        for node in graph_module.graph.nodes:
+            if "linear" in str(node.target):
+                node.args = (node.args[1], node.args[0], node.args[2])
+
+    with pytest.raises(Exception, match=r"(?i)shape|size"):
+        rewrite(capture_body(lambda m, x, _: m.a(x)), ("swap", swap))

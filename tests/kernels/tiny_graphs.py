@@ -1,0 +1,113 @@
+"""Small modules with the inputs every model has, what becomes of them in the passes, and a tiny BERT."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from models.bert import Bert
+from models.config import EncoderConfig
+from models.heads import EmbeddingHead, TextModel
+from runtime.batch import Batch
+from runtime.capture import capture
+from runtime.engines.transfer import to_tensors
+from runtime.passes.pipeline import Pass, run_passes
+
+CPU = torch.device("cpu")
+VOCAB_SIZE, HIDDEN_SIZE, MAX_POSITIONS = 60, 32, 128
+
+BERT_CONFIG = EncoderConfig(
+    architecture="BertModel",
+    model_type="bert",
+    vocab_size=VOCAB_SIZE,
+    hidden_size=HIDDEN_SIZE,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=64,
+    activation="gelu",
+    max_position_embeddings=MAX_POSITIONS,
+    type_vocab_size=2,
+    norm_eps=1e-12,
+    pad_token_id=0,
+    embedding_size=HIDDEN_SIZE,
+    num_groups=2,
+    layers_per_group=1,
+    task_type_vocab_size=0,
+    num_labels=2,
+)
+
+
+def tiny_bert() -> nn.Module:
+    """Two layers with random weights, the same each time; pooled by the mean and scaled to length 1."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = TextModel(Bert(BERT_CONFIG), EmbeddingHead("mean", (), True))
+    # The initial norms are the identity, which would hide mistakes.
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in module.named_parameters():
+        if "norm" in name:
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return module.eval().requires_grad_(False)
+
+
+Body = Callable[["Tiny", Tensor, Tensor], Tensor]
+
+
+class Tiny(nn.Module):
+    """An embedding, then `body(self, rows, cu_seqlens)` over three linear layers and two norms."""
+
+    def __init__(self, body: Body):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.word = nn.Embedding(VOCAB_SIZE, HIDDEN_SIZE)
+            self.a, self.b, self.c = (nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE) for _ in range(3))
+            self.norm, self.other_norm = nn.LayerNorm(HIDDEN_SIZE), nn.LayerNorm(HIDDEN_SIZE)
+        self.body = body
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
+    ) -> Tensor:
+        return self.body(self, self.word(input_ids), cu_seqlens)
+
+
+def capture_body(body: Body) -> GraphModule:
+    return capture(Tiny(body).eval().requires_grad_(False), CPU)
+
+
+def rewrite(graph_module: GraphModule, *passes: tuple[str, Pass]) -> GraphModule:
+    run_passes(graph_module, list(passes), lambda name, graph: None)
+    return graph_module
+
+
+def random_batch(seqlens: Sequence[int], seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    num_tokens = sum(seqlens)
+    return Batch(
+        input_ids=rng.integers(1, VOCAB_SIZE, num_tokens),
+        position_ids=np.concatenate([np.arange(seqlen) for seqlen in seqlens]),
+        token_type_ids=rng.integers(0, 2, num_tokens),
+        cu_seqlens=np.cumsum([0, *seqlens], dtype=np.int32),
+        max_seqlen=max(seqlens),
+    )
+
+
+def run_graph(graph_module: GraphModule, batch: Batch) -> Tensor:
+    with torch.inference_mode():
+        result = graph_module(*to_tensors(batch, CPU))
+    while isinstance(result, tuple | list):
+        result = result[0]
+    assert isinstance(result, Tensor)
+    return result
+
+
+def count_calls(graph_module: GraphModule) -> dict[str, int]:
+    """How often each op is called, by its short name: aten.linear.default is linear."""
+    counts: dict[str, int] = {}
+    for node in graph_module.graph.nodes:
+        if node.op == "call_function":
+            name = str(node.target).split(".")[1]
+            counts[name] = counts.get(name, 0) + 1
+    return counts

@@ -1,0 +1,278 @@
+"""What is read from config.json and the sentence-transformers files, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import CONFIGS
+
+from models.config import read_config
+from models.defaults import DEFAULTS, OFFSET_POSITIONS
+from models.info import ModelDirectoryError, read_info
+from models.registry import FAMILIES, find_family
+
+BERT = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+CLASSIFIER = BERT | {"architectures": ["BertForSequenceClassification"]}
+
+
+def write(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def write_chain(directory: Path, *modules: tuple[str, dict[str, Any] | None]) -> None:
+    """config.json, modules.json, and a folder for each module that has settings."""
+    write(directory / "config.json", BERT)
+    rows = []
+    for index, (kind, settings) in enumerate(modules):
+        path = "" if kind.endswith("Transformer") else f"{index}_{kind.rpartition('.')[2]}"
+        kind = kind if "." in kind else f"sentence_transformers.models.{kind}"
+        rows.append({"idx": index, "name": str(index), "path": path, "type": kind})
+        if settings is not None:
+            write(directory / path / "config.json", settings)
+    write(directory / "modules.json", rows)
+
+
+TRANSFORMER = ("Transformer", None)
+MEAN = ("Pooling", {"pooling_mode_mean_tokens": True})
+DENSE = ("Dense", {"in_features": 32, "out_features": 8})
+NORMALIZE = ("Normalize", None)
+
+
+def test_plain_directory(tmp_path: Path) -> None:
+    write(tmp_path / "config.json", BERT)
+    info = read_info(tmp_path)
+    assert (info.architecture, info.task, info.vocab_size, info.type_vocab_size) == ("BertModel", "embed", 101, 2)
+    assert (info.max_input_tokens, info.output_dim) == (512, 32)
+    assert (info.pooling, info.normalize, info.dense, info.id2label) == ("mean", False, (), {})
+
+
+def test_classifier(tmp_path: Path) -> None:
+    labels = {"1": "harmful", "0": "clean", "2": "unsure"}
+    problem_type = "multi_label_classification"
+    write(tmp_path / "config.json", CLASSIFIER | {"id2label": labels, "problem_type": problem_type})
+    info = read_info(tmp_path)
+    assert (info.task, info.output_dim, info.problem_type) == ("classify", 3, problem_type)
+    assert list(info.id2label.items()) == [(0, "clean"), (1, "harmful"), (2, "unsure")]
+    assert read_config(tmp_path).num_labels == 3
+    info = read_info(tmp_path, task="embed")
+    assert (info.task, info.output_dim, info.id2label) == ("embed", 32, {})
+
+
+@pytest.mark.parametrize(("keys", "labels"), [({}, 2), ({"num_labels": 4}, 4), ({"id2label": None}, 2)])
+def test_labels_without_names(tmp_path: Path, keys: dict[str, Any], labels: int) -> None:
+    write(tmp_path / "config.json", CLASSIFIER | keys)
+    assert read_info(tmp_path).id2label == {index: f"LABEL_{index}" for index in range(labels)}
+    assert read_config(tmp_path).num_labels == labels
+
+
+@pytest.mark.parametrize(
+    ("legacy", "mode", "pooling"),
+    [
+        ("pooling_mode_mean_tokens", "mean", "mean"),
+        ("pooling_mode_cls_token", "cls", "cls"),
+        ("pooling_mode_max_tokens", "max", "max"),
+        ("pooling_mode_lasttoken", "lasttoken", "last"),
+    ],
+)
+def test_poolings(tmp_path: Path, legacy: str, mode: str, pooling: str) -> None:
+    """In the words of sentence-transformers until version 5, and since."""
+    others = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "include_prompt": True}
+    for settings in (others | {legacy: True}, {"pooling_mode": mode}, {"pooling_mode": [mode]}):
+        write_chain(tmp_path, TRANSFORMER, ("Pooling", settings))
+        assert read_info(tmp_path).pooling == pooling
+        assert read_info(tmp_path, pooling="max").pooling == "max"
+
+
+def test_whole_chain(tmp_path: Path) -> None:
+    second = ("sentence_transformers.base.modules.dense.Dense", {"in_features": 8, "out_features": 5})
+    write_chain(tmp_path, TRANSFORMER, MEAN, ("Dropout", {"dropout": 0.1}), DENSE, second, NORMALIZE)
+    info = read_info(tmp_path)
+    assert (info.dense, info.output_dim, info.normalize) == (("3_Dense", "4_Dense"), 5, True)
+    assert not read_info(tmp_path, normalize=False).normalize
+
+
+def test_chain_is_not_for_classifiers(tmp_path: Path) -> None:
+    write_chain(tmp_path, TRANSFORMER, MEAN, DENSE, NORMALIZE)
+    write(tmp_path / "config.json", CLASSIFIER)
+    info = read_info(tmp_path)
+    assert (info.output_dim, info.dense, info.normalize) == (2, (), False)
+
+
+BAD_CHAINS: dict[str, tuple[tuple[tuple[str, Any], ...], str]] = {
+    "two poolings": (
+        (TRANSFORMER, ("Pooling", {"pooling_mode": ["mean", "cls"]})),
+        r"pooling \['mean', 'cls'\] is not",
+    ),
+    "other pooling": ((TRANSFORMER, ("Pooling", {"pooling_mode_weightedmean_tokens": True})), "weightedmean"),
+    "no settings": ((TRANSFORMER, ("Pooling", None)), r"1_Pooling/config\.json: .*needs this file"),
+    "unknown module": ((TRANSFORMER, ("LSTM", {})), r"'sentence_transformers\.models\.LSTM' is not supported"),
+    "own code": ((("my_code.Transformer", None), MEAN), r"'my_code\.Transformer' is not supported"),
+    "order": ((TRANSFORMER, MEAN, NORMALIZE, DENSE), "Normalize, Dense are not supported in this order"),
+    "rows": ((TRANSFORMER, DENSE, MEAN), "Dense, Pooling are not supported in this order"),
+    "twice": ((TRANSFORMER, MEAN, MEAN), "only Dense may be there more than once"),
+    "width": ((TRANSFORMER, MEAN, ("Dense", {"in_features": 32})), "the key 'out_features' is missing"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CHAINS)
+def test_chains_that_are_refused(tmp_path: Path, name: str) -> None:
+    modules, message = BAD_CHAINS[name]
+    write_chain(tmp_path, *modules)
+    with pytest.raises(ModelDirectoryError, match=message):
+        read_info(tmp_path)
+
+
+@pytest.mark.parametrize("content", [[1], [{"type": "x"}], "null", {"0": "Transformer"}])
+def test_modules_that_are_no_list(tmp_path: Path, content: Any) -> None:
+    write(tmp_path / "config.json", BERT)
+    write(tmp_path / "modules.json", content)
+    with pytest.raises(ModelDirectoryError, match=r"modules\.json: must be a list"):
+        read_info(tmp_path)
+
+
+def test_transformer_in_a_folder(tmp_path: Path) -> None:
+    write(tmp_path / "config.json", BERT)
+    rows = [{"idx": 0, "name": "0", "path": "0_BERT", "type": "sentence_transformers.models.Transformer"}]
+    write(tmp_path / "modules.json", rows)
+    with pytest.raises(ModelDirectoryError, match="the Transformer is in the folder '0_BERT'"):
+        read_info(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("positions", "own", "limit"),
+    [(512, None, 512), (512, {"max_seq_length": 256}, 256), (128, {"max_seq_length": 256}, 128), (64, {}, 64)],
+)
+def test_limits(tmp_path: Path, positions: int, own: dict[str, Any] | None, limit: int) -> None:
+    write(tmp_path / "config.json", BERT | {"max_position_embeddings": positions})
+    if own is not None:
+        write(tmp_path / "sentence_bert_config.json", own | {"do_lower_case": False})
+    assert read_info(tmp_path).max_input_tokens == limit
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_positions_of_every_family(tmp_path: Path, name: str) -> None:
+    """RoBERTa and its kin lose the rows up to the padding id; the others have a row for every token."""
+    config = CONFIGS[name]()
+    config.architectures = [type(config).__name__.replace("Config", "Model")]
+    config.save_pretrained(tmp_path)
+    lost = {"roberta": 2, "camembert": 2, "xlm-roberta": 6, "mpnet": 2}.get(config.model_type, 0)
+    assert (config.model_type in OFFSET_POSITIONS) == (lost > 0)
+    assert read_info(tmp_path).max_input_tokens == config.max_position_embeddings - lost
+
+
+@pytest.mark.parametrize("model_type", DEFAULTS)
+def test_defaults_are_those_of_transformers(tmp_path: Path, model_type: str) -> None:
+    """A config.json that says no more than it must."""
+    config = next(make() for make in CONFIGS.values() if make().model_type == model_type)
+    theirs = type(config)()
+    architecture = type(config).__name__.replace("Config", "Model")
+    write(tmp_path / "config.json", BERT | {"model_type": model_type, "architectures": [architecture]})
+    ours, info = read_config(tmp_path), read_info(tmp_path)
+    assert ours.max_position_embeddings == theirs.max_position_embeddings
+    assert (
+        ours.type_vocab_size
+        == getattr(theirs, "type_vocab_size", 0)
+        == (info.type_vocab_size if ours.type_vocab_size else 0)
+    )
+    assert ours.norm_eps == getattr(theirs, "layer_norm_eps", 1e-12)
+    assert ours.pad_token_id == theirs.pad_token_id
+    assert ours.embedding_size == getattr(theirs, "embedding_size", ours.hidden_size)
+    assert ours.num_groups == getattr(theirs, "num_hidden_groups", ours.num_layers)
+    assert ours.activation == {"gelu": "gelu", "gelu_new": "gelu_tanh"}[getattr(theirs, "hidden_act", "gelu")]
+    assert find_family(architecture, model_type).model_types.count(model_type) == 1
+
+
+BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "relative positions": (
+        {"position_embedding_type": "relative_key"},
+        "position_embedding_type 'relative_key' is not",
+    ),
+    "decoder": ({"is_decoder": True}, "is_decoder True is not supported; only False is"),
+    "cross attention": ({"add_cross_attention": True}, "add_cross_attention"),
+    "pruned": ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config .* use a checkpoint without it"),
+    "own code": ({"auto_map": {"AutoModel": "code.Model"}}, r"auto_map says .* its own code \(AutoModel\)"),
+    "activation": ({"hidden_act": "mish"}, "unknown activation 'mish'; known are gelu"),
+    "heads": ({"num_attention_heads": 5}, "hidden_size 32 is no multiple of num_attention_heads 5"),
+    "no width": ({"hidden_size": None}, "the key 'hidden_size' is missing"),
+    "text": ({"vocab_size": "many"}, "vocab_size is 'many'; it must be a whole number of at least 1"),
+    "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers is 0; it must be"),
+    "labels": ({"id2label": {"1": "a", "2": "b"}}, "id2label must map the numbers from 0 on"),
+    "albert": ({"model_type": "albert", "net_structure_type": 1}, "net_structure_type 1 is not supported; only 0 is"),
+    "groups": ({"model_type": "albert", "num_hidden_groups": 0}, "num_hidden_groups is 0"),
+    "buckets": (
+        {"model_type": "mpnet", "relative_attention_num_buckets": 64},
+        "relative_attention_num_buckets 64 is not",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_configs_that_are_refused(tmp_path: Path, name: str) -> None:
+    keys, message = BAD_CONFIGS[name]
+    path = write(tmp_path / "config.json", BERT | keys)
+    with pytest.raises(ModelDirectoryError, match=message) as caught:
+        read_config(tmp_path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_settings_without_effect_are_accepted(tmp_path: Path) -> None:
+    """As in published files: written down, at the value that changes nothing."""
+    harmless = {"position_embedding_type": "absolute", "is_decoder": False, "pruned_heads": {}, "use_cache": True}
+    albert = {"down_scale_factor": 1, "gap_size": 0, "net_structure_type": 0, "num_memory_blocks": 0}
+    own_tokenizer = {"auto_map": {"AutoTokenizer": ["code.Tokenizer", None]}}
+    write(tmp_path / "config.json", BERT | harmless | albert | own_tokenizer | {"model_type": "albert"})
+    assert read_config(tmp_path).num_groups == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "options", "message"),
+    [
+        ({}, {"task": "classify"}, "task classify needs a classification head, but the architecture is BertModel"),
+        ({"model_type": "gpt2"}, {}, "model_type 'gpt2' is not served; served are albert, bert"),
+        ({"model_type": None}, {}, "model_type None is not served"),
+        (CLASSIFIER | {"problem_type": "regression"}, {}, "problem_type 'regression' is not supported"),
+        ({"max_position_embeddings": 0}, {}, "max_position_embeddings is 0"),
+    ],
+)
+def test_info_that_is_refused(tmp_path: Path, keys: dict[str, Any], options: dict[str, Any], message: str) -> None:
+    write(tmp_path / "config.json", BERT | keys)
+    with pytest.raises(ModelDirectoryError, match=message):
+        read_info(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "not valid JSON"), ("[]", "must hold a JSON object, not list"), (None, "a model directory needs this file")],
+)
+def test_broken_config(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        write(tmp_path / "config.json", content)
+    for read in (read_info, read_config):
+        with pytest.raises(ModelDirectoryError, match=rf"config\.json: .*{message}"):
+            read(tmp_path)
+
+
+def test_unknown_architecture() -> None:
+    for architecture in ("GPT2Model", "BertForQuestionAnswering", "BertLMHeadModel", "unknown"):
+        with pytest.raises(ModelDirectoryError, match=f"'{architecture}' is not served. Served are Albert, Bert"):
+            find_family(architecture, "bert")
+    with pytest.raises(ModelDirectoryError, match="'BertModel' contradicts model_type 'roberta'; it goes with bert"):
+        find_family("BertModel", "roberta")
+
+
+def test_every_model_type_has_a_family() -> None:
+    assert sorted(model_type for family in set(FAMILIES.values()) for model_type in family.model_types) == sorted(
+        DEFAULTS
+    )
