@@ -176,6 +176,7 @@ def describe_model(model: DeployedModel, info: EngineInfo) -> str:
 
 def describe_access(deployment: Deployment, listener: socket.socket, seconds: float) -> str:
     host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     model = deployment.models[0]
     if model.info.task == "embed":
         route, body = (

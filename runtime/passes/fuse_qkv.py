@@ -33,8 +33,10 @@ def fuse_group(graph_module: GraphModule, linears: list[Node]) -> None:
         end = start + linear.meta["val"].shape[-1]
         part = insert_call(first, torch.ops.aten.slice.Tensor, (fused, -1, start, end), "qkv_part")
         linear.replace_all_uses_with(part)
-        graph.erase_node(linear)
         start = end
+    # Only now: `first` marks the place.
+    for linear in linears:
+        graph.erase_node(linear)
 
 
 def fuse_constants(graph_module: GraphModule, nodes: list[object]) -> Node:

@@ -92,6 +92,8 @@ def test_bf16(case: Case) -> None:
     for kind in ("planned", "reference"):
         engine = build(case.model, kind=kind, precision="bf16")
         check_close(engine.run(case.batch).values, expected, torch.bfloat16, what=kind)
+        single = pack(case.ids[:1], case.types[:1])
+        check_close(engine.run(single).values, expected[:1], torch.bfloat16, what=f"{kind}, one token")
 
 
 def test_everything_but_positions_is_planned(case: Case) -> None:

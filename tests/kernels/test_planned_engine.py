@@ -1,0 +1,230 @@
+"""A tiny BERT in planned memory: right, alone as in a batch, within its memory, and alive after any failure."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.bert import Bert
+from models.heads import DenseSpec, EmbeddingHead, TextModel
+from runtime.batch import Batch
+from runtime.build import BatchLimits, build_engine, canary_batch
+from runtime.capture import capture
+from runtime.config import EngineConfig
+from runtime.engine import Engine, EngineError, EngineInfo
+from runtime.engines.planned import PlannedEngine, fit_capacity, peak_bytes
+from runtime.engines.reference import ReferenceEngine
+from runtime.memory.lifetimes import BatchShape
+from runtime.passes.pipeline import PrecisionChoice, list_passes
+from runtime.program import Program, lower
+from tests.kernels.tiny_graphs import (
+    BERT_CONFIG,
+    CPU,
+    HIDDEN_SIZE,
+    MAX_POSITIONS,
+    VOCAB_SIZE,
+    random_batch,
+    rewrite,
+    tiny_bert,
+)
+from tests.tolerances import SAME_ENGINE, check_close
+
+LIMITS = BatchLimits(max_batch_tokens=512, max_batch_requests=64, max_input_tokens=MAX_POSITIONS)
+LARGEST = LIMITS.largest()
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """No progress is shown."""
+
+
+def lower_model(module: nn.Module, choice: PrecisionChoice) -> Program:
+    return lower(rewrite(capture(module, CPU), *list_passes(choice, CPU)))
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return lower_model(tiny_bert(), PrecisionChoice("fp32", True, ""))
+
+
+def make_planned(program: Program, largest: BatchShape = LARGEST, cap_bytes: int | None = None) -> PlannedEngine:
+    info = EngineInfo("planned", "fp32", "", "cpu", 1, program.output_dim, activation_bytes=peak_bytes(program, largest))
+    return PlannedEngine(program, largest, CPU, info, cap_bytes)
+
+
+@pytest.fixture
+def planned(program: Program) -> PlannedEngine:
+    return make_planned(program)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Engine:
+    info = EngineInfo("reference", "fp32", "", "cpu", 1, HIDDEN_SIZE)
+    return ReferenceEngine(tiny_bert(), LARGEST, CPU, info)
+
+
+def cut(batch: Batch, index: int) -> Batch:
+    """One sequence of a batch, alone."""
+    span = slice(batch.cu_seqlens[index], batch.cu_seqlens[index + 1])
+    length = span.stop - span.start
+    arrays = (array[span].copy() for array in (batch.input_ids, batch.position_ids, batch.token_type_ids))
+    return Batch(*arrays, np.array([0, length], np.int32), int(length))
+
+
+def random_seqlens(rng: random.Random) -> list[int]:
+    """Anything up to the limits: a few long ones, many short ones, one token."""
+    longest = rng.choice([1, 4, 16, MAX_POSITIONS])
+    room = rng.randint(1, LIMITS.max_batch_tokens)
+    seqlens: list[int] = []
+    while room and len(seqlens) < LIMITS.max_batch_requests:
+        seqlens.append(rng.randint(1, min(longest, room)))
+        room -= seqlens[-1]
+    return seqlens
+
+
+@pytest.mark.parametrize("seqlens", [[1], [2], [7], [1] * 64, [128] * 4, [5, 1, 30, 30, 2], [128, 1]], ids=str)
+def test_planned_is_the_reference(planned: PlannedEngine, reference: Engine, seqlens: list[int]) -> None:
+    batch = random_batch(seqlens)
+    check_close(planned.run(batch).values, reference.run(batch).values)
+
+
+def test_every_intermediate_is_planned(program: Program) -> None:
+    assert [step.name for step in program.unplanned] == []
+
+
+@pytest.mark.parametrize("kind", ["planned", "reference"])
+def test_alone_is_the_same_as_in_a_batch(kind: str, request: pytest.FixtureRequest) -> None:
+    engine = request.getfixturevalue(kind)
+    rng = random.Random(0)
+    batch = random_batch([rng.randint(1, 12) for _ in range(64)])
+    together = engine.run(batch).values
+    for index in range(batch.num_seqs):
+        alone = engine.run(cut(batch, index)).values
+        check_close(alone[0], together[index], tolerance=SAME_ENGINE, what=f"sequence {index}")
+
+
+def test_thousand_random_batches_after_warmup_allocate_nothing(planned: PlannedEngine, reference: Engine) -> None:
+    planned.warmup(silent)
+    before = planned.memory()
+    rng = random.Random(0)
+    for index in range(1000):
+        batch = random_batch(random_seqlens(rng), seed=index)
+        values = planned.run(batch).values
+        if index % 25 == 0:
+            check_close(values, reference.run(batch).values)
+    after = planned.memory()
+    assert after.num_arena_allocations == before.num_arena_allocations == 1
+    assert after.arena_reserved_bytes == planned.info.activation_bytes
+    assert after.plan_cache_hits + after.plan_cache_misses >= 1000
+    assert after.plan_cache_hits > after.plan_cache_misses
+
+
+def test_warmup_covers_batches_of_many_short_sequences() -> None:
+    """Where a wide head makes the number of sequences count: no batch of tokens alone is the largest."""
+    head = EmbeddingHead("mean", (DenseSpec(HIDDEN_SIZE, 2048, True, "tanh"),), True)
+    module = TextModel(Bert(BERT_CONFIG), head).eval().requires_grad_(False)
+    engine = make_planned(lower_model(module, PrecisionChoice("fp32", True, "")))
+    engine.warmup(silent)
+    engine.run(random_batch([1] * LIMITS.max_batch_requests))
+    engine.run(random_batch([8] * LIMITS.max_batch_requests))
+    assert engine.memory().num_arena_allocations == 1
+
+
+def test_cap_shrinks_the_budget_and_holds(program: Program, reference: Engine) -> None:
+    cap_bytes = peak_bytes(program, LARGEST) // 2
+    largest = fit_capacity(program, LARGEST, MAX_POSITIONS, cap_bytes)
+    assert MAX_POSITIONS <= largest.num_tokens < LIMITS.max_batch_tokens
+    assert peak_bytes(program, largest) <= cap_bytes
+    # Not much smaller than it need be.
+    assert peak_bytes(program, BatchShape(largest.num_tokens + 32, *largest[1:])) > cap_bytes
+    engine = make_planned(program, largest, cap_bytes)
+    engine.warmup(silent)
+    batch = random_batch([MAX_POSITIONS, largest.num_tokens - MAX_POSITIONS])
+    check_close(engine.run(batch).values, reference.run(batch).values)
+    assert engine.memory().arena_reserved_bytes <= cap_bytes
+    with pytest.raises(ValueError, match="over the largest planned"):
+        engine.run(random_batch([MAX_POSITIONS, largest.num_tokens - MAX_POSITIONS + 1]))
+
+
+def test_cap_holds_without_warmup(program: Program) -> None:
+    cap_bytes = peak_bytes(program, LARGEST) // 2
+    engine = make_planned(program, fit_capacity(program, LARGEST, MAX_POSITIONS, cap_bytes), cap_bytes)
+    rng = random.Random(1)
+    for _ in range(100):
+        seqlens = [length for length in random_seqlens(rng) if length <= MAX_POSITIONS][: engine.largest.num_seqs]
+        while sum(seqlens) > engine.largest.num_tokens:
+            seqlens.pop()
+        engine.run(random_batch(seqlens or [1]))
+        assert engine.memory().arena_reserved_bytes <= cap_bytes
+
+
+def test_cap_too_low_for_one_input_is_refused_with_the_remedy(program: Program) -> None:
+    with pytest.raises(ValueError, match=r"memory_cap_mb.*Raise memory_cap_mb or lower limits.max_input_tokens"):
+        fit_capacity(program, LARGEST, MAX_POSITIONS, 1000)
+
+
+@pytest.mark.parametrize("seqlens", [[128] * 4 + [1], [1] * 65, [129]], ids=["tokens", "sequences", "length"])
+@pytest.mark.parametrize("kind", ["planned", "reference"])
+def test_batch_over_a_limit_is_refused(kind: str, seqlens: list[int], request: pytest.FixtureRequest) -> None:
+    with pytest.raises(ValueError, match="over the largest"):
+        request.getfixturevalue(kind).run(random_batch(seqlens))
+
+
+@pytest.mark.parametrize("bad_id", [VOCAB_SIZE, -1, 2**40])
+@pytest.mark.parametrize("kind", ["planned", "reference"])
+def test_id_outside_the_vocabulary_fails_its_step_and_no_other(
+    kind: str, bad_id: int, request: pytest.FixtureRequest, reference: Engine
+) -> None:
+    engine = request.getfixturevalue(kind)
+    good = random_batch([5, 3])
+    bad = random_batch([5, 3])
+    bad.input_ids[4] = bad_id
+    with pytest.raises(EngineError, match="2 sequences failed"):
+        engine.run(bad)
+    check_close(engine.run(good).values, reference.run(good).values)
+
+
+def test_failed_step_leaves_nothing_in_the_next(planned: PlannedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An allocation that fails, in the middle of growing."""
+    planned.run(random_batch([4]))
+    monkeypatch.setattr(planned.arena, "allocate", lambda num_bytes: torch.empty(1 << 60, dtype=torch.uint8))
+    with pytest.raises(EngineError):
+        planned.run(random_batch([128] * 4))
+    monkeypatch.undo()
+    planned.run(random_batch([128] * 4))
+
+
+def test_close_gives_the_memory_back(planned: PlannedEngine) -> None:
+    planned.run(random_batch([4]))
+    planned.close()
+    assert planned.memory().arena_reserved_bytes == 0
+
+
+class TestBuild:
+    """From configuration to engine, in both precisions."""
+
+    def build(self, **options: object) -> Engine:
+        config = EngineConfig(threads=1, **options)  # type: ignore[arg-type]
+        return build_engine(tiny_bert(), HIDDEN_SIZE, config, LIMITS, silent)
+
+    def test_bf16_is_close_to_fp32(self, reference: Engine) -> None:
+        """On any CPU: where there are no bf16 instructions, linear layers multiply in fp32."""
+        engine = self.build(precision="bf16")
+        batch = random_batch([5, 1, 30, 30, 2])
+        check_close(engine.run(batch).values, reference.run(batch).values, torch.bfloat16)
+        assert engine.info.precision == "bf16"
+        assert engine.memory().weight_bytes == engine.info.weight_bytes
+
+    def test_cap_of_the_configuration_reaches_the_engine(self, program: Program) -> None:
+        cap_mb = peak_bytes(program, LARGEST) / 2**21
+        engine = self.build(precision="fp32", memory_cap_mb=cap_mb)
+        assert engine.info.max_batch_tokens < LIMITS.max_batch_tokens
+        assert engine.info.activation_bytes <= cap_mb * 2**20
+        engine.warmup(silent)
+        assert engine.memory().arena_reserved_bytes <= cap_mb * 2**20
+
+    def test_reference_is_the_module(self) -> None:
+        engine = self.build(kind="reference", precision="fp32")
+        assert (engine.info.kind, engine.info.output_dim) == ("reference", HIDDEN_SIZE)
+        assert np.isfinite(engine.run(canary_batch()).values).all()

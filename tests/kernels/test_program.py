@@ -1,0 +1,169 @@
+"""From a graph to numbered steps: who keeps whose memory, what is planned, and what torch allocates for itself."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from runtime.batch import Batch
+from runtime.capture import symbol_names, to_formula
+from runtime.engine import EngineInfo
+from runtime.engines.planned import PlannedEngine
+from runtime.listing import format_program
+from runtime.memory.lifetimes import BatchShape
+from runtime.ops import pool
+from runtime.program import PlannedTensor, Program, lower
+from tests.kernels.tiny_graphs import CPU, HIDDEN_SIZE, Body, Tiny, capture_body, random_batch, run_graph
+from tests.tolerances import check_close
+
+LARGEST = BatchShape(64, 16, 32)
+BATCH = random_batch([5, 1, 9])
+
+
+def make_engine(program: Program) -> PlannedEngine:
+    info = EngineInfo("planned", "fp32", "", "cpu", 1, program.output_dim)
+    return PlannedEngine(program, LARGEST, CPU, info, cap_bytes=None)
+
+
+def check_program(body: Body, batch: Batch = BATCH) -> Program:
+    """What the engine computes in planned memory is what the graph says."""
+    graph_module = capture_body(body)
+    program = lower(graph_module)
+    check_close(make_engine(program).run(batch).values, run_graph(graph_module, batch))
+    return program
+
+
+def tensor_named(program: Program, name: str) -> PlannedTensor:
+    (tensor,) = (tensor for tensor in program.tensors if tensor.life.name == name)
+    return tensor
+
+
+def step_named(program: Program, name: str) -> int:
+    (index,) = (index for index, step in enumerate(program.steps) if step.name == name)
+    return index
+
+
+def kinds(program: Program) -> dict[str, str]:
+    return {step.name: step.kind for step in program.steps}
+
+
+def test_tensor_dies_with_its_last_reader() -> None:
+    program = check_program(lambda m, x, _: m.c(m.b(m.a(x))) + m.b.bias)
+    assert tensor_named(program, "linear").life.end == step_named(program, "linear_1")
+
+
+def test_output_outlives_every_step() -> None:
+    program = check_program(lambda m, x, _: m.b(m.a(x)))
+    assert tensor_named(program, "linear_1").life.end == len(program.steps)
+
+
+def test_view_keeps_its_base_alive() -> None:
+    def body(m: Tiny, x: Tensor, _: Tensor) -> Tensor:
+        view = m.a(x).view(-1, 2, HIDDEN_SIZE // 2)[:, 1]
+        for _ in range(3):
+            x = m.c(m.b(x))
+        return x[:, : HIDDEN_SIZE // 2] * view
+
+    program = check_program(body)
+    assert kinds(program)["view"] == "view"
+    assert tensor_named(program, "linear").life.end == step_named(program, "mul")
+
+
+def test_view_as_output_keeps_its_base_to_the_end() -> None:
+    program = check_program(lambda m, x, _: m.a(x).view(-1, 2, HIDDEN_SIZE // 2).flatten(1))
+    assert tensor_named(program, "linear").life.end == len(program.steps)
+
+
+# Ops that give back their input's memory under some condition. If the plan takes them for copies, the memory is given
+# to another tensor while it is still read.
+PERHAPS_THE_SAME: dict[str, Callable[[Tensor], Tensor]] = {
+    "reshape of a slice": lambda x: x[:, 8:24].reshape(-1, 4, 4).flatten(1),
+    "contiguous": lambda x: x.contiguous(),
+    "to the type it has": lambda x: x.float(),
+    "to the type of another": lambda x: x.type_as(x),
+    "chunk": lambda x: x.chunk(2, dim=1)[1],
+    "split": lambda x: x.split(HIDDEN_SIZE // 4, dim=1)[2],
+    "dropout": lambda x: torch.ops.aten.dropout.default(x, 0.1, False),
+    "detach": lambda x: x.detach(),
+    "expand": lambda x: x[:, None].expand(-1, 2, -1).select(1, 1),
+}
+
+
+@pytest.mark.parametrize("name", PERHAPS_THE_SAME)
+def test_op_that_may_return_its_input_keeps_it_alive(name: str) -> None:
+    def body(m: Tiny, x: Tensor, _: Tensor) -> Tensor:
+        same = PERHAPS_THE_SAME[name](m.a(x))
+        for _ in range(4):
+            x = m.c(m.b(x))
+        return x[:, : same.shape[1]] * same
+
+    check_program(body)
+
+
+def test_op_without_a_kernel_is_counted_and_right() -> None:
+    program = check_program(lambda m, x, _: torch.sigmoid(m.a(x)) + torch.erf(x))
+    assert [step.name for step in program.unplanned] == ["sigmoid", "erf"]
+
+
+def test_op_without_inputs() -> None:
+    program = check_program(lambda m, x, _: m.a(x) + torch.arange(HIDDEN_SIZE, dtype=torch.float32))
+    assert kinds(program)["arange"] == "unplanned"
+
+
+def test_linear_and_lookup_of_more_dimensions() -> None:
+    def body(m: Tiny, x: Tensor, _: Tensor) -> Tensor:
+        rows = torch.stack([x, x * 2], 1)
+        table = functional.embedding(torch.zeros(2, 3, dtype=torch.long), m.a.weight)
+        return m.a(rows).sum(1) + table.sum((0, 1))
+
+    assert kinds(check_program(body))["linear"] == "planned"
+
+
+def test_size_that_may_shrink_as_the_batch_grows_is_not_planned() -> None:
+    """num_tokens - num_seqs: a plan for a larger bucket could be too small for a batch within it."""
+
+    def body(m: Tiny, x: Tensor, cu_seqlens: Tensor) -> Tensor:
+        head = pool.OP(x, cu_seqlens, "mean")
+        rest = m.a(x[head.shape[0] :])
+        return rest.sum(0, keepdim=True) + head
+
+    program = check_program(body)
+    assert kinds(program)["linear"] == "unplanned"
+
+
+def test_dimensions_are_formulas_of_the_batch() -> None:
+    graph_module = capture_body(lambda m, x, cu_seqlens: pool.OP(m.a(x), cu_seqlens, "mean"))
+    program = lower(graph_module)
+    assert [str(dim) for dim in tensor_named(program, "linear").dims] == ["num_tokens", str(HIDDEN_SIZE)]
+    assert [str(dim) for dim in tensor_named(program, "pool").dims] == ["num_seqs", str(HIDDEN_SIZE)]
+    assert str(tensor_named(program, "linear").life.num_bytes) == f"{4 * HIDDEN_SIZE}*num_tokens"
+    names = symbol_names(graph_module)
+    (max_seqlen,) = (node.meta["val"] for node in graph_module.graph.nodes if node.name == "max_seqlen")
+    assert str(to_formula(max_seqlen * 3, names)) == "3*max_seqlen"
+    assert str(to_formula(7, names)) == "7"
+    for broken in (max_seqlen // 2, max_seqlen - 5):
+        with pytest.raises(ValueError, match="max_seqlen"):
+            to_formula(broken, names)
+
+
+def test_shared_weights_are_counted_once() -> None:
+    once, thrice = (lower(capture_body(body)) for body in (lambda m, x, _: m.a(x), lambda m, x, _: m.a(m.a(m.a(x)))))
+    assert thrice.weight_bytes == once.weight_bytes > 4 * HIDDEN_SIZE**2
+
+
+def test_result_is_a_copy() -> None:
+    """The arena's memory belongs to the next step."""
+    engine = make_engine(lower(capture_body(lambda m, x, _: m.a(x))))
+    first = engine.run(BATCH).values
+    kept = first.copy()
+    engine.run(random_batch([9, 3, 3], seed=1))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_listing_of_a_program_counts_its_kinds() -> None:
+    text = format_program(lower(capture_body(lambda m, x, _: torch.sigmoid(m.a(x)).view(-1, 4))), LARGEST)
+    assert "2 planned, 1 view, 0 scalar, 1 unplanned; at (64, 16, 32): peak " in text
+    assert "linear  128*num_tokens bytes, steps 1-2, 8192 at " in text

@@ -1,0 +1,69 @@
+"""The graph of a tiny BERT after each pass, and its execution plan, as text in this folder.
+
+A refactoring leaves the files as they are; an optimisation changes exactly the lines it is about, for all to see.
+"""
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+import pytest
+from torch.fx import GraphModule
+
+from runtime.capture import capture
+from runtime.listing import format_graph, format_program
+from runtime.memory.lifetimes import BatchShape
+from runtime.passes.pipeline import PrecisionChoice, list_passes, run_passes
+from runtime.program import lower
+from tests.kernels.tiny_graphs import CPU, tiny_bert
+
+HERE = Path(__file__).parent
+UPDATE_VARIABLE = "PADLESS_UPDATE_SNAPSHOTS"
+LARGEST = BatchShape(512, 64, 128)
+
+# Chosen here and not by `choose_precision`, so that the text does not depend on this machine's CPU. For the same reason
+# the graphs are dumped before prepacking, which needs the instructions it packs for.
+CHOICES = {
+    "fp32": PrecisionChoice("fp32", True, ""),
+    "bf16": PrecisionChoice("bf16", True, ""),
+    "bf16-without-instructions": PrecisionChoice("bf16", False, ""),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_graph_and_plan_are_as_kept(name: str) -> None:
+    path, found = HERE / f"bert-{name}.txt", describe(CHOICES[name])
+    if os.environ.get(UPDATE_VARIABLE):
+        path.write_text(found, encoding="utf-8")
+    kept = path.read_text(encoding="utf-8") if path.exists() else ""
+    if found == kept:
+        return
+    lines = difflib.unified_diff(kept.splitlines(), found.splitlines(), f"kept: {path.name}", "found", lineterm="", n=2)
+    remedy = f"If this is what you meant: {UPDATE_VARIABLE}=1 make test, and commit the difference."
+    pytest.fail("\n".join([*lines, "", remedy]), pytrace=False)
+
+
+def describe(choice: PrecisionChoice) -> str:
+    parts: list[str] = []
+
+    def on_pass(name: str, graph_module: GraphModule) -> None:
+        parts.append(f"== {name}\n{rename_nodes(format_graph(graph_module))}\n")
+
+    graph_module = capture(tiny_bert(), CPU)
+    passes = [(name, rewrite) for name, rewrite in list_passes(choice, CPU) if name != "prepack_onednn"]
+    run_passes(graph_module, passes, on_pass)
+    parts.append(f"== plan\n{rename_nodes(format_program(lower(graph_module), LARGEST))}\n")
+    return "\n".join(parts)
+
+
+def rename_nodes(text: str) -> str:
+    """Number the nodes of each op from 0 in the order of the text: the exporter's own numbers differ by torch version."""
+    names = re.findall(r"^(?: *\d+ \w+ +)?(\w+)(?=: |  |$)", text, re.MULTILINE)
+    new: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for name in dict.fromkeys(names):
+        stem = re.sub(r"(_\d+)+$", "", name)
+        new[name] = f"{stem}_{counts.get(stem, 0)}"
+        counts[stem] = counts.get(stem, 0) + 1
+    return re.sub(r"(?<![\w.])\w+(?![\w.])", lambda match: new.get(match[0], match[0]), text)

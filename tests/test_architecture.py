@@ -1,0 +1,214 @@
+"""The rules that keep the layers apart, read from the source alone: nothing is imported here, so it takes milliseconds.
+
+    server -> models -> runtime
+
+torch stays out of the server but for the processes that hold an engine, the web framework stays in the application.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ("runtime", "models", "server")
+"""Each may import those before it, and itself."""
+
+ENGINE_PROCESSES = {"server.engine_process", "server.inline_worker", "server.graph_process"}
+"""The only modules of the server that know torch, concrete engines and model classes."""
+KNOWS_ALL = ENGINE_PROCESSES | {"server.launch"}
+CONTRACT = {"runtime.batch", "runtime.engine", "runtime.config"}
+TORCH_FREE_MODELS = {"models.info", "models.source", "models.defaults"}
+WEB_FRAMEWORKS = {"fastapi", "starlette"}
+MAX_LINES = 400
+
+
+class Import(NamedTuple):
+    """`name` is the module, as far as it can be told from `from x import y`."""
+
+    name: str
+    line: int
+    is_at_top: bool
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of ours by its dotted name."""
+    found = {}
+    for layer in LAYERS:
+        for path in sorted((ROOT / layer).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def imports_of(module: str) -> tuple[Import, ...]:
+    tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
+    return tuple(walk_imports(tree, is_at_top=True))
+
+
+def walk_imports(node: ast.AST, *, is_at_top: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(alias.name, child.lineno, is_at_top) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0 and child.module, f"line {child.lineno}: imports are absolute here"
+            for alias in child.names:
+                inner = f"{child.module}.{alias.name}"
+                yield Import(inner if inner in modules() else child.module, child.lineno, is_at_top)
+        else:
+            # `if TYPE_CHECKING`, `try` and functions alike: nothing but a module's own body is its top.
+            yield from walk_imports(child, is_at_top=False)
+
+
+def ours(module: str) -> set[str]:
+    return {found.name for found in imports_of(module) if found.name in modules()}
+
+
+def foreign(module: str) -> set[str]:
+    """The top-level names of other people's packages that a module imports."""
+    return {found.name.partition(".")[0] for found in imports_of(module) if found.name not in modules()}
+
+
+def reach(module: str) -> set[str]:
+    """All of our modules that importing this one imports."""
+    seen: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            # Packages are imported on the way to their modules.
+            waiting += [*ours(name), *(parent for parent in parents(name) if parent in modules())]
+    return seen
+
+
+def parents(module: str) -> Iterator[str]:
+    while "." in module:
+        module = module.rpartition(".")[0]
+        yield module
+
+
+def test_there_are_modules() -> None:
+    """A wrong path would let everything below pass."""
+    assert {"runtime.program", "models.bert", "server.launch", "server.api"} <= modules().keys()
+    assert "torch" in foreign("runtime.program")
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_import_only_those_below(layer: str) -> None:
+    allowed = set(LAYERS[: LAYERS.index(layer) + 1])
+    wrong = [
+        f"{module}:{found.line} imports {found.name}"
+        for module in modules()
+        if module.partition(".")[0] == layer
+        for found in imports_of(module)
+        if found.name.partition(".")[0] in {*LAYERS, "tests", "bench", "loadtest"} - allowed
+    ]
+    assert not wrong
+
+
+def test_server_sees_of_the_runtime_only_the_contract() -> None:
+    wrong = {
+        module: seen
+        for module in modules()
+        if module.startswith("server") and module not in KNOWS_ALL
+        if (seen := {name for name in ours(module) if name.startswith("runtime")} - CONTRACT)
+    }
+    assert not wrong
+
+
+def test_contract_needs_no_torch() -> None:
+    for module in CONTRACT | TORCH_FREE_MODELS:
+        assert "torch" not in all_foreign(module), module
+
+
+def test_torch_stays_out_of_the_server() -> None:
+    """Also what is imported by what is imported: an HTTP process that loads torch starts seconds later."""
+    wrong = [
+        module
+        for module in modules()
+        if module.startswith("server") and module not in ENGINE_PROCESSES and "torch" in all_foreign(module)
+    ]
+    assert not wrong
+
+
+def all_foreign(module: str) -> set[str]:
+    return {name for reached in reach(module) for name in foreign(reached)}
+
+
+def test_web_framework_stays_in_the_application() -> None:
+    wrong = [
+        module
+        for module in modules()
+        if foreign(module) & WEB_FRAMEWORKS and module != "server.app" and not module.startswith("server.api")
+    ]
+    assert not wrong
+
+
+def test_pure_modules_are_pure() -> None:
+    """What schedules and plans is tested without an event loop, a thread or an array library's device."""
+    numbers = {"collections", "dataclasses", "heapq", "itertools", "math", "numpy", "typing"}
+    for module in ("runtime.memory.lifetimes", "runtime.memory.planner", "runtime.memory.arena"):
+        assert foreign(module) <= numbers - {"numpy"}, module
+    for module in ("server.request_queue", "server.scheduler", "server.cost_model", "server.packing"):
+        assert foreign(module) <= numbers, module
+
+
+def test_imports_stand_at_the_top() -> None:
+    """Where one inside a function or under TYPE_CHECKING seems needed, a type lives in the wrong file."""
+    wrong = [
+        f"{module}:{found.line} {found.name}"
+        for module in modules()
+        for found in imports_of(module)
+        if not found.is_at_top
+    ]
+    assert not wrong
+
+
+def test_no_cycles() -> None:
+    for module in modules():
+        for imported in ours(module):
+            back = {name for name in reach_by_imports(imported) if name == module}
+            assert not back, f"{module} imports {imported}, which leads back to it"
+
+
+@cache
+def reach_by_imports(module: str) -> frozenset[str]:
+    seen: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += ours(name)
+    return frozenset(seen)
+
+
+def test_no_folder_for_this_and_that() -> None:
+    names = {part for module in modules() for part in module.split(".")}
+    assert not names & {"utils", "util", "common", "core", "helpers", "misc"}
+
+
+def test_files_are_short() -> None:
+    long = {
+        module: count
+        for module, path in modules().items()
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > MAX_LINES
+    }
+    assert not long
+
+
+def test_transformers_is_never_needed_to_serve() -> None:
+    for module in modules():
+        assert not foreign(module) & {"transformers", "sentence_transformers"}, module
+
+
+def test_every_module_says_what_it_does() -> None:
+    for module, path in modules().items():
+        text = path.read_text(encoding="utf-8")
+        assert not text.strip() or ast.get_docstring(ast.parse(text)), module
