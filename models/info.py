@@ -21,6 +21,7 @@ POOLING_KEYS = {
     "pooling_mode_lasttoken": "last",
 }
 MODULE_ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
+OWN_LIMITS = "sentence_bert_config.json"
 
 
 class ModelDirectoryError(ValueError):
@@ -45,6 +46,8 @@ class ModelInfo:
     normalize: bool = False
     dense: tuple[str, ...] = ()
     """Folders of sentence-transformers Dense modules, in order."""
+    do_lower_case: bool = False
+    """sentence-transformers lower-cases the text itself, whatever its tokenizer does."""
     problem_type: str = "single_label_classification"
     """Classifiers: softmax for `single_label_classification`, sigmoid for `multi_label_classification`."""
 
@@ -113,6 +116,7 @@ def read_info(
         vocab_size=require_number(path, keys, "vocab_size"),
         type_vocab_size=require_number(path, keys, "type_vocab_size", least=0) or 1,
         max_input_tokens=read_max_input_tokens(directory, keys),
+        do_lower_case=bool(read_own_limits(directory).get("do_lower_case")),
         output_dim=len(labels) or modules.output_dim or require_number(path, keys, "hidden_size"),
         id2label=labels,
         pooling=modules.pooling if pooling == "auto" else pooling,
@@ -131,11 +135,16 @@ def read_max_input_tokens(directory: Path, keys: Keys) -> int:
     positions = require_number(directory / "config.json", keys, "max_position_embeddings")
     if keys["model_type"] in OFFSET_POSITIONS:
         positions -= require_number(directory / "config.json", keys, "pad_token_id", least=0) + 1
-    path = directory / "sentence_bert_config.json"
-    own = read_object(path) if path.exists() else {}
+    own = read_own_limits(directory)
     if own.get("max_seq_length") is None:
         return positions
-    return min(require_number(path, own, "max_seq_length"), positions)
+    return min(require_number(directory / OWN_LIMITS, own, "max_seq_length"), positions)
+
+
+def read_own_limits(directory: Path) -> Keys:
+    """sentence-transformers' file about the text it takes; empty where there is none."""
+    path = directory / OWN_LIMITS
+    return read_object(path) if path.exists() else {}
 
 
 def read_labels(path: Path, keys: Keys) -> dict[int, str]:

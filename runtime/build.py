@@ -15,7 +15,7 @@ from runtime.engines.planned import PlannedEngine, fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
 from runtime.engines.transfer import make_batch
 from runtime.memory.lifetimes import BatchShape
-from runtime.passes.pipeline import DTYPES, OnPass, PrecisionChoice, choose_precision, list_passes, run_passes
+from runtime.passes.pipeline import OnPass, PrecisionChoice, choose_precision, list_passes, run_passes
 from runtime.program import Program, lower
 
 
@@ -42,7 +42,7 @@ def build_engine(
     choice = choose_precision(config.precision, device)
     module = module.eval().requires_grad_(False).to(device)
     if config.kind == "reference":
-        return build_reference(module, output_dim, choice, limits, device)
+        return build_reference(module, output_dim, limits, device)
     progress("capturing the graph", 0, 3)
     graph_module = capture(module, device)
     progress("fusing", 1, 3)
@@ -73,15 +73,12 @@ def describe(
     )
 
 
-def build_reference(
-    module: nn.Module, output_dim: int, choice: PrecisionChoice, limits: BatchLimits, device: torch.device
-) -> Engine:
-    module = module.to(DTYPES[choice.precision])
+def build_reference(module: nn.Module, output_dim: int, limits: BatchLimits, device: torch.device) -> Engine:
     weight_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
     info = EngineInfo(
         kind="reference",
-        precision=choice.precision,
-        precision_reason=choice.reason,
+        precision="fp32",
+        precision_reason="the reference is always fp32",
         device=str(device),
         threads=torch.get_num_threads(),
         output_dim=output_dim,

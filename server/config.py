@@ -117,6 +117,11 @@ class ModelConfig(Section):
             raise ValueError(
                 "engine.precision fp16 has no fast path with engine.device cpu. Set precision to bf16, fp32 or auto"
             )
+        if engine.kind == "reference" and engine.precision not in ("auto", "fp32"):
+            raise ValueError(
+                f"engine.kind reference computes in fp32 only, and engine.precision is {engine.precision}. "
+                "Set precision to fp32 or auto, or kind to planned"
+            )
         if engine.inline and engine.replicas > 1:
             raise ValueError("engine.inline runs one engine in the HTTP process. Set replicas to 1 or inline to false")
         return self

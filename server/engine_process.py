@@ -1,6 +1,7 @@
 """An engine's own process: `python -m server.engine_process RUN_DIR MODEL_INDEX REPLICA NUM_STARTS`.
 
-Started by the supervisor. Loads the model, builds and warms up the engine, and serves calls from a Unix socket until SIGTERM.
+Started by the supervisor. Loads the model, builds and warms up the engine, and serves calls from a Unix socket until
+SIGTERM.
 """
 
 import asyncio

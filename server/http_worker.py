@@ -41,6 +41,7 @@ def build_state(
             info=model.info,
             tokenizer=load_tokenizer(
                 model.directory,
+                lowercase=model.info.do_lower_case,
                 max_input_tokens=model.max_input_tokens,
                 vocab_size=model.info.vocab_size,
                 type_vocab_size=model.info.type_vocab_size,

@@ -183,8 +183,11 @@ class Tokenizer:
         return pieces
 
 
-def load_tokenizer(directory: Path, **options: Any) -> Tokenizer:
-    """Read tokenizer.json; `options` are the Tokenizer's own. Raises ModelDirectoryError."""
+def load_tokenizer(directory: Path, *, lowercase: bool = False, **options: Any) -> Tokenizer:
+    """Read tokenizer.json, to see lower case only if `lowercase`; `options` are the Tokenizer's own.
+
+    Raises ModelDirectoryError.
+    """
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise ModelDirectoryError(
@@ -195,6 +198,10 @@ def load_tokenizer(directory: Path, **options: Any) -> Tokenizer:
         plain = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:
         raise ModelDirectoryError(f"{path}: not a tokenizer this library can read: {error}") from error
+    if lowercase:
+        first = tokenizers.normalizers.Lowercase()
+        rest = [plain.normalizer] if plain.normalizer is not None else []
+        plain.normalizer = tokenizers.normalizers.Sequence([first, *rest])
     return Tokenizer(plain, **options)
 
 

@@ -24,6 +24,14 @@ def embedding(weight: Tensor, indices: Tensor, *_: object, out: Tensor) -> None:
     torch.index_select(weight, 0, indices.flatten(), out=out.view(-1, weight.shape[1]))
 
 
+def convert(x: Tensor, *_: object, out: Tensor) -> None:
+    out.copy_(x)
+
+
+def arange(end: int, *, out: Tensor, **_: object) -> None:
+    torch.arange(end, out=out)
+
+
 OUT_KERNELS: dict[object, Kernel] = {
     varlen_attention_op.OP: varlen_attention,
     linear_act_op.OP: linear_act,
@@ -40,6 +48,9 @@ OUT_KERNELS: dict[object, Kernel] = {
     aten.gelu.default: aten.gelu.out,
     aten.silu.default: aten.silu.out,
     aten.ne.Scalar: aten.ne.Scalar_out,
+    aten.to.dtype: convert,
+    aten.arange.default: arange,
+    aten.index_select.default: torch.index_select,
     aten.cumsum.default: torch.cumsum,
     aten.clamp_min.default: aten.clamp_min.out,
     aten.linalg_vector_norm.default: aten.linalg_vector_norm.out,

@@ -1,4 +1,4 @@
-"""The one table of shapes, the one table of tolerances, and memory that tells whether a kernel filled it and no more."""
+"""The one table of shapes, the one table of tolerances, and memory that shows what a kernel left out or overran."""
 
 from collections.abc import Callable
 

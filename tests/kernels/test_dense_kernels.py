@@ -27,7 +27,9 @@ TYPES = [(FP32, FP32), (BF16, BF16), (BF16, FP32)]
 """(of x, of weight). The last where a CPU has no 16-bit GEMM."""
 
 
-def check_linear_act(rows: int, sizes: tuple[int, int], types: tuple[torch.dtype, torch.dtype], act: str, bias: bool) -> None:
+def check_linear_act(
+    rows: int, sizes: tuple[int, int], types: tuple[torch.dtype, torch.dtype], act: str, bias: bool
+) -> None:
     x = random_tensor(rows, sizes[0], dtype=types[0])
     weight = random_tensor(sizes[1], sizes[0], dtype=types[1], seed=1) / sizes[0] ** 0.5
     args = (x, weight, random_tensor(sizes[1], dtype=types[1]) if bias else None, act)
@@ -106,7 +108,9 @@ def test_add_norm_of_a_large_mean() -> None:
     """The variance as E[x^2] - E[x]^2 would drown here (TurboTransformers' does)."""
     x, residual, weight, bias = norm_args(5, 64, (FP32, FP32))
     actual = run_kernel(add_norm, (5, 64), FP32, x + 3000, residual, weight, bias, 1e-5)
-    exact = functional.layer_norm(((x + 3000).double() + residual.double()), (64,), weight.double(), bias.double(), 1e-5)
+    exact = functional.layer_norm(
+        ((x + 3000).double() + residual.double()), (64,), weight.double(), bias.double(), 1e-5
+    )
     assert (actual - exact).abs().max() < 5e-3
 
 

@@ -157,7 +157,9 @@ class TestPrecision:
     def test_norms_and_heads_stay_fp32(self, has_native_gemm: bool) -> None:
         graph_module = self.lowered(has_native_gemm)
         dtypes = {
-            node.target: constant(graph_module, node).dtype for node in graph_module.graph.nodes if node.op == "get_attr"
+            node.target: constant(graph_module, node).dtype
+            for node in graph_module.graph.nodes
+            if node.op == "get_attr"
         }
         linears = torch.bfloat16 if has_native_gemm else torch.float32
         assert dtypes == {

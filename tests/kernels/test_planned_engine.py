@@ -49,7 +49,9 @@ def program() -> Program:
 
 
 def make_planned(program: Program, largest: BatchShape = LARGEST, cap_bytes: int | None = None) -> PlannedEngine:
-    info = EngineInfo("planned", "fp32", "", "cpu", 1, program.output_dim, activation_bytes=peak_bytes(program, largest))
+    info = EngineInfo(
+        "planned", "fp32", "", "cpu", 1, program.output_dim, activation_bytes=peak_bytes(program, largest)
+    )
     return PlannedEngine(program, largest, CPU, info, cap_bytes)
 
 

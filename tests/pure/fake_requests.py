@@ -27,7 +27,7 @@ def make_call(seqlens: list[int], *, arrival_s: float = 0.0, timeout_s: float = 
 
 @dataclass
 class FakeEngineRun:
-    """A scheduler and an engine whose steps take what the cost model says. Mutable: the time, and what came out when."""
+    """A scheduler and an engine whose steps take what the cost model says. Mutable: the time, and who came out when."""
 
     limits: SchedulerLimits
     cost_model: CostModel = field(default_factory=lambda: CostModel(per_token_s=1e-4))

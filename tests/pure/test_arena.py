@@ -138,7 +138,9 @@ def test_larger_known_plan_serves_a_batch_that_would_need_memory() -> None:
     assert arena.num_allocations == 1
 
 
-@given(st.lists(st.tuples(st.integers(1, 2048), st.integers(1, 256), st.integers(1, 256)), max_size=12), st.integers(1, 8))
+@given(
+    st.lists(st.tuples(st.integers(1, 2048), st.integers(1, 256), st.integers(1, 256)), max_size=12), st.integers(1, 8)
+)
 @settings(deadline=None)
 def test_cap_holds_at_every_moment(shapes: list[tuple[int, int, int]], eighths: int) -> None:
     """Also while it grows: what is given up is given up before more is taken."""

@@ -77,7 +77,11 @@ def test_unknown_key_like_no_other_lists_those_there_are(write: Any) -> None:
         (
             {"limits": {"max_input_tokens": 512, "max_batch_tokens": 256}},
             {},
-            ["limits.max_input_tokens (512)", "limits.max_batch_tokens (256)", "Raise max_batch_tokens to at least 512"],
+            [
+                "limits.max_input_tokens (512)",
+                "limits.max_batch_tokens (256)",
+                "Raise max_batch_tokens to at least 512",
+            ],
         ),
         (
             {"limits": {"max_client_batch_size": 100, "max_concurrent_requests": 10}},
@@ -147,7 +151,8 @@ def test_missing_name_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "word"), [(b"- 1", "mapping"), (b"models: [", "not valid YAML"), (b"\xff\xfe\x00", "not valid YAML"), (b"", "mapping")]
+    ("content", "word"),
+    [(b"- 1", "mapping"), (b"models: [", "not valid YAML"), (b"\xff\xfe\x00", "not valid YAML"), (b"", "mapping")],
 )
 def test_file_that_is_no_configuration(tmp_path: Path, content: bytes, word: str) -> None:
     path = tmp_path / "config.yaml"

@@ -39,7 +39,8 @@ async def loop(engine: GatedEngine) -> AsyncIterator[EngineLoop]:
 
 
 def call(loop: EngineLoop, *sequences: TokenSequence, timeout_s: float = PATIENCE_S) -> asyncio.Task[Answer]:
-    return asyncio.create_task(loop.run(list(sequences), monotonic() + timeout_s))
+    """Under way; a call that nobody answers fails the test instead of hanging it."""
+    return asyncio.create_task(asyncio.wait_for(loop.run(list(sequences), monotonic() + timeout_s), PATIENCE_S))
 
 
 async def occupy(loop: EngineLoop, engine: GatedEngine) -> list[asyncio.Task[Answer]]:

@@ -124,7 +124,9 @@ async def test_failures_of_the_engine_arrive_as_what_they_are(client: SocketEngi
 
 
 @pytest.mark.parametrize("kind", [EngineUnavailable, DeadlineExceeded, EngineFailure])
-async def test_every_kind_of_failure_travels(client: SocketEngine, fake: FakeLoop, kind: Callable[[str], Exception]) -> None:
+async def test_every_kind_of_failure_travels(
+    client: SocketEngine, fake: FakeLoop, kind: Callable[[str], Exception]
+) -> None:
     fake.error = kind("so it goes")
     with pytest.raises(kind, match="so it goes"):  # type: ignore[call-overload]
         await client.run([make_sequence(1)], LATER_S)
@@ -140,7 +142,9 @@ async def test_bug_behind_the_socket_hangs_nobody(client: SocketEngine, fake: Fa
 
 async def test_token_types_travel(client: SocketEngine, fake: FakeLoop) -> None:
     types = np.array([0, 1, 1], np.int32)
-    task = asyncio.create_task(client.run([make_sequence(2), TokenSequence(np.arange(3, dtype=np.int32), types)], LATER_S))
+    task = asyncio.create_task(
+        client.run([make_sequence(2), TokenSequence(np.arange(3, dtype=np.int32), types)], LATER_S)
+    )
     await until(lambda: fake.calls)
     assert fake.calls[0][1].token_type_ids is not None
     assert fake.calls[0][1].token_type_ids.tolist() == [0, 1, 1]
@@ -172,7 +176,7 @@ async def test_http_process_that_ends_takes_its_calls_along(client: SocketEngine
     await client.close()
     await until(lambda: fake.num_cancelled == 1)
     with pytest.raises(EngineUnavailable):
-        await task
+        await asyncio.wait_for(task, PATIENCE_S)
 
 
 async def test_engine_that_ends_fails_who_waits_at_once_and_is_found_again(client: SocketEngine, path: Path) -> None:

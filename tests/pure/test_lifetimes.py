@@ -99,5 +99,15 @@ def test_buckets_are_few() -> None:
 
 def test_edges_of_buckets() -> None:
     largest = BatchShape(1 << 20, 1 << 20, 1 << 20)
-    for number, bucket in ((1, 8), (8, 8), (9, 16), (70, 72), (128, 128), (129, 144), (384, 384), (385, 416), (1000, 1024)):
+    for number, bucket in (
+        (1, 8),
+        (8, 8),
+        (9, 16),
+        (70, 72),
+        (128, 128),
+        (129, 144),
+        (384, 384),
+        (385, 416),
+        (1000, 1024),
+    ):
         assert round_shape(BatchShape(number, 1, 1), largest).num_tokens == bucket

@@ -1,4 +1,4 @@
-"""These tests, and the code they test, need no torch: a proof by a fresh process, as others may have imported it here."""
+"""Neither these tests nor the code they test need torch. A fresh process proves it: in this one others may have."""
 
 import subprocess
 import sys

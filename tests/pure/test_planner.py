@@ -38,7 +38,7 @@ def test_region_needs_at_most_fifteen_percent_over_the_least(lives: list[Lifetim
 
 
 def test_a_bad_first_order_is_repaired() -> None:
-    """Found by search: each greedy order alone, and the repair of the best of them, ends 16 % or more over the least."""
+    """Found by search: each greedy order alone, and the repair of the best of them, ends 16 % over the least."""
     lives = [Lifetime(start, end, 64 * size) for start, end, size in HARD_FOR_GREEDY]
     assert plan_region(lives)[1] <= 1.1 * live_peak(lives)
 

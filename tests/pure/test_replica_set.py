@@ -1,8 +1,8 @@
 """Several engines as one: who gets a call, and how a large one is cut and put together again."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,11 +21,14 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+READY = EngineStatus(True, "ready")
+
+
 @dataclass
 class FakeReplica:
     """A SocketEngine without a socket: a row is the sequence's first id. The later of two calls ends first."""
 
-    last: EngineStatus = EngineStatus(True, "ready")
+    last: EngineStatus = READY
     pending_tokens: int = 0
     error: Exception | None = None
     calls: list[list[TokenSequence]] = field(default_factory=list)
@@ -124,10 +127,13 @@ def test_parts_are_the_call_in_order_and_within_the_limit(seqlens: list[int], ma
     sequences = [make_sequence(seqlen) for seqlen in seqlens]
     parts = split_call(sequences, max_tokens)
     assert [id(sequence) for part in parts for sequence in part] == [id(sequence) for sequence in sequences]
-    count: Callable[[list[TokenSequence]], int] = lambda part: sum(sequence.num_tokens for sequence in part)  # noqa: E731
+
+    def count(part: list[TokenSequence]) -> int:
+        return sum(sequence.num_tokens for sequence in part)
+
     assert all(len(part) == 1 or count(part) <= max_tokens for part in parts)
     # No part could have taken the next one's first input as well: parts are as few as their order allows.
-    assert all(count(part) + after[0].num_tokens > max_tokens for part, after in zip(parts, parts[1:], strict=False))
+    assert all(count(part) + after[0].num_tokens > max_tokens for part, after in pairwise(parts))
 
 
 def test_no_limit_means_no_split() -> None:

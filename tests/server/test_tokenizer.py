@@ -1,6 +1,7 @@
 """Tokens: what the library gives, cut to the limit, in order, whatever the path."""
 
 import asyncio
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -201,3 +202,13 @@ def test_a_missing_file_is_named(tmp_path: Path, pool: ThreadPoolExecutor) -> No
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelDirectoryError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path, **options)
+
+
+def test_lower_case_on_demand(model_directory: Path, tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    """For models whose sentence-transformers files ask for it, though their tokenizer does not."""
+    raw = json.loads((model_directory / "tokenizer.json").read_text())
+    raw["normalizer"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    as_is, lowered = (build_tokenizer(tmp_path, pool, lowercase=choice) for choice in (False, True))
+    assert encode(as_is, "WORD1")[0].input_ids.tolist() != encode(as_is, "word1")[0].input_ids.tolist()
+    assert encode(lowered, "WORD1")[0].input_ids.tolist() == encode(as_is, "word1")[0].input_ids.tolist()

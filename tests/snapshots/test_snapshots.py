@@ -58,7 +58,7 @@ def describe(choice: PrecisionChoice) -> str:
 
 
 def rename_nodes(text: str) -> str:
-    """Number the nodes of each op from 0 in the order of the text: the exporter's own numbers differ by torch version."""
+    """Number the nodes of each op from 0 in the order of the text: the exporter's own numbers vary with torch."""
     names = re.findall(r"^(?: *\d+ \w+ +)?(\w+)(?=: |  |$)", text, re.MULTILINE)
     new: dict[str, str] = {}
     counts: dict[str, int] = {}
@@ -66,4 +66,5 @@ def rename_nodes(text: str) -> str:
         stem = re.sub(r"(_\d+)+$", "", name)
         new[name] = f"{stem}_{counts.get(stem, 0)}"
         counts[stem] = counts.get(stem, 0) + 1
-    return re.sub(r"(?<![\w.])\w+(?![\w.])", lambda match: new.get(match[0], match[0]), text)
+    # Not the kinds of a plan's steps, which follow a number: a node may be called `view` too.
+    return re.sub(r"(?<![\w.])(?<!\d )\w+(?![\w.])", lambda match: new.get(match[0], match[0]), text)
