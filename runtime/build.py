@@ -6,14 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from runtime.batch import Batch
 from runtime.capture import capture
 from runtime.config import EngineConfig
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.null import NullEngine
 from runtime.engines.planned import PlannedEngine, fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
-from runtime.engines.transfer import make_batch
 from runtime.memory.lifetimes import BatchShape
 from runtime.passes.pipeline import OnPass, PrecisionChoice, choose_precision, list_passes, run_passes
 from runtime.program import Program, lower
@@ -35,8 +33,10 @@ class BatchLimits:
 def build_engine(
     module: nn.Module, output_dim: int, config: EngineConfig, limits: BatchLimits, progress: Progress
 ) -> Engine:
-    """Capture, rewrite, plan. Sets torch's thread count for this process. Raises ValueError for too low a cap."""
+    """Capture, rewrite, plan. Sets torch's thread count for this process. Raises ValueError for what cannot work."""
     device = torch.device(config.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("engine.device cuda: this torch finds no CUDA device. Set device to cpu, or mend the driver")
     threads = config.threads or max(1, (os.cpu_count() or 1) // config.replicas)
     torch.set_num_threads(threads)
     choice = choose_precision(config.precision, device)
@@ -69,7 +69,7 @@ def describe(
         weight_bytes=program.weight_bytes,
         activation_bytes=peak_bytes(program, largest),
         max_batch_tokens=largest.num_tokens,
-        unplanned_ops=tuple(step.name for step in program.unplanned),
+        unplanned_ops=tuple(instruction.name for instruction in program.unplanned),
     )
 
 
@@ -93,11 +93,6 @@ def build_null(output_dim: int, config: EngineConfig, limits: BatchLimits) -> En
         "null", "none", "computes nothing", "cpu", 1, output_dim, max_batch_tokens=limits.max_batch_tokens
     )
     return NullEngine(info, step_ms=config.null_step_ms, us_per_token=config.null_step_us_per_token)
-
-
-def canary_batch() -> Batch:
-    """The smallest real step, which proves that an engine still computes."""
-    return make_batch([1])
 
 
 def trace_passes(module: nn.Module, config: EngineConfig, on_pass: OnPass) -> Program:

@@ -41,18 +41,19 @@ def format_args(node: Node) -> Iterator[str]:
 
 
 def format_program(program: Program, shape: BatchShape) -> str:
-    """Every step with its kind, and for planned tensors size, life and offset in a batch of `shape`."""
+    """Every instruction with its kind, and for planned tensors size, life and offset in a batch of `shape`."""
     lifetimes = program.lifetimes(shape)
     offsets, peak = plan_region(lifetimes)
     place = {tensor.slot: index for index, tensor in enumerate(program.tensors)}
     lines = []
-    for index, step in enumerate(program.steps):
-        line = f"{index:4} {step.kind:9} {step.name}"
-        if step.tensor is not None:
-            life, offset = lifetimes[place[step.slot]], offsets[place[step.slot]]
-            line += f"  {step.tensor.life.num_bytes} bytes, steps {life.start}-{life.end}, {life.num_bytes} at {offset}"
+    for number, instruction in enumerate(program.instructions):
+        line = f"{number:4} {instruction.kind:9} {instruction.name}"
+        if instruction.tensor is not None:
+            index = place[instruction.slot]
+            life, size = lifetimes[index], instruction.tensor.life.num_bytes
+            line += f"  {size} bytes, steps {life.start}-{life.end}, {life.num_bytes} at {offsets[index]}"
         lines.append(line)
-    kinds = [step.kind for step in program.steps]
+    kinds = [instruction.kind for instruction in program.instructions]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("planned", "view", "scalar", "unplanned"))
     total = sum(life.num_bytes for life in lifetimes)
     lines.append(

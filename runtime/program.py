@@ -1,7 +1,8 @@
-"""A captured and rewritten graph as a list of steps over numbered slots: what the planned engine executes.
+"""A captured and rewritten graph as a list of instructions over numbered slots: what the planned engine executes.
 
-Each step computes one slot by one of three means: into a place the arena gives it, as a view of another slot, or, for
-ops without a kernel in `runtime.kernels.table`, by letting torch allocate. Only the first kind is planned.
+Each instruction fills one slot by one of three means: into a place the arena gives it, as a view of another slot, or,
+for ops without a kernel in `runtime.kernels.table`, by letting torch allocate. Only the first kind is planned; the last
+is counted, and freed after its last use.
 """
 
 import operator
@@ -15,7 +16,7 @@ from torch.fx import GraphModule, Node
 
 from runtime.capture import INPUT_NAMES, constant, symbol_names, to_formula
 from runtime.kernels.table import OUT_KERNELS, VIEW_OPS
-from runtime.memory.lifetimes import BatchShape, Formula, Lifetime, TensorLife, size_lifetimes
+from runtime.memory.lifetimes import BatchShape, Formula, Lifetime, TensorLife, live_peak, size_lifetimes
 
 aten = torch.ops.aten
 
@@ -31,8 +32,18 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """`run(*[slots[i] for i in args])` fills `slot`; where `tensor` is set, it is given that place as `out`."""
+class Slot:
+    """Stands for a slot's value inside the arguments of a call."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """`run(*[slots[i] for i in args])` fills `slot`; where `tensor` is set, it is given that place as `out`.
+
+    Afterwards nobody reads the slots in `frees` any more.
+    """
 
     name: str
     kind: str
@@ -40,14 +51,17 @@ class Step:
     run: Callable[..., object]
     args: tuple[int, ...]
     slot: int
+    frees: tuple[int, ...]
     tensor: PlannedTensor | None = None
+    life: TensorLife | None = None
+    """Of results that are not views, planned or not; None where the size is no formula of the batch's shape."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
     """`slots` holds constants and literals where they belong and None elsewhere; inputs go to `input_slots`."""
 
-    steps: tuple[Step, ...]
+    instructions: tuple[Instruction, ...]
     slots: tuple[object, ...]
     input_slots: tuple[int, ...]
     output_slot: int
@@ -56,11 +70,22 @@ class Program:
     output_dim: int
 
     @property
-    def unplanned(self) -> tuple[Step, ...]:
-        return tuple(step for step in self.steps if step.kind == "unplanned")
+    def unplanned(self) -> tuple[Instruction, ...]:
+        return tuple(instruction for instruction in self.instructions if instruction.kind == "unplanned")
+
+    @property
+    def is_used(self) -> tuple[bool, bool, bool]:
+        """Which numbers of a BatchShape any size depends on."""
+        powers = [term[1:] for tensor in self.tensors for term in tensor.life.num_bytes.terms]
+        return (any(p[0] for p in powers), any(p[1] for p in powers), any(p[2] for p in powers))
 
     def lifetimes(self, shape: BatchShape) -> list[Lifetime]:
         return size_lifetimes((tensor.life for tensor in self.tensors), shape)
+
+    def unplanned_bytes(self, shape: BatchShape) -> int:
+        """What torch allocates beside the arena at most at one time."""
+        lives = [instruction.life for instruction in self.unplanned if instruction.life is not None]
+        return live_peak(size_lifetimes(lives, shape))
 
 
 def lower(graph_module: GraphModule) -> Program:
@@ -83,7 +108,7 @@ class Lowering:
         deaths = find_deaths(calls, step_of, self.output_node())
         weights: dict[int, int] = {}
         inputs = [0] * len(INPUT_NAMES)
-        steps = []
+        instructions = []
         for node in self.graph_module.graph.nodes:
             if node.op == "placeholder":
                 inputs[INPUT_NAMES.index(node.name)] = self.new_slot(node)
@@ -92,14 +117,15 @@ class Lowering:
                 weights[id(value) if value.is_mkldnn else value.untyped_storage().data_ptr()] = count_bytes(value)
                 self.slots[self.new_slot(node)] = value
             elif node.op == "call_function":
-                steps.append(self.lower_call(node, step_of[node], deaths[node]))
+                dead = [other for other in calls[: step_of[node] + 1] if deaths[other] == step_of[node]]
+                instructions.append(self.lower_call(node, step_of[node], deaths[node], dead))
         output = self.output_node()
         return Program(
-            steps=tuple(steps),
+            instructions=tuple(instructions),
             slots=tuple(self.slots),
             input_slots=tuple(inputs),
             output_slot=self.slot_of[output],
-            tensors=tuple(step.tensor for step in steps if step.tensor is not None),
+            tensors=tuple(each.tensor for each in instructions if each.tensor is not None),
             weight_bytes=sum(weights.values()),
             output_dim=int(output.meta["val"].shape[-1]),
         )
@@ -111,27 +137,19 @@ class Lowering:
         assert isinstance(result, Node)
         return result
 
-    def lower_call(self, node: Node, step: int, death: int) -> Step:
-        name = node.name
-        if is_view(node):
-            run, args = self.bind(node, node.target)
-            return Step(name, "view", run, args, self.new_slot(node))
-        if not isinstance(node.meta["val"], Tensor):
-            run, args = self.bind(node, node.target)
-            return Step(name, "scalar", run, args, self.new_slot(node))
-        kernel = OUT_KERNELS.get(node.target)
-        dims = self.dims_of(node)
-        if kernel is None or dims is None:
-            run, args = self.bind(node, node.target)
-            return Step(name, "unplanned", run, args, self.new_slot(node))
-        run, args = self.bind(node, kernel)
-        dtype = node.meta["val"].dtype
-        num_bytes = Formula.constant(dtype.itemsize)
-        for dim in dims:
-            num_bytes = num_bytes.times(dim)
+    def lower_call(self, node: Node, step: int, death: int, dead: list[Node]) -> Instruction:
+        value, kernel = node.meta["val"], OUT_KERNELS.get(node.target)
         slot = self.new_slot(node)
-        tensor = PlannedTensor(slot, dims, dtype, TensorLife(name, step, death, num_bytes))
-        return Step(name, "planned", run, args, slot, tensor)
+        frees = tuple(self.slot_of[other] for other in dead)
+        if is_view(node) or not isinstance(value, Tensor):
+            kind = "view" if isinstance(value, Tensor) else "scalar"
+            return Instruction(node.name, kind, *self.bind(node, node.target), slot, frees)
+        dims = self.dims_of(node)
+        life = None if dims is None else TensorLife(node.name, step, death, count_dims(dims, value.dtype))
+        if kernel is None or dims is None or life is None:
+            return Instruction(node.name, "unplanned", *self.bind(node, node.target), slot, frees, life=life)
+        tensor = PlannedTensor(slot, dims, value.dtype, life)
+        return Instruction(node.name, "planned", *self.bind(node, kernel), slot, frees, tensor, life)
 
     def dims_of(self, node: Node) -> tuple[Formula, ...] | None:
         """The shape as formulas; None where it is no polynomial of the batch's shape."""
@@ -141,16 +159,19 @@ class Lowering:
             return None
 
     def bind(self, node: Node, target: object) -> tuple[Callable[..., object], tuple[int, ...]]:
-        """The callable and its argument slots. Keywords and lists of tensors are folded into a closure."""
+        """The callable and its argument slots. Keywords and lists of tensors are folded into a closure.
+
+        No Node may be kept: it would keep the graph, and with it every weight that a pass has replaced.
+        """
         assert callable(target)
         if not node.kwargs and not any(holds_node(arg) for arg in node.args):
             return target, tuple(self.slot_for(arg) for arg in node.args)
         inner = node.all_input_nodes
+        place: dict[Node, Any] = {arg: Slot(index) for index, arg in enumerate(inner)}
+        args, kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), place.__getitem__)
 
         def call(*values: object, **out: object) -> object:
-            given: dict[Node, Any] = dict(zip(inner, values, strict=True))
-            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), given.__getitem__)
-            return target(*args, **kwargs, **out)
+            return target(*fill(args, values), **fill(kwargs, values), **out)
 
         return call, tuple(self.slot_of[arg] for arg in inner)
 
@@ -164,6 +185,25 @@ class Lowering:
         self.slots.append(None)
         self.slot_of[node] = len(self.slots) - 1
         return self.slot_of[node]
+
+
+def fill(template: Any, values: Sequence[object]) -> Any:
+    """The arguments with every Slot replaced by its value."""
+    if isinstance(template, Slot):
+        return values[template.index]
+    if isinstance(template, (list, tuple)):
+        return [fill(item, values) for item in template]
+    if isinstance(template, dict):
+        return {key: fill(item, values) for key, item in template.items()}
+    return template
+
+
+def count_dims(dims: Sequence[Formula], dtype: torch.dtype) -> Formula:
+    """Bytes of a tensor of this shape."""
+    num_bytes = Formula.constant(dtype.itemsize)
+    for dim in dims:
+        num_bytes = num_bytes.times(dim)
+    return num_bytes
 
 
 def holds_node(arg: object) -> bool:

@@ -26,8 +26,10 @@ class PlannedEngine:
         self.largest = largest
         self.device = device
         self.info = info
-        self.arena: Arena[Tensor] = Arena(self.allocate, cap_bytes)
-        self.getters = [make_getter(step.args) for step in program.steps]
+        arena_cap = None if cap_bytes is None else cap_bytes - program.unplanned_bytes(largest)
+        self.arena: Arena[Tensor] = Arena(self.allocate, arena_cap)
+        self.getters = [make_getter(instruction.args) for instruction in program.instructions]
+        self.is_used = program.is_used
         self.place_of = {tensor.slot: index for index, tensor in enumerate(program.tensors)}
 
     def allocate(self, num_bytes: int) -> Tensor:
@@ -46,7 +48,7 @@ class PlannedEngine:
         shape = BatchShape(batch.num_tokens, batch.num_seqs, batch.max_seqlen)
         if not self.largest.dominates(shape):
             raise ValueError(f"a batch of {tuple(shape)} is over the largest planned, {tuple(self.largest)}")
-        bucket = round_shape(shape, self.largest)
+        bucket = self.find_bucket(shape)
         try:
             layout = self.arena.layout(bucket, lambda: self.program.lifetimes(bucket))
             with torch.inference_mode():
@@ -54,17 +56,24 @@ class PlannedEngine:
         except (CapExceeded, RuntimeError, IndexError) as error:
             raise EngineError(f"a step of {batch.num_seqs} sequences failed: {error}") from error
 
+    def find_bucket(self, shape: BatchShape) -> BatchShape:
+        """Rounded up, and without the numbers that no tensor's size depends on: fewer plans to make."""
+        used = zip(shape, self.largest, self.is_used, strict=True)
+        return round_shape(BatchShape(*(n if is_used else limit for n, limit, is_used in used)), self.largest)
+
     def execute(self, batch: Batch, shape: BatchShape, places: tuple[tuple[Tensor, int], ...]) -> Output:
         slots = list(self.program.slots)
         for slot, value in zip(self.program.input_slots, to_tensors(batch, self.device), strict=True):
             slots[slot] = value
-        for step, getter in zip(self.program.steps, self.getters, strict=True):
-            if step.tensor is None:
-                slots[step.slot] = step.run(*getter(slots))
+        for instruction, getter in zip(self.program.instructions, self.getters, strict=True):
+            if instruction.tensor is None:
+                slots[instruction.slot] = instruction.run(*getter(slots))
             else:
-                out = view_place(step.tensor, shape, *places[self.place_of[step.slot]])
-                step.run(*getter(slots), out=out)
-                slots[step.slot] = out
+                out = view_place(instruction.tensor, shape, *places[self.place_of[instruction.slot]])
+                instruction.run(*getter(slots), out=out)
+                slots[instruction.slot] = out
+            for slot in instruction.frees:
+                slots[slot] = None
         result = slots[self.program.output_slot]
         assert isinstance(result, Tensor)
         # A copy: the arena's memory belongs to the next step.
@@ -104,8 +113,8 @@ def view_place(tensor: PlannedTensor, shape: BatchShape, buffer: Tensor, offset:
 
 
 def peak_bytes(program: Program, shape: BatchShape) -> int:
-    """Activation memory of a batch of this shape, known before anything runs."""
-    return plan_region(program.lifetimes(shape))[1]
+    """Activation memory of a batch of this shape, planned or not, known before anything runs."""
+    return plan_region(program.lifetimes(shape))[1] + program.unplanned_bytes(shape)
 
 
 def fit_capacity(program: Program, wanted: BatchShape, min_tokens: int, cap_bytes: int | None) -> BatchShape:

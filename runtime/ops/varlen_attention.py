@@ -44,21 +44,22 @@ def varlen_attention(
         rows_q = slice(borders_q[index], borders_q[index + 1])
         rows_k = slice(borders_k[index], borders_k[index + 1])
         scores = torch.einsum("qhd,khd->hqk", q[rows_q].float(), k[rows_k].float()) * softmax_scale
-        added = score_bias(scores.shape[1], scores.shape[2], causal=causal, window=window, bias=bias)
+        added = score_bias(scores.shape[1], scores.shape[2], causal=causal, window=window, bias=bias, device=q.device)
         if added is not None:
             scores += added
         out[rows_q] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[rows_k].float()).to(q.dtype)
     return out
 
 
-def score_bias(len_q: int, len_k: int, *, causal: bool, window: int, bias: Tensor | None) -> Tensor | None:
+def score_bias(
+    len_q: int, len_k: int, *, causal: bool, window: int, bias: Tensor | None, device: torch.device
+) -> Tensor | None:
     """What is added to the scores of one sequence: [len_q, len_k] or [num_heads, len_q, len_k] fp32; None for nothing.
 
     Raises ValueError where a distance is out of the reach of `bias`.
     """
     if not causal and window < 0 and bias is None:
         return None
-    device = None if bias is None else bias.device
     # With a cache there are more keys than queries: the last query belongs to the last key.
     position_q = torch.arange(len_q, device=device)[:, None] + (len_k - len_q)
     distance = torch.arange(len_k, device=device)[None, :] - position_q

@@ -1,5 +1,6 @@
 """The ordered list of passes, and the choice of precision that steers it."""
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,10 +32,7 @@ class PrecisionChoice:
 
 def choose_precision(wanted: str, device: torch.device) -> PrecisionChoice:
     """Resolve `auto`, and say what the device makes of the type."""
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported()
-    else:
-        native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_cpu_bf16()
     has_it = f"this {device.type.upper()} {'has' if native else 'has no'} bf16 matrix instructions"
     if wanted == "auto":
         return PrecisionChoice("bf16" if native else "fp32", True, f"auto: {has_it}")
@@ -42,6 +40,14 @@ def choose_precision(wanted: str, device: torch.device) -> PrecisionChoice:
         how = "" if native else ", so linear layers multiply in fp32"
         return PrecisionChoice("bf16", native, f"configured; {has_it}{how}")
     return PrecisionChoice("fp16" if wanted == "fp16" else "fp32", True, "configured")
+
+
+def has_cpu_bf16() -> bool:
+    """Whether bf16 matrices are multiplied by instructions made for it. oneDNN alone would say yes on any AVX512."""
+    has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if platform.machine() not in ("x86_64", "AMD64"):
+        has_instructions = True  # there oneDNN's own answer is about instructions
+    return has_instructions and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def list_passes(choice: PrecisionChoice, device: torch.device) -> list[tuple[str, Pass]]:

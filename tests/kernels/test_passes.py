@@ -69,7 +69,7 @@ class TestFuseQkv:
 
         counts, graph_module = check_pass(body, "fuse_qkv", fuse_qkv)
         assert counts["linear"] == 3
-        weights = {node.args[1].target for node in graph_module.graph.nodes if "linear" in str(node.target)}
+        weights = {node.args[1] for node in graph_module.graph.nodes if "linear" in str(node.target)}
         assert len(weights) == 1
 
     def test_source_read_by_others_too(self) -> None:

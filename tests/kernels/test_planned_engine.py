@@ -10,12 +10,13 @@ from torch import nn
 from models.bert import Bert
 from models.heads import DenseSpec, EmbeddingHead, TextModel
 from runtime.batch import Batch
-from runtime.build import BatchLimits, build_engine, canary_batch
+from runtime.build import BatchLimits, build_engine
 from runtime.capture import capture
 from runtime.config import EngineConfig
 from runtime.engine import Engine, EngineError, EngineInfo
 from runtime.engines.planned import PlannedEngine, fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
+from runtime.engines.transfer import make_batch
 from runtime.memory.lifetimes import BatchShape
 from runtime.passes.pipeline import PrecisionChoice, list_passes
 from runtime.program import Program, lower
@@ -229,4 +230,4 @@ class TestBuild:
     def test_reference_is_the_module(self) -> None:
         engine = self.build(kind="reference", precision="fp32")
         assert (engine.info.kind, engine.info.output_dim) == ("reference", HIDDEN_SIZE)
-        assert np.isfinite(engine.run(canary_batch()).values).all()
+        assert np.isfinite(engine.run(make_batch([1])).values).all()

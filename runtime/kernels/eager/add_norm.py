@@ -13,7 +13,7 @@ def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: flo
     for start in range(0, x.shape[0], BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
         summed = torch.add(x[rows], residual[rows], out=out[rows])
-        out[rows].copy_(functional.layer_norm(summed, summed.shape[-1:], weight, bias, eps))
+        out[rows].copy_(normalize(summed, summed.shape[-1:], weight, bias, eps))
 
 
 def layer_norm(
@@ -28,4 +28,11 @@ def layer_norm(
 ) -> None:
     for start in range(0, x.shape[0], BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
-        out[rows].copy_(functional.layer_norm(x[rows], normalized_shape, weight, bias, eps))
+        out[rows].copy_(normalize(x[rows], normalized_shape, weight, bias, eps))
+
+
+def normalize(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """torch's CPU kernel takes 16-bit rows with fp32 weights and computes in fp32; CUDA's wants one type."""
+    if weight is not None and x.dtype != weight.dtype and x.device.type != "cpu":
+        x = x.to(weight.dtype)
+    return functional.layer_norm(x, shape, weight, bias, eps)

@@ -31,7 +31,7 @@ def varlen_attention(
     for run in iter_runs(cu_seqlens_q.tolist()):
         shape = (run.num_seqs, run.seqlen, num_heads, head_dim)
         dense_q, dense_k, dense_v = (x[run.tokens].view(shape).transpose(1, 2) for x in (q, k, v))
-        added = score_bias(run.seqlen, run.seqlen, causal=causal, window=window, bias=bias)
-        mask = None if added is None else added.to(device=q.device, dtype=q.dtype)
+        added = score_bias(run.seqlen, run.seqlen, causal=causal, window=window, bias=bias, device=q.device)
+        mask = None if added is None else added.to(q.dtype)
         attended = functional.scaled_dot_product_attention(dense_q, dense_k, dense_v, mask, scale=softmax_scale)
         out[run.tokens].view(shape).copy_(attended.transpose(1, 2))
