@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 CONFIG ?= configs/minilm.yaml
 
-.PHONY: setup serve test test-slow check bench loadtest size clean
+.PHONY: setup serve test test-slow test-gpu check bench loadtest clean
 
 setup: $(VENV)/.dev
 

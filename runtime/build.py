@@ -1,13 +1,12 @@
 """From a module and its configuration to an engine."""
 
-import os
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from runtime.capture import capture
-from runtime.config import EngineConfig
+from runtime.config import EngineConfig, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.null import NullEngine
 from runtime.engines.planned import PlannedEngine, fit_capacity, peak_bytes
@@ -33,12 +32,14 @@ class BatchLimits:
 def build_engine(
     module: nn.Module, output_dim: int, config: EngineConfig, limits: BatchLimits, progress: Progress
 ) -> Engine:
-    """Capture, rewrite, plan. Sets torch's thread count for this process. Raises ValueError for what cannot work."""
+    """Capture, rewrite, plan. Sets torch's thread count for this process. Raises UnusableConfig."""
     device = torch.device(config.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("engine.device cuda: this torch finds no CUDA device. Set device to cpu, or mend the driver")
-    threads = config.threads or max(1, (os.cpu_count() or 1) // config.replicas)
-    torch.set_num_threads(threads)
+        raise UnusableConfig(
+            "engine.device cuda: this torch finds no CUDA device. Set device to cpu, or mend the driver"
+        )
+    if config.threads:
+        torch.set_num_threads(config.threads)
     choice = choose_precision(config.precision, device)
     module = module.eval().requires_grad_(False).to(device)
     if config.kind == "reference":
@@ -51,20 +52,18 @@ def build_engine(
     program = lower(graph_module)
     cap_bytes = None if config.memory_cap_mb is None else int(config.memory_cap_mb * 2**20)
     largest = fit_capacity(program, limits.largest(), limits.max_input_tokens, cap_bytes)
-    info = describe(program, choice, largest, device, threads)
+    info = describe(program, choice, largest, device)
     progress("planning memory", 3, 3)
     return PlannedEngine(program, largest, device, info, cap_bytes)
 
 
-def describe(
-    program: Program, choice: PrecisionChoice, largest: BatchShape, device: torch.device, threads: int
-) -> EngineInfo:
+def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, device: torch.device) -> EngineInfo:
     return EngineInfo(
         kind="planned",
         precision=choice.precision,
         precision_reason=choice.reason,
         device=str(device),
-        threads=threads,
+        threads=torch.get_num_threads(),
         output_dim=program.output_dim,
         weight_bytes=program.weight_bytes,
         activation_bytes=peak_bytes(program, largest),

@@ -8,6 +8,10 @@ EngineKind = Literal["planned", "reference", "null"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
+class UnusableConfig(ValueError):
+    """The configuration does not fit this machine or this model; the text names the key and the remedy."""
+
+
 class EngineConfig(BaseModel):
     """The YAML's `engine:` section."""
 

@@ -1,7 +1,7 @@
 """The Engine protocol, and nothing concrete."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from runtime.batch import Batch, Output
@@ -44,7 +44,6 @@ class EngineInfo:
     """The largest batch that fits the memory cap; the configured budget where there is no cap."""
     unplanned_ops: tuple[str, ...] = ()
     """Ops that still allocate their own result."""
-    notes: tuple[str, ...] = field(default_factory=tuple)
 
 
 class Engine(Protocol):

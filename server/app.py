@@ -22,6 +22,7 @@ from server.errors import (
     InvalidBody,
     InvalidField,
     MethodNotAllowed,
+    Protocol,
     UnknownRoute,
     describe_error,
 )
@@ -35,6 +36,7 @@ logger = logging.getLogger("padless.http")
 
 SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 LAG_PERIOD_S = 0.25
+TEI_PATHS = frozenset(route.path for route in tei.router.routes if isinstance(route, LeanRoute))
 
 
 def create_app(state: ServerState) -> FastAPI:
@@ -84,13 +86,18 @@ def find_version() -> str:
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
-    """Errors of plain routes, and those of the framework itself, in OpenAI's shape and never as `{"detail": ...}`."""
-    reply = describe_error(translate_error(request, error), "openai")
+    """Errors of plain routes, and those of the framework itself, in the path's shape and never as `{"detail": ...}`."""
+    reply = describe_error(translate_error(request, error), protocol_of(request.url.path))
     if isinstance(error, HTTPException):
         find_state(request).metrics.observe_call(
             route="other", model=UNKNOWN_MODEL, outcome=reply.outcome, total_s=0.0, times=CallTimes()
         )
     return Response(orjson.dumps(reply.body), reply.status, reply.headers, "application/json")
+
+
+def protocol_of(path: str) -> Protocol:
+    """Whose clients call this path: errors must have the shape they parse."""
+    return "tei" if path in TEI_PATHS else "openai"
 
 
 def translate_error(request: Request, error: Exception) -> Exception:
@@ -146,7 +153,7 @@ class FrontDoor:
             logger.exception("%s failed, request id %s", scope["path"], scope["request_id"])
             if has_started:
                 raise
-            reply = describe_error(error, "openai")
+            reply = describe_error(error, protocol_of(scope["path"]))
             response = Response(orjson.dumps(reply.body), reply.status, reply.headers, "application/json")
             await response(scope, receive, send_with_id)
 

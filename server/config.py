@@ -117,6 +117,9 @@ class ModelConfig(Section):
             raise ValueError(
                 "engine.precision fp16 has no fast path with engine.device cpu. Set precision to bf16, fp32 or auto"
             )
+        check_engine_options(engine)
+        if self.task == "classify" and (self.pooling != "auto" or self.normalize is not None):
+            raise ValueError("pooling and normalize are for task embed; a classifier has its own. Leave them out")
         if engine.kind == "reference" and engine.precision not in ("auto", "fp32"):
             raise ValueError(
                 f"engine.kind reference computes in fp32 only, and engine.precision is {engine.precision}. "
@@ -125,6 +128,16 @@ class ModelConfig(Section):
         if engine.inline and engine.replicas > 1:
             raise ValueError("engine.inline runs one engine in the HTTP process. Set replicas to 1 or inline to false")
         return self
+
+
+def check_engine_options(engine: EngineConfig) -> None:
+    """Options that this kind of engine would ignore. Raises ValueError."""
+    if engine.kind != "planned" and engine.memory_cap_mb is not None:
+        raise ValueError(f"engine.memory_cap_mb is for kind planned, and engine.kind is {engine.kind}. Leave it out")
+    if engine.kind != "null" and (engine.null_step_ms or engine.null_step_us_per_token):
+        raise ValueError(f"engine.null_step_* is for kind null, and engine.kind is {engine.kind}. Leave it out")
+    if engine.kind == "null" and engine.precision != "auto":
+        raise ValueError("engine.kind null computes nothing, in no precision. Leave engine.precision out")
 
 
 class ServerConfig(Section):

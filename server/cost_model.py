@@ -37,10 +37,6 @@ class CostModel:
     correction: float = 1.0
     mean_seqlen: float = 64.0
 
-    @property
-    def is_fitted(self) -> bool:
-        return self.fixed_s + self.per_token_s + self.per_square_s > 0
-
     def predict(self, cost: StepCost) -> float:
         """Seconds; 0 where nothing was measured yet."""
         raw = self.fixed_s + self.per_token_s * cost.num_tokens + self.per_square_s * cost.sum_squares
@@ -48,8 +44,11 @@ class CostModel:
 
     def observe(self, cost: StepCost, num_seqs: int, actual_s: float) -> None:
         """Learn from a measured step: a little, in the logarithm, so that too long and too short weigh the same."""
+        if actual_s <= 0:
+            return
         predicted_s = self.predict(cost)
-        if predicted_s <= 0 or actual_s <= 0:
+        if predicted_s <= 0:  # nothing was timed at start-up: the first step is the first guess
+            self.per_token_s = actual_s / cost.num_tokens
             return
         error = math.log(actual_s / predicted_s)
         limit = math.log(CORRECTION_LIMIT)

@@ -33,9 +33,9 @@ class DeployedModel:
 
     @property
     def threads(self) -> int:
-        """Per replica."""
+        """Per replica; by default all cores, shared out."""
         engine = self.config.engine
-        return engine.threads or max(1, (os.cpu_count() or 1) // engine.replicas)
+        return engine.threads or max(1, count_cores() // engine.replicas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,14 @@ class Deployment:
     def metrics_dir(self) -> Path:
         """Where prometheus_client keeps the counts of all processes."""
         return self.run_dir / "metrics"
+
+
+def count_cores() -> int:
+    """The cores this process may use: its affinity, cut by a container's quota."""
+    cores = len(os.sched_getaffinity(0))
+    quota_file = Path("/sys/fs/cgroup/cpu.max")
+    quota, _, period = quota_file.read_text().partition(" ") if quota_file.exists() else ("max", "", "")
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def resolve(config: ServerConfig, run_dir: Path) -> Deployment:

@@ -18,7 +18,6 @@ class Step:
     batch: Batch
     requests: list[Request]
     predicted_s: float
-    formed_s: float
 
 
 @dataclass(frozen=True, slots=True)

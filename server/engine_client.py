@@ -5,8 +5,11 @@
 
 import asyncio
 import itertools
+import logging
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 
@@ -21,7 +24,11 @@ from server.request import (
 )
 from server.wire import Answered, Cancel, Failed, Message, Status, encode_call, frame, read_message
 
+logger = logging.getLogger("padless.http")
+
 RECONNECT_S = 0.05
+STALE_AFTER_S = 3.0
+"""An engine that has said nothing for so long is stuck; it speaks four times a second."""
 SPLIT_TOKENS = 1024
 """Calls of more tokens than this are cut and spread over the replicas."""
 
@@ -41,6 +48,7 @@ class SocketEngine:
         self.writer: asyncio.StreamWriter | None = None
         self.num_connections = 0
         self.last = EngineStatus(False, "starting")
+        self.last_heard_s = 0.0
         self.task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -54,6 +62,9 @@ class SocketEngine:
         self.disconnect("the server is stopping")
 
     def status(self) -> tuple[EngineStatus, ...]:
+        silent_s = monotonic() - self.last_heard_s
+        if self.last.is_ready and silent_s > STALE_AFTER_S:
+            return (replace(self.last, is_ready=False, reason=f"the engine has said nothing for {silent_s:.0f} s"),)
         return (self.last,)
 
     async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
@@ -81,14 +92,18 @@ class SocketEngine:
         while True:
             try:
                 reader, self.writer = await asyncio.open_unix_connection(self.path)
-            except (ConnectionError, FileNotFoundError):
+            except OSError:
                 await asyncio.sleep(RECONNECT_S)
                 continue
             self.num_connections += 1
-            with suppress(asyncio.IncompleteReadError, ConnectionError):
+            try:
                 while True:
                     self.receive(await read_message(reader))
-            self.disconnect("the engine process ended and is being started again")
+            except (asyncio.IncompleteReadError, ConnectionError):
+                self.disconnect("the engine process ended and is being started again")
+            except Exception as error:  # a bug, ours or the engine's; the connection is of no more use
+                logger.exception("an engine sent what cannot be understood")
+                self.disconnect(f"the connection to the engine broke: {type(error).__name__}: {error}")
             await asyncio.sleep(RECONNECT_S)
 
     def disconnect(self, reason: str) -> None:
@@ -102,6 +117,7 @@ class SocketEngine:
                 future.set_exception(EngineUnavailable(reason))
 
     def receive(self, message: Message) -> None:
+        self.last_heard_s = monotonic()
         if isinstance(message, Status):
             self.last = EngineStatus(
                 message.is_ready,
@@ -155,9 +171,9 @@ class ReplicaSet:
         return await self.pick().run(part, deadline_s)
 
     def pick(self) -> EngineClient:
-        ready = [engine for engine in self.engines if engine.last.is_ready]
+        ready = [engine for engine in self.engines if engine.status()[0].is_ready]
         if not ready:
-            raise EngineUnavailable(f"no replica is ready: {self.engines[0].last.reason}")
+            raise EngineUnavailable(f"no replica is ready: {self.engines[0].status()[0].reason}")
         return min(ready, key=lambda engine: engine.pending_tokens)
 
     async def close(self) -> None:

@@ -33,6 +33,8 @@ from server.scheduler import Scheduler, SchedulerLimits
 
 logger = logging.getLogger("padless.engine")
 
+MAX_FAILED_CANARIES = 3
+"""In a row; then the engine will not recover by itself, and its process should be started again."""
 PREFETCH_LEAD_S = 0.002
 """The next step is formed this long before the running one should end: as late as is safe, so that it is as full as
 can be, and early enough that the engine never waits for Python."""
@@ -83,6 +85,10 @@ class EngineLoop:
         self.running = Running()
         self.ids = itertools.count()
         self.last_success_s = 0.0
+        self.last_canary_s = 0.0
+        self.num_failed_canaries = 0
+        self.crash: BaseException | None = None
+        self.crashed = asyncio.Event()
         self.changed = asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
         self.device = DeviceThread(engine, f"engine-{model}-{replica}", self.deliver)
@@ -92,14 +98,25 @@ class EngineLoop:
         self.loop = asyncio.get_running_loop()
         self.device.start()
         self.tasks = [asyncio.create_task(self.feed()), asyncio.create_task(self.watch())]
+        for task in self.tasks:
+            task.add_done_callback(self.note_end)
         self.submit([])
+
+    def note_end(self, task: asyncio.Task[None]) -> None:
+        """A task of ours ended by an error: nothing would be fed any more. Everybody is told, and nothing hangs."""
+        if task.cancelled() or task.exception() is None:
+            return
+        self.crash = task.exception()
+        logger.error("the loop of model %s crashed", self.model, exc_info=self.crash)
+        for call in list(self.calls.values()):
+            self.fail(call, EngineUnavailable(f"the engine's loop crashed: {self.crash}"))
+        self.crashed.set()
 
     async def close(self) -> None:
         """Stop. Calls still under way fail; whoever drains lets them finish first."""
         for task in self.tasks:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self.tasks, return_exceptions=True)
         await asyncio.to_thread(self.device.stop)
         for call in list(self.calls.values()):
             self.fail(call, EngineUnavailable("the engine was stopped"))
@@ -107,7 +124,7 @@ class EngineLoop:
 
     def status(self) -> tuple[EngineStatus, ...]:
         age_s = monotonic() - self.last_success_s
-        is_ready = self.last_success_s > 0 and age_s < 3 * self.canary_interval_s
+        is_ready = self.crash is None and self.last_success_s > 0 and age_s < 3 * self.canary_interval_s
         reason = "ready" if is_ready else f"no forward pass has succeeded for {age_s:.0f} s"
         limits = self.scheduler.limits
         return (
@@ -122,6 +139,8 @@ class EngineLoop:
 
     async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
         """See EngineClient."""
+        if self.crash is not None:
+            raise EngineUnavailable(f"the engine's loop crashed: {self.crash}")
         too_long = max(sequence.num_tokens for sequence in sequences)
         if too_long > self.scheduler.limits.max_batch_tokens:
             raise EngineFailure(f"an input of {too_long} tokens is over the budget of a step. This is a bug.")
@@ -140,8 +159,7 @@ class EngineLoop:
         finally:
             self.calls.pop(call_id, None)
             # After a failure or a cancellation: what is still queued is dropped when the scheduler meets it.
-            for request in requests:
-                request.is_cancelled = True
+            self.scheduler.queue.cancel(requests)
 
     async def feed(self) -> None:
         """Form a step whenever the device can take one: one runs, one is ready behind it."""
@@ -169,8 +187,7 @@ class EngineLoop:
     def form_step(self) -> None:
         choice = self.scheduler.next_step(monotonic())
         for request in choice.expired:
-            if request.call_id in self.calls:
-                self.fail(self.calls[request.call_id], DeadlineExceeded("the deadline passed in the queue"))
+            self.fail_call_of(request, DeadlineExceeded("the deadline passed in the queue"))
         if choice.requests:
             self.submit(choice.requests)
 
@@ -181,7 +198,7 @@ class EngineLoop:
         ordered = [sequences[index] for index in order]
         predicted_s = self.scheduler.cost_model.predict(cost_of(ordered))
         now_s = monotonic()
-        step = Step(pack(ordered), [requests[index] for index in order] if requests else [], predicted_s, now_s)
+        step = Step(pack(ordered), [requests[index] for index in order] if requests else [], predicted_s)
         self.running.steps.append(step)
         if len(self.running.steps) == 1:
             self.running.predicted_end_s = now_s + predicted_s
@@ -198,12 +215,22 @@ class EngineLoop:
         if running.steps:
             running.predicted_end_s = monotonic() + running.steps[0].predicted_s
         self.changed.set()
-        if result.output is not None and np.isfinite(result.output.values).all():
+        try:
+            self.hand_out(result)
+        except Exception as error:  # a bug of ours; the calls of this step must hear of it
+            logger.exception("the result of a step of model %s could not be handed out", self.model)
+            for request in result.step.requests:
+                self.fail_call_of(request, EngineFailure(f"{type(error).__name__}: {error}"))
+
+    def hand_out(self, result: StepResult) -> None:
+        is_good = result.output is not None and bool(np.isfinite(result.output.values).all())
+        if is_good:
             self.last_success_s = result.ended_s
-        if result.error is not None:
-            self.retry_or_fail(result.step, result.error)
+        if is_good or not result.step.requests:
+            self.num_failed_canaries = 0 if is_good else self.num_failed_canaries + 1
+        if result.output is None:
+            self.retry_or_fail(result.step, result.error or EngineError("the engine gave no reason"))
             return
-        assert result.output is not None, "A step without error has an output. This is a bug."
         self.observe(result)
         for request, row in zip(result.step.requests, result.output.values, strict=False):
             self.answer(request, row, result)
@@ -223,14 +250,22 @@ class EngineLoop:
         """Halve a failed step until the culprit is alone: the others of its batch must not fail with it."""
         if not isinstance(error, EngineError):
             logger.error("a step of model %s failed", self.model, exc_info=error)
+        now_s = monotonic()
+        late = [request for request in step.requests if request.deadline_s <= now_s]
+        for request in late:
+            self.fail_call_of(request, DeadlineExceeded("the deadline passed while a failed step was tried again"))
+        waiting = [request for request in step.requests if not request.is_cancelled and request not in late]
         if len(step.requests) > 1:
-            middle = len(step.requests) // 2
-            self.submit(step.requests[:middle])
-            self.submit(step.requests[middle:])
+            middle = len(waiting) // 2
+            for half in filter(None, (waiting[:middle], waiting[middle:])):
+                self.submit(half)
             return
-        for request in step.requests:
-            if request.call_id in self.calls:
-                self.fail(self.calls[request.call_id], EngineFailure(str(error)))
+        for request in waiting:
+            self.fail_call_of(request, EngineFailure(str(error)))
+
+    def fail_call_of(self, request: Request, error: Exception) -> None:
+        if request.call_id in self.calls:
+            self.fail(self.calls[request.call_id], error)
 
     def fail(self, call: Call, error: Exception) -> None:
         if not call.future.done():
@@ -254,13 +289,19 @@ class EngineLoop:
         )
 
     async def watch(self) -> None:
-        """Publish gauges, and when nothing has run for a while, run a canary and let the engine tidy up."""
+        """Publish gauges, and when nothing has run for a while, run a canary and let the engine tidy up.
+
+        Raises EngineError, which ends the process, where canaries go on failing.
+        """
         while True:
             memory, queue = self.engine.memory(), self.scheduler.queue
             self.metrics.observe_engine(self.model, self.replica, memory, queue.num_tokens)
             await asyncio.sleep(OBSERVE_PERIOD_S)
+            if self.num_failed_canaries >= MAX_FAILED_CANARIES:
+                raise EngineError(f"{self.num_failed_canaries} canaries in a row have failed")
             is_idle = not self.running.steps and not queue.heap
-            if is_idle and monotonic() - self.last_success_s >= self.canary_interval_s:
+            if is_idle and monotonic() - max(self.last_success_s, self.last_canary_s) >= self.canary_interval_s:
+                self.last_canary_s = monotonic()
                 self.engine.trim()
                 self.submit([])
 

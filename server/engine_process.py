@@ -10,8 +10,10 @@ import signal
 import sys
 from pathlib import Path
 
+from models.info import ModelDirectoryError
 from models.load import load_model
 from runtime.build import BatchLimits, build_engine, build_null
+from runtime.config import UnusableConfig
 from runtime.engine import Engine, Progress
 from server.calibration import calibrate
 from server.cost_model import CostModel
@@ -19,7 +21,7 @@ from server.deployment import DeployedModel, Deployment, load
 from server.engine_loop import EngineLoop
 from server.engine_server import EngineServer
 from server.metrics import Metrics
-from server.processes import end_with_parent, make_progress, set_up_logging
+from server.processes import CANNOT_START, CRASHED, end_with_parent, make_progress, set_up_logging
 from server.scheduler import SchedulerLimits
 
 
@@ -71,22 +73,34 @@ def pin_to_cores(replica: int, threads: int) -> None:
 
 async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) -> None:
     stopping = asyncio.Event()
+    is_loading = True
+
+    def stop() -> None:
+        if is_loading:  # nothing to finish, and the loading thread cannot be interrupted
+            os._exit(0)
+        stopping.set()
+
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signal_number, stopping.set)
-    end_with_parent(stopping.set)
+        loop.add_signal_handler(signal_number, stop)
+    end_with_parent(stop)
     deployment = load(run_dir)
     model = deployment.models[model_index]
-    if model.config.engine.replicas > 1 and model.config.engine.device == "cpu":
+    is_alone = len(deployment.models) == 1
+    if model.config.engine.replicas > 1 and model.config.engine.device == "cpu" and is_alone:
         pin_to_cores(replica, model.threads)
     metrics = Metrics()
     if num_starts > 1:
         metrics.count_engine_restart(model.config.name, replica)
     engine_loop = await asyncio.to_thread(build_loop, deployment, model, replica, metrics)
+    is_loading = False
     await engine_loop.start()
     server = EngineServer(engine_loop, deployment.socket_path(model, replica))
     await server.start()
-    await stopping.wait()
+    ends = [asyncio.create_task(event.wait()) for event in (stopping, engine_loop.crashed)]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if engine_loop.crashed.is_set():
+        os._exit(CRASHED)  # the device thread may be stuck; the supervisor starts a new process
     await server.close()
     await engine_loop.close()
 
@@ -94,7 +108,11 @@ async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) 
 def main() -> None:
     run_dir, *numbers = sys.argv[1:]
     set_up_logging(load(Path(run_dir)).config.server.log_level)
-    asyncio.run(serve(Path(run_dir), *(int(number) for number in numbers)))
+    try:
+        asyncio.run(serve(Path(run_dir), *(int(number) for number in numbers)))
+    except (ModelDirectoryError, UnusableConfig) as error:
+        print(f"padless: {error}", file=sys.stderr)
+        sys.exit(CANNOT_START)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ INTERNAL = Row("failed", 500, "server_error", "internal_error", 500, "Backend")
 ERROR_TABLE: dict[type[BaseException], Row] = {
     InvalidBody: Row("invalid", 400, "invalid_request_error", "invalid_body", 422, "Validation"),
     InvalidField: Row("invalid", 400, "invalid_request_error", "invalid_value", 422, "Validation"),
-    EmptyInput: Row("invalid", 400, "invalid_request_error", "empty_input", 422, "Validation"),
+    EmptyInput: Row("invalid", 400, "invalid_request_error", "empty_input", 400, "Empty"),
     InputTooLong: Row("invalid", 400, "invalid_request_error", "context_length_exceeded", 422, "Validation"),
     WrongTask: Row("invalid", 400, "invalid_request_error", "wrong_task", 422, "Validation"),
     TokenizerFailure: Row("invalid", 400, "invalid_request_error", "tokenizer_error", 422, "Tokenizer"),

@@ -103,6 +103,8 @@ async def drain(state: ServerState, server: uvicorn.Server) -> None:
     until_s = loop.time() + state.config.server.drain_timeout_s
     while any(model.admission.own_inputs for model in state.models.values()) and loop.time() < until_s:
         await asyncio.sleep(DRAIN_POLL_S)
+    # Answers still being written share what is left of the time.
+    server.config.timeout_graceful_shutdown = max(1, round(until_s - loop.time()))
     server.should_exit = True
 
 
@@ -112,6 +114,8 @@ async def serve(run_dir: Path, worker: int, listener: socket.socket) -> None:
     with ThreadPoolExecutor(deployment.config.server.tokenizer_threads, "tokenizer") as pool:
         state = build_state(deployment, worker, Metrics(), engines, pool)
         await serve_http(state, listener)
+    for model in state.models.values():
+        model.admission.close()
     for engine in engines:
         await engine.close()
 

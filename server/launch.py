@@ -11,22 +11,27 @@ import signal
 import socket
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
+import msgspec
+
 from runtime.engine import EngineInfo
 from server.admission import clear_slot
 from server.config import ConfigError, ServerConfig
 from server.deployment import DeployedModel, Deployment, resolve, save
-from server.engine_client import SocketEngine
 from server.metrics import METRICS_DIR_VARIABLE, forget_process
-from server.processes import set_up_logging
+from server.processes import CANNOT_START, set_up_logging
 
 logger = logging.getLogger("padless")
 
 RESTART_PAUSE_S = 0.5
+MAX_PAUSE_S = 30.0
+STEADY_S = 10.0
+"""A child that lived longer has not crashed at its start."""
 FIRST_FAILURES = 3
 """An engine that dies this often before it was ever ready will not get better by trying again."""
 KILL_AFTER_S = 5.0
@@ -92,70 +97,95 @@ class Supervisor:
         announcer = asyncio.create_task(self.announce())
         await self.stopping.wait()
         announcer.cancel()
-        await self.stop(self.workers, self.deployment.config.server.drain_timeout_s + KILL_AFTER_S)
+        patience_s = self.deployment.config.server.drain_timeout_s + KILL_AFTER_S
+        has_drained = await self.stop(self.workers, patience_s)
         await self.stop(self.engines, KILL_AFTER_S)
-        await asyncio.gather(*keepers)
+        await asyncio.gather(*keepers, announcer, return_exceptions=True)
         if self.failure:
             logger.error("%s", self.failure)
-        return 1 if self.failure else 0
+        return 0 if has_drained and not self.failure else 1
 
     async def keep(self, child: Child) -> None:
-        """Start, wait for the end, tidy up, again."""
+        """Start, wait for the end, tidy up, again; more and more slowly if it ends at once each time."""
+        pause_s = RESTART_PAUSE_S
         while not self.stopping.is_set():
-            child.num_starts += 1
-            # Its standard input stays open as long as we live: that is how it notices should we be killed.
-            command = [*child.command, str(child.num_starts)]
-            process = child.process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.PIPE, pass_fds=child.pass_fds, process_group=0
-            )
-            status = await process.wait()
-            forget_process(process.pid)
-            if child.worker is not None:
-                for model in self.deployment.models:
-                    clear_slot(self.deployment.admission_path(model), child.worker)
+            started_s = monotonic()
+            status: int | None = None
+            try:
+                status = await self.run_child(child)
+            except OSError:
+                logger.exception("%s could not be started", child.name)
             if self.stopping.is_set():
                 return
-            if not self.was_ready and child.num_starts >= FIRST_FAILURES:
-                self.failure = f"{child.name} ended {child.num_starts} times before it was ready; see its error above"
+            if not self.was_ready and (status == CANNOT_START or child.num_starts >= FIRST_FAILURES):
+                self.failure = f"{child.name} cannot be started; the reason is above"
                 self.stopping.set()
                 return
             logger.error("%s ended with status %s; starting it again", child.name, status)
-            await asyncio.sleep(RESTART_PAUSE_S)
+            pause_s = RESTART_PAUSE_S if monotonic() - started_s > STEADY_S else min(2 * pause_s, MAX_PAUSE_S)
+            await asyncio.wait([asyncio.create_task(self.stopping.wait())], timeout=pause_s)
 
-    async def stop(self, children: list[Child], patience_s: float) -> None:
-        """SIGTERM, then SIGKILL for those that do not end in time."""
-        running = [
-            child.process for child in children if child.process is not None and child.process.returncode is None
-        ]
+    async def run_child(self, child: Child) -> int:
+        """One incarnation, from its start to its end; what it leaves behind is tidied up. Raises OSError."""
+        child.num_starts += 1
+        command = [*child.command, str(child.num_starts)]
+        # Its standard input stays open as long as we live: that is how it notices should we be killed.
+        process = child.process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.PIPE, pass_fds=child.pass_fds, process_group=0
+        )
+        if self.stopping.is_set():  # `stop` came before there was a process to stop
+            process.terminate()
+        status = await process.wait()
+        forget_process(process.pid)
+        if child.worker is not None:
+            for model in self.deployment.models:
+                clear_slot(self.deployment.admission_path(model), child.worker)
+        return status
+
+    async def stop(self, children: list[Child], patience_s: float) -> bool:
+        """SIGTERM, then SIGKILL for those that do not end in time. Returns whether all ended by themselves."""
+        running = [each.process for each in children if each.process is not None and each.process.returncode is None]
         for process in running:
             process.terminate()
         if not running:
-            return
-        _, pending = await asyncio.wait(
-            [asyncio.create_task(process.wait()) for process in running], timeout=patience_s
-        )
+            return True
+        ends = [asyncio.create_task(process.wait()) for process in running]
+        _, pending = await asyncio.wait(ends, timeout=patience_s)
         if pending:
             logger.error("%d processes did not end within %.0f s; killed", len(pending), patience_s)
             for process in running:
                 if process.returncode is None:
                     process.kill()
+        return not pending
 
     async def announce(self) -> None:
-        """Once every engine is ready: say what runs, and how to talk to it."""
+        """Once every replica of every model is ready: say what runs, and how to talk to it."""
         started_s = monotonic()
-        for model in self.deployment.models:
-            engine = SocketEngine(self.deployment.socket_path(model, 0))
-            if model.config.engine.inline:
-                continue
-            await engine.start()
-            while not engine.last.is_ready:
-                await asyncio.sleep(0.05)
-            info = engine.last.info
-            await engine.close()
-            assert info is not None, "A ready engine has said what it is. This is a bug."
-            print(describe_model(model, info), flush=True)
+        url = find_url(self.listener)
+        while await asyncio.to_thread(fetch, f"{url}/ready") is None:
+            await asyncio.sleep(0.1)
         self.was_ready = True
-        print(describe_access(self.deployment, self.listener, monotonic() - started_s), flush=True)
+        body = await asyncio.to_thread(fetch, f"{url}/info")
+        answer = msgspec.json.decode(body or b"{}")
+        for model, found in zip(self.deployment.models, answer.get("models", ()), strict=False):
+            print(describe_model(model, msgspec.convert(found["replicas"][0]["info"], EngineInfo)), flush=True)
+        print(describe_access(self.deployment, url, monotonic() - started_s), flush=True)
+
+
+def fetch(url: str) -> bytes | None:
+    """The body; None where the answer is not 200 or does not come."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bytes(response.read())
+    except OSError:
+        return None
+
+
+def find_url(listener: socket.socket) -> str:
+    """An address to reach the listener from this machine."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def describe_model(model: DeployedModel, info: EngineInfo) -> str:
@@ -174,20 +204,16 @@ def describe_model(model: DeployedModel, info: EngineInfo) -> str:
     )
 
 
-def describe_access(deployment: Deployment, listener: socket.socket, seconds: float) -> str:
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+def describe_access(deployment: Deployment, url: str, seconds: float) -> str:
     model = deployment.models[0]
     if model.info.task == "embed":
-        route, body = (
-            "/v1/embeddings",
-            f'{{"model": "{model.config.name}", "input": "Hello, world", "encoding_format": "float"}}',
-        )
+        route = "/v1/embeddings"
+        body = f'{{"model": "{model.config.name}", "input": "Hello, world", "encoding_format": "float"}}'
     else:
         route, body = "/predict", '{"inputs": "Hello, world"}'
     return (
-        f"Ready after {seconds:.1f} s on http://{host}:{port} (docs at /docs, metrics at /metrics). Try:\n"
-        f"  curl http://{host}:{port}{route} -H 'content-type: application/json' -d '{body}'"
+        f"Ready after {seconds:.1f} s on {url} (docs at /docs, metrics at /metrics). Try:\n"
+        f"  curl {url}{route} -H 'content-type: application/json' -d '{body}'"
     )
 
 

@@ -12,7 +12,7 @@ from server.tokenizer import Input, Truncation, count_chars
 
 
 @dataclass(slots=True)
-class Call:
+class HttpCall:
     """One HTTP call on its way. Mutable: what is learned of it while it runs, for the metrics.
 
     `model` is a configured name or UNKNOWN_MODEL. Times are `time.monotonic()` seconds.
@@ -26,7 +26,7 @@ class Call:
 
 
 async def run_inputs(
-    call: Call, model: ServedModel, inputs: list[Input], *, field: str, truncation: Truncation
+    call: HttpCall, model: ServedModel, inputs: list[Input], *, field: str, truncation: Truncation
 ) -> Answer:
     """Compute one row per input. `field` is the request's field the inputs came in, for error messages.
 

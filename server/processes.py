@@ -11,6 +11,10 @@ from tqdm import tqdm
 
 from runtime.engine import Progress
 
+CANNOT_START = 2
+"""Exit status of a child that would fail again: its configuration or its model cannot be used."""
+CRASHED = 3
+
 
 def set_up_logging(level: str) -> None:
     logging.basicConfig(

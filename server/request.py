@@ -40,6 +40,7 @@ class Request:
     arrival_s: float
     virtual_deadline_s: float = 0.0
     queue_number: int = 0
+    is_queued: bool = False
     is_cancelled: bool = False
 
     @property

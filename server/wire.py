@@ -49,7 +49,7 @@ class Failed(msgspec.Struct, tag=True, array_like=True):
 
 
 class Status(msgspec.Struct, tag=True, array_like=True):
-    """Sent once a second and on every change of readiness."""
+    """Sent a few times a second, which also shows that the engine's loop turns."""
 
     is_ready: bool
     reason: str

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from runtime.batch import Batch, Output
+from runtime.config import UnusableConfig
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
 from runtime.engines.transfer import to_tensors, warmup_batches
 from runtime.memory.arena import Arena, CapExceeded
@@ -118,7 +119,7 @@ def peak_bytes(program: Program, shape: BatchShape) -> int:
 
 
 def fit_capacity(program: Program, wanted: BatchShape, min_tokens: int, cap_bytes: int | None) -> BatchShape:
-    """The largest token budget up to `wanted` whose plan fits the cap. Raises ValueError where `min_tokens` do not."""
+    """The largest token budget up to `wanted` that fits the cap. Raises UnusableConfig where `min_tokens` do not."""
     if cap_bytes is None or peak_bytes(program, wanted) <= cap_bytes:
         return wanted
 
@@ -127,7 +128,7 @@ def fit_capacity(program: Program, wanted: BatchShape, min_tokens: int, cap_byte
 
     least = peak_bytes(program, shrink(min_tokens))
     if least > cap_bytes:
-        raise ValueError(
+        raise UnusableConfig(
             f"engine.memory_cap_mb: one input of {min_tokens} tokens needs {least / 2**20:.1f} MB of activations, over "
             f"the cap of {cap_bytes / 2**20:.1f} MB. Raise memory_cap_mb or lower limits.max_input_tokens"
         )

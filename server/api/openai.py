@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from server.api.body import parse_body
 from server.api.serving import LeanRoute, answer_json, describe_request, find_state, serve_call
-from server.pipeline import Call, run_inputs
+from server.pipeline import HttpCall, run_inputs
 from server.state import ServedModel, ServerState
 from server.tasks import Rows, check_dimensions, encode_base64, shorten_embeddings
 from server.tokenizer import Input
@@ -52,7 +52,7 @@ async def create_embeddings(request: Request) -> Response:
     return await serve_call(request, route="/v1/embeddings", protocol="openai", work=embed)
 
 
-async def embed(call: Call, state: ServerState, body: bytes) -> bytes:
+async def embed(call: HttpCall, state: ServerState, body: bytes) -> bytes:
     """One call from body to body."""
     asked = parse_body(EmbeddingsRequest, body)
     model = state.find_model(asked.model)

@@ -17,13 +17,13 @@ from fastapi.routing import APIRoute
 
 from server.api.body import ClientGone, Receive, read_body
 from server.errors import InvalidField, Protocol, describe_error
-from server.pipeline import Call
+from server.pipeline import HttpCall
 from server.request import DeadlineExceeded, EngineUnavailable
 from server.state import ServerState
 
 logger = logging.getLogger("padless.http")
 
-Work = Callable[[Call, ServerState, bytes], Awaitable[bytes]]
+Work = Callable[[HttpCall, ServerState, bytes], Awaitable[bytes]]
 TIMEOUT_HEADER = "x-request-timeout-ms"
 MAX_TIMEOUT_MS = 86_400_000.0
 CLIENT_GONE_STATUS = 499
@@ -72,7 +72,7 @@ async def serve_call(request: Request, *, route: str, protocol: Protocol, work: 
     """Run `work` on the body and answer; every error in the protocol's shape, every outcome counted once."""
     state = find_state(request)
     start_s = monotonic()
-    call = Call(route, start_s, start_s + state.config.server.default_timeout_ms / 1000)
+    call = HttpCall(route, start_s, start_s + state.config.server.default_timeout_ms / 1000)
     outcome = "failed"
     try:
         answer = await run_work(request, state, call, work)
@@ -96,7 +96,7 @@ async def serve_call(request: Request, *, route: str, protocol: Protocol, work: 
         )
 
 
-async def run_work(request: Request, state: ServerState, call: Call, work: Work) -> bytes:
+async def run_work(request: Request, state: ServerState, call: HttpCall, work: Work) -> bytes:
     """Everything that may take time, under the deadline."""
     if state.is_draining:
         raise EngineUnavailable("the server is shutting down")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator
 from server.api.body import parse_body
 from server.api.serving import LeanRoute, describe_request, serve_call
 from server.errors import InvalidField
-from server.pipeline import Call, check_count, run_inputs
+from server.pipeline import HttpCall, check_count, run_inputs
 from server.state import ServerState
 from server.tasks import compute_scores, rank_labels
 from server.tokenizer import Input, Text, Truncation
@@ -69,7 +69,7 @@ async def predict(request: Request) -> Response:
     return await serve_call(request, route="/predict", protocol="tei", work=classify)
 
 
-async def classify(call: Call, state: ServerState, body: bytes) -> bytes:
+async def classify(call: HttpCall, state: ServerState, body: bytes) -> bytes:
     """One call from body to body: a list of labels for a single input, a list of those for a batch."""
     asked = parse_body(PredictRequest, body)
     model = state.pick_model(asked.model, "classify")
@@ -113,7 +113,7 @@ async def tokenize(request: Request) -> Response:
     return await serve_call(request, route="/tokenize", protocol="tei", work=describe_tokens)
 
 
-async def describe_tokens(call: Call, state: ServerState, body: bytes) -> bytes:
+async def describe_tokens(call: HttpCall, state: ServerState, body: bytes) -> bytes:
     """One call from body to body. It takes a place like any other: tokenising costs time too."""
     asked = parse_body(TokenizeRequest, body)
     model = state.pick_model(asked.model, None)

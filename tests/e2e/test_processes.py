@@ -170,3 +170,25 @@ def test_an_engine_that_never_starts_ends_the_server(null_model: Path, tmp_path:
     server = start_server(write_config(tmp_path / "broken.yaml", null_model, engine={"kind": "planned"}))
     assert server.process.wait(120) == 1
     assert "no weights" in server.log or "is missing" in server.log
+
+
+def test_stuck_engine_is_not_ready(start: StartServer) -> None:
+    """A process that is alive and silent: readiness turns off, and comes back with it."""
+    server = start()
+    engine = server.children("server.engine_process")[0]
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        wait_for(lambda: server.get("/ready")[0] == 503, "unreadiness")
+        assert "has said nothing" in server.get("/ready")[1]
+        assert server.embed("word1")[0] == 503
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    wait_for(lambda: server.get("/ready")[0] == 200, "readiness")
+    assert server.embed("word1")[0] == 200
+
+
+def test_sigterm_while_loading_ends_at_once(null_model: Path, tmp_path: Path) -> None:
+    server = start_server(write_config(tmp_path / "early.yaml", null_model))
+    wait_for(lambda: bool(server.children("server.engine_process")), "the engine process")
+    assert server.stop() == 0
+    assert "killed" not in server.log and "Traceback" not in server.log

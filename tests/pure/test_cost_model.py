@@ -36,7 +36,7 @@ def test_no_coefficient_is_ever_negative(samples: list[tuple[StepCost, float]]) 
     """Whatever was measured: a longer batch must not look cheaper, and nothing may look free."""
     model = fit_cost_model(samples)
     assert min(model.fixed_s, model.per_token_s, model.per_square_s) >= 0
-    assert model.is_fitted == bool(samples)
+    assert (model.predict(StepCost(1, 1)) > 0) == bool(samples)
 
 
 def test_time_that_falls_with_length_is_fitted_as_a_constant() -> None:
@@ -45,12 +45,12 @@ def test_time_that_falls_with_length_is_fitted_as_a_constant() -> None:
     assert model.fixed_s == pytest.approx(0.0096, rel=0.05)
 
 
-def test_nothing_measured_predicts_nothing_and_learns_nothing() -> None:
+def test_without_a_warm_up_the_first_step_is_the_first_guess() -> None:
     model = fit_cost_model([])
+    assert model.predict(COSTS[0]) == model.tokens_per_s(1024) == 0
     model.observe(COSTS[0], 1, 0.5)
-    assert model.predict(COSTS[0]) == 0
-    assert model.tokens_per_s(1024) == 0
-    assert model.correction == 1
+    assert model.predict(COSTS[0]) == pytest.approx(0.5)
+    assert model.tokens_per_s(1024) == pytest.approx(COSTS[0].num_tokens / 0.5)
 
 
 @pytest.mark.parametrize("factor", [0.25, 0.8, 1.7, 6.0])

@@ -250,7 +250,25 @@ async def test_engine_that_fails_its_canaries_is_not_ready(engine: GatedEngine, 
     status = loop.status()[0]
     assert (status.is_ready, status.reason) == (False, "no forward pass has succeeded for 15 s")
     engine.error, engine.makes_nan = None, False
+    clock.now_s += 5.0
     await until(lambda: loop.status()[0].is_ready)
+    await loop.close()
+
+
+async def test_engine_that_goes_on_failing_is_given_up(engine: GatedEngine, clock: Clock) -> None:
+    """Three canaries in a row: the loop says so, which ends the process, and tells whoever calls."""
+    loop = make_loop(engine, canary_interval_s=5.0)
+    await loop.start()
+    await until(lambda: loop.status()[0].is_ready)
+    engine.error = RuntimeError("broken")
+    for _ in range(3):
+        num_before = len(engine.batches)
+        clock.now_s += 5.1
+        await until(lambda num_before=num_before: len(engine.batches) > num_before)
+    await until(loop.crashed.is_set)
+    assert not loop.status()[0].is_ready
+    with pytest.raises(EngineUnavailable, match="crashed"):
+        await loop.run([TokenSequence(np.ones(3, np.int32))], clock.now_s + 10)
     await loop.close()
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from server.cost_model import CostModel
 from server.request import Request
+from server.request_queue import HORIZON_S
 from server.scheduler import MAX_LOOK_AHEAD, Scheduler, SchedulerLimits
 from tests.pure.fake_requests import FakeEngineRun, make_call, name_of
 
@@ -64,14 +65,38 @@ def test_earliest_deadline_goes_first() -> None:
 
 def test_deadlines_are_kept_where_order_alone_can_keep_them() -> None:
     """40 calls with shuffled deadlines, all of which can be met in the one right order."""
-    run = FakeEngineRun(LIMITS, CostModel(per_token_s=1e-2))
+    run = FakeEngineRun(LIMITS, CostModel(per_token_s=5e-3))
     order = list(range(40))
     random.Random(0).shuffle(order)
     for place in order:
-        run.scheduler.add(make_call([100], timeout_s=1.0 * (place + 1) - 0.01))
+        run.scheduler.add(make_call([100], timeout_s=0.5 * (place + 1) - 0.005))
     run.drain()
     assert not run.expired_s
     assert len(run.done_s) == 40
+
+
+def test_patient_request_runs_under_overload() -> None:
+    """Its deadline is an hour away, and impatient ones keep coming faster than they can be run."""
+    run = FakeEngineRun(LIMITS, CostModel(per_token_s=1e-2))
+    patient = make_call([10], timeout_s=3600.0)
+    run.scheduler.add(patient)
+    while patient[0].is_queued and run.now_s < 3 * HORIZON_S:
+        for _ in range(11):
+            run.scheduler.add(make_call([10], timeout_s=20.0, arrival_s=run.now_s))
+        run.step()
+    assert not patient[0].is_queued
+
+
+def test_cancelled_requests_no_longer_count() -> None:
+    scheduler = Scheduler(LIMITS, CostModel())
+    first, second = make_call([30, 40]), make_call([20])
+    scheduler.add(first)
+    scheduler.add(second)
+    scheduler.queue.cancel(first)
+    assert scheduler.queue.num_tokens == 20
+    assert scheduler.next_step(0.0).requests == second
+    scheduler.queue.cancel(second)
+    assert scheduler.queue.num_tokens == 0
 
 
 def test_request_that_does_not_fit_is_passed_over_and_first_next_time() -> None:

@@ -14,7 +14,7 @@ EXPECTED = {
     # error: (OpenAI status, type, code), (TEI status, error_type)
     "InvalidBody": ((400, "invalid_request_error", "invalid_body"), (422, "Validation")),
     "InvalidField": ((400, "invalid_request_error", "invalid_value"), (422, "Validation")),
-    "EmptyInput": ((400, "invalid_request_error", "empty_input"), (422, "Validation")),
+    "EmptyInput": ((400, "invalid_request_error", "empty_input"), (400, "Empty")),
     "InputTooLong": ((400, "invalid_request_error", "context_length_exceeded"), (422, "Validation")),
     "WrongTask": ((400, "invalid_request_error", "wrong_task"), (422, "Validation")),
     "TokenizerFailure": ((400, "invalid_request_error", "tokenizer_error"), (422, "Tokenizer")),
@@ -140,7 +140,6 @@ class TestOverHttp:
             ("POST", "/v1/nothing", 404, "unknown_url"),
             ("GET", "/v1/embeddings", 405, "method_not_allowed"),
             ("DELETE", "/health", 405, "method_not_allowed"),
-            ("PUT", "/predict", 405, "method_not_allowed"),
         ],
     )
     async def test_errors_of_the_framework(
@@ -153,6 +152,11 @@ class TestOverHttp:
         if status == 405:
             assert response.headers["allow"] in ("GET", "POST")
         assert server.count(route="other", outcome="invalid") == 1
+
+    async def test_errors_of_the_framework_on_a_path_of_tei(self, server: Server) -> None:
+        response = await server.client.put("/predict")
+        assert response.status_code == 405 and response.headers["allow"] == "POST"
+        assert response.json()["error_type"] == "Validation" and "/predict" in response.json()["error"]
 
     async def test_no_ready_replica(self, server: Server) -> None:
         server.embed.statuses = (EngineStatus(is_ready=False, reason="warming up"),)
