@@ -41,7 +41,8 @@ def write_config(path: Path, model_directory: Path, **sections: dict[str, Any]) 
     model = {
         "name": "null",
         "source": {"path": str(model_directory)},
-        "engine": {"kind": "null", **sections.get("engine", {})},
+        # No warm-up: timing an engine of slow steps takes many of them.
+        "engine": {"kind": "null", "warmup": False, **sections.get("engine", {})},
         "limits": {"max_batch_tokens": 256, **sections.get("limits", {})},
     }
     server = {"port": 0, "canary_interval_s": 0.5, **sections.get("server", {})}
