@@ -1,8 +1,8 @@
 """`python -m bench.http [--infinity COMMAND]`: what HTTP costs, and how we stand beside infinity-emb.
 
-One text of 3 to 50 words per request, 64 connections, in turn: the engine alone on the same texts (full batches, in a
-process of its own), Padless over HTTP, and infinity-emb over HTTP, if the command is given that starts it. There
-{model} stands for the model directory and {port} for a port; it must serve /v1/embeddings and /v1/models.
+One text of 3 to 50 words per request, 64 connections, in turn: the engine alone on the same texts, in full batches, as
+many processes and threads as the server has; Padless over HTTP; and infinity-emb over HTTP, if the command is given that
+starts it. There {model} stands for the model directory and {port} for a port; it must serve /v1/embeddings and /v1/models.
 """
 
 import argparse
@@ -95,7 +95,9 @@ def start_infinity(command: str, log: Path) -> Iterator[str]:
 
 def measure_http(url: str, model: str) -> dict[str, float]:
     workload = load_workload(find_workload(WORKLOAD))
-    plan = Closed(CONNECTIONS, SECONDS, 1.0, None, 30.0, 200.0)
+    plan = Closed(
+        connections=CONNECTIONS, duration_s=SECONDS, warmup_s=1.0, num_requests=None, timeout_s=30.0, slo_ms=200.0
+    )
 
     async def run() -> dict[str, float]:
         client = Client(url)
@@ -113,14 +115,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--infinity", metavar="COMMAND", help="how to start infinity-emb, with {model} and {port}")
     parser.add_argument("--config", default="configs/minilm.yaml")
-    parser.add_argument("--threads", type=int, default=2, help="of the engine alone (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="of the engine alone (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of each of them (default: %(default)s)")
     arguments = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         urls = {"padless": stack.enter_context(serve(arguments.config, log=folder / "padless.log"))}
         if arguments.infinity:
             urls["infinity-emb"] = stack.enter_context(start_infinity(arguments.infinity, folder / "infinity.log"))
-        alone = stack.enter_context(start_engine(arguments.threads))
+        alone = [stack.enter_context(start_engine(arguments.threads)) for _ in range(arguments.processes)]
         rounds = [run_round(alone, urls) for _ in range(ROUNDS + 1)][1:]  # the first warms everything up
     report(rounds)
 
@@ -134,9 +137,10 @@ def start_engine(threads: int) -> Iterator["subprocess.Popen[str]"]:
         yield process
 
 
-def run_round(alone: "subprocess.Popen[str]", urls: dict[str, str]) -> dict[str, dict[str, float]]:
-    print("go", file=alone.stdin, flush=True)
-    results = {"engine alone": {"rate": float(alone.stdout.readline())}}
+def run_round(alone: list["subprocess.Popen[str]"], urls: dict[str, str]) -> dict[str, dict[str, float]]:
+    for process in alone:
+        print("go", file=process.stdin, flush=True)
+    results = {"engine alone": {"rate": sum(float(process.stdout.readline()) for process in alone)}}
     for name, url in urls.items():
         results[name] = measure_http(url, "all-MiniLM-L6-v2")
     print({name: round(result["rate"], 1) for name, result in results.items()}, flush=True)
