@@ -16,8 +16,8 @@ from bench.timing import Comparison, compare, format_ratio
 from bench.traffic import pack_sorted, sample_lengths, sample_sequences
 
 NUM_SEQS = 64
-BATCH_SIZES = (4, 8, 16, 32)
-ROUNDS = 15
+BATCH_SIZES = (4, 8, 16)
+ROUNDS = 7
 
 
 def measure(threads: int) -> dict[str, dict[str, list[float] | str]]:
@@ -35,7 +35,7 @@ def measure(threads: int) -> dict[str, dict[str, list[float] | str]]:
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         run = build_huggingface(dtype)
         sizes = {str(size): (lambda size=size, run=run: run(sequences, size)) for size in BATCH_SIZES}
-        tried = compare(sizes, rounds=3, title=f"Hugging Face {name}: batch size")
+        tried = compare(sizes, rounds=2, title=f"Hugging Face {name}: batch size")
         best = int(min(BATCH_SIZES, key=lambda size: tried.median_s(str(size))))
         candidates[f"Hugging Face {name}, batch {best}"] = lambda run=run, best=best: run(sequences, best)
     return {"seconds": compare(candidates, rounds=ROUNDS, title=f"{threads} threads").seconds}

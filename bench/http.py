@@ -1,8 +1,9 @@
 """`python -m bench.http [--infinity COMMAND]`: what HTTP costs, and how we stand beside infinity-emb.
 
-One text of 3 to 50 words per request, 64 connections, in turn: the engine alone on the same texts, in full batches, as
-many processes and threads as the server has; Padless over HTTP; and infinity-emb over HTTP, if the command is given that
-starts it. There {model} stands for the model directory and {port} for a port; it must serve /v1/embeddings and /v1/models.
+One text of 3 to 50 words per request, 64 connections, in turn: the engine alone on the same texts, in full batches, in
+as many processes and threads as the server has; Padless over HTTP; and infinity-emb over HTTP, if the command is given
+that starts it. There {model} stands for the model directory and {port} for a port; it must serve /v1/embeddings and
+/v1/models.
 """
 
 import argparse

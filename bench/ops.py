@@ -11,7 +11,7 @@ from runtime.kernels.eager.linear_act import linear_act
 
 NUM_TOKENS = 3281
 SHAPES = {"qkv": (384, 1152), "output": (384, 384), "up": (384, 1536), "down": (1536, 384)}
-ROUNDS = 15
+ROUNDS = 9
 
 
 def measure_linear(in_features: int, out_features: int) -> dict[str, list[float]]:

@@ -205,6 +205,8 @@ def list_modules(path: Path) -> list[tuple[str, str]]:
                 f"{path}: the module {kind!r} is not supported; supported are sentence-transformers' "
                 f"{', '.join(MODULE_ORDER)}"
             )
+        if Path(folder).name != folder:
+            raise ModelDirectoryError(f"{path}: the folder {folder!r} is not directly inside the model directory")
         if name == "Transformer" and folder:
             raise ModelDirectoryError(f"{path}: the Transformer is in the folder {folder!r}; use that as the source")
     pairs = [pair for pair in pairs if pair[0] != "Dropout"]

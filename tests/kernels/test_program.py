@@ -1,6 +1,9 @@
 """From a graph to numbered steps: who keeps whose memory, what is planned, and what torch allocates for itself."""
 
+import gc
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,3 +170,40 @@ def test_listing_of_a_program_counts_its_kinds() -> None:
     text = format_program(lower(capture_body(lambda m, x, _: torch.sigmoid(m.a(x)).view(-1, 4))), LARGEST)
     assert "2 planned, 1 view, 0 scalar, 1 unplanned; at (64, 16, 32): peak " in text
     assert "linear  128*num_tokens bytes, steps 1-2, 8192 at " in text
+
+
+def test_program_keeps_no_graph() -> None:
+    """Behind a step with keywords a graph would stay, and with it every weight that a pass has replaced."""
+    graph_module = capture_body(lambda m, x, _: m.a(x) + torch.arange(x.shape[0], device=x.device)[:, None])
+    kept = weakref.ref(graph_module)
+    program = lower(graph_module)
+    del graph_module
+    gc.collect()
+    assert kept() is None
+    assert len(program.tensors) > 0
+
+
+def test_unplanned_results_are_freed_after_their_last_use() -> None:
+    """And counted: two at a time here, however many there are."""
+    seen: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def watch(x: Tensor) -> Tensor:
+        result = torch.erf(x)
+        seen.append(weakref.ref(result))
+        alive.append(sum(each() is not None for each in seen))
+        return result
+
+    def body(m: Tiny, x: Tensor, _: Tensor) -> Tensor:
+        for _ in range(6):
+            x = torch.erf(x)
+        return x
+
+    program = lower(capture_body(body))
+    watched = [
+        replace(instruction, run=watch) if instruction.kind == "unplanned" else instruction
+        for instruction in program.instructions
+    ]
+    make_engine(replace(program, instructions=tuple(watched))).run(BATCH)
+    assert len(seen) == 6 and max(alive) == 2
+    assert program.unplanned_bytes(LARGEST) == 2 * LARGEST.num_tokens * HIDDEN_SIZE * 4

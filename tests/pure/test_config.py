@@ -89,6 +89,11 @@ def test_unknown_key_like_no_other_lists_those_there_are(write: Any) -> None:
             ["limits.max_client_batch_size (100)", "Lower max_client_batch_size or raise max_concurrent_requests"],
         ),
         ({"engine": {"precision": "fp16"}}, {}, ["engine.precision fp16", "Set precision to bf16, fp32 or auto"]),
+        ({"engine": {"kind": "null", "memory_cap_mb": 5}}, {}, ["engine.memory_cap_mb", "Leave it out"]),
+        ({"engine": {"null_step_ms": 5}}, {}, ["engine.null_step_", "engine.kind is planned", "Leave it out"]),
+        ({"engine": {"kind": "null", "precision": "bf16"}}, {}, ["engine.kind null", "Leave engine.precision out"]),
+        ({"engine": {"kind": "reference", "precision": "bf16"}}, {}, ["fp32 only", "Set precision to fp32 or auto"]),
+        ({"task": "classify", "normalize": True}, {}, ["pooling and normalize are for task embed", "Leave them out"]),
         (
             {"engine": {"inline": True, "replicas": 2}},
             {},
