@@ -52,7 +52,7 @@ def plot(rows: list[dict[str, object]]) -> None:
     for row in rows:
         median, low, high = row["speed_up"]
         error = [[median - low], [high - median]]
-        axes.errorbar(row["token_ratio"], median, yerror=error, fmt="o", capsize=3, label=row["lengths"])
+        axes.errorbar(row["token_ratio"], median, yerr=error, fmt="o", capsize=3, label=row["lengths"])
     axes.set(xlabel="tokens padded / tokens packed", ylabel="time padded / time packed", title="What packing gains")
     axes.legend()
     figure.tight_layout()
