@@ -12,8 +12,8 @@ from runtime.passes.fuse_add_norm import fuse_add_norm
 from runtime.passes.fuse_linear_act import fuse_linear_act
 from runtime.passes.fuse_qkv import fuse_qkv
 from runtime.passes.precision import lower_precision
+from runtime.passes.prepack_onednn import prepack_onednn
 from runtime.passes.rewriting import infer_shapes
-from runtime.passes.weight_layout import prepack_onednn, transpose_weights
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,9 +59,8 @@ def list_passes(choice: PrecisionChoice, device: torch.device) -> list[tuple[str
     if choice.precision != "fp32":
         dtype, native = DTYPES[choice.precision], choice.has_native_gemm
         passes.append(("precision", lambda graph: lower_precision(graph, dtype, has_native_gemm=native)))
-    if device.type == "cpu":
-        is_packed = choice.precision == "bf16" and choice.has_native_gemm
-        passes.append(("prepack_onednn", prepack_onednn) if is_packed else ("transpose_weights", transpose_weights))
+    if device.type == "cpu" and choice.precision == "bf16" and choice.has_native_gemm:
+        passes.append(("prepack_onednn", prepack_onednn))
     return passes
 
 

@@ -64,7 +64,7 @@ def test_every_activation_has_a_kernel() -> None:
 
 @pytest.mark.parametrize("types", TYPES, ids=str)
 def test_linear_act_reads_strided_rows_and_transposed_weights(types: tuple[torch.dtype, torch.dtype]) -> None:
-    """A slice of fused columns, and a weight as `transpose_weights` leaves it."""
+    """A slice of fused columns, and a weight with its input features outermost."""
     x = random_tensor(600, 96, dtype=types[0])[:, 32:64]
     weight = random_tensor(16, 32, dtype=types[1]).t().contiguous().t()
     args = (x, weight, random_tensor(16, dtype=types[1]), "silu")

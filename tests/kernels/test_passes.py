@@ -13,9 +13,9 @@ from runtime.ops import pool
 from runtime.passes.fuse_add_norm import fuse_add_norm
 from runtime.passes.fuse_linear_act import fuse_linear_act
 from runtime.passes.fuse_qkv import fuse_qkv
-from runtime.passes.pipeline import PrecisionChoice, choose_precision, list_passes
+from runtime.passes.pipeline import PrecisionChoice, choose_precision, has_cpu_bf16, list_passes
 from runtime.passes.precision import lower_precision
-from runtime.passes.weight_layout import prepack_onednn, transpose_weights
+from runtime.passes.prepack_onednn import prepack_onednn
 from tests.kernels.tiny_graphs import (
     CPU,
     HIDDEN_SIZE,
@@ -193,7 +193,7 @@ class TestPrecision:
         check_close(run_graph(graph_module, BATCH), expected, torch.bfloat16)
 
     def test_auto_follows_the_device_and_says_so(self) -> None:
-        native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        native = has_cpu_bf16()
         choice = choose_precision("auto", CPU)
         assert choice.precision == ("bf16" if native else "fp32")
         assert "bf16 matrix instructions" in choice.reason
@@ -201,19 +201,7 @@ class TestPrecision:
         assert choose_precision("bf16", CPU).has_native_gemm == native
 
 
-class TestWeightLayout:
-    def test_transposed_weights_compute_the_same(self) -> None:
-        body = lambda m, x, _: m.b(functional.gelu(m.a(x)))  # noqa: E731
-        counts, graph_module = check_pass(body, "transpose_weights", transpose_weights)
-        assert counts == {"embedding": 1, "linear": 2, "gelu": 1}
-        assert graph_module.get_parameter("a.weight").stride() == (1, HIDDEN_SIZE)
-
-    def test_transposing_twice_changes_nothing(self) -> None:
-        """Shared weights are met once per layer."""
-        body = lambda m, x, _: m.a(m.a(x))  # noqa: E731
-        _, graph_module = check_pass(body, "transpose_weights", transpose_weights)
-        assert graph_module.get_parameter("a.weight").stride() == (1, HIDDEN_SIZE)
-
+class TestPrepackOnednn:
     # Used where a CPU has bf16 instructions; the code path is the same in FP32 on any CPU.
     @pytest.mark.parametrize("act", ["none", "gelu", "gelu_tanh", "relu", "silu", "tanh"])
     def test_prepacked_linear_computes_the_same(self, act: str) -> None:
@@ -247,9 +235,9 @@ class TestWeightLayout:
 @pytest.mark.parametrize(
     ("choice", "last"),
     [
-        (PrecisionChoice("fp32", True, ""), ["fuse_add_norm", "transpose_weights"]),
+        (PrecisionChoice("fp32", True, ""), ["fuse_linear_act", "fuse_add_norm"]),
         (PrecisionChoice("bf16", True, ""), ["precision", "prepack_onednn"]),
-        (PrecisionChoice("bf16", False, ""), ["precision", "transpose_weights"]),
+        (PrecisionChoice("bf16", False, ""), ["fuse_add_norm", "precision"]),
     ],
 )
 def test_order_of_passes(choice: PrecisionChoice, last: list[str]) -> None:
