@@ -234,7 +234,7 @@ def test_a_closed_loop_keeps_one_request_per_connection() -> None:
     stub = StubServer(delay_s=0.05)
     row = closed(stub, Closed(connections=5, duration_s=0.4, warmup_s=0.1))
     assert stub.num_connections == 5
-    assert 0 < row.requests_per_s <= 5 / 0.05
+    assert 0 < row.requests_per_s <= 5 / 0.05 * 1.001  # the clock is a float
     assert row.p50_ms >= 49  # a timer may fire a little early
     assert row.connections == 5
 
