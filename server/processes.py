@@ -23,6 +23,8 @@ def set_up_logging(level: str) -> None:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
     )
+    # Its lines about starting and stopping say nothing that the supervisor's do not.
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
 def make_progress(name: str) -> Progress:
