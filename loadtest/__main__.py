@@ -213,7 +213,8 @@ def write_report(target: Target, results: list[Result], slo_ms: float) -> None:
     info = fetch_json(f"{target.url}/info")
     workload = target.workload.model_dump(mode="json")
     write_json(
-        describe_run(url=target.url, workload=workload, info=info, command=sys.argv), target.out / "results.json"
+        describe_run(url=target.url, workload=workload, info=info, command=["python", "-m", "loadtest", *sys.argv[1:]]),
+        target.out / "results.json",
     )
     write_csv(results, target.out / "results.csv")
     title = f"{target.model}, {target.workload_path.stem}"
