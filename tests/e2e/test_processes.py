@@ -103,7 +103,7 @@ def can_connect(server: RunningServer) -> bool:
 
 def test_sigterm_under_load_loses_nothing(start: StartServer) -> None:
     """Everything accepted before SIGTERM is answered; what comes after is refused, not lost; exit status 0."""
-    server = start(engine={"null_step_ms": 300}, limits={"max_batch_requests": 2})
+    server = start(engine={"null_step_ms": 800}, limits={"max_batch_requests": 2})
     with ThreadPoolExecutor(10) as pool:
         calls = [pool.submit(server.embed, f"word{index}") for index in range(10)]
         wait_for(lambda: sum_metric(server.get("/metrics")[1], "padless_admitted_inputs{") >= 8, "ten calls inside")
