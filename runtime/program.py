@@ -106,6 +106,9 @@ class Lowering:
         calls = [node for node in self.graph_module.graph.nodes if node.op == "call_function"]
         step_of = {node: index for index, node in enumerate(calls)}
         deaths = find_deaths(calls, step_of, self.output_node())
+        dead_after: dict[int, list[Node]] = {}
+        for node, death in deaths.items():
+            dead_after.setdefault(death, []).append(node)
         weights: dict[int, int] = {}
         inputs = [0] * len(INPUT_NAMES)
         instructions = []
@@ -117,8 +120,8 @@ class Lowering:
                 weights[id(value) if value.is_mkldnn else value.untyped_storage().data_ptr()] = count_bytes(value)
                 self.slots[self.new_slot(node)] = value
             elif node.op == "call_function":
-                dead = [other for other in calls[: step_of[node] + 1] if deaths[other] == step_of[node]]
-                instructions.append(self.lower_call(node, step_of[node], deaths[node], dead))
+                step = step_of[node]
+                instructions.append(self.lower_call(node, step, deaths[node], dead_after.get(step, [])))
         output = self.output_node()
         return Program(
             instructions=tuple(instructions),

@@ -10,7 +10,7 @@ from torch import Tensor
 from runtime.batch import Batch, Output
 from runtime.config import UnusableConfig
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
-from runtime.engines.transfer import to_tensors, warmup_batches
+from runtime.engines.transfer import find_shape, run_warmup, to_tensors
 from runtime.memory.arena import Arena, CapExceeded
 from runtime.memory.lifetimes import BatchShape, round_shape
 from runtime.memory.planner import plan_region
@@ -39,16 +39,10 @@ class PlannedEngine:
     def warmup(self, progress: Progress) -> None:
         """The largest shape comes first: its plan serves every batch that finds no better one, so none allocates."""
         self.arena.layout(self.largest, lambda: self.program.lifetimes(self.largest))
-        batches = warmup_batches(self.largest)
-        for index, batch in enumerate(batches):
-            progress("warming up", index, len(batches))
-            self.run(batch)
-        progress("warming up", len(batches), len(batches))
+        run_warmup(self.run, self.largest, progress)
 
     def run(self, batch: Batch) -> Output:
-        shape = BatchShape(batch.num_tokens, batch.num_seqs, batch.max_seqlen)
-        if not self.largest.dominates(shape):
-            raise ValueError(f"a batch of {tuple(shape)} is over the largest planned, {tuple(self.largest)}")
+        shape = find_shape(batch, self.largest)
         bucket = self.find_bucket(shape)
         try:
             layout = self.arena.layout(bucket, lambda: self.program.lifetimes(bucket))

@@ -5,7 +5,7 @@ from torch import nn
 
 from runtime.batch import Batch, Output
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
-from runtime.engines.transfer import to_tensors, warmup_batches
+from runtime.engines.transfer import find_shape, run_warmup, to_tensors
 from runtime.memory.lifetimes import BatchShape
 
 
@@ -17,16 +17,10 @@ class ReferenceEngine:
         self.info = info
 
     def warmup(self, progress: Progress) -> None:
-        batches = warmup_batches(self.largest)
-        for index, batch in enumerate(batches):
-            progress("warming up", index, len(batches))
-            self.run(batch)
-        progress("warming up", len(batches), len(batches))
+        run_warmup(self.run, self.largest, progress)
 
     def run(self, batch: Batch) -> Output:
-        shape = BatchShape(batch.num_tokens, batch.num_seqs, batch.max_seqlen)
-        if not self.largest.dominates(shape):
-            raise ValueError(f"a batch of {tuple(shape)} is over the largest allowed, {tuple(self.largest)}")
+        find_shape(batch, self.largest)
         try:
             with torch.inference_mode():
                 result = self.module(*to_tensors(batch, self.device))

@@ -1,10 +1,13 @@
-"""Batches to tensors, and the batches an engine warms up with."""
+"""What engines do with a batch on its way in: check it, make it tensors; and the batches they warm up with."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from runtime.batch import Batch
+from runtime.engine import Progress
 from runtime.memory.lifetimes import BatchShape
 
 
@@ -25,6 +28,23 @@ def make_batch(seqlens: list[int], token_id: int = 0) -> Batch:
         cu_seqlens=np.cumsum([0, *seqlens], dtype=np.int32),
         max_seqlen=max(seqlens),
     )
+
+
+def find_shape(batch: Batch, largest: BatchShape) -> BatchShape:
+    """The batch's shape. Raises ValueError where it is over the largest that the engine was built for."""
+    shape = BatchShape(batch.num_tokens, batch.num_seqs, batch.max_seqlen)
+    if not largest.dominates(shape):
+        raise ValueError(f"a batch of {tuple(shape)} is over the largest planned, {tuple(largest)}")
+    return shape
+
+
+def run_warmup(run: Callable[[Batch], object], largest: BatchShape, progress: Progress) -> None:
+    """Run every warm-up batch, showing progress."""
+    batches = warmup_batches(largest)
+    for index, batch in enumerate(batches):
+        progress("warming up", index, len(batches))
+        run(batch)
+    progress("warming up", len(batches), len(batches))
 
 
 def warmup_batches(largest: BatchShape) -> list[Batch]:
