@@ -6,7 +6,7 @@ torch stays out of the server but for the processes that hold an engine, the web
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -75,15 +75,19 @@ def foreign(module: str) -> set[str]:
 
 
 def reach(module: str) -> set[str]:
-    """All of our modules that importing this one imports."""
+    """All of our modules that importing this one imports; packages are imported on the way to their modules."""
+    return walk(module, lambda name: {*ours(name), *(parent for parent in parents(name) if parent in modules())})
+
+
+def walk(module: str, neighbours: Callable[[str], set[str]]) -> set[str]:
+    """Everything that can be got to from `module`, itself included."""
     seen: set[str] = set()
     waiting = [module]
     while waiting:
         name = waiting.pop()
         if name not in seen:
             seen.add(name)
-            # Packages are imported on the way to their modules.
-            waiting += [*ours(name), *(parent for parent in parents(name) if parent in modules())]
+            waiting += neighbours(name)
     return seen
 
 
@@ -179,14 +183,7 @@ def test_no_cycles() -> None:
 
 @cache
 def reach_by_imports(module: str) -> frozenset[str]:
-    seen: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name not in seen:
-            seen.add(name)
-            waiting += ours(name)
-    return frozenset(seen)
+    return frozenset(walk(module, ours))
 
 
 def test_no_folder_for_this_and_that() -> None:
