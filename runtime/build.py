@@ -11,9 +11,13 @@ from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.null import NullEngine
 from runtime.engines.planned import PlannedEngine, fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
+from runtime.kernels.cpu.build import CannotBuild
+from runtime.kernels.cpu.library import CpuLibrary, load_library
+from runtime.kernels.table import list_kernels
 from runtime.memory.lifetimes import BatchShape
-from runtime.passes.pipeline import OnPass, PrecisionChoice, choose_precision, list_passes, run_passes
+from runtime.passes.pipeline import OnPass, PrecisionChoice, Target, choose_precision, list_passes, run_passes
 from runtime.program import Program, lower
+from runtime.quantization.scheme import load_quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +44,39 @@ def build_engine(
         )
     if config.threads:
         torch.set_num_threads(config.threads)
-    choice = choose_precision(config.precision, device)
     module = module.eval().requires_grad_(False).to(device)
     if config.kind == "reference":
         return build_reference(module, output_dim, limits, device)
     progress("capturing the graph", 0, 3)
     graph_module = capture(module, device)
     progress("fusing", 1, 3)
-    run_passes(graph_module, list_passes(choice, device), lambda name, graph: None)
+    library = find_library(config, device, progress)
+    target = find_target(config, device, library)
+    choice = choose_precision("fp32" if config.precision == "auto" else config.precision, device)
+    run_passes(graph_module, list_passes(choice, target), lambda name, graph: None)
     progress("planning memory", 2, 3)
-    program = lower(graph_module)
+    program = lower(graph_module, list_kernels(library))
     cap_bytes = None if config.memory_cap_mb is None else int(config.memory_cap_mb * 2**20)
     largest = fit_capacity(program, limits.largest(), limits.max_input_tokens, cap_bytes)
     info = describe(program, choice, largest, device)
     progress("planning memory", 3, 3)
     return PlannedEngine(program, largest, device, info, cap_bytes)
+
+
+def find_library(config: EngineConfig, device: torch.device, progress: Progress) -> CpuLibrary | None:
+    """The compiled kernels, where the device is a CPU. Raises UnusableConfig."""
+    try:
+        return load_library(config.cpu_kernels, progress) if device.type == "cpu" else None
+    except CannotBuild as error:
+        raise UnusableConfig(
+            f"engine.cpu_kernels {config.cpu_kernels}: {error}. Set cpu_kernels to auto, or to torch for none"
+        ) from None
+
+
+def find_target(config: EngineConfig, device: torch.device, library: CpuLibrary | None) -> Target:
+    """What to rewrite for. Raises UnusableConfig where the calibration cannot be read."""
+    quantization = load_quantization(config.quantization) if config.quantization else None
+    return Target(device, library.isa if library else None, quantization)
 
 
 def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, device: torch.device) -> EngineInfo:
@@ -98,5 +120,8 @@ def trace_passes(module: nn.Module, config: EngineConfig, on_pass: OnPass) -> Pr
     """Capture and rewrite without building an engine, for `padless graph`."""
     device = torch.device(config.device)
     graph_module = capture(module.eval().requires_grad_(False).to(device), device)
-    run_passes(graph_module, list_passes(choose_precision(config.precision, device), device), on_pass)
-    return lower(graph_module)
+    library = find_library(config, device, lambda *_: None)
+    target = find_target(config, device, library)
+    choice = choose_precision("fp32" if config.precision == "auto" else config.precision, device)
+    run_passes(graph_module, list_passes(choice, target), on_pass)
+    return lower(graph_module, list_kernels(library))

@@ -1,11 +1,13 @@
 """How an engine is to be built. Every option of the YAML's `engine:` section, its default and its meaning, once."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 EngineKind = Literal["planned", "reference", "null"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+CpuKernels = Literal["auto", "avx512", "avx2", "torch"]
 
 
 class UnusableConfig(ValueError):
@@ -20,8 +22,14 @@ class EngineConfig(BaseModel):
     kind: EngineKind = "planned"
     """`planned`: fused graph in planned memory. `reference`: the same module op by op. `null`: computes nothing."""
     precision: Literal["auto", Precision] = "auto"
-    """`auto`: bf16 where the CPU or GPU has instructions for it, else fp32."""
+    """`auto`: what is fastest here for each size of batch, measured at warm-up, within `min_cosine` of FP32."""
+    quantization: Path | None = None
+    """`int8` and `auto`: the file that `padless quantize` wrote; without it INT8 takes each row's range as it comes."""
+    min_cosine: Annotated[float, Field(gt=0, le=1)] = 0.999
+    """`auto`: a precision is used only if no row of the warm-up's batches is further than this from FP32's."""
     device: Literal["cpu", "cuda"] = "cpu"
+    cpu_kernels: CpuKernels = "auto"
+    """`auto`: the compiled kernels for this CPU, or torch's where they cannot be had. Others: these and no others."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of one replica; 0: the cores of the machine divided by the replicas."""
     replicas: Annotated[int, Field(ge=1, le=64)] = 1

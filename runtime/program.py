@@ -6,7 +6,7 @@ is counted, and freed after its last use.
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from runtime.capture import INPUT_NAMES, constant, symbol_names, to_formula
-from runtime.kernels.table import OUT_KERNELS, VIEW_OPS
+from runtime.kernels.table import TORCH_KERNELS, VIEW_OPS, Kernel
 from runtime.memory.lifetimes import BatchShape, Formula, Lifetime, TensorLife, live_peak, size_lifetimes
 
 aten = torch.ops.aten
@@ -88,9 +88,9 @@ class Program:
         return live_peak(size_lifetimes(lives, shape))
 
 
-def lower(graph_module: GraphModule) -> Program:
+def lower(graph_module: GraphModule, kernels: Mapping[object, Kernel] = TORCH_KERNELS) -> Program:
     """Number the slots, bind each node to its kernel, and find when each tensor dies."""
-    return Lowering(graph_module, symbol_names(graph_module)).lower()
+    return Lowering(graph_module, kernels, symbol_names(graph_module)).lower()
 
 
 @dataclass(slots=True)
@@ -98,6 +98,7 @@ class Lowering:
     """One run of `lower`. Mutable: `slots` and `slot_of`, which grow node by node."""
 
     graph_module: GraphModule
+    kernels: Mapping[object, Kernel]
     names: dict[str, str]
     slots: list[object] = field(default_factory=list)
     slot_of: dict[Node, int] = field(default_factory=dict)
@@ -141,7 +142,7 @@ class Lowering:
         return result
 
     def lower_call(self, node: Node, step: int, death: int, dead: list[Node]) -> Instruction:
-        value, kernel = node.meta["val"], OUT_KERNELS.get(node.target)
+        value, kernel = node.meta["val"], self.kernels.get(node.target)
         slot = self.new_slot(node)
         frees = tuple(self.slot_of[other] for other in dead)
         if is_view(node) or not isinstance(value, Tensor):

@@ -1,16 +1,24 @@
-"""Which ops can write into the arena, and by which kernel. What is not here still runs, in memory of its own."""
+"""Which ops can write into the arena, and by which kernel: torch's, or the compiled one for this CPU.
+
+What is not here still runs, in memory of its own.
+"""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from runtime.kernels.cpu.library import CpuLibrary
+from runtime.kernels.cpu.native import CpuKernels
 from runtime.kernels.eager.add_norm import add_norm, layer_norm
 from runtime.kernels.eager.linear_act import linear, linear_act
+from runtime.kernels.eager.linear_int8 import linear_int8
 from runtime.kernels.eager.pool import pool
 from runtime.kernels.eager.varlen_attention import varlen_attention
 from runtime.ops import add_norm as add_norm_op
+from runtime.ops import embed_norm as embed_norm_op
 from runtime.ops import linear_act as linear_act_op
+from runtime.ops import linear_int8 as linear_int8_op
 from runtime.ops import pool as pool_op
 from runtime.ops import varlen_attention as varlen_attention_op
 
@@ -32,9 +40,10 @@ def arange(end: int, *, out: Tensor, **_: object) -> None:
     torch.arange(end, out=out)
 
 
-OUT_KERNELS: dict[object, Kernel] = {
+TORCH_KERNELS: dict[object, Kernel] = {
     varlen_attention_op.OP: varlen_attention,
     linear_act_op.OP: linear_act,
+    linear_int8_op.OP: linear_int8,
     add_norm_op.OP: add_norm,
     pool_op.OP: pool,
     aten.linear.default: linear,
@@ -55,6 +64,23 @@ OUT_KERNELS: dict[object, Kernel] = {
     aten.clamp_min.default: aten.clamp_min.out,
     aten.linalg_vector_norm.default: aten.linalg_vector_norm.out,
 }
+
+
+def list_kernels(library: CpuLibrary | None) -> dict[object, Kernel]:
+    """torch's kernels, and the compiled ones in their place where there is a library."""
+    if library is None:
+        return TORCH_KERNELS
+    native = CpuKernels(library)
+    return TORCH_KERNELS | {
+        varlen_attention_op.OP: native.varlen_attention,
+        linear_act_op.PACKED_OP: native.linear_act,
+        linear_int8_op.PACKED_OP: native.linear_int8,
+        add_norm_op.OP: native.add_norm,
+        embed_norm_op.OP: native.embed_norm,
+        pool_op.OP: native.pool,
+        aten.layer_norm.default: native.layer_norm,
+    }
+
 
 VIEW_OPS: frozenset[object] = frozenset(
     {

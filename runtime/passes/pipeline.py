@@ -3,19 +3,28 @@
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.fx import GraphModule
 
 from runtime.config import Precision
 from runtime.passes.fuse_add_norm import fuse_add_norm
+from runtime.passes.fuse_embed_norm import fuse_embed_norm
 from runtime.passes.fuse_linear_act import fuse_linear_act
+from runtime.passes.fuse_linear_add import fuse_linear_add
+from runtime.passes.fuse_pool import fuse_pool
 from runtime.passes.fuse_qkv import fuse_qkv
 from runtime.passes.precision import lower_precision
+from runtime.passes.prepack_native import prepack_native
 from runtime.passes.prepack_onednn import prepack_onednn
+from runtime.passes.quantize import quantize
 from runtime.passes.rewriting import infer_shapes
+from runtime.quantization.scheme import Quantization
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OPAQUE = ("prepack_onednn",)
+"""Passes whose packed weights no shape function understands."""
 
 Pass = Callable[[GraphModule], None]
 OnPass = Callable[[str, GraphModule], None]
@@ -23,23 +32,43 @@ OnPass = Callable[[str, GraphModule], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """What graphs are rewritten for."""
+
+    device: torch.device
+    isa: str | None = None
+    """The instruction set of the compiled CPU kernels; None: torch's kernels."""
+    quantization: Quantization | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PrecisionChoice:
     precision: Precision
+    dtype: torch.dtype
+    """Of activations; for int8, of those between its layers."""
     has_native_gemm: bool
-    """Whether the device multiplies in this type; if not, linear layers run in fp32."""
+    """Whether the device multiplies in `dtype`; if not, linear layers that are not int8 run in fp32."""
     reason: str
 
 
-def choose_precision(wanted: str, device: torch.device) -> PrecisionChoice:
-    """Resolve `auto`, and say what the device makes of the type."""
+def choose_precision(wanted: Precision, device: torch.device) -> PrecisionChoice:
+    """What the device makes of a precision."""
     native = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_cpu_bf16()
     has_it = f"this {device.type.upper()} {'has' if native else 'has no'} bf16 matrix instructions"
-    if wanted == "auto":
-        return PrecisionChoice("bf16" if native else "fp32", True, f"auto: {has_it}")
+    how = "" if native else ", so float linear layers multiply in fp32"
     if wanted == "bf16":
-        how = "" if native else ", so linear layers multiply in fp32"
-        return PrecisionChoice("bf16", native, f"configured; {has_it}{how}")
-    return PrecisionChoice("fp16" if wanted == "fp16" else "fp32", True, "configured")
+        return PrecisionChoice("bf16", torch.bfloat16, native, f"configured; {has_it}{how}")
+    if wanted == "int8":
+        return PrecisionChoice("int8", torch.bfloat16, native, f"configured; {has_it}{how}")
+    return PrecisionChoice(wanted, DTYPES[wanted], True, "configured")
+
+
+def list_candidates(device: torch.device) -> list[PrecisionChoice]:
+    """What `auto` chooses among, the most exact first: 16-bit types only where there are instructions for them."""
+    if device.type == "cuda":
+        return [choose_precision("bf16" if torch.cuda.is_bf16_supported() else "fp32", device)]
+    names: list[Precision] = ["fp32", *(["bf16"] if has_cpu_bf16() else []), "int8"]  # type: ignore[list-item]
+    return [choose_precision(name, device) for name in names]
 
 
 def has_cpu_bf16() -> bool:
@@ -50,27 +79,38 @@ def has_cpu_bf16() -> bool:
     return has_instructions and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def list_passes(choice: PrecisionChoice, device: torch.device) -> list[tuple[str, Pass]]:
-    passes: list[tuple[str, Pass]] = [
-        ("fuse_qkv", fuse_qkv),
-        ("fuse_linear_act", fuse_linear_act),
-        ("fuse_add_norm", fuse_add_norm),
-    ]
-    if choice.precision != "fp32":
-        dtype, native = DTYPES[choice.precision], choice.has_native_gemm
-        passes.append(("precision", lambda graph: lower_precision(graph, dtype, has_native_gemm=native)))
-    if device.type == "cpu" and choice.precision == "bf16" and choice.has_native_gemm:
+def list_passes(choice: PrecisionChoice, target: Target) -> list[tuple[str, Pass]]:
+    """What makes a captured graph into one for `target`, in order."""
+    is_native = target.isa is not None
+    passes: list[tuple[str, Pass]] = [("fuse_qkv", fuse_qkv), ("fuse_linear_act", fuse_linear_act)]
+    if is_native:
+        passes += [("fuse_embed_norm", fuse_embed_norm), ("fuse_pool", fuse_pool)]
+    passes.append(("fuse_add_norm", fuse_add_norm))
+    if choice.precision == "int8":
+        # AVX2 adds products of bytes in 16 bits: see add_products in kernels/cpu/gemm.h.
+        how = partial(quantize, quantization=target.quantization, overflow_free=target.isa == "avx2")
+        passes.append(("quantize", how))
+    passes.append(("fuse_linear_add", fuse_linear_add))
+    if choice.dtype != torch.float32:
+        passes.append(
+            ("precision", partial(lower_precision, dtype=choice.dtype, has_native_gemm=choice.has_native_gemm))
+        )
+    if target.device.type == "cpu" and choice.dtype == torch.bfloat16 and choice.has_native_gemm:
         passes.append(("prepack_onednn", prepack_onednn))
+    if is_native:
+        passes.append(("prepack_native", prepack_native))
     return passes
 
 
 def run_passes(graph_module: GraphModule, passes: list[tuple[str, Pass]], on_pass: OnPass) -> None:
     """Rewrite in place. After each pass the graph is checked and its shapes are inferred anew."""
     on_pass("capture", graph_module)
+    is_opaque = False
     for name, rewrite in passes:
+        is_opaque = is_opaque or name in OPAQUE
         rewrite(graph_module)
         graph_module.graph.eliminate_dead_code()
         graph_module.graph.lint()
-        if name != "prepack_onednn":
+        if not is_opaque:
             infer_shapes(graph_module)
         on_pass(name, graph_module)

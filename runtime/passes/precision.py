@@ -10,10 +10,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
-from runtime.ops import add_norm, linear_act, pool
-from runtime.passes.rewriting import LINEAR, infer_shapes, is_call
+from runtime.ops import add_norm, embed_norm, linear_act, linear_int8, pool
+from runtime.passes.rewriting import LINEAR, find_pooled, infer_shapes, is_call
 
-WEIGHTS_OF_NORMS = {add_norm.OP: (2, 3), torch.ops.aten.layer_norm.default: (2, 3)}
+WEIGHTS_OF_NORMS = {add_norm.OP: (2, 3), embed_norm.OP: (2, 3), torch.ops.aten.layer_norm.default: (2, 3)}
 LINEARS = (LINEAR, linear_act.OP)
 
 
@@ -31,22 +31,16 @@ def lower_precision(graph_module: GraphModule, dtype: torch.dtype, *, has_native
         module.register_buffer(name, value)
     if not has_native_gemm:
         use_mixed_linears(graph_module)
-    infer_shapes(graph_module)
-
-
-def find_pooled(graph_module: GraphModule) -> set[Node]:
-    """Everything computed from the pooled rows."""
-    pooled: set[Node] = set()
     for node in graph_module.graph.nodes:
-        if is_call(node, pool.OP) or any(arg in pooled for arg in node.all_input_nodes):
-            pooled.add(node)
-    return pooled
+        if is_call(node, linear_int8.OP) and node.args[linear_int8.DTYPE] == torch.float32:
+            node.update_arg(linear_int8.DTYPE, dtype)
+    infer_shapes(graph_module)
 
 
 def needs_fp32(weight: Node, user: Node, pooled: set[Node], has_native_gemm: bool) -> bool:
     if user in pooled and not is_call(user, pool.OP):
         return True
-    if is_call(user, *LINEARS) and not has_native_gemm:
+    if is_call(user, linear_int8.OP) or (is_call(user, *LINEARS) and not has_native_gemm):
         return True
     return any(user.args[index] is weight for index in norm_weights(user))
 

@@ -1,17 +1,31 @@
 """What several passes need: new constants, and shapes that stay true after a rewrite."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
+from runtime.ops import pool
 
 LINEAR = torch.ops.aten.linear.default
 
 
 def is_call(node: object, *targets: object) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
+
+
+def arguments(node: Node, count: int) -> tuple[Any, ...]:
+    """The first `count` arguments of a call, None where it has fewer."""
+    return (*node.args, *(None,) * count)[:count]
+
+
+def linear_arguments(node: Node) -> tuple[Any, Any, Any, str, Any]:
+    """x, weight, bias, act and residual of `aten.linear` or `padless::linear_act`."""
+    x, weight, bias, act, residual = arguments(node, 5)
+    return x, weight, bias, act or "none", residual
 
 
 def insert_call(before: Node, target: object, args: tuple[object, ...], name: str) -> Node:
@@ -28,6 +42,15 @@ def replace_node(old: Node, target: object, args: tuple[object, ...], name: str)
     old.replace_all_uses_with(new)
     graph.erase_node(old)
     return new
+
+
+def find_pooled(graph_module: GraphModule) -> set[Node]:
+    """The pooled rows and everything computed from them: one row per sequence."""
+    pooled: set[Node] = set()
+    for node in graph_module.graph.nodes:
+        if is_call(node, pool.OP) or any(arg in pooled for arg in node.all_input_nodes):
+            pooled.add(node)
+    return pooled
 
 
 def add_constant(graph_module: GraphModule, name: str, value: Tensor) -> Node:

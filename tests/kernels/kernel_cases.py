@@ -1,10 +1,16 @@
 """The one table of shapes, the one table of tolerances, and memory that shows what a kernel left out or overran."""
 
+import shutil
 from collections.abc import Callable
+from functools import cache
 
+import pytest
 import torch
 from torch import Tensor
 
+from runtime.kernels.cpu.build import list_isas
+from runtime.kernels.cpu.library import load_library
+from runtime.kernels.table import Kernel, list_kernels
 from tests.tolerances import Tolerance
 
 SEQLENS: dict[str, list[int]] = {
@@ -28,10 +34,20 @@ KERNEL_TOLERANCES: dict[torch.dtype, Tolerance] = {
     torch.bfloat16: Tolerance(norm=6e-3, bound=2e-1),
 }
 
+IMPLEMENTATIONS = ["torch", *list_isas()]
+"""torch's kernels, and the compiled ones for every instruction set this CPU has: AVX2 is tested on AVX512 too."""
+
 GUARD = 64
 
 # Two threads on a busy machine wait for one another at every tiny op.
 torch.set_num_threads(1)
+
+
+@cache
+def find_kernels(implementation: str) -> dict[object, Kernel]:
+    if implementation != "torch" and shutil.which("c++") is None and shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    return list_kernels(load_library(implementation, lambda *_: None))
 
 
 def random_tensor(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

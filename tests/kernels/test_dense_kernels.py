@@ -9,15 +9,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from runtime.kernels.eager.add_norm import add_norm, layer_norm
 from runtime.kernels.eager.linear_act import ACTIVATE, linear, linear_act
-from runtime.kernels.eager.pool import pool
 from runtime.kernels.eager.runs import iter_runs
 from runtime.kernels.table import embedding
 from runtime.ops import add_norm as add_norm_op
 from runtime.ops import linear_act as linear_act_op
 from runtime.ops import pool as pool_op
-from tests.kernels.kernel_cases import DTYPES, KERNEL_TOLERANCES, SEQLENS, borders, random_tensor, run_kernel
+from tests.kernels.kernel_cases import (
+    DTYPES,
+    IMPLEMENTATIONS,
+    KERNEL_TOLERANCES,
+    SEQLENS,
+    borders,
+    find_kernels,
+    random_tensor,
+    run_kernel,
+)
 from tests.tolerances import check_close
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -88,58 +95,76 @@ def norm_args(rows: int, size: int, types: tuple[torch.dtype, torch.dtype]) -> t
     return x, residual, weight, bias
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("types", NORM_TYPES, ids=str)
 @pytest.mark.parametrize("rows", ROWS)
-def test_add_norm(rows: int, types: tuple[torch.dtype, torch.dtype]) -> None:
+def test_add_norm(implementation: str, rows: int, types: tuple[torch.dtype, torch.dtype]) -> None:
     args = (*norm_args(rows, 48, types), 1e-12)
-    actual = run_kernel(add_norm, (rows, 48), types[0], *args)
+    actual = run_kernel(find_kernels(implementation)[add_norm_op.OP], (rows, 48), types[0], *args)
     check_close(actual, add_norm_op.OP(*args), tolerance=KERNEL_TOLERANCES[types[0]])
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("types", NORM_TYPES, ids=str)
-def test_add_norm_of_strided_rows(types: tuple[torch.dtype, torch.dtype]) -> None:
+def test_add_norm_of_strided_rows(implementation: str, types: tuple[torch.dtype, torch.dtype]) -> None:
     x, residual, weight, bias = norm_args(300, 96, types)
     args = (x[:, 48:], residual[:, :48], weight[:48], bias[:48], 1e-5)
-    actual = run_kernel(add_norm, (300, 48), types[0], *args)
+    actual = run_kernel(find_kernels(implementation)[add_norm_op.OP], (300, 48), types[0], *args)
     check_close(actual, add_norm_op.OP(*args), tolerance=KERNEL_TOLERANCES[types[0]])
 
 
-def test_add_norm_of_a_large_mean() -> None:
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_add_norm_of_a_large_mean(implementation: str) -> None:
     """The variance as E[x^2] - E[x]^2 would drown here (TurboTransformers' does)."""
     x, residual, weight, bias = norm_args(5, 64, (FP32, FP32))
-    actual = run_kernel(add_norm, (5, 64), FP32, x + 3000, residual, weight, bias, 1e-5)
+    actual = run_kernel(
+        find_kernels(implementation)[add_norm_op.OP], (5, 64), FP32, x + 3000, residual, weight, bias, 1e-5
+    )
     exact = functional.layer_norm(
         ((x + 3000).double() + residual.double()), (64,), weight.double(), bias.double(), 1e-5
     )
     assert (actual - exact).abs().max() < 5e-3
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("types", NORM_TYPES, ids=str)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("affine", [True, False])
-def test_layer_norm(rows: int, types: tuple[torch.dtype, torch.dtype], affine: bool) -> None:
+def test_layer_norm(implementation: str, rows: int, types: tuple[torch.dtype, torch.dtype], affine: bool) -> None:
     x, _, weight, bias = norm_args(rows, 48, types)
     given_weights = (weight, bias) if affine else (None, None)
-    actual = run_kernel(layer_norm, (rows, 48), types[0], x, (48,), *given_weights, 1e-5)
+    actual = run_kernel(
+        find_kernels(implementation)[torch.ops.aten.layer_norm.default],
+        (rows, 48),
+        types[0],
+        x,
+        (48,),
+        *given_weights,
+        1e-5,
+    )
     wide = [None if value is None else value.float() for value in given_weights]
     expected = functional.layer_norm(x.float(), (48,), *wide, 1e-5).to(types[0])
     check_close(actual, expected, tolerance=KERNEL_TOLERANCES[types[0]])
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mode", ["mean", "max", "cls", "last"])
 @pytest.mark.parametrize("name", SEQLENS)
-def test_pool(name: str, mode: str, dtype: torch.dtype) -> None:
+def test_pool(implementation: str, name: str, mode: str, dtype: torch.dtype) -> None:
     """Always fp32 out, and of every sequence, not of the first one alone (TurboTransformers' pooler)."""
     hidden_states, cu_seqlens = random_tensor(sum(SEQLENS[name]), 24, dtype=dtype), borders(SEQLENS[name])
-    actual = run_kernel(pool, (len(SEQLENS[name]), 24), FP32, hidden_states, cu_seqlens, mode)
+    actual = run_kernel(
+        find_kernels(implementation)[pool_op.OP], (len(SEQLENS[name]), 24), FP32, hidden_states, cu_seqlens, mode
+    )
     check_close(actual, pool_op.OP(hidden_states, cu_seqlens, mode), tolerance=KERNEL_TOLERANCES[FP32], what=mode)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("mode", ["mean", "max", "cls", "last"])
-def test_pool_of_strided_rows(mode: str) -> None:
+def test_pool_of_strided_rows(implementation: str, mode: str) -> None:
     hidden_states, cu_seqlens = random_tensor(30, 48)[:, 10:20], borders([4, 4, 22])
-    actual = run_kernel(pool, (3, 10), FP32, hidden_states, cu_seqlens, mode)
+    actual = run_kernel(find_kernels(implementation)[pool_op.OP], (3, 10), FP32, hidden_states, cu_seqlens, mode)
     check_close(actual, pool_op.OP(hidden_states, cu_seqlens, mode), tolerance=KERNEL_TOLERANCES[FP32])
 
 

@@ -13,7 +13,14 @@ from runtime.ops import pool
 from runtime.passes.fuse_add_norm import fuse_add_norm
 from runtime.passes.fuse_linear_act import fuse_linear_act
 from runtime.passes.fuse_qkv import fuse_qkv
-from runtime.passes.pipeline import PrecisionChoice, choose_precision, has_cpu_bf16, list_passes
+from runtime.passes.pipeline import (
+    PrecisionChoice,
+    Target,
+    choose_precision,
+    has_cpu_bf16,
+    list_candidates,
+    list_passes,
+)
 from runtime.passes.precision import lower_precision
 from runtime.passes.prepack_onednn import prepack_onednn
 from tests.kernels.tiny_graphs import (
@@ -192,13 +199,14 @@ class TestPrecision:
         rewrite(graph_module, ("precision", lower))
         check_close(run_graph(graph_module, BATCH), expected, torch.bfloat16)
 
-    def test_auto_follows_the_device_and_says_so(self) -> None:
+    def test_choice_follows_the_device_and_says_so(self) -> None:
         native = has_cpu_bf16()
-        choice = choose_precision("auto", CPU)
-        assert choice.precision == ("bf16" if native else "fp32")
+        choice = choose_precision("bf16", CPU)
+        assert (choice.dtype, choice.has_native_gemm) == (torch.bfloat16, native)
         assert "bf16 matrix instructions" in choice.reason
-        assert choose_precision("fp32", CPU) == PrecisionChoice("fp32", True, "configured")
-        assert choose_precision("bf16", CPU).has_native_gemm == native
+        assert choose_precision("fp32", CPU) == PrecisionChoice("fp32", torch.float32, True, "configured")
+        names = [candidate.precision for candidate in list_candidates(CPU)]
+        assert names == ["fp32", "bf16", "int8"] if native else ["fp32", "int8"]
 
 
 class TestPrepackOnednn:
@@ -232,18 +240,27 @@ class TestPrepackOnednn:
         assert count_calls(graph_module) == {"embedding": 1, "linear_act": 1}
 
 
+FP32_CHOICE = PrecisionChoice("fp32", torch.float32, True, "")
+BF16_CHOICE = PrecisionChoice("bf16", torch.bfloat16, True, "")
+BF16_STORED = PrecisionChoice("bf16", torch.bfloat16, False, "")
+INT8_CHOICE = PrecisionChoice("int8", torch.bfloat16, False, "")
+
+
 @pytest.mark.parametrize(
-    ("choice", "last"),
+    ("choice", "isa", "last"),
     [
-        (PrecisionChoice("fp32", True, ""), ["fuse_linear_act", "fuse_add_norm"]),
-        (PrecisionChoice("bf16", True, ""), ["precision", "prepack_onednn"]),
-        (PrecisionChoice("bf16", False, ""), ["fuse_add_norm", "precision"]),
+        (FP32_CHOICE, None, ["fuse_add_norm", "fuse_linear_add"]),
+        (FP32_CHOICE, "avx2", ["fuse_linear_add", "prepack_native"]),
+        (BF16_CHOICE, None, ["precision", "prepack_onednn"]),
+        (BF16_CHOICE, "avx512", ["prepack_onednn", "prepack_native"]),
+        (BF16_STORED, None, ["fuse_linear_add", "precision"]),
+        (INT8_CHOICE, "avx2", ["quantize", "fuse_linear_add", "precision", "prepack_native"]),
     ],
 )
-def test_order_of_passes(choice: PrecisionChoice, last: list[str]) -> None:
-    names = [name for name, _ in list_passes(choice, CPU)]
-    assert names[:3] == ["fuse_qkv", "fuse_linear_act", "fuse_add_norm"]
-    assert names[-2:] == last
+def test_order_of_passes(choice: PrecisionChoice, isa: str | None, last: list[str]) -> None:
+    names = [name for name, _ in list_passes(choice, Target(CPU, isa))]
+    assert names[:2] == ["fuse_qkv", "fuse_linear_act"]
+    assert names[-len(last) :] == last
 
 
 def test_a_pass_that_breaks_the_graph_is_caught_at_once() -> None:

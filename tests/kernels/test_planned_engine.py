@@ -1,6 +1,7 @@
 """A tiny BERT in planned memory: right, alone as in a batch, within its memory, and alive after any failure."""
 
 import random
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,14 +13,16 @@ from models.heads import DenseSpec, EmbeddingHead, TextModel
 from runtime.batch import Batch
 from runtime.build import BatchLimits, build_engine
 from runtime.capture import capture
-from runtime.config import EngineConfig
+from runtime.config import EngineConfig, UnusableConfig
 from runtime.engine import Engine, EngineError, EngineInfo
 from runtime.engines.planned import PlannedEngine, fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
 from runtime.engines.transfer import make_batch
+from runtime.kernels.cpu import library
 from runtime.memory.lifetimes import BatchShape
-from runtime.passes.pipeline import PrecisionChoice, list_passes
+from runtime.passes.pipeline import Target, choose_precision, list_passes
 from runtime.program import Program, lower
+from tests.kernels.kernel_cases import IMPLEMENTATIONS, find_kernels
 from tests.kernels.tiny_graphs import (
     BERT_CONFIG,
     CPU,
@@ -30,23 +33,37 @@ from tests.kernels.tiny_graphs import (
     rewrite,
     tiny_bert,
 )
-from tests.tolerances import SAME_ENGINE, check_close
+from tests.tolerances import SAME_ENGINE, Tolerance, check_close
 
 LIMITS = BatchLimits(max_batch_tokens=512, max_batch_requests=64, max_input_tokens=MAX_POSITIONS)
 LARGEST = LIMITS.largest()
+INT8 = Tolerance(norm=6e-2, bound=4e-1)
+"""Two layers of random weights; measured: 2e-2 and 8e-2."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
     """No progress is shown."""
 
 
-def lower_model(module: nn.Module, choice: PrecisionChoice) -> Program:
-    return lower(rewrite(capture(module, CPU), *list_passes(choice, CPU)))
+def lower_model(module: nn.Module, implementation: str = "torch") -> Program:
+    passes = list_passes(
+        choose_precision("fp32", CPU), Target(CPU, None if implementation == "torch" else implementation)
+    )
+    return lower(rewrite(capture(module, CPU), *passes), find_kernels(implementation))
 
 
-@pytest.fixture(scope="module")
-def program() -> Program:
-    return lower_model(tiny_bert(), PrecisionChoice("fp32", True, ""))
+@cache
+def lower_bert(implementation: str) -> Program:
+    return lower_model(tiny_bert(), implementation)
+
+
+@pytest.fixture(scope="module", params=IMPLEMENTATIONS)
+def program(request: pytest.FixtureRequest) -> Program:
+    return lower_bert(request.param)
+
+
+def find_engine(kind: str, reference: Engine) -> Engine:
+    return reference if kind == "reference" else make_planned(lower_bert(kind))
 
 
 def make_planned(program: Program, largest: BatchShape = LARGEST, cap_bytes: int | None = None) -> PlannedEngine:
@@ -96,9 +113,9 @@ def test_every_intermediate_is_planned(program: Program) -> None:
     assert [step.name for step in program.unplanned] == []
 
 
-@pytest.mark.parametrize("kind", ["planned", "reference"])
-def test_alone_is_the_same_as_in_a_batch(kind: str, request: pytest.FixtureRequest) -> None:
-    engine = request.getfixturevalue(kind)
+@pytest.mark.parametrize("kind", [*IMPLEMENTATIONS, "reference"])
+def test_alone_is_the_same_as_in_a_batch(kind: str, reference: Engine) -> None:
+    engine = find_engine(kind, reference)
     rng = random.Random(0)
     batch = random_batch([rng.randint(1, 12) for _ in range(64)])
     together = engine.run(batch).values
@@ -127,7 +144,7 @@ def test_warmup_covers_batches_of_many_short_sequences() -> None:
     """Where a wide head makes the number of sequences count: no batch of tokens alone is the largest."""
     head = EmbeddingHead("mean", (DenseSpec(HIDDEN_SIZE, 2048, True, "tanh"),), True)
     module = TextModel(Bert(BERT_CONFIG), head).eval().requires_grad_(False)
-    engine = make_planned(lower_model(module, PrecisionChoice("fp32", True, "")))
+    engine = make_planned(lower_model(module))
     engine.warmup(silent)
     engine.run(random_batch([1] * LIMITS.max_batch_requests))
     engine.run(random_batch([8] * LIMITS.max_batch_requests))
@@ -168,18 +185,18 @@ def test_cap_too_low_for_one_input_is_refused_with_the_remedy(program: Program) 
 
 
 @pytest.mark.parametrize("seqlens", [[128] * 4 + [1], [1] * 65, [129]], ids=["tokens", "sequences", "length"])
-@pytest.mark.parametrize("kind", ["planned", "reference"])
-def test_batch_over_a_limit_is_refused(kind: str, seqlens: list[int], request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("kind", [*IMPLEMENTATIONS, "reference"])
+def test_batch_over_a_limit_is_refused(kind: str, seqlens: list[int], reference: Engine) -> None:
     with pytest.raises(ValueError, match="over the largest"):
-        request.getfixturevalue(kind).run(random_batch(seqlens))
+        find_engine(kind, reference).run(random_batch(seqlens))
 
 
 @pytest.mark.parametrize("bad_id", [VOCAB_SIZE, -1, 2**40])
-@pytest.mark.parametrize("kind", ["planned", "reference"])
+@pytest.mark.parametrize("kind", [*IMPLEMENTATIONS, "reference"])
 def test_id_outside_the_vocabulary_fails_its_step_and_no_other(
     kind: str, bad_id: int, request: pytest.FixtureRequest, reference: Engine
 ) -> None:
-    engine = request.getfixturevalue(kind)
+    engine = find_engine(kind, reference)
     good = random_batch([5, 3])
     bad = random_batch([5, 3])
     bad.input_ids[4] = bad_id
@@ -205,7 +222,7 @@ def test_close_gives_the_memory_back(planned: PlannedEngine) -> None:
 
 
 class TestBuild:
-    """From configuration to engine, in both precisions."""
+    """From configuration to engine, in every precision."""
 
     def build(self, **options: object) -> Engine:
         config = EngineConfig(threads=1, **options)  # type: ignore[arg-type]
@@ -219,9 +236,24 @@ class TestBuild:
         assert engine.info.precision == "bf16"
         assert engine.memory().weight_bytes == engine.info.weight_bytes
 
+    @pytest.mark.parametrize("cpu_kernels", IMPLEMENTATIONS)
+    def test_int8_is_close_to_fp32(self, reference: Engine, cpu_kernels: str) -> None:
+        engine = self.build(precision="int8", cpu_kernels=cpu_kernels)
+        batch = random_batch([5, 1, 30, 30, 2])
+        check_close(engine.run(batch).values, reference.run(batch).values, tolerance=INT8)
+        assert engine.info.precision == "int8"
+        assert not engine.info.unplanned_ops
+        alone = engine.run(cut(batch, 2)).values
+        check_close(alone[0], engine.run(batch).values[2], tolerance=SAME_ENGINE)
+
+    def test_kernels_that_are_not_to_be_had_are_refused_with_the_remedy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(library, "list_isas", list)
+        with pytest.raises(UnusableConfig, match=r"cpu_kernels avx2: this CPU has no avx2.*Set cpu_kernels to auto"):
+            self.build(cpu_kernels="avx2")
+
     def test_cap_of_the_configuration_reaches_the_engine(self, program: Program) -> None:
         cap_mb = peak_bytes(program, LARGEST) / 2**21
-        engine = self.build(precision="fp32", memory_cap_mb=cap_mb)
+        engine = self.build(precision="fp32", memory_cap_mb=cap_mb, cpu_kernels="torch")
         assert engine.info.max_batch_tokens < LIMITS.max_batch_tokens
         assert engine.info.activation_bytes <= cap_mb * 2**20
         engine.warmup(silent)

@@ -9,9 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from runtime.kernels.eager.varlen_attention import varlen_attention
 from runtime.ops.varlen_attention import OP
-from tests.kernels.kernel_cases import DTYPES, KERNEL_TOLERANCES, SEQLENS, borders, random_tensor, run_kernel
+from tests.kernels.kernel_cases import (
+    DTYPES,
+    IMPLEMENTATIONS,
+    KERNEL_TOLERANCES,
+    SEQLENS,
+    borders,
+    find_kernels,
+    random_tensor,
+    run_kernel,
+)
 from tests.tolerances import check_close
 
 HEADS = [(3, 32), (1, 64), (2, 80), (1, 128), (1, 256)]
@@ -30,47 +38,54 @@ def make_qkv(num_tokens: int, num_heads: int, head_dim: int, dtype: torch.dtype)
     return q, k, v
 
 
-def check_attention(seqlens: list[int], num_heads: int, head_dim: int, dtype: torch.dtype, **form: Any) -> None:
+def check_attention(
+    implementation: str, seqlens: list[int], num_heads: int, head_dim: int, dtype: torch.dtype, **form: Any
+) -> None:
     q, k, v = make_qkv(sum(seqlens), num_heads, head_dim, dtype)
     cu_seqlens, longest = borders(seqlens), max(seqlens)
     args = (q, k, v, cu_seqlens, cu_seqlens, longest, longest, head_dim**-0.5)
     options = (form.get("causal", False), form.get("window", -1), form.get("bias"))
-    actual = run_kernel(varlen_attention, tuple(q.shape), dtype, *args, *options)
+    actual = run_kernel(find_kernels(implementation)[OP], tuple(q.shape), dtype, *args, *options)
     check_close(actual, OP(*args, *options), tolerance=KERNEL_TOLERANCES[dtype], what="attention")
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", SEQLENS)
-def test_every_shape(name: str, dtype: torch.dtype) -> None:
-    check_attention(SEQLENS[name], 2, 32, dtype)
+def test_every_shape(implementation: str, name: str, dtype: torch.dtype) -> None:
+    check_attention(implementation, SEQLENS[name], 2, 32, dtype)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("num_heads", "head_dim"), HEADS)
-def test_every_head_size(num_heads: int, head_dim: int, dtype: torch.dtype) -> None:
-    check_attention(SEQLENS["mixed"], num_heads, head_dim, dtype)
+def test_every_head_size(implementation: str, num_heads: int, head_dim: int, dtype: torch.dtype) -> None:
+    check_attention(implementation, SEQLENS["mixed"], num_heads, head_dim, dtype)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form(form: str, with_bias: bool, dtype: torch.dtype) -> None:
+def test_every_form(implementation: str, form: str, with_bias: bool, dtype: torch.dtype) -> None:
     bias = random_tensor(2, 2 * 64 - 1) if with_bias else None
-    check_attention(SEQLENS["mixed"], 2, 32, dtype, bias=bias, **FORMS[form])
+    check_attention(implementation, SEQLENS["mixed"], 2, 32, dtype, bias=bias, **FORMS[form])
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.sampled_from(sorted(FORMS)), st.integers(1, 3))
 @settings(deadline=None, max_examples=50)
-def test_any_lengths(seqlens: list[int], form: str, num_heads: int) -> None:
-    check_attention(seqlens, num_heads, 8, torch.float32, **FORMS[form])
+def test_any_lengths(implementation: str, seqlens: list[int], form: str, num_heads: int) -> None:
+    check_attention(implementation, seqlens, num_heads, 8, torch.float32, **FORMS[form])
 
 
-def test_more_keys_than_queries() -> None:
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_more_keys_than_queries(implementation: str) -> None:
     """As with a cache: the last query belongs to the last key."""
     q = random_tensor(3 + 1, 2, 16)
     k, v = random_tensor(5 + 4, 2, 16, seed=1), random_tensor(5 + 4, 2, 16, seed=2)
     args = (q, k, v, borders([3, 1]), borders([5, 4]), 3, 5, 0.25, True, -1, None)
-    actual = run_kernel(varlen_attention, (4, 2, 16), torch.float32, *args)
+    actual = run_kernel(find_kernels(implementation)[OP], (4, 2, 16), torch.float32, *args)
     check_close(actual, OP(*args), tolerance=KERNEL_TOLERANCES[torch.float32])
     allowed = torch.ones(3, 5, dtype=torch.bool).tril(2)
     check_close(actual[:3], dense_attention(q[:3], k[:5], v[:5], 0.25, allowed))
@@ -97,11 +112,14 @@ def test_reference_adds_the_bias_by_distance() -> None:
     check_close(actual, dense_attention(q, k, v, 0.25, torch.tensor(rows)))
 
 
-def test_sequence_over_the_reach_of_the_bias_is_refused() -> None:
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_sequence_over_the_reach_of_the_bias_is_refused(implementation: str) -> None:
     q, k, v = make_qkv(5, 1, 16, torch.float32)
     cu_seqlens = borders([5])
     with pytest.raises(ValueError, match="5 tokens is over the 4"):
-        varlen_attention(q, k, v, cu_seqlens, cu_seqlens, 5, 5, 1.0, bias=torch.zeros(1, 7), out=torch.empty_like(q))
+        find_kernels(implementation)[OP](
+            q, k, v, cu_seqlens, cu_seqlens, 5, 5, 1.0, bias=torch.zeros(1, 7), out=torch.empty_like(q)
+        )
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:

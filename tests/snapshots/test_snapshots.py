@@ -9,31 +9,38 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from torch.fx import GraphModule
 
 from runtime.capture import capture
+from runtime.kernels.table import TORCH_KERNELS
 from runtime.listing import format_graph, format_program
 from runtime.memory.lifetimes import BatchShape
-from runtime.passes.pipeline import PrecisionChoice, list_passes, run_passes
+from runtime.ops import embed_norm, linear_act, linear_int8
+from runtime.passes.pipeline import PrecisionChoice, Target, list_passes, run_passes
 from runtime.program import lower
 from tests.kernels.tiny_graphs import CPU, tiny_bert
 
 HERE = Path(__file__).parent
 UPDATE_VARIABLE = "PADLESS_UPDATE_SNAPSHOTS"
 LARGEST = BatchShape(512, 64, 128)
+KERNELS = TORCH_KERNELS | dict.fromkeys((linear_act.PACKED_OP, linear_int8.PACKED_OP, embed_norm.OP), print)
+"""Whatever this machine has: a plan needs to know only which ops have kernels."""
 
 # Chosen here and not by `choose_precision`, so that the text does not depend on this machine's CPU. For the same reason
 # the graphs are dumped before prepacking, which needs the instructions it packs for.
-CHOICES = {
-    "fp32": PrecisionChoice("fp32", True, ""),
-    "bf16": PrecisionChoice("bf16", True, ""),
-    "bf16-without-instructions": PrecisionChoice("bf16", False, ""),
+CASES = {
+    "fp32": (PrecisionChoice("fp32", torch.float32, True, ""), Target(CPU)),
+    "bf16": (PrecisionChoice("bf16", torch.bfloat16, True, ""), Target(CPU)),
+    "bf16-without-instructions": (PrecisionChoice("bf16", torch.bfloat16, False, ""), Target(CPU)),
+    "fp32-avx2": (PrecisionChoice("fp32", torch.float32, True, ""), Target(CPU, "avx2")),
+    "int8-avx2": (PrecisionChoice("int8", torch.bfloat16, False, ""), Target(CPU, "avx2")),
 }
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", CASES)
 def test_graph_and_plan_are_as_kept(name: str) -> None:
-    path, found = HERE / f"bert-{name}.txt", describe(CHOICES[name])
+    path, found = HERE / f"bert-{name}.txt", describe(*CASES[name])
     if os.environ.get(UPDATE_VARIABLE):
         path.write_text(found, encoding="utf-8")
     kept = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -44,16 +51,16 @@ def test_graph_and_plan_are_as_kept(name: str) -> None:
     pytest.fail("\n".join([*lines, "", remedy]), pytrace=False)
 
 
-def describe(choice: PrecisionChoice) -> str:
+def describe(choice: PrecisionChoice, target: Target) -> str:
     parts: list[str] = []
 
     def on_pass(name: str, graph_module: GraphModule) -> None:
         parts.append(f"== {name}\n{rename_nodes(format_graph(graph_module))}\n")
 
     graph_module = capture(tiny_bert(), CPU)
-    passes = [(name, rewrite) for name, rewrite in list_passes(choice, CPU) if name != "prepack_onednn"]
+    passes = [(name, rewrite) for name, rewrite in list_passes(choice, target) if name != "prepack_onednn"]
     run_passes(graph_module, passes, on_pass)
-    parts.append(f"== plan\n{rename_nodes(format_program(lower(graph_module), LARGEST))}\n")
+    parts.append(f"== plan\n{rename_nodes(format_program(lower(graph_module, KERNELS), LARGEST))}\n")
     return "\n".join(parts)
 
 

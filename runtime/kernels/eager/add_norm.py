@@ -1,15 +1,31 @@
 """Residual sum and LayerNorm in blocks of rows that stay in cache: torch's LayerNorm has no `out=` form of its own."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from runtime.ops.add_norm import add_norm as reference
+
 BLOCK_ROWS = 256
 
 
-def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out: Tensor) -> None:
+def add_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    is_rms: bool = False,
+    dtype: torch.dtype | None = None,
+    *options: Any,
+    out: Tensor,
+) -> None:
+    if residual is None or bias is None or is_rms or dtype is not None:
+        out.copy_(reference(x, residual, weight, bias, eps, is_rms, dtype, *options))
+        return
     for start in range(0, x.shape[0], BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
         summed = torch.add(x[rows], residual[rows], out=out[rows])

@@ -19,18 +19,24 @@ ACTIVATE: dict[str, Callable[[Tensor], object]] = {
 }
 
 
-def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, *, out: Tensor) -> None:
+def linear_act(
+    x: Tensor, weight: Tensor, bias: Tensor | None, act: str, residual: Tensor | None = None, *, out: Tensor
+) -> None:
     if x.dim() != 2:
         x, out = x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1])
     if x.dtype == weight.dtype:
         multiply(x, weight, bias, out)
         ACTIVATE[act](out)
+        if residual is not None:
+            out.add_(residual)
         return
     for start in range(0, x.shape[0], MIXED_BLOCK_ROWS):
         rows = x[start : start + MIXED_BLOCK_ROWS].to(weight.dtype)
         block = torch.empty(len(rows), weight.shape[0], dtype=weight.dtype, device=x.device)
         multiply(rows, weight, bias, block)
         ACTIVATE[act](block)
+        if residual is not None:
+            block.add_(residual[start : start + MIXED_BLOCK_ROWS])
         out[start : start + MIXED_BLOCK_ROWS].copy_(block)
 
 

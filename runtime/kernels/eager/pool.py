@@ -6,7 +6,13 @@ from torch import Tensor
 from runtime.kernels.eager.runs import iter_runs
 
 
-def pool(hidden_states: Tensor, cu_seqlens: Tensor, mode: str, *, out: Tensor) -> None:
+def pool(hidden_states: Tensor, cu_seqlens: Tensor, mode: str, normalize: bool = False, *, out: Tensor) -> None:
+    pool_rows(hidden_states, cu_seqlens, mode, out)
+    if normalize:
+        out.div_(torch.linalg.vector_norm(out, dim=1, keepdim=True).clamp_min_(1e-12))
+
+
+def pool_rows(hidden_states: Tensor, cu_seqlens: Tensor, mode: str, out: Tensor) -> None:
     if mode in ("cls", "last"):
         rows = cu_seqlens[:-1] if mode == "cls" else cu_seqlens[1:] - 1
         out.copy_(hidden_states[rows.long()])

@@ -1,0 +1,111 @@
+"""Compiles this folder's C++ into one shared library: once per source, torch version and kind of CPU, into a cache.
+
+A library is compiled beside its final name and then renamed, under a lock: nobody ever loads half of one, and processes
+that start together compile once. Its name is a hash of everything it was made from, so a stale one is never found.
+
+    python -m runtime.kernels.cpu.build [avx2 avx512 ...]     compile ahead, as the Docker image does
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from runtime.engine import Progress
+
+SOURCES = Path(__file__).parent
+FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-Wno-maybe-uninitialized")
+ISA_FLAGS = {
+    "avx512": ("-march=x86-64-v4", "-mavx512vnni"),
+    "avx2": ("-march=x86-64-v3",),
+}
+"""Instruction sets there are kernels for, the best one first."""
+
+
+class CannotBuild(RuntimeError):
+    """No kernels can be compiled here; the text says why, in a line."""
+
+
+def list_isas() -> list[str]:
+    """The instruction sets of ISA_FLAGS that this CPU has."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    has_avx512 = capability == "AVX512" and torch.cpu._is_vnni_supported()
+    has = {"avx512": has_avx512, "avx2": capability in ("AVX2", "AVX512")}
+    return [isa for isa in ISA_FLAGS if has[isa]]
+
+
+def find_library(isa: str, progress: Progress) -> Path:
+    """The compiled library for an instruction set, from the cache or made now. Raises CannotBuild."""
+    path = cache_dir() / f"padless-{isa}-{hash_inputs(isa)}.so"
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_suffix(".lock")):
+            if not path.exists():
+                compile_library(isa, path, progress)
+    except OSError as error:
+        raise CannotBuild(f"{path.parent} cannot be written ({error.strerror})") from None
+    return path
+
+
+def cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "padless" / "kernels"
+
+
+def hash_inputs(isa: str) -> str:
+    digest = hashlib.sha256(repr((torch.__version__, FLAGS, ISA_FLAGS[isa])).encode())
+    for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Held by one process at a time; the system releases it if that process dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def compile_library(isa: str, path: Path, progress: Progress) -> None:
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    if compiler is None:
+        raise CannotBuild("no C++ compiler was found. Install g++, or set CXX")
+    sources = sorted(SOURCES.glob("*.cpp"))
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as name:
+        folder = Path(name)
+        for index, source in enumerate(sources):
+            progress("compiling CPU kernels", index, len(sources))
+            object_file = folder / f"{source.stem}.o"
+            run_compiler([compiler, *FLAGS, *ISA_FLAGS[isa], "-c", str(source), "-o", str(object_file)])
+        # Not linked against OpenMP: its functions are found at load time in the one that torch has loaded, so that both
+        # share one pool of threads.
+        objects = [str(folder / f"{source.stem}.o") for source in sources]
+        run_compiler([compiler, "-shared", *objects, "-o", str(folder / path.name)])
+        os.replace(folder / path.name, path)
+    progress("compiling CPU kernels", len(sources), len(sources))
+
+
+def run_compiler(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
+        raise CannotBuild(f"{command[0]} failed: {first[:300]}")
+
+
+def main() -> None:
+    for isa in sys.argv[1:] or list_isas():
+        print(find_library(isa, lambda what, done, total: print(f"{what}: {done} of {total}")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The compiled kernels as Python calls them: signatures, loading, and a check that they compute rightly."""
+
+import ctypes
+import logging
+from collections.abc import Callable
+from ctypes import c_float, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from runtime.engine import Progress
+from runtime.kernels.cpu.build import CannotBuild, find_library, list_isas
+
+logger = logging.getLogger("padless")
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
+"""Types of rows by the numbers of `Kind` in rows.h; uint8 are quantised rows."""
+ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu", "tanh")
+"""In the order of `Activation` in activation.h."""
+POOLINGS = ("mean", "max", "cls", "last")
+"""In the order of `Pooling` in pool.cpp."""
+PANEL = 16
+"""Columns of a packed weight that lie together; PANEL in gemm.h."""
+
+MATRIX = (c_void_p, c_int64, c_int64)  # data, stride, kind
+SIGNATURES: dict[str, tuple[object, ...]] = {
+    "varlen_attention": (
+        *(c_void_p, c_int64) * 3,  # q, k, v and their strides
+        c_int64,  # their kind
+        c_void_p,
+        c_void_p,
+        *(c_int64,) * 3,  # num_seqs, num_heads, head_dim
+        c_float,
+        c_int64,
+        c_int64,
+        c_void_p,
+        c_int64,
+        c_void_p,
+        c_int64,
+    ),
+    "linear_act": (*MATRIX, c_void_p, *(c_int64,) * 3, c_void_p, c_int64, *MATRIX, *MATRIX),
+    "linear_int8": (
+        *(*MATRIX, c_void_p, *(c_int64,) * 3, c_void_p, c_float, c_int64),
+        *(c_void_p, c_int64, *MATRIX, *MATRIX, c_void_p, c_float, c_int64),
+    ),
+    "add_norm": (
+        *(*MATRIX, *MATRIX, c_int64, c_int64, c_void_p, c_void_p, c_float, c_int64, *MATRIX),
+        *(c_void_p, c_float, c_int64),
+    ),
+    "embed_norm": (*(c_void_p,) * 3, *(c_int64,) * 4, c_void_p, c_void_p, c_float, *MATRIX),
+    "pool": (*MATRIX, c_void_p, *(c_int64,) * 4, c_void_p),
+}
+
+
+class CpuLibrary:
+    """`call.<kernel>(...)` for every kernel of SIGNATURES. Raises OSError where the file cannot be loaded."""
+
+    def __init__(self, path: Path, isa: str) -> None:
+        self.isa = isa
+        library = ctypes.CDLL(str(path))
+        self.varlen_attention = bind(library, "varlen_attention")
+        self.linear_act = bind(library, "linear_act")
+        self.linear_int8 = bind(library, "linear_int8")
+        self.add_norm = bind(library, "add_norm")
+        self.embed_norm = bind(library, "embed_norm", c_int64)
+        self.pool = bind(library, "pool")
+
+
+def bind(library: ctypes.CDLL, name: str, result: object = None) -> Callable[..., int]:
+    function = library[f"padless_{name}"]
+    function.argtypes = SIGNATURES[name]  # type: ignore[assignment]
+    function.restype = result  # type: ignore[assignment]
+    return function
+
+
+def load_library(wanted: str, progress: Progress) -> CpuLibrary | None:
+    """The best kernels this machine can have, or those of one instruction set; None for torch's own, said in a line.
+
+    `wanted`: auto, torch, or a name in ISA_FLAGS. Raises CannotBuild for a named set that is not to be had.
+    """
+    if wanted == "torch":
+        return None
+    isas = list_isas()
+    if wanted != "auto" and wanted not in isas:
+        raise CannotBuild(f"this CPU has no {wanted}; it has {', '.join(isas) or 'none that there are kernels for'}")
+    if not isas:
+        logger.warning("this CPU has neither AVX2 nor AVX512: torch's kernels are used, which are slower")
+        return None
+    isa = isas[0] if wanted == "auto" else wanted
+    try:
+        library = CpuLibrary(find_library(isa, progress), isa)
+        check_library(library)
+        return library
+    except (CannotBuild, OSError) as error:
+        if wanted != "auto":
+            raise CannotBuild(str(error)) from None
+        logger.warning("torch's kernels are used, which are slower: the CPU kernels could not be built: %s", error)
+        return None
+
+
+def check_library(library: CpuLibrary) -> None:
+    """Multiply two small matrices, whole numbers in fp32: a miscompiled library is found here. Raises CannotBuild."""
+    x = torch.arange(7 * 33, dtype=torch.float32).view(7, 33) % 5
+    weight = torch.arange(40 * 33, dtype=torch.float32).view(40, 33) % 7 - 3
+    out = torch.full((7, 40), float("nan"))
+    packed = pack_fp32(weight)
+    library.linear_act(*matrix(x), packed.data_ptr(), 7, 40, 33, None, 0, *NO_MATRIX, *matrix(out))
+    if not torch.equal(out, x @ weight.t()):
+        raise CannotBuild(f"the {library.isa} kernels compute wrong results on this machine")
+
+
+NO_MATRIX = (None, 0, 0)
+
+
+def matrix(x: Tensor) -> tuple[int, int, int]:
+    """Pointer, row stride in elements, kind. The last dimension must be dense."""
+    return x.data_ptr(), x.stride(0), KINDS[x.dtype]
+
+
+def pack_fp32(weight: Tensor) -> Tensor:
+    """[out_features, in_features] -> [panels, in_features, 16], zero columns added at the end."""
+    num_columns, depth = weight.shape
+    padded = weight.new_zeros(round_up(num_columns, PANEL), depth)
+    padded[:num_columns] = weight
+    return padded.view(-1, PANEL, depth).transpose(1, 2).contiguous()
+
+
+def pack_int8(values: Tensor, scale: Tensor) -> Tensor:
+    """int8 [out_features, in_features], fp32 [out_features] -> bytes: scales, column sums, panels (linear_int8.cpp)."""
+    num_columns, depth = values.shape
+    padded = values.new_zeros(round_up(num_columns, PANEL), round_up(depth, 64))
+    padded[:num_columns, :depth] = values
+    panels = padded.view(-1, PANEL, padded.shape[1] // 4, 4).transpose(1, 2).contiguous()
+    scales = torch.zeros(round_up(num_columns, 2 * PANEL))
+    sums = torch.zeros_like(scales, dtype=torch.int32)
+    scales[:num_columns], sums[:num_columns] = scale, values.int().sum(1)
+    return torch.cat([part.view(-1).view(torch.uint8) for part in (scales, sums, panels)])
+
+
+def pad_bias(bias: Tensor) -> Tensor:
+    """fp32, zeros added up to a whole panel."""
+    padded = torch.zeros(round_up(len(bias), PANEL))
+    padded[: len(bias)] = bias
+    return padded
+
+
+def round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

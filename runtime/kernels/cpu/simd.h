@@ -1,0 +1,186 @@
+// Vectors of fp32 as wide as the CPU's registers, by the flags this is compiled with, and the functions kernels need on
+// them. GCC's vector extensions carry the arithmetic; a * b + c becomes one FMA.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <immintrin.h>
+
+namespace padless {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
+typedef uint32_t BitVec __attribute__((vector_size(LANES * 4)));
+typedef uint16_t HalfVec __attribute__((vector_size(LANES * 2)));
+typedef uint8_t ByteVec __attribute__((vector_size(LANES)));
+
+struct BFloat16 {
+    uint16_t bits;
+};
+
+inline Vec broadcast(float x) { return x - Vec{}; }
+
+template <class V, class T>
+inline V load_raw(const T* p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <class V, class T>
+inline void store_raw(T* p, V v) {
+    std::memcpy(p, &v, sizeof v);
+}
+
+inline Vec load(const float* p) { return load_raw<Vec>(p); }
+inline void store(float* p, Vec v) { store_raw(p, v); }
+
+inline Vec load(const BFloat16* p) {
+    return (Vec)(__builtin_convertvector(load_raw<HalfVec>(p), BitVec) << 16);
+}
+
+// The upper half of each lane.
+inline HalfVec upper_halves(BitVec bits) {
+#if defined(__AVX512F__)
+    return (HalfVec)_mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)bits, 16));
+#else
+    const __m256i words = _mm256_srli_epi32((__m256i)bits, 16);
+    return (HalfVec)_mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+#endif
+}
+
+// Rounds to nearest, ties to even.
+inline void store(BFloat16* p, Vec v) {
+    const BitVec bits = (BitVec)v;
+    store_raw(p, upper_halves(bits + 0x7fff + ((bits >> 16) & 1)));
+}
+
+inline float to_float(float x) { return x; }
+inline float to_float(BFloat16 x) {
+    const uint32_t bits = uint32_t(x.bits) << 16;
+    float y;
+    std::memcpy(&y, &bits, 4);
+    return y;
+}
+inline void store_one(float* p, float x) { *p = x; }
+inline void store_one(BFloat16* p, float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    p->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// The first `count` lanes from memory, the others 0.
+template <class T>
+inline Vec load_some(const T* p, int64_t count) {
+    T buffer[LANES] = {};
+    std::memcpy(buffer, p, count * sizeof(T));
+    return load(buffer);
+}
+
+template <class T>
+inline void store_some(T* p, Vec v, int64_t count) {
+    T buffer[LANES];
+    store(buffer, v);
+    std::memcpy(p, buffer, count * sizeof(T));
+}
+
+inline Vec select(IntVec condition, Vec yes, Vec no) { return condition ? yes : no; }
+
+inline Vec maximum(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#endif
+}
+
+inline Vec minimum(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#endif
+}
+
+// Adding this rounds a float under 2^22 in size to its nearest integer, which then stands in the low bits.
+constexpr float ROUNDER = 12582912.0f;
+constexpr int32_t ROUNDER_BITS = 0x4b400000;
+
+inline IntVec round_to_int(Vec x) { return (IntVec)(x + ROUNDER) - ROUNDER_BITS; }
+
+// Halves of the vector are added to one another until one lane is left: the same order everywhere.
+inline float sum(Vec v) {
+    float lane[LANES];
+    store(lane, v);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+    return lane[0];
+}
+
+inline float largest(Vec v) {
+    float lane[LANES];
+    store(lane, v);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+    return lane[0];
+}
+
+inline float smallest(Vec v) { return -largest(-v); }
+
+// One step of a transposition: lanes of `a` and `b` whose numbers differ in the bit WIDTH change places.
+template <int WIDTH>
+inline void swap_lanes(Vec& a, Vec& b) {
+    IntVec low, high;
+    for (int i = 0; i < LANES; ++i) {
+        low[i] = i & WIDTH ? LANES + i - WIDTH : i;
+        high[i] = i & WIDTH ? LANES + i : i + WIDTH;
+    }
+    const Vec first = __builtin_shuffle(a, b, low), second = __builtin_shuffle(a, b, high);
+    a = first;
+    b = second;
+}
+
+template <int WIDTH = LANES / 2>
+inline void transpose(Vec (&rows)[LANES]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i)
+        if (!(i & WIDTH)) swap_lanes<WIDTH>(rows[i], rows[i + WIDTH]);
+    if constexpr (WIDTH > 1) transpose<WIDTH / 2>(rows);
+}
+
+inline Vec reversed(Vec v) {
+    IntVec order;
+    for (int i = 0; i < LANES; ++i) order[i] = LANES - 1 - i;
+    return __builtin_shuffle(v, order);
+}
+
+// 0, 1, 2 ...
+inline IntVec lane_numbers() {
+    IntVec numbers;
+    for (int i = 0; i < LANES; ++i) numbers[i] = i;
+    return numbers;
+}
+
+// e^x by 2^n e^r, |r| <= ln 2 / 2, with the polynomial of Cephes; exactly 0 below -87, where masked scores lie.
+inline Vec exponential(Vec x) {
+    const Vec n = minimum(maximum(x * 1.44269504f, broadcast(-126)), broadcast(127)) + ROUNDER;
+    const Vec whole = n - ROUNDER;
+    const Vec r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    Vec p = broadcast(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const Vec power = (Vec)(((IntVec)n - ROUNDER_BITS + 127) << 23);
+    return select(x < -87.0f, Vec{}, p * power);
+}
+
+}  // namespace padless

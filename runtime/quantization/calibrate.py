@@ -1,0 +1,213 @@
+"""From statistics to choices: how far each linear's inputs are smoothed, and which linears stay in float.
+
+Smoothing is SmoothQuant's (Xiao et al. 2023): columns of large inputs are divided, and the weight's columns multiplied,
+before either is rounded. It differs in two things: an input's size is its root mean square and not its maximum, and the
+exponent is chosen for each linear by the error of its output. Linears go back to float only where the whole model is
+not accurate enough without, in the order of what each adds to the error by itself.
+"""
+
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.nn import functional
+
+from runtime.batch import Batch
+from runtime.capture import constant
+from runtime.engine import Progress
+from runtime.ops import embed_norm
+from runtime.passes.rewriting import is_call
+from runtime.quantization.accuracy import Accuracy, AgreesOn, Bound, measure_accuracy
+from runtime.quantization.observe import InputStatistics, observe, random_batch
+from runtime.quantization.scheme import ActivationMode, LinearScheme, Quantization, fingerprint_weights
+from runtime.quantization.simulate import (
+    SimulatedLinear,
+    compute_float,
+    find_linears,
+    linear_weights,
+    replace_linears,
+    run_batches,
+    simulate_linear,
+)
+
+EXPONENTS = (0.4, 0.5, 0.6)
+USUAL_EXPONENT = 0.5
+FLOOR = 1e-3
+"""Of the mean: columns that hardly ever carry anything are not blown up further."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    overflow_free: bool = True
+    """Choose for CPUs without VNNI, whose weights are bounded; on others the same choices do better still."""
+    activations: ActivationMode = "dynamic"
+    agrees_on: AgreesOn = "neighbours"
+    bound: Bound = field(default_factory=Bound)
+
+
+@dataclass(frozen=True, slots=True)
+class LinearReport:
+    """One linear by itself, on the inputs FP32 gives it: |y_int8 - y| / |y|."""
+
+    name: str
+    shape: tuple[int, int]
+    """(out_features, in_features)"""
+    error: float
+    unsmoothed_error: float
+    is_float: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    quantization: Quantization
+    linears: tuple[LinearReport, ...]
+
+
+def calibrate(
+    graph_module: GraphModule,
+    batches: Sequence[Batch],
+    held_out: Sequence[Batch],
+    options: Options,
+    progress: Progress,
+) -> Calibration:
+    """Choose by `batches`, measure on `held_out`. `graph_module` is that of `trace_linears`; it stays as it is."""
+    observation = observe(graph_module, batches, progress)
+    weights = linear_weights(graph_module)
+    schemes, reports = choose_smoothing(observation.inputs, weights, options, progress)
+    linears = simulate_linears(weights, schemes, options.overflow_free)
+    trial = Trial(graph_module, batches, observation.output, linears, options, progress)
+    floats = choose_floats(trial)
+    schemes = {name: replace(scheme, is_float=name in floats) for name, scheme in schemes.items()}
+    kept = {name: linear for name, linear in linears.items() if name not in floats}
+    expected = run_batches(graph_module, held_out, compute_float, progress, "FP32 on held-out texts")
+    found = run_batches(graph_module, held_out, replace_linears(kept), progress, "INT8 on held-out texts")
+    quantization = Quantization(
+        schemes,
+        fingerprint_weights(weights),
+        options.activations,
+        num_texts=len(observation.output),
+        num_tokens=observation.num_tokens,
+        accuracy=measure_accuracy(found, expected, options.agrees_on),
+    )
+    return Calibration(quantization, tuple(replace(report, is_float=report.name in floats) for report in reports))
+
+
+def choose_smoothing(
+    inputs: Mapping[str, InputStatistics], weights: Mapping[str, Tensor], options: Options, progress: Progress
+) -> tuple[dict[str, LinearScheme], list[LinearReport]]:
+    """For each linear the exponent, or no smoothing at all, that gives its output the least error."""
+    schemes, reports = {}, []
+    for index, (name, weight) in enumerate(weights.items()):
+        progress("smoothing", index, len(weights))
+        statistics = inputs[name]
+        candidates = [None, *(smooth_columns(statistics.rms, weight, exponent) for exponent in EXPONENTS)]
+        tried = [make_scheme(statistics, smooth, options.activations) for smooth in candidates]
+        errors = [measure_linear(weight, statistics.rows, scheme, options.overflow_free) for scheme in tried]
+        best = min(range(len(tried)), key=errors.__getitem__)
+        schemes[name] = tried[best]
+        reports.append(LinearReport(name, (weight.shape[0], weight.shape[1]), errors[best], errors[0]))
+    progress("smoothing", len(weights), len(weights))
+    return schemes, reports
+
+
+def smooth_columns(rms: Tensor, weight: Tensor, exponent: float) -> Tensor:
+    """What inputs are divided by, fp32 [in_features]: rms ** exponent / largest weight ** (1 - exponent).
+
+    Scaled to a geometric mean of 1, which changes nothing but keeps numbers near those they were.
+    """
+    largest = weight.detach().abs().amax(0)
+    smooth = keep_off_zero(rms) ** exponent / keep_off_zero(largest) ** (1 - exponent)
+    return smooth / smooth.log().mean().exp()
+
+
+def keep_off_zero(sizes: Tensor) -> Tensor:
+    return sizes.clamp(min=max(float(sizes.mean()) * FLOOR, torch.finfo(torch.float32).eps))
+
+
+def make_scheme(statistics: InputStatistics, smooth: Tensor | None, activations: ActivationMode) -> LinearScheme:
+    if activations == "dynamic":
+        return LinearScheme(smooth)
+    low, high = (x if smooth is None else x / smooth for x in (statistics.low, statistics.high))
+    return LinearScheme(smooth, static_range=(float(low.min()), float(high.max())))
+
+
+def measure_linear(weight: Tensor, rows: Tensor, scheme: LinearScheme, overflow_free: bool) -> float:
+    """|y_int8 - y| / |y| over `rows` [n, in_features]; y without its bias."""
+    expected = functional.linear(rows, weight)
+    found = simulate_linear(weight, scheme, overflow_free=overflow_free)(rows)
+    return float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float32).tiny))
+
+
+def simulate_linears(
+    weights: Mapping[str, Tensor], schemes: Mapping[str, LinearScheme], overflow_free: bool
+) -> dict[str, SimulatedLinear]:
+    return {
+        name: simulate_linear(weight, schemes[name], overflow_free=overflow_free) for name, weight in weights.items()
+    }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """Runs the texts of the calibration with some of the linears in INT8, against what FP32 has answered."""
+
+    graph_module: GraphModule
+    batches: Sequence[Batch]
+    expected: Tensor
+    linears: Mapping[str, SimulatedLinear]
+    options: Options
+    progress: Progress
+
+    def measure(self, names: Iterable[str], what: str) -> Accuracy:
+        chosen = {name: self.linears[name] for name in names}
+        found = run_batches(self.graph_module, self.batches, replace_linears(chosen), self.progress, what)
+        return measure_accuracy(found, self.expected, self.options.agrees_on)
+
+
+def choose_floats(trial: Trial) -> Collection[str]:
+    """The linears to leave in float: the fewest, of those that err most by themselves, that make the bound hold."""
+    if trial.options.bound.holds(trial.measure(trial.linears, "INT8 on calibration texts")):
+        return ()
+    errors = {name: trial.measure([name], f"INT8 in {name} alone").error for name in trial.linears}
+    worst_first = sorted(errors, key=errors.__getitem__, reverse=True)
+
+    def is_enough(count: int) -> bool:
+        accuracy = trial.measure(worst_first[count:], f"INT8 in all but {count} linears")
+        return trial.options.bound.holds(accuracy)
+
+    count = bisect_left(range(1, len(worst_first)), True, key=is_enough) + 1
+    return frozenset(worst_first[:count])
+
+
+def smooth_blindly(graph_module: GraphModule) -> dict[str, LinearScheme]:
+    """Schemes for a model without calibration: dynamic ranges, nothing in float, and smoothing where it can be guessed.
+
+    That is for rows that come out of a norm: which of their columns are large, the norm's weight decides more than the
+    text, so one batch of random tokens shows it. `graph_module` may be fused further than that of `trace_linears`.
+    """
+    batch = random_batch(find_vocab_size(graph_module), num_seqs=16, seqlen=32)
+    observation = observe(graph_module, [batch], lambda *_: None)
+    weights = linear_weights(graph_module)
+    schemes = {}
+    for name, nodes in find_linears(graph_module).items():
+        is_normed = all("norm" in str(node.args[0].target) for node in nodes if isinstance(node.args[0], Node))
+        smooth = smooth_columns(observation.inputs[name].rms, weights[name], USUAL_EXPONENT) if is_normed else None
+        schemes[name] = LinearScheme(smooth)
+    return schemes
+
+
+def find_vocab_size(graph_module: GraphModule) -> int:
+    """Rows of the table that `input_ids` looks up."""
+    for node in graph_module.graph.nodes:
+        if is_call(node, torch.ops.aten.embedding.default):
+            tables, indices = [node.args[0]], [node.args[1]]
+        elif is_call(node, embed_norm.OP):
+            tables, indices = node.args[:2]
+        else:
+            continue
+        for table, index in zip(tables, indices, strict=True):
+            if index.name == "input_ids":
+                return constant(graph_module, table).shape[0]
+    raise AssertionError("An encoder looks its token ids up in a table. This is a bug.")

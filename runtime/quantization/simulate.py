@@ -1,0 +1,146 @@
+"""INT8 without its kernels: the fused fp32 graph, node by node, with linears that round as the integer op does.
+
+Slow and allocating, for calibration and tests only. Sums of whole numbers in fp32 are exact up to 2**24 and not far off
+beyond, so what differs from the op is the last bits.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.nn import functional
+
+from runtime.batch import Batch
+from runtime.capture import constant
+from runtime.engine import Progress
+from runtime.engines.transfer import to_tensors
+from runtime.ops import linear_act
+from runtime.passes.rewriting import LINEAR, find_pooled, is_call
+from runtime.quantization.scheme import LinearScheme
+from runtime.quantization.weights import quantize_weight
+
+ACTIVATION_STEPS = 255
+
+Compute = Callable[[str, Tensor, Tensor, Tensor | None], Tensor]
+"""(weight's name, x [num_rows, in_features], weight, bias) -> [num_rows, out_features], before any activation."""
+
+
+def find_linears(graph_module: GraphModule) -> dict[str, list[Node]]:
+    """The linears that may be quantised, by their weight's name; a weight that layers share has several.
+
+    Those over pooled rows stay as they are: one row per sequence costs little, and its rounding nothing averages out.
+    """
+    pooled = find_pooled(graph_module)
+    linears: dict[str, list[Node]] = {}
+    for node in graph_module.graph.nodes:
+        if is_call(node, LINEAR, linear_act.OP) and node not in pooled and len(node.meta["val"].shape) == 2:
+            linears.setdefault(weight_name(node), []).append(node)
+    return linears
+
+
+def weight_name(linear: Node) -> str:
+    """Of the constant, as the graph calls it."""
+    weight = linear.args[1]
+    assert isinstance(weight, Node)
+    return str(weight.target)
+
+
+def linear_weights(graph_module: GraphModule) -> dict[str, Tensor]:
+    """The fp32 weights [out_features, in_features] of `find_linears`: what a model's fingerprint is taken of."""
+    return {name: constant(graph_module, nodes[0].args[1]) for name, nodes in find_linears(graph_module).items()}  # type: ignore[arg-type]
+
+
+class LinearInterpreter(Interpreter):
+    """Runs a graph with `compute` in place of its quantisable linears."""
+
+    def __init__(self, graph_module: GraphModule, compute: Compute):
+        super().__init__(graph_module)
+        self.compute = compute
+        self.linears = {node for nodes in find_linears(graph_module).values() for node in nodes}
+
+    def run_node(self, n: Node) -> Any:
+        if n not in self.linears:
+            return super().run_node(n)
+        args, _ = self.fetch_args_kwargs_from_env(n)
+        x, weight, bias = (*args, None)[:3]
+        act = str(args[3]) if n.target is linear_act.OP else "none"
+        assert isinstance(x, Tensor) and isinstance(weight, Tensor)
+        result = self.compute(weight_name(n), x, weight, bias)
+        return linear_act.ACTIVATIONS[act](result)
+
+
+def run_batches(
+    graph_module: GraphModule, batches: Sequence[Batch], compute: Compute, progress: Progress, what: str
+) -> Tensor:
+    """The graph's rows for all batches, fp32 [num_seqs of all, output_dim], in their order."""
+    interpreter = LinearInterpreter(graph_module, compute)
+    device = next(iter(linear_weights(graph_module).values())).device
+    rows = []
+    with torch.inference_mode():
+        for index, batch in enumerate(batches):
+            progress(what, index, len(batches))
+            result = interpreter.run(*to_tensors(batch, device))
+            while isinstance(result, (tuple, list)):
+                result = result[0]
+            rows.append(result.float().cpu())
+    progress(what, len(batches), len(batches))
+    return torch.cat(rows)
+
+
+def compute_float(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return functional.linear(x, weight, bias)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedLinear:
+    """One linear as the integer op computes it, without its bias.
+
+    `values`: whole numbers in fp32 [out_features, in_features]. `scale`: fp32 [out_features].
+    """
+
+    values: Tensor
+    scale: Tensor
+    scheme: LinearScheme
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[num_rows, in_features] -> [num_rows, out_features]"""
+        if self.scheme.smooth is not None:
+            x = x / self.scheme.smooth
+        levels, step = quantize_rows(x, self.scheme.static_range)
+        return functional.linear(levels, self.values) * (step * self.scale)
+
+
+def simulate_linear(weight: Tensor, scheme: LinearScheme, *, overflow_free: bool) -> SimulatedLinear:
+    quantized = quantize_weight(weight, scheme=scheme, overflow_free=overflow_free)
+    return SimulatedLinear(quantized.values.float(), quantized.scale, scheme)
+
+
+def quantize_rows(x: Tensor, static_range: tuple[float, float] | None) -> tuple[Tensor, Tensor]:
+    """x [num_rows, n] as whole numbers less their zero point, and the step [num_rows, 1]: x is about their product.
+
+    256 levels from the least to the largest of each row, or of `static_range`; 0 is always one of them.
+    """
+    if static_range is None:
+        low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    else:
+        low, high = x.new_full((1, 1), static_range[0]), x.new_full((1, 1), static_range[1])
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    step = (high - low) / ACTIVATION_STEPS
+    step = torch.where(step > 0, step, 1.0)
+    zero = (-low / step).round()
+    return ((x / step).round() + zero).clamp(0, ACTIVATION_STEPS) - zero, step
+
+
+def replace_linears(linears: Mapping[str, SimulatedLinear]) -> Compute:
+    """What `run_batches` needs to run these linears in INT8, and the others in fp32."""
+
+    def compute(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if name not in linears:
+            return functional.linear(x, weight, bias)
+        result = linears[name](x)
+        return result if bias is None else result + bias
+
+    return compute

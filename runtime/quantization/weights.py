@@ -1,0 +1,116 @@
+"""Linear weights as int8 with one scale per output channel.
+
+`overflow_free` weights are for CPUs that add products of bytes in 16 bits (`vpmaddubsw`, AVX2 without VNNI). The kernel
+adds two such results before it widens them, so the four weights that meet in one 16-bit sum are kept small enough for
+any activation from 0 to 255. Their columns are {8j, 8j+1, 8j+4, 8j+5} and {8j+2, 8j+3, 8j+6, 8j+7}.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from runtime.quantization.scheme import LinearScheme
+
+MAX_INT8 = 127
+GROUP_BOUND = 128
+"""What the positive weights of a group may sum to, and the negative ones: 128 * 255 is the most that fits 16 bits."""
+LIMITS = (127.0,)
+OVERFLOW_FREE_LIMITS = (32.0, 48.0, 64.0, 72.0, 80.0, 90.0, 100.0, 112.0, 127.0)
+"""Where the largest weight of a channel may come to lie. At 32 no group can be over the bound, whatever the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """`values`: int8 [out_features, in_features], -127..127. `scale`: fp32 [out_features], all positive.
+
+    values * scale[:, None] is the weight, times `smooth` of its scheme in each column.
+    """
+
+    values: Tensor
+    scale: Tensor
+
+    def dequantize(self) -> Tensor:
+        """fp32 [out_features, in_features], `smooth` still inside."""
+        return self.values * self.scale[:, None]
+
+
+def quantize_weight(weight: Tensor, *, scheme: LinearScheme | None, overflow_free: bool) -> QuantizedWeight:
+    """Round `weight`, fp32 [out_features, in_features], by the scale that errs least in each channel.
+
+    `scheme.smooth` is multiplied into the columns first.
+    """
+    weight = weight.detach().float()
+    if scheme is not None and scheme.smooth is not None:
+        weight = weight * scheme.smooth
+    limits = OVERFLOW_FREE_LIMITS if overflow_free else LIMITS
+    planes, largest = split_groups(weight), weight.abs().amax(1, keepdim=True)
+    best_error, best_scale = torch.full_like(largest, torch.inf), torch.ones_like(largest)
+    best_values = torch.zeros_like(planes, dtype=torch.int8)
+    for limit in limits:
+        scale = torch.where(largest > 0, largest / limit, 1.0).clamp(min=torch.finfo(torch.float32).tiny)
+        scaled = planes / scale
+        values = scaled.round().clamp_(-MAX_INT8, MAX_INT8)
+        if overflow_free:
+            bound_groups(values, scaled)
+        error = scaled.sub_(values).square_().sum((0, 2))[:, None] * scale.square()
+        is_better = error < best_error
+        best_error = torch.where(is_better, error, best_error)
+        best_scale = torch.where(is_better, scale, best_scale)
+        best_values = torch.where(is_better, values.to(torch.int8), best_values)
+    return QuantizedWeight(join_groups(best_values)[:, : weight.shape[1]].contiguous(), best_scale[:, 0])
+
+
+def split_groups(rows: Tensor) -> Tensor:
+    """[n, k] -> [4, n, k / 4 rounded up to even]: the columns that meet in one sum below each other."""
+    rows = functional.pad(rows, (0, -rows.shape[1] % 8))
+    return rows.view(rows.shape[0], -1, 2, 2, 2).permute(2, 4, 0, 1, 3).reshape(4, rows.shape[0], -1)
+
+
+def join_groups(planes: Tensor) -> Tensor:
+    """The inverse of `split_groups`, but for the columns that were added."""
+    num_rows = planes.shape[1]
+    return planes.view(2, 2, num_rows, -1, 2).permute(2, 3, 0, 4, 1).reshape(num_rows, -1)
+
+
+def bound_groups(values: Tensor, scaled: Tensor) -> None:
+    """Move groups of `values` [4, ...] that are over the bound to the points within it nearest `scaled`, in place."""
+    positive = values.clamp(min=0).sum(0)
+    negative = positive - values.sum(0)
+    is_over = (positive > GROUP_BOUND) | (negative > GROUP_BOUND)
+    if is_over.any():
+        index = is_over.flatten().nonzero()[:, 0]
+        wanted = scaled.flatten(1)[:, index]
+        values.flatten(1)[:, index] = project(wanted.clamp(min=0)) - project(wanted.clamp(max=0).neg())
+
+
+def project(wanted: Tensor) -> Tensor:
+    """The nearest whole numbers >= 0 to each column of `wanted` [4, n] whose sum is at most GROUP_BOUND.
+
+    All members of a group that is over give way by the same amount, found as in Duchi et al. 2008 (projection onto the
+    simplex); what rounding down leaves of the bound goes to those that lost most.
+    """
+    sums = wanted.sort(dim=0, descending=True).values.cumsum(0)
+    counts = torch.arange(1, len(wanted) + 1, dtype=wanted.dtype, device=wanted.device)[:, None]
+    threshold = ((sums - GROUP_BOUND) / counts).amax(0).clamp(min=0)
+    values = (wanted - threshold).clamp(min=0).floor()
+    for _ in range(len(wanted)):
+        lost, index = (wanted - values).max(0, keepdim=True)
+        has_room = (values.sum(0, keepdim=True) < GROUP_BOUND) & (lost > 0.5)
+        values.scatter_add_(0, index, has_room.to(values.dtype))
+    return values
+
+
+def correct_bias(
+    weight: Tensor, bias: Tensor | None, quantized: QuantizedWeight, *, scheme: LinearScheme | None
+) -> Tensor | None:
+    """`bias`, fp32 [out_features], plus what rounding the weight takes from the mean output (Nagel et al. 2019).
+
+    Unchanged where the scheme knows no mean input; made where there was none.
+    """
+    if scheme is None or scheme.input_mean is None:
+        return bias
+    smooth = torch.ones_like(scheme.input_mean) if scheme.smooth is None else scheme.smooth
+    lost = (weight.detach().float() * smooth - quantized.dequantize()) @ (scheme.input_mean / smooth)
+    return lost if bias is None else bias + lost
