@@ -1,13 +1,17 @@
 """From a module and its configuration to an engine."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
+from torch.fx import Graph, GraphModule
 
+from runtime.batch import Batch
 from runtime.capture import capture
 from runtime.config import EngineConfig, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
+from runtime.engines.adaptive import AdaptiveEngine
 from runtime.engines.null import NullEngine
 from runtime.engines.planned import PlannedEngine, fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
@@ -15,9 +19,23 @@ from runtime.kernels.cpu.build import CannotBuild
 from runtime.kernels.cpu.library import CpuLibrary, load_library
 from runtime.kernels.table import list_kernels
 from runtime.memory.lifetimes import BatchShape
-from runtime.passes.pipeline import OnPass, PrecisionChoice, Target, choose_precision, list_passes, run_passes
+from runtime.passes.pipeline import (
+    OnPass,
+    PrecisionChoice,
+    Target,
+    choose_precision,
+    list_candidates,
+    list_passes,
+    run_passes,
+)
+from runtime.precision_choice import table_path
 from runtime.program import Program, lower
-from runtime.quantization.scheme import load_quantization
+from runtime.quantization.calibrate import find_vocab_size
+from runtime.quantization.observe import random_batch
+from runtime.quantization.scheme import fingerprint_weights, load_quantization
+
+USUAL_SEQLEN = 32
+"""Tokens; of the sequences that precisions are compared on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +65,74 @@ def build_engine(
     module = module.eval().requires_grad_(False).to(device)
     if config.kind == "reference":
         return build_reference(module, output_dim, limits, device)
-    progress("capturing the graph", 0, 3)
-    graph_module = capture(module, device)
-    progress("fusing", 1, 3)
     library = find_library(config, device, progress)
     target = find_target(config, device, library)
-    choice = choose_precision("fp32" if config.precision == "auto" else config.precision, device)
+    choices = list_candidates(device) if config.precision == "auto" else [choose_precision(config.precision, device)]
+    progress("capturing the graph", 0, 1)
+    graph_module = capture(module, device)
+    progress("capturing the graph", 1, 1)
+    engines: dict[str, PlannedEngine] = {}
+    for index, choice in enumerate(choices):
+        progress("fusing and planning", index, len(choices))
+        engines[choice.precision] = plan_engine(
+            copy_graph(graph_module), choice, target, library, limits, find_cap(config, len(choices))
+        )
+    progress("fusing and planning", len(choices), len(choices))
+    return adapt(engines, graph_module, target, config, limits) if len(engines) > 1 else engines[choice.precision]
+
+
+def copy_graph(graph_module: GraphModule) -> GraphModule:
+    """Its own nodes over the same weights: what passes replace in one is still there in the other."""
+    graph = Graph()
+    graph.output(graph.graph_copy(graph_module.graph, {}))
+    return GraphModule(graph_module, graph)
+
+
+def plan_engine(
+    graph_module: GraphModule,
+    choice: PrecisionChoice,
+    target: Target,
+    library: CpuLibrary | None,
+    limits: BatchLimits,
+    cap_bytes: int | None,
+) -> PlannedEngine:
+    """Rewrites `graph_module` in place."""
     run_passes(graph_module, list_passes(choice, target), lambda name, graph: None)
-    progress("planning memory", 2, 3)
     program = lower(graph_module, list_kernels(library))
-    cap_bytes = None if config.memory_cap_mb is None else int(config.memory_cap_mb * 2**20)
     largest = fit_capacity(program, limits.largest(), limits.max_input_tokens, cap_bytes)
-    info = describe(program, choice, largest, device)
-    progress("planning memory", 3, 3)
-    return PlannedEngine(program, largest, device, info, cap_bytes)
+    return PlannedEngine(program, largest, target.device, describe(program, choice, largest, target), cap_bytes)
+
+
+def find_cap(config: EngineConfig, num_engines: int) -> int | None:
+    """Bytes of activations for one of several engines; each keeps what it has once taken."""
+    return None if config.memory_cap_mb is None else int(config.memory_cap_mb * 2**20) // num_engines
+
+
+def adapt(
+    engines: dict[str, PlannedEngine],
+    captured: GraphModule,
+    target: Target,
+    config: EngineConfig,
+    limits: BatchLimits,
+) -> AdaptiveEngine:
+    """One engine of several. Where there is a calibration, what it has measured on real texts counts for INT8."""
+    weights = {name: value.detach() for name, value in captured.state_dict().items()}
+    accuracy = {"int8": target.quantization.accuracy.cosine_p1} if target.quantization else {}
+    causes = (fingerprint_weights(weights), config, torch.__version__, target.isa, torch.get_num_threads(), limits)
+    return AdaptiveEngine(
+        engines,
+        partial(make_example, find_vocab_size(captured), limits),
+        known_agreement=accuracy,
+        min_agreement=config.min_cosine,
+        cache=table_path(*causes, accuracy),
+    )
+
+
+def make_example(vocab_size: int, limits: BatchLimits, num_tokens: int) -> Batch:
+    """Sequences of random tokens, about `num_tokens` in all, of a usual length where the limits allow it."""
+    seqlen = max(min(USUAL_SEQLEN, num_tokens), -(-num_tokens // limits.max_batch_requests))
+    seqlen = min(seqlen, limits.max_input_tokens)
+    return random_batch(vocab_size, min(num_tokens // seqlen, limits.max_batch_requests), seqlen)
 
 
 def find_library(config: EngineConfig, device: torch.device, progress: Progress) -> CpuLibrary | None:
@@ -79,12 +151,13 @@ def find_target(config: EngineConfig, device: torch.device, library: CpuLibrary 
     return Target(device, library.isa if library else None, quantization)
 
 
-def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, device: torch.device) -> EngineInfo:
+def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, target: Target) -> EngineInfo:
     return EngineInfo(
         kind="planned",
         precision=choice.precision,
         precision_reason=choice.reason,
-        device=str(device),
+        device=str(target.device),
+        kernels=target.isa or "torch",
         threads=torch.get_num_threads(),
         output_dim=program.output_dim,
         weight_bytes=program.weight_bytes,

@@ -42,6 +42,10 @@ class EngineInfo:
     """Planned peak at the largest batch."""
     max_batch_tokens: int = 0
     """The largest batch that fits the memory cap; the configured budget where there is no cap."""
+    kernels: str = "torch"
+    """The instruction set of the compiled CPU kernels, or torch."""
+    precision_by_tokens: tuple[tuple[int, str], ...] = ()
+    """`auto`: (largest num_tokens, precision), ascending."""
     unplanned_ops: tuple[str, ...] = ()
     """Ops that still allocate their own result."""
 

@@ -1,6 +1,7 @@
 """The fused graph in planned memory: executes a Program step by step, writing into views of the arena."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 
@@ -11,14 +12,17 @@ from runtime.batch import Batch, Output
 from runtime.config import UnusableConfig
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
 from runtime.engines.transfer import find_shape, run_warmup, to_tensors
-from runtime.memory.arena import Arena, CapExceeded
-from runtime.memory.lifetimes import BatchShape, round_shape
+from runtime.memory.arena import Arena, CapExceeded, Layout
+from runtime.memory.lifetimes import ALIGNMENT, BatchShape, round_shape
 from runtime.memory.planner import plan_region
-from runtime.program import PlannedTensor, Program
+from runtime.program import Instruction, Program
+
+MAX_BOUND = 64
+"""Shapes whose views are kept; a few hundred bytes for each tensor."""
 
 
 class PlannedEngine:
-    """Mutable: the arena, and nothing else. Not thread-safe; one caller at a time."""
+    """Mutable: the arena, and the views into it. Not thread-safe; one caller at a time."""
 
     def __init__(
         self, program: Program, largest: BatchShape, device: torch.device, info: EngineInfo, cap_bytes: int | None
@@ -29,9 +33,9 @@ class PlannedEngine:
         self.info = info
         arena_cap = None if cap_bytes is None else cap_bytes - program.unplanned_bytes(largest)
         self.arena: Arena[Tensor] = Arena(self.allocate, arena_cap)
-        self.getters = [make_getter(instruction.args) for instruction in program.instructions]
+        self.steps, self.view_steps = split_steps(program)
         self.is_used = program.is_used
-        self.place_of = {tensor.slot: index for index, tensor in enumerate(program.tensors)}
+        self.bound: OrderedDict[BatchShape, list[object]] = OrderedDict()
 
     def allocate(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
@@ -42,31 +46,57 @@ class PlannedEngine:
         run_warmup(self.run, self.largest, progress)
 
     def run(self, batch: Batch) -> Output:
-        shape = find_shape(batch, self.largest)
-        bucket = self.find_bucket(shape)
+        shape = self.drop_unused(find_shape(batch, self.largest))
         try:
-            layout = self.arena.layout(bucket, lambda: self.program.lifetimes(bucket))
             with torch.inference_mode():
-                return self.execute(batch, shape, layout.places)
-        except (CapExceeded, RuntimeError, IndexError) as error:
+                return self.execute(batch, self.bind(shape, round_shape(shape, self.largest)))
+        except (CapExceeded, RuntimeError, IndexError, ValueError) as error:
             raise EngineError(f"a step of {batch.num_seqs} sequences failed: {error}") from error
 
-    def find_bucket(self, shape: BatchShape) -> BatchShape:
-        """Rounded up, and without the numbers that no tensor's size depends on: fewer plans to make."""
+    def drop_unused(self, shape: BatchShape) -> BatchShape:
+        """Without the numbers that no tensor's size depends on: fewer plans to make."""
         used = zip(shape, self.largest, self.is_used, strict=True)
-        return round_shape(BatchShape(*(n if is_used else limit for n, limit, is_used in used)), self.largest)
+        return BatchShape(*(n if is_used else limit for n, limit, is_used in used))
 
-    def execute(self, batch: Batch, shape: BatchShape, places: tuple[tuple[Tensor, int], ...]) -> Output:
+    def bind(self, shape: BatchShape, bucket: BatchShape) -> list[object]:
+        """The slots with every planned tensor of this exact shape at its place, and the views of them.
+
+        Kept for the shapes used last: making some ninety views takes longer than computing a short sequence.
+        """
+        if bucket not in self.arena.layouts:
+            self.bound.clear()  # planning it may replace the chunks, and views would hold on to the old ones
+        layout = self.arena.layout(bucket, lambda: self.program.lifetimes(bucket))
+        slots = self.bound.get(shape)
+        if slots is None:
+            slots = self.bound[shape] = self.make_views(shape, layout)
+            if len(self.bound) > MAX_BOUND:
+                self.bound.popitem(last=False)
+        self.bound.move_to_end(shape)
+        return slots
+
+    def make_views(self, shape: BatchShape, layout: Layout[Tensor]) -> list[object]:
         slots = list(self.program.slots)
+        typed: dict[tuple[int, torch.dtype], Tensor] = {}
+        for tensor, (buffer, offset) in zip(self.program.tensors, layout.places, strict=True):
+            key = (id(buffer), tensor.dtype)
+            if key not in typed:
+                typed[key] = buffer[: len(buffer) // ALIGNMENT * ALIGNMENT].view(tensor.dtype)
+            dims = [dim.evaluate(shape) for dim in tensor.dims]
+            strides = [math.prod(dims[index + 1 :]) for index in range(len(dims))]
+            slots[tensor.slot] = typed[key].as_strided(dims, strides, offset // tensor.dtype.itemsize)
+        for instruction, getter in self.view_steps:
+            slots[instruction.slot] = instruction.run(*getter(slots))
+        return slots
+
+    def execute(self, batch: Batch, bound: list[object]) -> Output:
+        slots = list(bound)
         for slot, value in zip(self.program.input_slots, to_tensors(batch, self.device), strict=True):
             slots[slot] = value
-        for instruction, getter in zip(self.program.instructions, self.getters, strict=True):
+        for instruction, getter in self.steps:
             if instruction.tensor is None:
                 slots[instruction.slot] = instruction.run(*getter(slots))
             else:
-                out = view_place(instruction.tensor, shape, *places[self.place_of[instruction.slot]])
-                instruction.run(*getter(slots), out=out)
-                slots[instruction.slot] = out
+                instruction.run(*getter(slots), out=slots[instruction.slot])
             for slot in instruction.frees:
                 slots[slot] = None
         result = slots[self.program.output_slot]
@@ -87,10 +117,30 @@ class PlannedEngine:
         )
 
     def trim(self) -> None:
-        self.arena.trim()
+        if self.arena.trim():
+            self.bound.clear()
 
     def close(self) -> None:
+        self.bound.clear()
         self.arena.release()
+
+
+Step = tuple[Instruction, Callable[[list[object]], Sequence[object]]]
+"""An instruction, and what fetches its arguments."""
+
+
+def split_steps(program: Program) -> tuple[list[Step], list[Step]]:
+    """What has to run each time, and the views of planned tensors, which are the same for every batch of a shape."""
+    fixed = {tensor.slot for tensor in program.tensors}
+    fixed |= {index for index, value in enumerate(program.slots) if value is not None}
+    steps: list[Step] = []
+    views: list[Step] = []
+    for instruction in program.instructions:
+        is_fixed = instruction.kind == "view" and all(slot in fixed for slot in instruction.args)
+        if is_fixed:
+            fixed.add(instruction.slot)
+        (views if is_fixed else steps).append((instruction, make_getter(instruction.args)))
+    return steps, views
 
 
 def make_getter(args: tuple[int, ...]) -> Callable[[list[object]], Sequence[object]]:
@@ -98,13 +148,6 @@ def make_getter(args: tuple[int, ...]) -> Callable[[list[object]], Sequence[obje
     if not args:
         return lambda slots: ()
     return itemgetter(*args) if len(args) > 1 else itemgetter(slice(args[0], args[0] + 1))
-
-
-def view_place(tensor: PlannedTensor, shape: BatchShape, buffer: Tensor, offset: int) -> Tensor:
-    """The tensor of this batch's exact shape at its place in a chunk."""
-    dims = [dim.evaluate(shape) for dim in tensor.dims]
-    num_bytes = math.prod(dims) * tensor.dtype.itemsize
-    return buffer[offset : offset + num_bytes].view(tensor.dtype).view(dims)
 
 
 def peak_bytes(program: Program, shape: BatchShape) -> int:

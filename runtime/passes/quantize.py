@@ -10,31 +10,34 @@ import torch
 from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
-from runtime.ops import add_norm, linear_act, linear_int8
+from runtime.ops import add_norm, linear_int8
 from runtime.passes.rewriting import (
-    LINEAR,
     add_constant,
     arguments,
-    find_pooled,
     infer_shapes,
     is_call,
     linear_arguments,
     replace_node,
 )
-from runtime.quantization.scheme import LinearScheme, Quantization
+from runtime.quantization.calibrate import smooth_blindly
+from runtime.quantization.scheme import LinearScheme, Quantization, check_model
+from runtime.quantization.simulate import find_linears, linear_weights
 from runtime.quantization.weights import quantize_weight
 
 aten = torch.ops.aten
 
 
 def quantize(graph_module: GraphModule, quantization: Quantization | None, *, overflow_free: bool) -> None:
-    """`quantization` None: every layer, activations by each row's own range. `overflow_free`: see `quantize_weight`."""
-    pooled = find_pooled(graph_module)
-    for node in list(graph_module.graph.nodes):
-        if not is_call(node, LINEAR, linear_act.OP) or node in pooled or len(node.meta["val"].shape) != 2:
-            continue
-        scheme = quantization.linears.get(linear_name(node)) if quantization else LinearScheme()
-        if scheme is not None and not scheme.is_float:
+    """`quantization` None: every layer, smoothed by guess. `overflow_free`: see `quantize_weight`.
+
+    Raises UnusableConfig where the calibration is of another model.
+    """
+    if quantization is not None:
+        check_model(quantization, linear_weights(graph_module))
+    schemes = quantization.linears if quantization else smooth_blindly(graph_module)
+    for name, nodes in find_linears(graph_module).items():
+        scheme = schemes.get(name, LinearScheme())
+        for node in nodes if not scheme.is_float else ():
             quantize_linear(graph_module, node, scheme, overflow_free)
     graph_module.graph.eliminate_dead_code()
     infer_shapes(graph_module)
@@ -63,11 +66,6 @@ def quantize_linear(graph_module: GraphModule, node: Node, scheme: LinearScheme,
         0,
     )
     replace_node(node, linear_int8.OP, args, "linear_int8")
-
-
-def linear_name(node: Node) -> str:
-    """The name of its weight, which calibration knows it by."""
-    return str(linear_arguments(node)[1].target)
 
 
 def static_scale(scheme: LinearScheme) -> tuple[float, int]:

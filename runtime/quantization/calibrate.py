@@ -7,7 +7,7 @@ not accurate enough without, in the order of what each adds to the error by itse
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -35,6 +35,7 @@ from runtime.quantization.simulate import (
 
 EXPONENTS = (0.4, 0.5, 0.6)
 USUAL_EXPONENT = 0.5
+RANGE_SHARES = (1.0, 0.8, 0.6, 0.45, 0.3)
 FLOOR = 1e-3
 """Of the mean: columns that hardly ever carry anything are not blown up further."""
 
@@ -76,7 +77,7 @@ def calibrate(
     """Choose by `batches`, measure on `held_out`. `graph_module` is that of `trace_linears`; it stays as it is."""
     observation = observe(graph_module, batches, progress)
     weights = linear_weights(graph_module)
-    schemes, reports = choose_smoothing(observation.inputs, weights, options, progress)
+    schemes, reports = choose_schemes(observation.inputs, weights, options, progress)
     linears = simulate_linears(weights, schemes, options.overflow_free)
     trial = Trial(graph_module, batches, observation.output, linears, options, progress)
     floats = choose_floats(trial)
@@ -95,22 +96,42 @@ def calibrate(
     return Calibration(quantization, tuple(replace(report, is_float=report.name in floats) for report in reports))
 
 
-def choose_smoothing(
+def choose_schemes(
     inputs: Mapping[str, InputStatistics], weights: Mapping[str, Tensor], options: Options, progress: Progress
 ) -> tuple[dict[str, LinearScheme], list[LinearReport]]:
-    """For each linear the exponent, or no smoothing at all, that gives its output the least error."""
+    """For each linear the exponent, or no smoothing at all, and the range that give its output the least error."""
     schemes, reports = {}, []
     for index, (name, weight) in enumerate(weights.items()):
         progress("smoothing", index, len(weights))
         statistics = inputs[name]
-        candidates = [None, *(smooth_columns(statistics.rms, weight, exponent) for exponent in EXPONENTS)]
-        tried = [make_scheme(statistics, smooth, options.activations) for smooth in candidates]
-        errors = [measure_linear(weight, statistics.rows, scheme, options.overflow_free) for scheme in tried]
-        best = min(range(len(tried)), key=errors.__getitem__)
-        schemes[name] = tried[best]
-        reports.append(LinearReport(name, (weight.shape[0], weight.shape[1]), errors[best], errors[0]))
+        smooths = [None, *(smooth_columns(statistics.rms, weight, exponent) for exponent in EXPONENTS)]
+        errors = {
+            scheme: error for smooth in smooths for scheme, error in try_ranges(statistics, weight, smooth, options)
+        }
+        best = min(errors, key=errors.__getitem__)
+        unsmoothed = min(error for scheme, error in errors.items() if scheme.smooth is None)
+        schemes[name] = best
+        reports.append(LinearReport(name, (weight.shape[0], weight.shape[1]), errors[best], unsmoothed))
     progress("smoothing", len(weights), len(weights))
     return schemes, reports
+
+
+def try_ranges(
+    statistics: InputStatistics, weight: Tensor, smooth: Tensor | None, options: Options
+) -> Iterator[tuple[LinearScheme, float]]:
+    """Schemes that smooth so, with the error of each on the sampled inputs: |y_int8 - y| / |y|, y without its bias."""
+    simulated = simulate_linear(weight, LinearScheme(smooth), overflow_free=options.overflow_free)
+    expected = functional.linear(statistics.rows, weight)
+    size = expected.norm().clamp(min=torch.finfo(torch.float32).tiny)
+    for static_range in list_ranges(statistics, smooth) if options.activations == "static" else [None]:
+        scheme = LinearScheme(smooth, static_range=static_range)
+        yield scheme, float((replace(simulated, scheme=scheme)(statistics.rows) - expected).norm() / size)
+
+
+def list_ranges(statistics: InputStatistics, smooth: Tensor | None) -> list[tuple[float, float]]:
+    """All of what was seen, and parts of it: cutting off rare large inputs makes all others finer."""
+    low, high = (x if smooth is None else x / smooth for x in (statistics.low, statistics.high))
+    return [(share * float(low.min()), share * float(high.max())) for share in RANGE_SHARES]
 
 
 def smooth_columns(rms: Tensor, weight: Tensor, exponent: float) -> Tensor:
@@ -125,20 +146,6 @@ def smooth_columns(rms: Tensor, weight: Tensor, exponent: float) -> Tensor:
 
 def keep_off_zero(sizes: Tensor) -> Tensor:
     return sizes.clamp(min=max(float(sizes.mean()) * FLOOR, torch.finfo(torch.float32).eps))
-
-
-def make_scheme(statistics: InputStatistics, smooth: Tensor | None, activations: ActivationMode) -> LinearScheme:
-    if activations == "dynamic":
-        return LinearScheme(smooth)
-    low, high = (x if smooth is None else x / smooth for x in (statistics.low, statistics.high))
-    return LinearScheme(smooth, static_range=(float(low.min()), float(high.max())))
-
-
-def measure_linear(weight: Tensor, rows: Tensor, scheme: LinearScheme, overflow_free: bool) -> float:
-    """|y_int8 - y| / |y| over `rows` [n, in_features]; y without its bias."""
-    expected = functional.linear(rows, weight)
-    found = simulate_linear(weight, scheme, overflow_free=overflow_free)(rows)
-    return float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def simulate_linears(

@@ -18,8 +18,6 @@ from runtime.quantization.accuracy import Accuracy
 FORMAT = "padless-int8-1"
 SCALARS = ("fingerprint", "activations", "num_texts", "num_tokens")
 """Fields of Quantization that the file's metadata holds as they are."""
-VECTORS = ("smooth", "input_mean")
-"""Fields of LinearScheme that are tensors."""
 REMEDY = "Make it anew: padless quantize --config FILE --data TEXTS. Or leave engine.quantization out"
 ActivationMode = Literal["dynamic", "static"]
 
@@ -31,8 +29,6 @@ class LinearScheme:
     smooth: Tensor | None = None
     """fp32 [in_features]: inputs are divided by it, and the weight's columns multiplied, before either is rounded
     (Xiao et al. 2023)."""
-    input_mean: Tensor | None = None
-    """fp32 [in_features], not divided by `smooth`: corrects the bias (Nagel et al. 2019)."""
     static_range: tuple[float, float] | None = None
     """Least and largest input, divided by `smooth`, where the range is not taken from each row."""
     is_float: bool = False
@@ -65,15 +61,14 @@ def fingerprint_weights(weights: Mapping[str, Tensor]) -> str:
 
 
 def save_quantization(path: Path, quantization: Quantization) -> None:
-    """Write a safetensors file: vectors as `<linear>:<field>`, all else as JSON in its metadata. Raises OSError."""
+    """Write a safetensors file: `smooth` by its linear's name, all else as JSON in the metadata. Raises OSError."""
     document = {key: getattr(quantization, key) for key in SCALARS}
     document |= {"accuracy": asdict(quantization.accuracy), "linears": {}}
     tensors = {}
     for name, scheme in quantization.linears.items():
         document["linears"][name] = {"static_range": scheme.static_range, "is_float": scheme.is_float}
-        for key in VECTORS:
-            if (value := getattr(scheme, key)) is not None:
-                tensors[f"{name}:{key}"] = value.detach().float().cpu().contiguous()
+        if scheme.smooth is not None:
+            tensors[name] = scheme.smooth.detach().float().cpu().contiguous()
     metadata = {"format": FORMAT, "padless": json.dumps(document)}
     path.write_bytes(save(tensors, metadata=metadata))
 
@@ -92,7 +87,7 @@ def load_quantization(path: Path) -> Quantization:
     document = json.loads(metadata["padless"])
     linears = {
         name: LinearScheme(
-            **{key: tensors.get(f"{name}:{key}") for key in VECTORS},
+            smooth=tensors.get(name),
             static_range=None if choices["static_range"] is None else tuple(choices["static_range"]),
             is_float=choices["is_float"],
         )

@@ -100,17 +100,3 @@ def project(wanted: Tensor) -> Tensor:
         has_room = (values.sum(0, keepdim=True) < GROUP_BOUND) & (lost > 0.5)
         values.scatter_add_(0, index, has_room.to(values.dtype))
     return values
-
-
-def correct_bias(
-    weight: Tensor, bias: Tensor | None, quantized: QuantizedWeight, *, scheme: LinearScheme | None
-) -> Tensor | None:
-    """`bias`, fp32 [out_features], plus what rounding the weight takes from the mean output (Nagel et al. 2019).
-
-    Unchanged where the scheme knows no mean input; made where there was none.
-    """
-    if scheme is None or scheme.input_mean is None:
-        return bias
-    smooth = torch.ones_like(scheme.input_mean) if scheme.smooth is None else scheme.smooth
-    lost = (weight.detach().float() * smooth - quantized.dequantize()) @ (scheme.input_mean / smooth)
-    return lost if bias is None else bias + lost
