@@ -56,12 +56,12 @@ def silent(stage: str, done: int, total: int) -> None:
 EXACT, NEAR, FAR = [1.0, 0.0], [0.999, 0.01], [0.7, 0.7]
 
 
-def adapt(tmp_path: Path, int8: FakeEngine, fp32: FakeEngine, **options: float) -> AdaptiveEngine:
+def adapt(tmp_path: Path, int8: FakeEngine, fp32: FakeEngine, **known: float) -> AdaptiveEngine:
     engine = AdaptiveEngine(
         {"fp32": fp32, "int8": int8},
         lambda num_tokens: make_batch([num_tokens]),
-        known_agreement={key: value for key, value in options.items() if key == "int8"},
-        min_agreement=options.get("min_agreement", 0.99),
+        known_agreement={name.removeprefix("known_"): value for name, value in known.items()},
+        min_agreement=0.99,
         cache=tmp_path / "choice.json",
     )
     engine.warmup(silent)
@@ -93,7 +93,7 @@ def test_what_is_too_far_from_fp32_is_left_out_and_let_go(tmp_path: Path, caplog
 
 
 def test_what_calibration_measured_counts_more_than_random_tokens(tmp_path: Path) -> None:
-    engine = adapt(tmp_path, FakeEngine("int8", FAR), FakeEngine("fp32", EXACT, 5), int8=0.995)
+    engine = adapt(tmp_path, FakeEngine("int8", FAR), FakeEngine("fp32", EXACT, 5), known_int8=0.995)
     assert engine.table.used == ("int8",)
 
 
