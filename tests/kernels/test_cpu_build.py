@@ -1,0 +1,155 @@
+"""Where compiled kernels come from, and what happens where they cannot be had."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from runtime.build import BatchLimits, build_engine
+from runtime.config import EngineConfig
+from runtime.engine import Engine
+from runtime.kernels.cpu import build, library
+from runtime.kernels.cpu.build import CannotBuild, find_library, hash_inputs, list_isas
+from runtime.kernels.cpu.library import CpuLibrary, check_library, load_library
+from tests.kernels.tiny_graphs import HIDDEN_SIZE, random_batch, tiny_bert
+from tests.tolerances import check_close
+
+ISAS = list_isas()
+pytestmark = pytest.mark.skipif(not ISAS, reason="a CPU without AVX2")
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """No progress is shown."""
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "padless" / "kernels"
+
+
+def write_compiler(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def build_tiny(**options: object) -> Engine:
+    config = EngineConfig(threads=1, **options)  # type: ignore[arg-type]
+    return build_engine(tiny_bert(), HIDDEN_SIZE, config, BatchLimits(512, 64, 128), silent)
+
+
+class TestWithoutACompiler:
+    @pytest.fixture(autouse=True)
+    def no_compiler(self, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setenv("PATH", str(empty_cache))
+
+    def test_torch_kernels_are_used_and_one_line_says_so(self, caplog: pytest.LogCaptureFixture) -> None:
+        assert load_library("auto", silent) is None
+        (record,) = caplog.records
+        assert "could not be built: no C++ compiler was found. Install g++, or set CXX" in record.getMessage()
+
+    def test_kernels_asked_for_by_name_are_refused(self) -> None:
+        with pytest.raises(CannotBuild, match="no C\\+\\+ compiler"):
+            load_library(ISAS[0], silent)
+
+    @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+    def test_every_precision_still_runs(self, precision: str) -> None:
+        batch = random_batch([5, 1, 30])
+        engine = build_tiny(precision=precision)
+        assert engine.info.kernels == "torch"
+        expected = build_tiny(kind="reference").run(batch).values
+        check_close(engine.run(batch).values, expected, torch.bfloat16)
+
+
+class TestCache:
+    def test_failed_compiler_is_quoted_and_leaves_nothing(
+        self, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CXX", write_compiler(tmp_path / "c++", "echo 'x.cpp:1: error: out of luck' >&2; exit 1"))
+        with pytest.raises(CannotBuild, match="x.cpp:1: error: out of luck"):
+            find_library(ISAS[0], silent)
+        assert [path.suffix for path in empty_cache.iterdir()] == [".lock"]
+
+    def test_compiler_that_dies_half_way_leaves_no_library(
+        self, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Objects are made, linking writes half a file and is killed."""
+        script = 'for last; do :; done; echo half > "$last"; case "$*" in *-shared*) kill -9 $$;; esac'
+        monkeypatch.setenv("CXX", write_compiler(tmp_path / "c++", script))
+        with pytest.raises(CannotBuild):
+            find_library(ISAS[0], silent)
+        assert not list(empty_cache.glob("*.so"))
+
+    def test_file_that_is_no_library_is_passed_over(
+        self, empty_cache: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        empty_cache.mkdir(parents=True)
+        (empty_cache / f"padless-{ISAS[0]}-{hash_inputs(ISAS[0])}.so").write_bytes(b"\x7fELF, or so it says")
+        assert load_library("auto", silent) is None
+        assert "torch's kernels are used" in caplog.text
+
+    def test_name_changes_with_everything_it_is_made_from(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "a.cpp").write_text("int a;")
+        monkeypatch.setattr(build, "SOURCES", tmp_path)
+        names = {hash_inputs("avx2"), hash_inputs("avx512")}
+        (tmp_path / "a.cpp").write_text("int b;")
+        names.add(hash_inputs("avx2"))
+        (tmp_path / "a.h").write_text("")
+        names.add(hash_inputs("avx2"))
+        monkeypatch.setattr(torch, "__version__", "0.0")
+        names.add(hash_inputs("avx2"))
+        assert len(names) == 5
+
+    def test_processes_that_start_together_compile_once(
+        self, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        compiled = []
+
+        def compile_slowly(isa: str, path: Path, progress: object) -> None:
+            compiled.append(isa)
+            time.sleep(0.2)
+            path.write_bytes(b"")
+
+        monkeypatch.setattr(build, "compile_library", compile_slowly)
+        threads = [threading.Thread(target=find_library, args=(ISAS[0], silent)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert compiled == [ISAS[0]]
+
+    def test_folder_that_cannot_be_made_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        with pytest.raises(CannotBuild, match="file/padless/kernels cannot be written"):
+            find_library(ISAS[0], silent)
+
+
+def test_library_that_computes_wrongly_is_refused() -> None:
+    loaded = load_library("auto", silent)
+    assert loaded is not None
+    check_library(loaded)
+
+    class Broken(CpuLibrary):
+        def __init__(self) -> None:
+            self.isa = "avx2"
+            self.linear_act = lambda *_: 0
+
+    with pytest.raises(CannotBuild, match="compute wrong results"):
+        check_library(Broken())
+
+
+def test_unknown_cpu_gets_torch_kernels(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(library, "list_isas", list)
+    assert load_library("auto", silent) is None
+    assert "neither AVX2 nor AVX512" in caplog.text
+
+
+def test_torch_can_be_asked_for() -> None:
+    assert load_library("torch", silent) is None
