@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 CONFIG ?= configs/minilm.yaml
 
-.PHONY: setup serve test test-slow test-gpu check bench loadtest clean
+.PHONY: setup serve test test-slow test-gpu check bench bench-peers loadtest clean
 
 setup: $(VENV)/.dev
 
@@ -27,6 +27,10 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
+
+# Makes an environment for each peer on the first run.
+bench-peers: $(VENV)/.dev
+	$(BIN)/python -m bench.peers
 
 loadtest: $(VENV)/.dev
 	$(BIN)/python -m loadtest --serve $(CONFIG) --short --out loadtest/results

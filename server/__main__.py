@@ -1,4 +1,4 @@
-"""The command line: `padless --config FILE`, `padless config FILE`, `padless graph --config FILE`."""
+"""The command line: `padless --config FILE`, `padless config FILE`, `padless graph`, `padless quantize`."""
 
 import argparse
 import subprocess
@@ -37,11 +37,39 @@ def build_parser() -> argparse.ArgumentParser:
     graph = commands.add_parser("graph", help="print a model's graph after each pass, and its execution plan")
     graph.add_argument("--config", type=Path, required=True, metavar="FILE")
     graph.add_argument("--model", default=None, metavar="NAME", help="which model of the file; the first if left out")
-    for command in (serve, config, graph):
+    quantize = add_quantize(commands)
+    for command in (serve, config, graph, quantize):
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="override one value of the file"
         )
     return parser
+
+
+def add_quantize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    quantize = commands.add_parser("quantize", help="calibrate a model for INT8 on your texts, and measure the result")
+    quantize.add_argument("--config", type=Path, required=True, metavar="FILE")
+    quantize.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help='JSON lines: texts, or objects with a text under "text"',
+    )
+    quantize.add_argument(
+        "--model", default=None, metavar="NAME", help="which model of the file; the first if left out"
+    )
+    quantize.add_argument(
+        "--out", type=Path, default=None, metavar="FILE", help="default: MODEL.int8.safetensors beside the config file"
+    )
+    quantize.add_argument("--static", action="store_true", help="fixed ranges of activations, not each row's own")
+    quantize.add_argument(
+        "--max-texts",
+        type=int,
+        default=1250,
+        metavar="N",
+        help="most texts to use: a fifth calibrates, the rest measures",
+    )
+    return quantize
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,7 +81,21 @@ def run(arguments: argparse.Namespace) -> int:
         # In a process of its own, because this one stays free of torch.
         words = [str(arguments.config), arguments.model or config.models[0].name, *arguments.set]
         return subprocess.run([sys.executable, "-m", "server.graph_process", *words]).returncode
+    if arguments.command == "quantize":
+        return run_quantize(arguments, config.models[0].name)
     return launch(config)
+
+
+def run_quantize(arguments: argparse.Namespace, first_model: str) -> int:
+    """In a process of its own too."""
+    if arguments.max_texts < 2:
+        raise ConfigError(f"--max-texts {arguments.max_texts}: must be at least 2")
+    name = arguments.model or first_model
+    out = arguments.out or arguments.config.parent / f"{name.replace('/', '_')}.int8.safetensors"
+    activations = "static" if arguments.static else "dynamic"
+    words = [arguments.config, name, arguments.data, out, activations, arguments.max_texts, *arguments.set]
+    command = [sys.executable, "-m", "server.quantize_process", *(str(word) for word in words)]
+    return subprocess.run(command).returncode
 
 
 if __name__ == "__main__":

@@ -17,7 +17,12 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ("runtime", "models", "server")
 """Each may import those before it, and itself."""
 
-ENGINE_PROCESSES = {"server.engine_process", "server.inline_worker", "server.graph_process"}
+ENGINE_PROCESSES = {
+    "server.engine_process",
+    "server.inline_worker",
+    "server.graph_process",
+    "server.quantize_process",
+}
 """The only modules of the server that know torch, concrete engines and model classes."""
 KNOWS_ALL = ENGINE_PROCESSES | {"server.launch"}
 CONTRACT = {"runtime.batch", "runtime.engine", "runtime.config"}

@@ -7,7 +7,7 @@ not accurate enough without, in the order of what each adds to the error by itse
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -35,7 +35,6 @@ from runtime.quantization.simulate import (
 
 EXPONENTS = (0.4, 0.5, 0.6)
 USUAL_EXPONENT = 0.5
-RANGE_SHARES = (1.0, 0.8, 0.6, 0.45, 0.3)
 FLOOR = 1e-3
 """Of the mean: columns that hardly ever carry anything are not blown up further."""
 
@@ -99,39 +98,34 @@ def calibrate(
 def choose_schemes(
     inputs: Mapping[str, InputStatistics], weights: Mapping[str, Tensor], options: Options, progress: Progress
 ) -> tuple[dict[str, LinearScheme], list[LinearReport]]:
-    """For each linear the exponent, or no smoothing at all, and the range that give its output the least error."""
+    """For each linear the exponent, or no smoothing at all, that gives its output the least error."""
     schemes, reports = {}, []
     for index, (name, weight) in enumerate(weights.items()):
         progress("smoothing", index, len(weights))
         statistics = inputs[name]
         smooths = [None, *(smooth_columns(statistics.rms, weight, exponent) for exponent in EXPONENTS)]
-        errors = {
-            scheme: error for smooth in smooths for scheme, error in try_ranges(statistics, weight, smooth, options)
-        }
-        best = min(errors, key=errors.__getitem__)
-        unsmoothed = min(error for scheme, error in errors.items() if scheme.smooth is None)
-        schemes[name] = best
-        reports.append(LinearReport(name, (weight.shape[0], weight.shape[1]), errors[best], unsmoothed))
+        tried = [make_scheme(statistics, smooth, options.activations) for smooth in smooths]
+        errors = [measure_linear(weight, statistics.rows, scheme, options.overflow_free) for scheme in tried]
+        best = min(range(len(tried)), key=errors.__getitem__)
+        schemes[name] = tried[best]
+        reports.append(LinearReport(name, (weight.shape[0], weight.shape[1]), errors[best], errors[0]))
     progress("smoothing", len(weights), len(weights))
     return schemes, reports
 
 
-def try_ranges(
-    statistics: InputStatistics, weight: Tensor, smooth: Tensor | None, options: Options
-) -> Iterator[tuple[LinearScheme, float]]:
-    """Schemes that smooth so, with the error of each on the sampled inputs: |y_int8 - y| / |y|, y without its bias."""
-    simulated = simulate_linear(weight, LinearScheme(smooth), overflow_free=options.overflow_free)
-    expected = functional.linear(statistics.rows, weight)
-    size = expected.norm().clamp(min=torch.finfo(torch.float32).tiny)
-    for static_range in list_ranges(statistics, smooth) if options.activations == "static" else [None]:
-        scheme = LinearScheme(smooth, static_range=static_range)
-        yield scheme, float((replace(simulated, scheme=scheme)(statistics.rows) - expected).norm() / size)
-
-
-def list_ranges(statistics: InputStatistics, smooth: Tensor | None) -> list[tuple[float, float]]:
-    """All of what was seen, and parts of it: cutting off rare large inputs makes all others finer."""
+def make_scheme(statistics: InputStatistics, smooth: Tensor | None, activations: ActivationMode) -> LinearScheme:
+    """With a range of all that was seen, where ranges are fixed; narrower ones were tried and gained little."""
+    if activations == "dynamic":
+        return LinearScheme(smooth)
     low, high = (x if smooth is None else x / smooth for x in (statistics.low, statistics.high))
-    return [(share * float(low.min()), share * float(high.max())) for share in RANGE_SHARES]
+    return LinearScheme(smooth, static_range=(float(low.min()), float(high.max())))
+
+
+def measure_linear(weight: Tensor, rows: Tensor, scheme: LinearScheme, overflow_free: bool) -> float:
+    """|y_int8 - y| / |y| over `rows` [n, in_features]; y without its bias."""
+    expected = functional.linear(rows, weight)
+    found = simulate_linear(weight, scheme, overflow_free=overflow_free)(rows)
+    return float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def smooth_columns(rms: Tensor, weight: Tensor, exponent: float) -> Tensor:

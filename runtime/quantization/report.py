@@ -27,7 +27,7 @@ class Speed:
     """Median over the rounds of FP32's time through INT8's."""
 
 
-def compare_speed(fp32: Engine, int8: Engine, batches: Sequence[Batch], rounds: int = 5) -> Speed:
+def compare_speed(fp32: Engine, int8: Engine, batches: Sequence[Batch], rounds: int = 3) -> Speed:
     """Run all batches on one engine, then on the other, `rounds` times, so that what slows the machine slows both."""
     num_tokens = sum(batch.num_tokens for batch in batches)
     seconds = [(time_batches(fp32, batches), time_batches(int8, batches)) for _ in range(rounds + 1)][1:]

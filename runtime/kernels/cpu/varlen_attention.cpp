@@ -171,11 +171,22 @@ struct Softmax {
     }
 };
 
+// What is left after whole tiles, in one piece: single keys would wait for one another's sums.
+template <int KEYS>
+void score_rest(const float* queries, const float* keys, int64_t count, int64_t head_dim, float* scores) {
+    if constexpr (KEYS > 0) {
+        if (count == KEYS)
+            score_keys<KEYS>(queries, keys, head_dim, scores);
+        else
+            score_rest<KEYS - 1>(queries, keys, count, head_dim, scores);
+    }
+}
+
 void score_block(const float* queries, const float* keys, int64_t num_keys, int64_t head_dim, float* scores) {
     int64_t key = 0;
     for (; key + KEY_TILE <= num_keys; key += KEY_TILE)
         score_keys<KEY_TILE>(queries, keys + key * head_dim, head_dim, scores + key * QUERIES);
-    for (; key < num_keys; ++key) score_keys<1>(queries, keys + key * head_dim, head_dim, scores + key * QUERIES);
+    score_rest<KEY_TILE - 1>(queries, keys + key * head_dim, num_keys - key, head_dim, scores + key * QUERIES);
 }
 
 void sum_block(const float* weights, const float* values, int64_t num_keys, int64_t head_dim, const Vec (&rescale)[VECS],
