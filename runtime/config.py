@@ -34,6 +34,8 @@ class EngineConfig(BaseModel):
     """Threads of one replica; 0: the cores of the machine divided by the replicas."""
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
     """Engine processes, each with its own copy of the weights."""
+    pin_cores: bool = True
+    """Give each of several replicas cores of its own, where there are enough and it is the only model."""
     inline: bool = False
     """Run the engine inside the HTTP process: for tests and debugging only, one HTTP worker."""
     memory_cap_mb: Annotated[float, Field(gt=0)] | None = None

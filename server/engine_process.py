@@ -87,7 +87,8 @@ async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) 
     deployment = load(run_dir)
     model = deployment.models[model_index]
     is_alone = len(deployment.models) == 1
-    if model.config.engine.replicas > 1 and model.config.engine.device == "cpu" and is_alone:
+    engine = model.config.engine
+    if engine.pin_cores and engine.replicas > 1 and engine.device == "cpu" and is_alone:
         pin_to_cores(replica, model.threads)
     metrics = Metrics()
     if num_starts > 1:

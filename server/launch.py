@@ -191,11 +191,12 @@ def find_url(listener: socket.socket) -> str:
 def describe_model(model: DeployedModel, info: EngineInfo) -> str:
     weights, activations = info.weight_bytes / 2**20, info.activation_bytes / 2**20
     replicas = model.config.engine.replicas
+    kernels = f" with {info.kernels} kernels" if info.device == "cpu" else ""
     unplanned = f"; ops that allocate for themselves: {', '.join(info.unplanned_ops)}" if info.unplanned_ops else ""
     return "\n".join(
         [
             f"{model.config.name}: {model.info.architecture}, {model.info.task}, from {model.directory}",
-            f"  engine     {info.kind}, {info.precision} ({info.precision_reason}), on {info.device}, "
+            f"  engine     {info.kind}, {info.precision} ({info.precision_reason}), on {info.device}{kernels}, "
             f"{replicas} replica{'s' * (replicas > 1)} with {info.threads} thread{'s' * (info.threads > 1)}",
             f"  memory     weights {weights:.1f} MB + activations {activations:.1f} MB at the largest batch "
             f"({info.max_batch_tokens} tokens) = {weights + activations:.1f} MB per replica{unplanned}",

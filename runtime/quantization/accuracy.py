@@ -1,5 +1,6 @@
 """How near INT8's rows are to FP32's: angles, and what users of embeddings and of classifiers would notice."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,11 +33,20 @@ class Accuracy:
 class Bound:
     """What is accurate enough."""
 
-    cosine_p1: float = 0.99
-    agreement: float = 0.95
+    agreement: float
+    cosine_p1: float = -1.0
+    error: float = math.inf
 
     def holds(self, accuracy: Accuracy) -> bool:
-        return accuracy.cosine_p1 >= self.cosine_p1 and accuracy.agreement >= self.agreement
+        is_near = accuracy.cosine_p1 >= self.cosine_p1 and accuracy.error <= self.error
+        return is_near and accuracy.agreement >= self.agreement
+
+
+BOUNDS: dict[AgreesOn, Bound] = {
+    "neighbours": Bound(agreement=0.95, cosine_p1=0.99),
+    # No cosine: that of two or three logits near zero says nothing of what is made of them.
+    "labels": Bound(agreement=0.99, error=0.1),
+}
 
 
 def measure_accuracy(found: Tensor, expected: Tensor, agrees_on: AgreesOn) -> Accuracy:

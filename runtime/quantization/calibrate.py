@@ -8,7 +8,7 @@ not accurate enough without, in the order of what each adds to the error by itse
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from runtime.capture import constant
 from runtime.engine import Progress
 from runtime.ops import embed_norm
 from runtime.passes.rewriting import is_call
-from runtime.quantization.accuracy import Accuracy, AgreesOn, Bound, measure_accuracy
+from runtime.quantization.accuracy import BOUNDS, Accuracy, AgreesOn, Bound, measure_accuracy
 from runtime.quantization.observe import InputStatistics, observe, random_batch
 from runtime.quantization.scheme import ActivationMode, LinearScheme, Quantization, fingerprint_weights
 from runtime.quantization.simulate import (
@@ -45,7 +45,7 @@ class Options:
     """Choose for CPUs without VNNI, whose weights are bounded; on others the same choices do better still."""
     activations: ActivationMode = "dynamic"
     agrees_on: AgreesOn = "neighbours"
-    bound: Bound = field(default_factory=Bound)
+    bound: Bound = BOUNDS["neighbours"]
 
 
 @dataclass(frozen=True, slots=True)

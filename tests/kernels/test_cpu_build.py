@@ -84,9 +84,7 @@ class TestCache:
             find_library(ISAS[0], silent)
         assert not list(empty_cache.glob("*.so"))
 
-    def test_file_that_is_no_library_is_passed_over(
-        self, empty_cache: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_file_that_is_no_library_is_passed_over(self, empty_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
         empty_cache.mkdir(parents=True)
         (empty_cache / f"padless-{ISAS[0]}-{hash_inputs(ISAS[0])}.so").write_bytes(b"\x7fELF, or so it says")
         assert load_library("auto", silent) is None

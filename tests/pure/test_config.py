@@ -90,6 +90,13 @@ def test_unknown_key_like_no_other_lists_those_there_are(write: Any) -> None:
         ),
         ({"engine": {"precision": "fp16"}}, {}, ["engine.precision fp16", "Set precision to bf16, fp32 or auto"]),
         ({"engine": {"kind": "null", "memory_cap_mb": 5}}, {}, ["engine.memory_cap_mb", "Leave it out"]),
+        (
+            {"engine": {"quantization": "a.int8", "precision": "fp32"}},
+            {},
+            ["engine.quantization", "precision is fp32", "Set precision to int8"],
+        ),
+        ({"engine": {"precision": "int8", "device": "cuda"}}, {}, ["engine.precision int8", "set device to cpu"]),
+        ({"engine": {"cpu_kernels": "avx2", "device": "cuda"}}, {}, ["engine.cpu_kernels", "leave cpu_kernels out"]),
         ({"engine": {"null_step_ms": 5}}, {}, ["engine.null_step_", "engine.kind is planned", "Leave it out"]),
         ({"engine": {"kind": "null", "precision": "bf16"}}, {}, ["engine.kind null", "Leave engine.precision out"]),
         ({"engine": {"kind": "reference", "precision": "bf16"}}, {}, ["fp32 only", "Set precision to fp32 or auto"]),

@@ -31,7 +31,7 @@ inline void with_activation(int64_t activation, const Body& body) {
     switch (activation) {
         case GELU: return body([](Vec x) { return gelu(x); });
         case GELU_TANH: return body([](Vec x) { return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x)); });
-        case RELU: return body([](Vec x) { return maximum(x, Vec{}); });
+        case RELU: return body([](Vec x) { return maximum(Vec{}, x); });
         case SILU: return body([](Vec x) { return x * sigmoid(x); });
         case TANH: return body([](Vec x) { return 1.0f - 2.0f / (1.0f + exponential(2.0f * x)); });
         default: return body([](Vec x) { return x; });

@@ -49,6 +49,8 @@ SIGNATURES: dict[str, tuple[object, ...]] = {
         *(c_void_p, c_float, c_int64),
     ),
     "embed_norm": (*(c_void_p,) * 3, *(c_int64,) * 4, c_void_p, c_void_p, c_float, *MATRIX),
+    "peak_fp32": (c_int64,),
+    "peak_int8": (c_int64,),
     "pool": (*MATRIX, c_void_p, *(c_int64,) * 4, c_void_p),
 }
 
@@ -65,6 +67,8 @@ class CpuLibrary:
         self.add_norm = bind(library, "add_norm")
         self.embed_norm = bind(library, "embed_norm", c_int64)
         self.pool = bind(library, "pool")
+        self.peak_fp32 = bind(library, "peak_fp32", c_int64)
+        self.peak_int8 = bind(library, "peak_int8", c_int64)
 
 
 def bind(library: ctypes.CDLL, name: str, result: object = None) -> Callable[..., int]:

@@ -38,23 +38,25 @@ struct Matrix {
 
 template <class T>
 inline RowScale find_row_scale(const T* x, int64_t width, const float* inverse_smooth) {
-    Vec low{}, high{};
+    Vec low{}, high{}, spoilt{};  // `spoilt` becomes NaN with the first value that is none or infinite, and so the scale
     int64_t i = 0;
     for (; i + LANES <= width; i += LANES) {
         Vec v = load(x + i);
         if (inverse_smooth) v *= load(inverse_smooth + i);
         low = minimum(low, v);
         high = maximum(high, v);
+        spoilt += v * 0.0f;
     }
     if (i < width) {
         Vec v = load_some(x + i, width - i);
         if (inverse_smooth) v *= load_some(inverse_smooth + i, width - i);
         low = minimum(low, v);
         high = maximum(high, v);
+        spoilt += v * 0.0f;
     }
     const float bottom = smallest(low), top = largest(high);
     const float scale = top > bottom ? (top - bottom) / 255.0f : 1.0f;
-    return {scale, int32_t(__builtin_rintf(-bottom / scale))};
+    return {scale + sum(spoilt), int32_t(__builtin_rintf(-bottom / scale))};
 }
 
 // Rounded to nearest and cut to 0 ... 255.

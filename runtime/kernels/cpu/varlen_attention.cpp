@@ -33,20 +33,25 @@ struct Task {
 
 // What one thread needs for one task; the memory stays for the next call.
 struct Workspace {
-    float *queries, *sums, *keys, *values, *scores;
+    float *queries, *sums, *keys, *values, *scores;  // the first two for each tile of the task's queries
 
     explicit Workspace(int64_t head_dim) {
         static thread_local std::vector<float> memory;
-        queries = scratch(memory, (2 * QUERIES + 2 * KEY_BLOCK) * head_dim + KEY_BLOCK * QUERIES);
-        sums = queries + QUERIES * head_dim;
-        scores = sums + QUERIES * head_dim;
+        queries = scratch(memory, (2 * QUERY_BLOCK + 2 * KEY_BLOCK) * head_dim + KEY_BLOCK * QUERIES);
+        sums = queries + QUERY_BLOCK * head_dim;
+        scores = sums + QUERY_BLOCK * head_dim;
         keys = scores + KEY_BLOCK * QUERIES;
         values = keys + KEY_BLOCK * head_dim;
     }
 };
 
+// One head's numbers of some rows. The next head's lie behind them, and are fetched ahead: tasks go head by head.
 void copy_rows(const Matrix& from, int64_t row, int64_t column, int64_t rows, int64_t width, float* to) {
-    for (int64_t r = 0; r < rows; ++r) copy_row(from, row + r, column, width, to + r * width);
+    for (int64_t r = 0; r < rows; ++r) {
+        copy_row(from, row + r, column, width, to + r * width);
+        __builtin_prefetch(from.kind == BF16 ? (const void*)(from.bf16(row + r) + column + width)
+                                             : (const void*)(from.fp32(row + r) + column + width));
+    }
 }
 
 // Rows [count][width] to columns [width][QUERIES], times `factor`; lanes without a row are 0.
@@ -157,7 +162,7 @@ struct Softmax {
         for (int v = 0; v < VECS; ++v) {
             float* lane = scores + v * LANES;
             Vec largest = top[v];
-            for (int64_t key = 0; key < num_keys; ++key) largest = maximum(largest, load(lane + key * QUERIES));
+            for (int64_t key = 0; key < num_keys; ++key) largest = maximum(load(lane + key * QUERIES), largest);
             rescale[v] = exponential(top[v] - largest);
             Vec sum = total[v] * rescale[v];
             for (int64_t key = 0; key < num_keys; ++key) {
@@ -204,51 +209,60 @@ void find_keys(const AttentionCall& call, int64_t first, int64_t last, int64_t l
     end = std::min(end, len_k);
 }
 
+void load_queries(const AttentionCall& call, int64_t row, int64_t column, int64_t count, float* queries) {
+    if (call.q.kind == BF16)
+        to_columns(call.q.bf16(row) + column, call.q.stride, count, call.head_dim, call.softmax_scale, queries);
+    else
+        to_columns(call.q.fp32(row) + column, call.q.stride, count, call.head_dim, call.softmax_scale, queries);
+}
+
+void store_result(const AttentionCall& call, const Softmax& softmax, int64_t row, int64_t column, int64_t count, float* sums) {
+    for (int v = 0; v < VECS; ++v) {
+        const Vec inverse = 1.0f / softmax.total[v];
+        for (int64_t d = 0; d < call.head_dim; ++d) {
+            float* sum = sums + d * QUERIES + v * LANES;
+            store(sum, load(sum) * inverse);
+        }
+    }
+    if (call.out.kind == BF16)
+        to_rows(sums, count, call.head_dim, const_cast<BFloat16*>(call.out.bf16(row)) + column, call.out.stride);
+    else
+        to_rows(sums, count, call.head_dim, const_cast<float*>(call.out.fp32(row)) + column, call.out.stride);
+}
+
+// Each block of keys is copied once and met by all tiles of the task's queries, whose sums wait in between.
 void run_task(const AttentionCall& call, const Task& task, const Workspace& space) {
     const int64_t start_q = call.cu_seqlens_q[task.seq], start_k = call.cu_seqlens_k[task.seq];
     const int64_t len_q = call.cu_seqlens_q[task.seq + 1] - start_q, len_k = call.cu_seqlens_k[task.seq + 1] - start_k;
-    const int64_t last_query = std::min(task.first_query + QUERY_BLOCK, len_q), head_dim = call.head_dim;
-    const int64_t column = task.head * head_dim, shift = len_k - len_q;
+    const int64_t first = task.first_query, last = std::min(first + QUERY_BLOCK, len_q), shift = len_k - len_q;
+    const int64_t head_dim = call.head_dim, column = task.head * head_dim, tile_size = QUERIES * head_dim;
     const bool is_restricted = call.causal || call.window >= 0 || call.bias;
-    const bool is_one_block = len_k <= KEY_BLOCK;
-    if (is_one_block) {
-        copy_rows(call.k, start_k, column, len_k, head_dim, space.keys);
-        copy_rows(call.v, start_k, column, len_k, head_dim, space.values);
-    }
-    for (int64_t query = task.first_query; query < last_query; query += QUERIES) {
-        const int64_t count = std::min(QUERIES, last_query - query), row = start_q + query;
-        if (call.q.kind == BF16)
-            to_columns(call.q.bf16(row) + column, call.q.stride, count, head_dim, call.softmax_scale, space.queries);
-        else
-            to_columns(call.q.fp32(row) + column, call.q.stride, count, head_dim, call.softmax_scale, space.queries);
-        std::memset(space.sums, 0, QUERIES * head_dim * sizeof(float));
-        Softmax softmax;
-        int64_t begin, end;
-        find_keys(call, query + shift, query + count - 1 + shift, len_k, begin, end);
-        for (int64_t key = begin / KEY_BLOCK * KEY_BLOCK; key < end; key += KEY_BLOCK) {
-            const int64_t num_keys = std::min(KEY_BLOCK, end - key);
-            if (!is_one_block) {
-                copy_rows(call.k, start_k + key, column, num_keys, head_dim, space.keys);
-                copy_rows(call.v, start_k + key, column, num_keys, head_dim, space.values);
-            }
-            score_block(space.queries, space.keys, num_keys, head_dim, space.scores);
+    Softmax softmax[QUERY_BLOCK / QUERIES];
+    for (int64_t query = first; query < last; query += QUERIES)
+        load_queries(call, start_q + query, column, std::min(QUERIES, last - query),
+                     space.queries + (query - first) * head_dim);
+    std::memset(space.sums, 0, round_up(last - first, QUERIES) * head_dim * sizeof(float));
+    int64_t begin, end;
+    find_keys(call, first + shift, last - 1 + shift, len_k, begin, end);
+    for (int64_t key = begin / KEY_BLOCK * KEY_BLOCK; key < end; key += KEY_BLOCK) {
+        const int64_t num_keys = std::min(KEY_BLOCK, end - key);
+        copy_rows(call.k, start_k + key, column, num_keys, head_dim, space.keys);
+        copy_rows(call.v, start_k + key, column, num_keys, head_dim, space.values);
+        for (int64_t tile = 0; first + tile * QUERIES < last; ++tile) {
+            const int64_t query = first + tile * QUERIES;
+            int64_t from, to;
+            find_keys(call, query + shift, std::min(query + QUERIES, last) - 1 + shift, len_k, from, to);
+            if (from >= key + num_keys || to <= key) continue;
+            score_block(space.queries + tile * tile_size, space.keys, num_keys, head_dim, space.scores);
             if (is_restricted) restrict_scores(call, task.head, query + shift, key, num_keys, space.scores);
             Vec rescale[VECS];
-            softmax.weigh(space.scores, num_keys, rescale);
-            sum_block(space.scores, space.values, num_keys, head_dim, rescale, space.sums);
+            softmax[tile].weigh(space.scores, num_keys, rescale);
+            sum_block(space.scores, space.values, num_keys, head_dim, rescale, space.sums + tile * tile_size);
         }
-        for (int v = 0; v < VECS; ++v) {
-            const Vec inverse = 1.0f / softmax.total[v];
-            for (int64_t d = 0; d < head_dim; ++d) {
-                float* sum = space.sums + d * QUERIES + v * LANES;
-                store(sum, load(sum) * inverse);
-            }
-        }
-        if (call.out.kind == BF16)
-            to_rows(space.sums, count, head_dim, const_cast<BFloat16*>(call.out.bf16(row)) + column, call.out.stride);
-        else
-            to_rows(space.sums, count, head_dim, const_cast<float*>(call.out.fp32(row)) + column, call.out.stride);
     }
+    for (int64_t query = first; query < last; query += QUERIES)
+        store_result(call, softmax[(query - first) / QUERIES], start_q + query, column, std::min(QUERIES, last - query),
+                     space.sums + (query - first) * head_dim);
 }
 
 std::vector<Task> list_tasks(const AttentionCall& call) {

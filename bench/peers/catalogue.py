@@ -1,0 +1,108 @@
+"""Who is compared: each peer with its pinned requirements, its worker, and the variants of it that are timed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+TORCH = ("torch==2.13.0", "transformers==5.23.0", "numpy==2.4.6")
+"""What every peer needs that starts from Hugging Face's model; this torch is the CPU build where there is one."""
+BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+"""Without these a CPU emulates bf16, several times slower than fp32, which tells nothing of an engine."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table. `options` is what the worker is told."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs_bf16: bool = False
+    min_threads: int = 1
+
+
+@dataclass(frozen=True)
+class Peer:
+    """`worker` is a file of this folder. No requirements: it runs in the environment that the benchmark runs in."""
+
+    name: str
+    worker: str
+    variants: tuple[Variant, ...]
+    requirements: tuple[str, ...] = ()
+    converts: bool = False
+    """Whether the worker has a conversion to run once per model."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables of the worker."""
+
+
+PADLESS = Peer(
+    "Padless",
+    "worker_padless.py",
+    tuple(
+        Variant(precision, {"precision": precision}, needs_bf16=precision == "bf16")
+        for precision in ("fp32", "bf16", "int8")
+    ),
+    environment={"PYTHONPATH": str(ROOT)},
+)
+
+CTRANSLATE2 = Peer(
+    "CTranslate2",
+    "worker_ctranslate2.py",
+    (
+        Variant("float32", {"compute_type": "float32", "has_worker_per_thread": False}),
+        Variant("int8", {"compute_type": "int8_float32", "has_worker_per_thread": False}),
+        Variant("int8, a worker per thread", {"compute_type": "int8_float32", "has_worker_per_thread": True}, False, 2),
+    ),
+    ("ctranslate2==4.8.5", *TORCH),
+    converts=True,
+)
+
+OPENVINO = Peer(
+    "OpenVINO",
+    "worker_openvino.py",
+    tuple(
+        Variant(f"{precision}, {hint.lower()}", {"precision": precision, "hint": hint}, precision == "bf16")
+        for precision in ("fp32", "bf16", "int8")
+        for hint in ("LATENCY", "THROUGHPUT")
+    ),
+    ("openvino==2026.4.1", "nncf==3.4.0", *TORCH),
+    converts=True,
+)
+
+ONNXRUNTIME = Peer(
+    "ONNX Runtime",
+    "worker_onnxruntime.py",
+    (Variant("fp32", {"precision": "fp32"}), Variant("int8", {"precision": "int8"})),
+    ("onnxruntime==1.31.1", "onnx==1.23.2", *TORCH),
+    converts=True,
+)
+
+HUGGINGFACE = Peer(
+    "Hugging Face",
+    "worker_huggingface.py",
+    (
+        Variant("fp32", {"dtype": "float32", "is_compiled": False}),
+        Variant("bf16", {"dtype": "bfloat16", "is_compiled": False}, needs_bf16=True),
+    ),
+    TORCH,
+)
+
+COMPILED = Peer(
+    "torch.compile",
+    "worker_huggingface.py",
+    (Variant("fp32", {"dtype": "float32", "is_compiled": True}),),
+    TORCH,
+    environment={"TORCHINDUCTOR_FREEZING": "1"},  # weights laid out anew for the CPU where that helps
+)
+
+PEERS = {
+    "padless": PADLESS,
+    "ctranslate2": CTRANSLATE2,
+    "openvino": OPENVINO,
+    "onnxruntime": ONNXRUNTIME,
+    "huggingface": HUGGINGFACE,
+    "compile": COMPILED,
+}
+REFERENCE = "Hugging Face fp32"
+"""The engine whose embeddings all others are compared with."""

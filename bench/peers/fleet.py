@@ -1,0 +1,68 @@
+"""All engines of a comparison: their environments made once, and their workers loaded for a model and thread count."""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench.peers.catalogue import BF16_FLAGS, PEERS, Peer, Variant
+from bench.peers.environments import InstallError, prepare_environment
+from bench.peers.processes import FOLDER, WorkerError, WorkerProcess, build_environment, convert
+from bench.report import read_cpu_flags
+
+
+class Fleet:
+    """Peers by their key in the catalogue. Those that cannot be installed stay, and fail to load with the reason."""
+
+    def __init__(self, keys: Sequence[str], cache: Path) -> None:
+        self.cache = cache
+        self.pythons: dict[str, Path | InstallError] = {key: self.install(PEERS[key]) for key in keys}
+
+    def install(self, peer: Peer) -> Path | InstallError:
+        if not peer.requirements:
+            return Path(sys.executable)
+        try:
+            return prepare_environment(peer.requirements, self.cache)
+        except InstallError as error:
+            print(f"{peer.name} cannot be installed: {error}", flush=True)
+            return error
+
+    def load(self, model: Path, threads: int, stack: ExitStack) -> tuple[dict[str, WorkerProcess], dict[str, str]]:
+        """Loaded workers and the reasons of those that failed, by the name of their row. `stack` ends the workers."""
+        workers, failures = {}, {}
+        for key in self.pythons:
+            for variant in PEERS[key].variants:
+                if variant.min_threads > threads:
+                    continue
+                name = f"{PEERS[key].name} {variant.name}"
+                print(f"loading {name}, {threads} threads", flush=True)
+                try:
+                    workers[name] = self.load_variant(key, variant, model, threads, stack)
+                except (InstallError, WorkerError) as error:
+                    failures[name] = str(error)
+        return workers, failures
+
+    def load_variant(self, key: str, variant: Variant, model: Path, threads: int, stack: ExitStack) -> WorkerProcess:
+        """Raises InstallError or WorkerError."""
+        peer, python = PEERS[key], self.pythons[key]
+        if isinstance(python, InstallError):
+            raise InstallError(f"not installed: {python}")
+        if variant.needs_bf16 and not BF16_FLAGS & read_cpu_flags():
+            raise WorkerError("not run: this CPU has no bf16 instructions")
+        converted = self.convert(key, python, model) if peer.converts else model
+        log = self.cache / "logs" / f"{peer.name} {variant.name}, {threads} threads.log".replace(" ", "-")
+        environment = build_environment(threads, self.cache, peer.environment)
+        worker = WorkerProcess(python, FOLDER / peer.worker, environment, log)
+        stack.callback(worker.close)
+        paths = {"model": str(model), "converted": str(converted)}
+        worker.ask("load", **paths, options=variant.options, threads=threads)
+        return worker
+
+    def convert(self, key: str, python: Path, model: Path) -> Path:
+        """The peer's own form of a model, made anew when its environment, its worker or the model's place changes."""
+        worker = FOLDER / PEERS[key].worker
+        parts = [str(python), str(model), worker.read_text(), (FOLDER / "embedder.py").read_text()]
+        out = self.cache / "converted" / f"{key}-{hashlib.sha256(''.join(parts).encode()).hexdigest()[:12]}"
+        convert(python, worker, model, out, self.cache)
+        return out

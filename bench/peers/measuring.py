@@ -1,0 +1,149 @@
+"""Loaded workers on one workload: the best batch size of each, then rounds in turn, then how exact each is."""
+
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from bench.peers.catalogue import REFERENCE
+from bench.peers.processes import WorkerError, WorkerProcess
+from bench.peers.protocol import Rows
+
+BATCH_SIZES = (1, 4, 8, 16, 32, 64)
+FIRST_BATCH_SIZE = 8
+SEARCH_TURNS = 2
+"""How often a batch size and its neighbours are timed, in turn, before the fastest run of each decides."""
+SLOW_RUN_S = 2.0
+"""A batch size whose run takes this long is timed once: noise and cold caches matter less."""
+MIN_ROUNDS = 3
+MAX_CELL_S = 240.0
+"""No further round of a workload starts after this, once there are MIN_ROUNDS."""
+
+
+class Cell(NamedTuple):
+    """What engines are compared on."""
+
+    model: str
+    threads: int
+    workload: str
+
+
+@dataclass
+class Measurement:
+    """One engine in one cell. `failure` says why it did not run; the fields after it then mean nothing."""
+
+    model: str
+    threads: int
+    workload: str
+    engine: str
+    failure: str = ""
+    num_tokens: int = 0
+    batch_size: int = 0
+    seconds: list[float] = field(default_factory=list)
+    """One entry per round; all engines of a round ran right after one another."""
+    cpus: float = 0.0
+    """Processor seconds per second of the rounds: how many cores were busy."""
+    settle_s: float = 0.0
+    """The longest that the others waited until this engine's threads slept."""
+    cosine: float | None = None
+    """With Hugging Face's fp32 embeddings, of the sequence where it is lowest; None if those are not there."""
+
+    def median_s(self) -> float:
+        return statistics.median(self.seconds)
+
+    def tokens_per_s(self) -> float:
+        """Of the tokens that are there; padding does not count."""
+        return self.num_tokens / self.median_s()
+
+
+Time = Callable[[int], float]
+"""Batch size to seconds."""
+
+
+def find_batch_size(time_run: Time, sizes: Sequence[int] = BATCH_SIZES) -> int:
+    """Climb from FIRST_BATCH_SIZE to neighbours as long as they are faster; `sizes` is ascending."""
+    seconds: dict[int, float] = {}
+    best = sizes.index(FIRST_BATCH_SIZE)
+    while True:
+        tried = sizes[max(0, best - 1) : best + 2]
+        for _ in range(SEARCH_TURNS):
+            for size in tried:
+                if seconds.get(size, 0.0) < SLOW_RUN_S:
+                    seconds[size] = min(seconds.get(size, math.inf), time_run(size))
+        fastest = sizes.index(min(tried, key=seconds.__getitem__))
+        if fastest == best:
+            return sizes[best]
+        best = fastest
+
+
+class CellRun:
+    """Loaded workers on one workload. A worker that fails drops out, with its reason; the others go on."""
+
+    def __init__(self, cell: Cell, workers: Mapping[str, WorkerProcess]) -> None:
+        self.title = f"{cell.model}, {cell.workload}, {cell.threads} threads"
+        self.workers = workers
+        self.results = {name: Measurement(*cell, name) for name in workers}
+        self.cpu_seconds = dict.fromkeys(workers, 0.0)
+
+    def ask(self, name: str, op: str, **arguments: object) -> dict[str, Any]:
+        """The answer of a worker; empty if it fails now or failed before."""
+        if self.results[name].failure:
+            return {}
+        try:
+            return self.workers[name].ask(op, **arguments)
+        except WorkerError as error:
+            self.results[name].failure = str(error)
+            return {}
+
+    def measure(self, workload: Path, rounds: int) -> list[Measurement]:
+        for name, result in self.results.items():
+            result.num_tokens = int(self.ask(name, "prepare", workload=str(workload)).get("num_tokens", 0))
+        self.choose_batch_sizes()
+        self.run_rounds(rounds)
+        self.compare_embeddings()
+        return list(self.results.values())
+
+    def choose_batch_sizes(self) -> None:
+        for name, result in tqdm(self.results.items(), desc=f"{self.title}: batch sizes", leave=False):
+            result.batch_size = find_batch_size(
+                lambda size, name=name: self.ask(name, "run", batch_size=size).get("seconds", math.inf)
+            )
+
+    def run_rounds(self, rounds: int) -> None:
+        """A B C A B C ..., each at its best batch size."""
+        started_s = time.monotonic()
+        for index in tqdm(range(rounds), desc=f"{self.title}: rounds", leave=False):
+            if index >= MIN_ROUNDS and time.monotonic() - started_s > MAX_CELL_S:
+                break
+            for name, result in self.results.items():
+                answer = self.ask(name, "run", batch_size=result.batch_size)
+                if answer:
+                    result.seconds.append(answer["seconds"])
+                    result.settle_s = max(result.settle_s, answer["settle_seconds"])
+                    self.cpu_seconds[name] += answer["cpu_seconds"]
+        for name, result in self.results.items():
+            result.cpus = self.cpu_seconds[name] / max(sum(result.seconds), 1e-9)
+
+    def compare_embeddings(self) -> None:
+        """Of the last round. The cosine with Hugging Face's rows tells who computes something else."""
+        with tempfile.TemporaryDirectory() as folder:
+            rows = {}
+            for name in self.results:
+                path = Path(folder) / f"{len(rows)}.npy"
+                self.ask(name, "embeddings", path=str(path))
+                if not self.results[name].failure:
+                    rows[name] = np.load(path)
+        for name in rows.keys() if REFERENCE in rows else ():
+            self.results[name].cosine = find_lowest_cosine(rows[name], rows[REFERENCE])
+
+
+def find_lowest_cosine(rows: Rows, reference: Rows) -> float:
+    """Of the rows of normalised embeddings, pair by pair."""
+    return float((rows.astype(np.float64) * reference).sum(1).min())

@@ -1,0 +1,31 @@
+"""Worker: Padless, in the environment that `bench.peers` runs in. A batch size is a number of sequences per step."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from protocol import Embed, Rows, Sequences, serve
+
+from models.info import read_info
+from models.load import load_model
+from runtime.build import BatchLimits, build_engine
+from runtime.config import EngineConfig
+from server.packing import pack
+from server.request import TokenSequence
+
+LIMITS = BatchLimits(max_batch_tokens=16_384, max_batch_requests=512, max_input_tokens=256)
+
+
+def load(model: Path, converted: Path, options: dict[str, Any], threads: int) -> Embed:
+    info = read_info(model, pooling="mean", normalize=True)
+    config = EngineConfig.model_validate({"precision": options["precision"], "threads": threads})
+    engine = build_engine(load_model(model, info), info.output_dim, config, LIMITS, lambda *_: None)
+
+    def embed(batches: Sequence[Sequences]) -> list[Rows]:
+        return [engine.run(pack([TokenSequence(ids) for ids in batch])).values for batch in batches]
+
+    return embed
+
+
+if __name__ == "__main__":
+    serve(load)

@@ -1,0 +1,33 @@
+// How fast the innermost loops of linear layers run on data in the first-level cache: what `bench.ops` measures ops against.
+#include "gemm.h"
+
+namespace padless {
+
+template <class Gemm>
+void multiply_in_cache(int64_t repeats) {
+    constexpr int64_t DEPTH = 128;
+    alignas(64) static thread_local typename Gemm::Input x[Gemm::ROWS * DEPTH];
+    alignas(64) static thread_local typename Gemm::Weight panels[Gemm::PANELS * PANEL * DEPTH];
+    alignas(64) static thread_local typename Gemm::Sum sums[Gemm::PANELS * Gemm::ROWS * PANEL];
+    for (int64_t i = 0; i < repeats; ++i)
+        Gemm::template multiply<Gemm::ROWS, Gemm::PANELS>(
+            x, DEPTH, panels, PANEL * DEPTH, DEPTH, i > 0, sums, Gemm::ROWS * PANEL);
+}
+
+template <class Gemm>
+constexpr int64_t products = Gemm::ROWS * Gemm::PANELS * PANEL * 128;
+
+}  // namespace padless
+
+using namespace padless;
+
+// Each returns the number of multiply-adds done, on one thread.
+extern "C" int64_t padless_peak_fp32(int64_t repeats) {
+    multiply_in_cache<Fp32Gemm>(repeats);
+    return repeats * products<Fp32Gemm>;
+}
+
+extern "C" int64_t padless_peak_int8(int64_t repeats) {
+    multiply_in_cache<Int8Gemm>(repeats);
+    return repeats * products<Int8Gemm>;
+}
