@@ -30,6 +30,7 @@ from runtime.passes.pipeline import (
 )
 from runtime.precision_choice import table_path
 from runtime.program import Program, lower
+from runtime.quantization.accuracy import Accuracy
 from runtime.quantization.calibrate import find_vocab_size
 from runtime.quantization.observe import random_batch
 from runtime.quantization.scheme import fingerprint_weights, load_quantization
@@ -117,7 +118,7 @@ def adapt(
 ) -> AdaptiveEngine:
     """One engine of several. Where there is a calibration, what it has measured on real texts counts for INT8."""
     weights = {name: value.detach() for name, value in captured.state_dict().items()}
-    accuracy = {"int8": target.quantization.accuracy.cosine_p1} if target.quantization else {}
+    accuracy = {"int8": known_agreement(target.quantization.accuracy)} if target.quantization else {}
     causes = (fingerprint_weights(weights), config, torch.__version__, target.isa, torch.get_num_threads(), limits)
     return AdaptiveEngine(
         engines,
@@ -126,6 +127,11 @@ def adapt(
         min_agreement=config.min_cosine,
         cache=table_path(*causes, accuracy),
     )
+
+
+def known_agreement(accuracy: Accuracy) -> float:
+    """In the terms of `measure_agreement`: for embeddings the cosine, for logits, whose cosine says little, the error."""
+    return accuracy.cosine_p1 if accuracy.agrees_on == "neighbours" else 1 - accuracy.error**2 / 2
 
 
 def make_example(vocab_size: int, limits: BatchLimits, num_tokens: int) -> Batch:

@@ -53,7 +53,7 @@ class TestWithoutACompiler:
         assert "could not be built: no C++ compiler was found. Install g++, or set CXX" in record.getMessage()
 
     def test_kernels_asked_for_by_name_are_refused(self) -> None:
-        with pytest.raises(CannotBuild, match="no C\\+\\+ compiler"):
+        with pytest.raises(CannotBuild, match=r"no C\+\+ compiler"):
             load_library(ISAS[0], silent)
 
     @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
@@ -70,7 +70,7 @@ class TestCache:
         self, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("CXX", write_compiler(tmp_path / "c++", "echo 'x.cpp:1: error: out of luck' >&2; exit 1"))
-        with pytest.raises(CannotBuild, match="x.cpp:1: error: out of luck"):
+        with pytest.raises(CannotBuild, match=r"x.cpp:1: error: out of luck"):
             find_library(ISAS[0], silent)
         assert [path.suffix for path in empty_cache.iterdir()] == [".lock"]
 
