@@ -29,6 +29,7 @@ from loadtest.closed_loop import Closed, measure_closed
 from loadtest.measure import Traffic
 from loadtest.server_process import find_free_port, serve
 from loadtest.workloads import build_bodies, build_texts, find_workload, load_workload
+from server.config import load_config
 from server.packing import pack, sort_by_length
 from server.request import TokenSequence
 
@@ -42,7 +43,7 @@ ROUNDS = 5
 
 def run_engine_alone() -> None:
     """Texts per second in full batches; measures once for every line on standard input."""
-    engine = build_ours(precision="auto", threads=int(sys.argv[2]))
+    engine = build_ours(precision=sys.argv[3], threads=int(sys.argv[2]))
     batches = list(split_batches(tokenise()))
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -124,14 +125,15 @@ def main() -> None:
         urls = {"padless": stack.enter_context(serve(arguments.config, log=folder / "padless.log"))}
         if arguments.infinity:
             urls["infinity-emb"] = stack.enter_context(start_infinity(arguments.infinity, folder / "infinity.log"))
-        alone = [stack.enter_context(start_engine(arguments.threads)) for _ in range(arguments.processes)]
+        precision = load_config(Path(arguments.config)).models[0].engine.precision
+        alone = [stack.enter_context(start_engine(arguments.threads, precision)) for _ in range(arguments.processes)]
         rounds = [run_round(alone, urls) for _ in range(ROUNDS + 1)][1:]  # the first warms everything up
-    report(rounds)
+    report(f"http-{precision}", rounds)
 
 
 @contextmanager
-def start_engine(threads: int) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-m", "bench.http", "engine", str(threads)]
+def start_engine(threads: int, precision: str) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-m", "bench.http", "engine", str(threads), precision]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         while "ready" not in process.stdout.readline():
             pass
@@ -148,17 +150,17 @@ def run_round(alone: list["subprocess.Popen[str]"], urls: dict[str, str]) -> dic
     return results
 
 
-def report(rounds: list[dict[str, dict[str, float]]]) -> None:
+def report(name: str, rounds: list[dict[str, dict[str, float]]]) -> None:
     table = [["what", "texts/s, median", "p50 ms", "p99 ms", "padless over it, median (min-max)"]]
-    for name in rounds[0]:
-        ratios = sorted(results["padless"]["rate"] / results[name]["rate"] for results in rounds)
+    for what in rounds[0]:
+        ratios = sorted(results["padless"]["rate"] / results[what]["rate"] for results in rounds)
         row = [f"{statistics.median(results[name]['rate'] for results in rounds):.0f}"]
         for key in ("p50_ms", "p99_ms"):
-            values = [results[name][key] for results in rounds if key in results[name]]
+            values = [results[what][key] for results in rounds if key in results[what]]
             row.append(f"{statistics.median(values):.0f}" if values else "-")
         spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-        table.append([name, *row, spread])
-    write_results("http", table, rounds)
+        table.append([what, *row, spread])
+    write_results(name, table, rounds)
 
 
 if __name__ == "__main__":
