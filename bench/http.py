@@ -2,8 +2,8 @@
 
 One text of 3 to 50 words per request, 64 connections, in turn: the engine alone on the same texts, in full batches, in
 as many processes and threads as the server has; Padless over HTTP; and infinity-emb over HTTP, if the command is given
-that starts it. There {model} stands for the model directory and {port} for a port; it must serve /v1/embeddings and
-/v1/models.
+that starts it. Then p99 of both servers where texts arrive at rates that both may hold. In the command {model} stands
+for the model directory and {port} for a port; it must serve /v1/embeddings and /v1/models.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from bench.report import write_results
 from loadtest.client import Client, fetch
 from loadtest.closed_loop import Closed, measure_closed
 from loadtest.measure import Traffic
+from loadtest.open_loop import Step, measure_step
 from loadtest.server_process import find_free_port, serve
 from loadtest.workloads import build_bodies, build_texts, find_workload, load_workload
 from server.config import load_config
@@ -38,7 +39,11 @@ CONNECTIONS = 64
 MAX_BATCH_TOKENS = 2048
 """As in configs/minilm.yaml."""
 SECONDS = 8.0
-ROUNDS = 5
+ROUNDS = 4
+RATES = (15.0, 30.0, 45.0)
+"""Texts per second that arrive on their own, for latencies."""
+LATENCY_ROUNDS = 2
+MODEL = "all-MiniLM-L6-v2"
 
 
 def run_engine_alone() -> None:
@@ -113,6 +118,20 @@ def measure_http(url: str, model: str) -> dict[str, float]:
     return asyncio.run(run())
 
 
+def measure_latency(url: str, model: str, rate: float) -> float:
+    """p99 in ms where requests arrive at `rate` per second, whatever the server does; inf where it fell behind."""
+    workload = load_workload(find_workload(WORKLOAD))
+
+    async def run() -> float:
+        client = Client(url)
+        traffic = Traffic(WORKLOAD, [client.encode(body) for body in build_bodies(workload, model)], 1)
+        result = await measure_step(client, traffic, Step(rate=rate, duration_s=SECONDS, timeout_s=30.0))
+        await client.abort()
+        return result.p99_ms if not result.errors and not result.rejected else float("inf")
+
+    return asyncio.run(run())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--infinity", metavar="COMMAND", help="how to start infinity-emb, with {model} and {port}")
@@ -128,7 +147,11 @@ def main() -> None:
         precision = load_config(Path(arguments.config)).models[0].engine.precision
         alone = [stack.enter_context(start_engine(arguments.threads, precision)) for _ in range(arguments.processes)]
         rounds = [run_round(alone, urls) for _ in range(ROUNDS + 1)][1:]  # the first warms everything up
-    report(f"http-{precision}", rounds)
+        latencies = [
+            {rate: {name: measure_latency(url, MODEL, rate) for name, url in urls.items()} for rate in RATES}
+            for _ in range(LATENCY_ROUNDS)
+        ]
+    report(f"http-{precision}", rounds, latencies)
 
 
 @contextmanager
@@ -145,22 +168,28 @@ def run_round(alone: list["subprocess.Popen[str]"], urls: dict[str, str]) -> dic
         print("go", file=process.stdin, flush=True)
     results = {"engine alone": {"rate": sum(float(process.stdout.readline()) for process in alone)}}
     for name, url in urls.items():
-        results[name] = measure_http(url, "all-MiniLM-L6-v2")
+        results[name] = measure_http(url, MODEL)
     print({name: round(result["rate"], 1) for name, result in results.items()}, flush=True)
     return results
 
 
-def report(name: str, rounds: list[dict[str, dict[str, float]]]) -> None:
+def report(
+    name: str, rounds: list[dict[str, dict[str, float]]], latencies: list[dict[float, dict[str, float]]]
+) -> None:
     table = [["what", "texts/s, median", "p50 ms", "p99 ms", "padless over it, median (min-max)"]]
     for what in rounds[0]:
         ratios = sorted(results["padless"]["rate"] / results[what]["rate"] for results in rounds)
-        row = [f"{statistics.median(results[name]['rate'] for results in rounds):.0f}"]
+        row = [f"{statistics.median(results[what]['rate'] for results in rounds):.0f}"]
         for key in ("p50_ms", "p99_ms"):
             values = [results[what][key] for results in rounds if key in results[what]]
             row.append(f"{statistics.median(values):.0f}" if values else "-")
         spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
         table.append([what, *row, spread])
-    write_results(name, table, rounds)
+    for rate in RATES:
+        for what in latencies[0][rate]:
+            p99_ms = statistics.median(each[rate][what] for each in latencies)
+            table.append([f"{what} at {rate:g} texts/s", "", "", f"{p99_ms:.0f}", ""])
+    write_results(name, table, {"rounds": rounds, "p99_ms by rate": latencies})
 
 
 if __name__ == "__main__":

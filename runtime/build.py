@@ -130,7 +130,7 @@ def adapt(
 
 
 def known_agreement(accuracy: Accuracy) -> float:
-    """In the terms of `measure_agreement`: for embeddings the cosine, for logits, whose cosine says little, the error."""
+    """As `measure_agreement` counts: for embeddings the cosine; for logits, whose cosine says little, by the error."""
     return accuracy.cosine_p1 if accuracy.agrees_on == "neighbours" else 1 - accuracy.error**2 / 2
 
 

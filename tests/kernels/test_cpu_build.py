@@ -86,7 +86,8 @@ class TestCache:
 
     def test_file_that_is_no_library_is_passed_over(self, empty_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
         empty_cache.mkdir(parents=True)
-        (empty_cache / f"padless-{ISAS[0]}-{hash_inputs(ISAS[0])}.so").write_bytes(b"\x7fELF, or so it says")
+        for isa in ISAS:
+            (empty_cache / f"padless-{isa}-{hash_inputs(isa)}.so").write_bytes(b"\x7fELF, or so it says")
         assert load_library("auto", silent) is None
         assert "torch's kernels are used" in caplog.text
 
@@ -137,10 +138,22 @@ def test_library_that_computes_wrongly_is_refused() -> None:
     class Broken(CpuLibrary):
         def __init__(self) -> None:
             self.isa = "avx2"
-            self.linear_act = lambda *_: 0
+            self.linear_act = self.linear_int8 = lambda *_: 0
 
     with pytest.raises(CannotBuild, match="compute wrong results"):
         check_library(Broken())
+
+
+def test_next_best_kernels_are_used_where_the_best_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(isa: str, progress: object) -> Path:
+        if isa == "best":
+            raise CannotBuild("no room")
+        return find_library(isa, silent)
+
+    monkeypatch.setattr(library, "list_isas", lambda: ["best", ISAS[0]])
+    monkeypatch.setattr(library, "find_library", find)
+    loaded = load_library("auto", silent)
+    assert loaded is not None and loaded.isa == ISAS[0]
 
 
 def test_unknown_cpu_gets_torch_kernels(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

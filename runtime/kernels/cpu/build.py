@@ -24,6 +24,7 @@ from runtime.engine import Progress
 SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-Wno-maybe-uninitialized")
 ISA_FLAGS = {
+    "amx": ("-march=x86-64-v4", "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
     "avx512": ("-march=x86-64-v4", "-mavx512vnni"),
     "avx2": ("-march=x86-64-v3",),
 }
@@ -38,7 +39,9 @@ def list_isas() -> list[str]:
     """The instruction sets of ISA_FLAGS that this CPU has."""
     capability = torch.backends.cpu.get_cpu_capability()
     has_avx512 = capability == "AVX512" and torch.cpu._is_vnni_supported()
-    has = {"avx512": has_avx512, "avx2": capability in ("AVX2", "AVX512")}
+    # The second asks the system for the tiles' registers, once for the process.
+    has_amx = has_avx512 and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
+    has = {"amx": has_amx, "avx512": has_avx512, "avx2": capability in ("AVX2", "AVX512")}
     return [isa for isa in ISA_FLAGS if has[isa]]
 
 

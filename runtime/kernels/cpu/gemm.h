@@ -64,7 +64,7 @@ inline __m512i dot4(__m512i total, const uint8_t* four, __m512i weight) {
 }
 #endif
 
-#if !defined(__AVX512VNNI__)
+#if !defined(__AVX512VNNI__) && !defined(__AMX_INT8__)
 // One row's 8 bytes times 8 weights of 16 columns: `weight_` are those of the first 4 bytes, `later` those of the others.
 // In assembly, because GCC 12 runs out of registers over the intrinsics: 1.4 times as slow.
 inline void add_products(
@@ -91,6 +91,80 @@ inline void add_products(
 }
 #endif
 
+#if defined(__AMX_INT8__)
+// uint8 x int8 -> int32, exact: 32 rows x 2 panels are four tiles of 16 x 16 sums. All tiles have 16 rows of 64 bytes, so
+// the configuration is loaded once per block of rows.
+struct Int8Gemm {
+    using Input = uint8_t;
+    using Weight = int8_t;
+    using Sum = int32_t;
+    static constexpr int ROWS = 32, PANELS = 2;
+    static constexpr int64_t DEPTH = 4096;
+    static constexpr int64_t PADDING = 64;
+    static constexpr int TILE = 16;
+
+    static void begin() {
+        alignas(64) uint8_t config[64] = {};
+        config[0] = 1;  // the only palette there is
+        for (int tile = 0; tile < 8; ++tile) {
+            config[16 + 2 * tile] = 64;     // bytes of a row, 16 bits
+            config[48 + tile] = TILE;       // rows
+        }
+        _tile_loadconfig(config);
+    }
+
+    static void end() { _tile_release(); }
+
+    // 16 rows of 64 bytes for a tile: where fewer are left, a copy with rows of 0 behind them.
+    static const uint8_t* find_rows(const uint8_t* x, int64_t x_stride, int rows, uint8_t* copy, int64_t& stride) {
+        stride = x_stride;
+        if (rows >= TILE) return x;
+        stride = 64;
+        for (int r = 0; r < rows; ++r) std::memcpy(copy + r * 64, x + r * x_stride, 64);
+        return copy;
+    }
+
+    template <int ROWS, int PANELS>
+    static void multiply(const uint8_t* x, int64_t x_stride, const int8_t* panels, int64_t panel_stride, int64_t depth,
+                         bool add, int32_t* sums, int64_t sums_stride) {
+        constexpr int64_t ROW_BYTES = PANEL * sizeof(int32_t);
+        alignas(64) uint8_t copy[TILE * 64] = {};
+        int32_t *sums1 = sums + sums_stride, *lower = sums + TILE * PANEL, *lower1 = sums1 + TILE * PANEL;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        if (add) {
+            _tile_loadd(0, sums, ROW_BYTES);
+            if constexpr (PANELS > 1) _tile_loadd(1, sums1, ROW_BYTES);
+            if constexpr (ROWS > TILE) _tile_loadd(2, lower, ROW_BYTES);
+            if constexpr (ROWS > TILE && PANELS > 1) _tile_loadd(3, lower1, ROW_BYTES);
+        }
+        for (int64_t k = 0; k < depth; k += 64) {
+            int64_t stride;
+            const uint8_t* rows = find_rows(x + k, x_stride, ROWS, copy, stride);
+            _tile_loadd(4, rows, stride);
+            _tile_loadd(6, panels + k * PANEL, 64);
+            _tile_dpbusd(0, 4, 6);
+            if constexpr (PANELS > 1) {
+                _tile_loadd(7, panels + panel_stride + k * PANEL, 64);
+                _tile_dpbusd(1, 4, 7);
+            }
+            if constexpr (ROWS > TILE) {
+                rows = find_rows(x + TILE * x_stride + k, x_stride, ROWS - TILE, copy, stride);
+                _tile_loadd(5, rows, stride);
+                _tile_dpbusd(2, 5, 6);
+                if constexpr (PANELS > 1) _tile_dpbusd(3, 5, 7);
+            }
+        }
+        // Whole tiles: there is room for them behind the last row, see BLOCK_ROWS.
+        _tile_stored(0, sums, ROW_BYTES);
+        if constexpr (PANELS > 1) _tile_stored(1, sums1, ROW_BYTES);
+        if constexpr (ROWS > TILE) _tile_stored(2, lower, ROW_BYTES);
+        if constexpr (ROWS > TILE && PANELS > 1) _tile_stored(3, lower1, ROW_BYTES);
+    }
+};
+#else
 // uint8 x int8 -> int32, exact.
 struct Int8Gemm {
     using Input = uint8_t;
@@ -151,5 +225,6 @@ struct Int8Gemm {
 #endif
     }
 };
+#endif
 
 }  // namespace padless

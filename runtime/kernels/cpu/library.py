@@ -11,6 +11,7 @@ from torch import Tensor
 
 from runtime.engine import Progress
 from runtime.kernels.cpu.build import CannotBuild, find_library, list_isas
+from runtime.ops.quantized_rows import quantize_rows
 
 logger = logging.getLogger("padless")
 
@@ -88,29 +89,32 @@ def load_library(wanted: str, progress: Progress) -> CpuLibrary | None:
     isas = list_isas()
     if wanted != "auto" and wanted not in isas:
         raise CannotBuild(f"this CPU has no {wanted}; it has {', '.join(isas) or 'none that there are kernels for'}")
-    if not isas:
-        logger.warning("this CPU has neither AVX2 nor AVX512: torch's kernels are used, which are slower")
-        return None
-    isa = isas[0] if wanted == "auto" else wanted
-    try:
-        library = CpuLibrary(find_library(isa, progress), isa)
-        check_library(library)
-        return library
-    except (CannotBuild, OSError) as error:
-        if wanted != "auto":
-            raise CannotBuild(str(error)) from None
-        logger.warning("torch's kernels are used, which are slower: the CPU kernels could not be built: %s", error)
-        return None
+    reason = "this CPU has neither AVX2 nor AVX512"
+    for isa in isas if wanted == "auto" else [wanted]:
+        try:
+            library = CpuLibrary(find_library(isa, progress), isa)
+            check_library(library)
+            return library
+        except (CannotBuild, OSError) as error:
+            reason = f"the {isa} kernels could not be built: {error}"
+    if wanted != "auto":
+        raise CannotBuild(reason)
+    logger.warning("torch's kernels are used, which are slower: %s", reason)
+    return None
 
 
 def check_library(library: CpuLibrary) -> None:
-    """Multiply two small matrices, whole numbers in fp32: a miscompiled library is found here. Raises CannotBuild."""
+    """Multiply small matrices of whole numbers, in fp32 and int8. Raises CannotBuild where the library cannot."""
     x = torch.arange(7 * 33, dtype=torch.float32).view(7, 33) % 5
     weight = torch.arange(40 * 33, dtype=torch.float32).view(40, 33) % 7 - 3
     out = torch.full((7, 40), float("nan"))
     packed = pack_fp32(weight)
     library.linear_act(*matrix(x), packed.data_ptr(), 7, 40, 33, None, 0, *NO_MATRIX, *matrix(out))
-    if not torch.equal(out, x @ weight.t()):
+    again, rows = torch.full_like(out, float("nan")), quantize_rows(x, scale=1.0)
+    packed = pack_int8(weight.to(torch.int8), torch.ones(40))
+    shape, fixed = (7, 40, 33), (None, 0.0, 0)
+    library.linear_int8(*matrix(rows), packed.data_ptr(), *shape, *fixed, None, 0, *NO_MATRIX, *matrix(again), *fixed)
+    if not torch.equal(out, x @ weight.t()) or not torch.equal(again, out):
         raise CannotBuild(f"the {library.isa} kernels compute wrong results on this machine")
 
 

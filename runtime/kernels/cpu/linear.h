@@ -15,7 +15,7 @@
 
 namespace padless {
 
-constexpr int64_t BLOCK_ROWS = 48;
+constexpr int64_t BLOCK_ROWS = LANES == 16 ? 64 : 48;  // a multiple of 16, and of the rows of every micro-kernel but one
 constexpr int64_t GROUP = 24;  // panels
 
 struct LinearCall {

@@ -9,9 +9,11 @@ void multiply_in_cache(int64_t repeats) {
     alignas(64) static thread_local typename Gemm::Input x[Gemm::ROWS * DEPTH];
     alignas(64) static thread_local typename Gemm::Weight panels[Gemm::PANELS * PANEL * DEPTH];
     alignas(64) static thread_local typename Gemm::Sum sums[Gemm::PANELS * Gemm::ROWS * PANEL];
+    Gemm::begin();
     for (int64_t i = 0; i < repeats; ++i)
         Gemm::template multiply<Gemm::ROWS, Gemm::PANELS>(
             x, DEPTH, panels, PANEL * DEPTH, DEPTH, i > 0, sums, Gemm::ROWS * PANEL);
+    Gemm::end();
 }
 
 template <class Gemm>
