@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.batch import Batch
+from runtime.cache import cache_dir
 from runtime.engine import Engine, Progress
 
 ROUNDS = 3
@@ -142,5 +143,4 @@ def table_path(*causes: object) -> Path:
     cpu = Path("/proc/cpuinfo")
     models = {line for line in cpu.read_text().splitlines() if line.startswith("model name")} if cpu.exists() else set()
     digest = hashlib.sha256(repr((sorted(models), platform.machine(), os.cpu_count(), *causes)).encode())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "padless" / "precision" / f"{digest.hexdigest()[:16]}.json"
+    return cache_dir("precision") / f"{digest.hexdigest()[:16]}.json"

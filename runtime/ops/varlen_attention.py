@@ -70,12 +70,15 @@ def score_bias(
         added = added.masked_fill(distance.abs() > window, float("-inf"))
     if bias is None:
         return added
+    return added + bias.float()[:, distance + find_reach(bias, max(len_q, len_k)) - 1]
+
+
+def find_reach(bias: Tensor, longest: int) -> int:
+    """The longest sequence that `bias` has all distances for. Raises ValueError where `longest` is over it."""
     reach = (bias.shape[1] + 1) // 2
-    if max(len_q, len_k) > reach:
-        raise ValueError(
-            f"a sequence of {max(len_q, len_k)} tokens is over the {reach} that the attention bias reaches"
-        )
-    return added + bias.float()[:, distance + reach - 1]
+    if longest > reach:
+        raise ValueError(f"a sequence of {longest} tokens is over the {reach} that the attention bias reaches")
+    return reach
 
 
 torch.library.impl("padless::varlen_attention", "CompositeExplicitAutograd", varlen_attention)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from runtime.cache import cache_dir
 from runtime.engine import Progress
 
 SOURCES = Path(__file__).parent
@@ -47,7 +48,7 @@ def list_isas() -> list[str]:
 
 def find_library(isa: str, progress: Progress) -> Path:
     """The compiled library for an instruction set, from the cache or made now. Raises CannotBuild."""
-    path = cache_dir() / f"padless-{isa}-{hash_inputs(isa)}.so"
+    path = cache_dir("kernels") / f"padless-{isa}-{hash_inputs(isa)}.so"
     if path.exists():
         return path
     try:
@@ -58,10 +59,6 @@ def find_library(isa: str, progress: Progress) -> Path:
     except OSError as error:
         raise CannotBuild(f"{path.parent} cannot be written ({error.strerror})") from None
     return path
-
-
-def cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "padless" / "kernels"
 
 
 def hash_inputs(isa: str) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from runtime.kernels.cpu.library import ACTIVATIONS, KINDS, NO_MATRIX, POOLINGS, CpuLibrary, matrix
+from runtime.ops.varlen_attention import find_reach
 
 
 class CpuKernels:
@@ -38,10 +39,7 @@ class CpuKernels:
         reach = 0
         if bias is not None:
             bias = bias.float().contiguous()
-            reach = (bias.shape[1] + 1) // 2
-            if max(max_seqlen_q, max_seqlen_k) > reach:
-                longest = max(max_seqlen_q, max_seqlen_k)
-                raise ValueError(f"a sequence of {longest} tokens is over the {reach} that the attention bias reaches")
+            reach = find_reach(bias, max(max_seqlen_q, max_seqlen_k))
         self.library.varlen_attention(
             *(q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), KINDS[q.dtype]),
             *(cu_seqlens_q.data_ptr(), cu_seqlens_k.data_ptr(), len(cu_seqlens_q) - 1, num_heads, head_dim),
