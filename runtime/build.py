@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -28,9 +29,8 @@ from runtime.passes.pipeline import (
     list_passes,
     run_passes,
 )
-from runtime.precision_choice import table_path
+from runtime.precision_choice import read_table, table_path
 from runtime.program import Program, lower
-from runtime.quantization.accuracy import Accuracy
 from runtime.quantization.calibrate import find_vocab_size
 from runtime.quantization.observe import random_batch
 from runtime.quantization.scheme import fingerprint_weights, load_quantization
@@ -72,14 +72,20 @@ def build_engine(
     progress("capturing the graph", 0, 1)
     graph_module = capture(module, device)
     progress("capturing the graph", 1, 1)
+    cap_bytes = find_cap(config, len(choices))
+    if len(choices) == 1:
+        return plan_engine(graph_module, choices[0], target, library, limits, cap_bytes)
+    cache = find_table(graph_module, target, config, limits)
+    known = read_table(cache)
+    if known is not None and set(known.used) <= {choice.precision for choice in choices}:
+        # What an earlier start has dropped is not made again.
+        choices = [choice for choice in choices if choice.precision in known.used]
     engines: dict[str, PlannedEngine] = {}
     for index, choice in enumerate(choices):
         progress("fusing and planning", index, len(choices))
-        engines[choice.precision] = plan_engine(
-            copy_graph(graph_module), choice, target, library, limits, find_cap(config, len(choices))
-        )
+        engines[choice.precision] = plan_engine(copy_graph(graph_module), choice, target, library, limits, cap_bytes)
     progress("fusing and planning", len(choices), len(choices))
-    return adapt(engines, graph_module, target, config, limits) if len(engines) > 1 else engines[choice.precision]
+    return adapt(engines, graph_module, target, config, limits, cache)
 
 
 def copy_graph(graph_module: GraphModule) -> GraphModule:
@@ -115,23 +121,31 @@ def adapt(
     target: Target,
     config: EngineConfig,
     limits: BatchLimits,
+    cache: Path,
 ) -> AdaptiveEngine:
     """One engine of several. Where there is a calibration, what it has measured on real texts counts for INT8."""
-    weights = {name: value.detach() for name, value in captured.state_dict().items()}
-    accuracy = {"int8": known_agreement(target.quantization.accuracy)} if target.quantization else {}
-    causes = (fingerprint_weights(weights), config, torch.__version__, target.isa, torch.get_num_threads(), limits)
     return AdaptiveEngine(
         engines,
         partial(make_example, find_vocab_size(captured), limits),
-        known_agreement=accuracy,
+        known_agreement=known_agreement(target),
         min_agreement=config.min_cosine,
-        cache=table_path(*causes, accuracy),
+        cache=cache,
     )
 
 
-def known_agreement(accuracy: Accuracy) -> float:
+def find_table(captured: GraphModule, target: Target, config: EngineConfig, limits: BatchLimits) -> Path:
+    """The file that remembers the choice for this model, configuration and machine."""
+    weights = {name: value.detach() for name, value in captured.state_dict().items()}
+    causes = (fingerprint_weights(weights), config, torch.__version__, target.isa, torch.get_num_threads(), limits)
+    return table_path(*causes, known_agreement(target))
+
+
+def known_agreement(target: Target) -> dict[str, float]:
     """As `measure_agreement` counts: for embeddings the cosine; for logits, whose cosine says little, by the error."""
-    return accuracy.cosine_p1 if accuracy.agrees_on == "neighbours" else 1 - accuracy.error**2 / 2
+    if target.quantization is None:
+        return {}
+    accuracy = target.quantization.accuracy
+    return {"int8": accuracy.cosine_p1 if accuracy.agrees_on == "neighbours" else 1 - accuracy.error**2 / 2}
 
 
 def make_example(vocab_size: int, limits: BatchLimits, num_tokens: int) -> Batch:

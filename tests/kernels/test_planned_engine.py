@@ -2,6 +2,7 @@
 
 import random
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,6 +246,19 @@ class TestBuild:
         assert not engine.info.unplanned_ops
         alone = engine.run(cut(batch, 2)).values
         check_close(alone[0], engine.run(batch).values[2], tolerance=SAME_ENGINE)
+
+    def test_second_start_makes_only_what_the_first_has_chosen(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        options = {"precision": "auto", "cpu_kernels": "torch", "min_cosine": 1.0}
+        first = self.build(**options)
+        assert first.memory().weight_bytes > self.build(precision="fp32", cpu_kernels="torch").memory().weight_bytes
+        first.warmup(silent)
+        second = self.build(**options)
+        assert second.memory().weight_bytes == first.memory().weight_bytes
+        second.warmup(silent)
+        assert (second.info.precision, second.info.precision_by_tokens) == ("fp32", first.info.precision_by_tokens)
 
     def test_kernels_that_are_not_to_be_had_are_refused_with_the_remedy(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(library, "list_isas", list)
