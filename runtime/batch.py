@@ -1,14 +1,97 @@
-"""THE CONTRACT between serving and runtime: a packed batch goes in, one row of numbers per sequence comes out.
+"""THE CONTRACT between serving and runtime: a packed batch goes in; out come numbers per sequence, or the next tokens.
 
-Both are plain numpy in a dataclass, so the border can be a process boundary.
+All are plain numpy in a dataclass, so the border can be a process boundary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+
+NO_TOKEN = -1
+"""In place of a token: none is forced, or none could be chosen because the model computed NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class SparseBias:
+    """Numbers added to single logits: `values[i]` to that of token `ids[i]` in row `rows[i]`. -inf forbids a token."""
+
+    rows: IntArray
+    ids: IntArray
+    values: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The tokens before each row that has penalties: `ids[i]` stands before row `rows[i]`, as often as it is listed."""
+
+    rows: IntArray
+    ids: IntArray
+    is_generated: npt.NDArray[np.bool_]
+    """False: in the prompt, where only the repetition penalty looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMasks:
+    """The tokens that a grammar allows: bit `id % 32` of word `id // 32`. uint32 `[num_masked, ceil(vocab_size / 32)]`."""
+
+    rows: IntArray
+    bits: npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How rows of logits become tokens, in this order; all arrays are `[num_logits]`.
+
+    Repetition penalty, then presence and frequency penalties, bias, masks; what `logprobs` tell is the distribution so
+    far. Then temperature, top-k, top-p, min-p, and the token is where the cumulated probabilities, most probable first,
+    pass `uniforms`. A row's token so depends on that row alone, and with the same number it is the same again.
+    """
+
+    temperature: FloatArray
+    """0: the most probable token; of equal ones the first."""
+    top_k: Int32Array
+    """0: all."""
+    top_p: FloatArray
+    min_p: FloatArray
+    """Tokens less probable than this times the most probable one are left out; 0: none."""
+    uniforms: npt.NDArray[np.float64]
+    """Random numbers in [0, 1)."""
+    repetition_penalty: FloatArray
+    """1: none (Keskar et al., 2019: positive logits are divided by it, negative ones multiplied)."""
+    presence_penalty: FloatArray
+    frequency_penalty: FloatArray
+    """Subtracted once, and once for each time, from the logits of generated tokens (OpenAI)."""
+    num_top: Int32Array
+    """-1: no logprobs; 0: that of the token; k: and the k most probable tokens with theirs."""
+    forced_ids: IntArray
+    """Tokens that are already known, whose logprobs are wanted; NO_TOKEN: choose one."""
+    bias: SparseBias | None = None
+    history: History | None = None
+    masks: TokenMasks | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Paging:
+    """What a decoder's step needs beside its tokens: where the keys and values of its sequences lie.
+
+    `cache_seqlens`: int32 `[num_seqs]`, how many keys each sequence has once those of this step are stored.
+    `block_table`: int32 `[num_seqs, max_blocks]`, the blocks that hold them, in order; the rest of a row is 0.
+    `slot_mapping`: int64 `[num_tokens]`, where each token's key and value go: block * block_size + place in it.
+    `logit_rows`: int64 `[num_logits]`, the tokens of the batch after which a next one is wanted; one may be repeated.
+    `block_copies`: int64 `[num_copies, 2]`, blocks (from, to) that are copied before anything is computed.
+    """
+
+    cache_seqlens: Int32Array
+    block_table: Int32Array
+    slot_mapping: IntArray
+    logit_rows: IntArray
+    sampling: Sampling
+    block_copies: IntArray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +101,9 @@ class Batch:
     `input_ids`, `position_ids`, `token_type_ids`: int64 `[num_tokens]`; positions restart at 0 in each sequence.
     `cu_seqlens`: int32 `[num_seqs + 1]`, starts at 0, strictly increasing, ends at `num_tokens`.
     `max_seqlen`: length of the longest sequence.
+
+    For decoders a sequence is what is computed of it in this step: a prompt or a chunk of one, or the newest token. Its
+    positions go on where the last step ended, and `paging` says where its past lies.
     """
 
     input_ids: IntArray
@@ -25,6 +111,7 @@ class Batch:
     token_type_ids: IntArray
     cu_seqlens: npt.NDArray[np.int32]
     max_seqlen: int
+    paging: Paging | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -38,9 +125,31 @@ class Batch:
     def seqlens(self) -> npt.NDArray[np.int32]:
         return np.diff(self.cu_seqlens)
 
+    @property
+    def num_logits(self) -> int:
+        """Rows of logits a decoder computes."""
+        return 0 if self.paging is None else len(self.paging.logit_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """One token for each row of logits, in the order of `Paging.logit_rows`."""
+
+    token_ids: IntArray
+    """`[num_logits]`; NO_TOKEN where a row's logits are not finite."""
+    logprobs: FloatArray
+    """`[num_logits]`, of those tokens; NaN where they were not asked for."""
+    top_ids: IntArray
+    top_logprobs: FloatArray
+    """`[num_logits, max(num_top)]`, the most probable first; rows that asked for fewer are filled up with NaN."""
+    draft_ids: IntArray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    """`[num_logits, num_drafts]`: what a draft model expects to follow each row's token; nothing without one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one step computed. `values`: float32 `[num_seqs, output_dim]`, in the order of the batch."""
+    """What one step computed: for encoders `values`, for decoders `tokens`."""
 
-    values: npt.NDArray[np.float32]
+    values: FloatArray
+    """float32 `[num_seqs, output_dim]`, in the order of the batch; `[num_seqs, 0]` of a decoder."""
+    tokens: SampledTokens | None = None

@@ -9,22 +9,27 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 
 from runtime.batch import Batch
-from runtime.capture import capture
+from runtime.capture import capture, is_decoder
 from runtime.config import EngineConfig, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.adaptive import AdaptiveEngine
+from runtime.engines.decoder import DecoderEngine
 from runtime.engines.null import NullEngine
+from runtime.engines.null_decoder import NullDecoder
 from runtime.engines.planned import PlannedEngine, fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
 from runtime.kernels.cpu.build import CannotBuild
 from runtime.kernels.cpu.library import CpuLibrary, load_library
 from runtime.kernels.table import list_kernels
+from runtime.kv_cache.blocks import count_blocks
+from runtime.kv_cache.budget import plan_blocks
 from runtime.memory.lifetimes import BatchShape
 from runtime.passes.pipeline import (
     OnPass,
     PrecisionChoice,
     Target,
     choose_precision,
+    has_cpu_bf16,
     list_candidates,
     list_passes,
     run_passes,
@@ -35,6 +40,7 @@ from runtime.quantization.calibrate import find_vocab_size
 from runtime.quantization.observe import random_batch
 from runtime.quantization.scheme import fingerprint_weights, load_quantization
 
+KV_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 USUAL_SEQLEN = 32
 """Tokens; of the sequences that precisions are compared on."""
 
@@ -46,10 +52,18 @@ class BatchLimits:
     max_batch_tokens: int
     max_batch_requests: int
     max_input_tokens: int
+    max_batch_logits: int = 0
+    """Decoders: the most tokens of a step after which a next one is wanted."""
 
     def largest(self) -> BatchShape:
         num_seqs = min(self.max_batch_requests, self.max_batch_tokens)
-        return BatchShape(self.max_batch_tokens, num_seqs, self.max_input_tokens)
+        longest = min(self.max_input_tokens, self.max_batch_tokens)
+        return BatchShape(self.max_batch_tokens, num_seqs, longest, self.max_batch_logits)
+
+    @property
+    def least_tokens(self) -> int:
+        """A step must have room for these: the longest input, or one token of every answer."""
+        return min(self.max_batch_logits, self.max_batch_tokens) or self.max_input_tokens
 
 
 def build_engine(
@@ -64,6 +78,8 @@ def build_engine(
     if config.threads:
         torch.set_num_threads(config.threads)
     module = module.eval().requires_grad_(False).to(device)
+    if is_decoder(module):
+        return build_decoder(module, output_dim, config, limits, progress)
     if config.kind == "reference":
         return build_reference(module, output_dim, limits, device)
     library = find_library(config, device, progress)
@@ -88,6 +104,45 @@ def build_engine(
     return adapt(engines, graph_module, target, config, limits, cache)
 
 
+def build_decoder(
+    module: nn.Module, output_dim: int, config: EngineConfig, limits: BatchLimits, progress: Progress
+) -> DecoderEngine:
+    """With a KV cache. `auto` is the float type that the device multiplies best: INT8 has to be asked for."""
+    device = torch.device(config.device)
+    inner: PlannedEngine | ReferenceEngine
+    if config.kind == "reference":
+        inner, dtype = build_reference(module, output_dim, limits, device), torch.float32
+    else:
+        library = find_library(config, device, progress)
+        choice = (
+            list_candidates(device)[0] if config.precision == "auto" else choose_precision(config.precision, device)
+        )
+        if config.precision == "auto" and device.type == "cpu" and has_cpu_bf16():
+            choice = choose_precision("bf16", device)
+        progress("capturing the graph", 0, 1)
+        graph_module = capture(module, device)
+        progress("fusing and planning", 0, 1)
+        target = find_target(config, device, library)
+        inner = plan_engine(graph_module, choice, target, library, limits, find_cap(config, 1))
+        dtype = choice.dtype
+    name = config.kv_cache.dtype
+    layout = module.kv_layout(KV_DTYPES[name] if name != "auto" else dtype)
+    num_blocks = plan_blocks(
+        config.kv_cache,
+        block_bytes=layout.block_bytes,
+        taken_bytes=inner.info.weight_bytes + inner.info.activation_bytes,
+        max_sequences=limits.max_batch_requests,
+        max_input_tokens=limits.max_input_tokens,
+        device=device,
+        replicas=config.replicas,
+    )
+    return DecoderEngine(inner, layout.allocate(num_blocks, device), name_dtype(layout.dtype))
+
+
+def name_dtype(dtype: torch.dtype) -> str:
+    return next(name for name, known in KV_DTYPES.items() if known == dtype)
+
+
 def copy_graph(graph_module: GraphModule) -> GraphModule:
     """Its own nodes over the same weights: what passes replace in one is still there in the other."""
     graph = Graph()
@@ -106,7 +161,7 @@ def plan_engine(
     """Rewrites `graph_module` in place."""
     run_passes(graph_module, list_passes(choice, target), lambda name, graph: None)
     program = lower(graph_module, list_kernels(library))
-    largest = fit_capacity(program, limits.largest(), limits.max_input_tokens, cap_bytes)
+    largest = fit_capacity(program, limits.largest(), limits.least_tokens, cap_bytes)
     return PlannedEngine(program, largest, target.device, describe(program, choice, largest, target), cap_bytes)
 
 
@@ -187,7 +242,7 @@ def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, tar
     )
 
 
-def build_reference(module: nn.Module, output_dim: int, limits: BatchLimits, device: torch.device) -> Engine:
+def build_reference(module: nn.Module, output_dim: int, limits: BatchLimits, device: torch.device) -> ReferenceEngine:
     weight_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
     info = EngineInfo(
         kind="reference",
@@ -203,10 +258,16 @@ def build_reference(module: nn.Module, output_dim: int, limits: BatchLimits, dev
 
 
 def build_null(output_dim: int, config: EngineConfig, limits: BatchLimits) -> Engine:
+    """A decoder where the limits say that there are logits."""
+    num_blocks = 1 + limits.max_batch_requests * count_blocks(limits.max_input_tokens) if limits.max_batch_logits else 0
     info = EngineInfo(
-        "null", "none", "computes nothing", "cpu", 1, output_dim, max_batch_tokens=limits.max_batch_tokens
+        *("null", "none", "computes nothing", "cpu", 1, output_dim),
+        max_batch_tokens=limits.max_batch_tokens,
+        num_blocks=num_blocks,
+        max_batch_logits=limits.max_batch_logits,
     )
-    return NullEngine(info, step_ms=config.null_step_ms, us_per_token=config.null_step_us_per_token)
+    engine = NullDecoder if num_blocks else NullEngine
+    return engine(info, step_ms=config.null_step_ms, us_per_token=config.null_step_us_per_token)
 
 
 def trace_passes(module: nn.Module, config: EngineConfig, on_pass: OnPass) -> Program:

@@ -2,39 +2,83 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import sympy
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import GraphModule, Node
+from torch.nn import functional
 
-from runtime.memory.lifetimes import Formula
+from runtime.memory.lifetimes import BatchShape, Formula
 
-INPUT_NAMES = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "max_seqlen")
-"""The arguments of every model's forward, in order: those of `Batch`."""
+ENCODER_INPUTS = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "max_seqlen")
+DECODER_INPUTS = (
+    *("input_ids", "position_ids", "cu_seqlens", "max_seqlen"),
+    *("slot_mapping", "block_table", "cache_seqlens", "logit_rows", "kv_cache"),
+)
+"""The arguments of a model's forward, in order: those of `Batch`, and the memory of its cache."""
 
 EXAMPLE_SEQLENS = (3, 4, 6)
+EXAMPLE_BLOCKS, EXAMPLE_LOGITS = 5, 7
 
 
 def capture(module: nn.Module, device: torch.device) -> GraphModule:
     """Trace `module` once, on an example that stands for every batch. Takes seconds for a small model."""
-    num_tokens, num_seqs = Dim("num_tokens", min=2, max=1 << 30), Dim("num_seqs", min=2, max=1 << 30)
-    per_token = {name: {0: num_tokens} for name in INPUT_NAMES[:3]}
-    shapes = {**per_token, "cu_seqlens": {0: num_seqs + 1}, "max_seqlen": Dim.DYNAMIC}
+    examples, shapes = example_inputs(device), dynamic_shapes()
+    names = ENCODER_INPUTS
+    if is_decoder(module):
+        names = DECODER_INPUTS
+        examples["kv_cache"] = module.kv_layout(torch.float32).allocate(EXAMPLE_BLOCKS, device)
     with torch.no_grad():
-        program = torch.export.export(module, example_inputs(device), dynamic_shapes=shapes)
-    # The guards only repeat the ranges above, which start at 2 because torch specialises on 1; nothing depends on it.
+        program = torch.export.export(
+            module, tuple(examples[name] for name in names), dynamic_shapes={name: shapes[name] for name in names}
+        )
+    # The guards only repeat the ranges below, which start at 2 because torch specialises on 1; nothing depends on it.
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, GraphModule)
     return tidy_graph(graph_module)
 
 
-def example_inputs(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+def is_decoder(module: nn.Module) -> bool:
+    """Decoders say what they keep of each token."""
+    return hasattr(module, "kv_layout")
+
+
+def dynamic_shapes() -> dict[str, object]:
+    """Which dimensions of each input differ from batch to batch."""
+    most = 1 << 30
+    num_tokens, num_seqs, num_logits = (Dim(name, min=2, max=most) for name in ("num_tokens", "num_seqs", "num_logits"))
+    num_blocks, max_blocks = Dim("num_blocks", min=2, max=most), Dim("max_blocks", min=2, max=most)
+    per_token = {name: {0: num_tokens} for name in ("input_ids", "position_ids", "token_type_ids", "slot_mapping")}
+    return {
+        **per_token,
+        "cu_seqlens": {0: num_seqs + 1},
+        "max_seqlen": Dim.DYNAMIC,
+        "block_table": {0: num_seqs, 1: max_blocks},
+        "cache_seqlens": {0: num_seqs},
+        "logit_rows": {0: num_logits},
+        "kv_cache": {1: num_blocks},
+    }
+
+
+def example_inputs(device: torch.device) -> dict[str, Any]:
+    """All but the cache, whose shape is the model's."""
     position_ids = torch.cat([torch.arange(seqlen) for seqlen in EXAMPLE_SEQLENS]).to(device)
-    cu_seqlens = torch.tensor([0, *EXAMPLE_SEQLENS]).cumsum(0).to(device, torch.int32)
+    seqlens = torch.tensor(EXAMPLE_SEQLENS, dtype=torch.int32, device=device)
     ids = torch.zeros_like(position_ids)
-    return ids, position_ids, ids.clone(), cu_seqlens, max(EXAMPLE_SEQLENS)
+    return {
+        "input_ids": ids,
+        "position_ids": position_ids,
+        "token_type_ids": ids.clone(),
+        "cu_seqlens": functional.pad(seqlens.cumsum(0, dtype=torch.int32), (1, 0)),
+        "max_seqlen": max(EXAMPLE_SEQLENS),
+        "slot_mapping": torch.arange(len(ids), device=device),
+        "block_table": torch.zeros(len(seqlens), EXAMPLE_BLOCKS - 1, dtype=torch.int32, device=device),
+        "cache_seqlens": seqlens,
+        "logit_rows": torch.zeros(EXAMPLE_LOGITS, dtype=torch.int64, device=device),
+    }
 
 
 def tidy_graph(graph_module: GraphModule) -> GraphModule:
@@ -61,10 +105,11 @@ def constant(graph_module: GraphModule, node: Node) -> Tensor:
 def symbol_names(graph_module: GraphModule) -> dict[str, str]:
     """The exporter's symbols (s27 and the like) by the names of the design."""
     values = {node.name: node.meta["val"] for node in graph_module.graph.nodes if node.op == "placeholder"}
-    names = {str(values["max_seqlen"]): "max_seqlen", str(values["input_ids"].shape[0]): "num_tokens"}
-    for symbol in sympify(values["cu_seqlens"].shape[0]).free_symbols:
-        names[str(symbol)] = "num_seqs"
-    return names
+    found = {"max_seqlen": values["max_seqlen"], "num_tokens": values["input_ids"].shape[0]}
+    found["num_seqs"] = values["cu_seqlens"].shape[0]
+    if "logit_rows" in values:
+        found["num_logits"] = values["logit_rows"].shape[0]
+    return {str(symbol): name for name, value in found.items() for symbol in sympify(value).free_symbols}
 
 
 def sympify(value: object) -> sympy.Expr:
@@ -78,9 +123,8 @@ def to_formula(value: object, names: Mapping[str, str]) -> Formula:
 
     Negative and broken coefficients are refused too: a larger batch must never need a smaller tensor.
     """
-    order = ("num_tokens", "num_seqs", "max_seqlen")
     expression = sympify(value)
-    symbols = [sympy.Symbol(name) for name in order]
+    symbols = [sympy.Symbol(name) for name in BatchShape._fields]
     renamed = expression.subs({symbol: sympy.Symbol(names[str(symbol)]) for symbol in expression.free_symbols})
     try:
         terms = sympy.Poly(renamed, *symbols).terms()

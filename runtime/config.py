@@ -14,6 +14,24 @@ class UnusableConfig(ValueError):
     """The configuration does not fit this machine or this model; the text names the key and the remedy."""
 
 
+KVCacheDtype = Literal["fp32", "bf16", "fp16", "int8"]
+
+
+class KVCacheConfig(BaseModel):
+    """`engine.kv_cache:`, what a decoder keeps of the tokens it has seen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: Literal["auto", KVCacheDtype] = "auto"
+    """`auto`: fp32 where the engine computes in it, else bf16. int8 has a scale per token and head."""
+    budget_mb: Annotated[float, Field(gt=0)] | None = None
+    """Weights, activations of the largest step and the cache together: the cache gets what the others leave. None: half
+    of the memory that is free when the engine is built (nine tenths of a GPU's), shared by the replicas. Either way no
+    more than max_batch_requests sequences of max_input_tokens could fill."""
+    prefix_caching: bool = True
+    """Prompts that begin alike share the blocks of their common beginning, also after the first one has ended."""
+
+
 class EngineConfig(BaseModel):
     """The YAML's `engine:` section."""
 
@@ -40,6 +58,7 @@ class EngineConfig(BaseModel):
     """Run the engine inside the HTTP process: for tests and debugging only, one HTTP worker."""
     memory_cap_mb: Annotated[float, Field(gt=0)] | None = None
     """The activations of a step never take more than this; the token budget shrinks to what fits. None: no cap."""
+    kv_cache: KVCacheConfig = KVCacheConfig()
     warmup: bool = True
     """Run batches of several sizes before serving: touches memory, fits the cost model."""
     null_step_ms: Annotated[float, Field(ge=0)] = 0.0

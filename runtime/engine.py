@@ -22,6 +22,7 @@ class MemoryStats:
     arena_reserved_bytes: int = 0
     arena_in_use_bytes: int = 0
     planned_peak_bytes: int = 0
+    kv_cache_bytes: int = 0
     num_arena_allocations: int = 0
     plan_cache_hits: int = 0
     plan_cache_misses: int = 0
@@ -46,6 +47,14 @@ class EngineInfo:
     """The instruction set of the compiled CPU kernels, or torch."""
     precision_by_tokens: tuple[tuple[int, str], ...] = ()
     """`auto`: (largest num_tokens, precision), ascending."""
+    num_blocks: int = 0
+    """Of the KV cache, the scratch block included; 0 of an encoder."""
+    kv_cache_bytes: int = 0
+    kv_cache_dtype: str = ""
+    max_batch_logits: int = 0
+    """The most rows of logits of a step."""
+    num_drafts: int = 0
+    """Tokens that a draft model proposes after each one; 0 without one."""
     unplanned_ops: tuple[str, ...] = ()
     """Ops that still allocate their own result."""
 
@@ -60,7 +69,10 @@ class Engine(Protocol):
         """Run batches up to the largest one, so that no later batch allocates."""
 
     def run(self, batch: Batch) -> Output:
-        """Compute one step. Raises EngineError; ValueError where the batch is over `info.max_batch_tokens`."""
+        """Compute one step. Raises EngineError; ValueError where the batch is over `info.max_batch_tokens`.
+
+        A decoder changes its KV cache where the batch's `paging` says.
+        """
 
     def memory(self) -> MemoryStats: ...
 

@@ -8,13 +8,14 @@ is counted, and freed after its last use.
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from runtime.capture import INPUT_NAMES, constant, symbol_names, to_formula
+from runtime.capture import constant, symbol_names, to_formula
 from runtime.kernels.table import TORCH_KERNELS, VIEW_OPS, Kernel
 from runtime.memory.lifetimes import BatchShape, Formula, Lifetime, TensorLife, live_peak, size_lifetimes
 
@@ -63,7 +64,8 @@ class Program:
 
     instructions: tuple[Instruction, ...]
     slots: tuple[object, ...]
-    input_slots: tuple[int, ...]
+    input_slots: dict[str, int]
+    """By the name of the argument; those that nothing reads are there too."""
     output_slot: int
     tensors: tuple[PlannedTensor, ...]
     weight_bytes: int
@@ -74,10 +76,10 @@ class Program:
         return tuple(instruction for instruction in self.instructions if instruction.kind == "unplanned")
 
     @property
-    def is_used(self) -> tuple[bool, bool, bool]:
-        """Which numbers of a BatchShape any size depends on."""
+    def is_used(self) -> BatchShape:
+        """Which numbers of a BatchShape any size depends on: 1, else 0."""
         powers = [term[1:] for tensor in self.tensors for term in tensor.life.num_bytes.terms]
-        return (any(p[0] for p in powers), any(p[1] for p in powers), any(p[2] for p in powers))
+        return BatchShape(*(int(any(column)) for column in zip_longest(*powers, (0,) * 4, fillvalue=0)))
 
     def lifetimes(self, shape: BatchShape) -> list[Lifetime]:
         return size_lifetimes((tensor.life for tensor in self.tensors), shape)
@@ -111,11 +113,11 @@ class Lowering:
         for node, death in deaths.items():
             dead_after.setdefault(death, []).append(node)
         weights: dict[int, int] = {}
-        inputs = [0] * len(INPUT_NAMES)
+        inputs: dict[str, int] = {}
         instructions = []
         for node in self.graph_module.graph.nodes:
             if node.op == "placeholder":
-                inputs[INPUT_NAMES.index(node.name)] = self.new_slot(node)
+                inputs[node.name] = self.new_slot(node)
             elif node.op == "get_attr":
                 value = constant(self.graph_module, node).detach()
                 weights[id(value) if value.is_mkldnn else value.untyped_storage().data_ptr()] = count_bytes(value)
@@ -127,7 +129,7 @@ class Lowering:
         return Program(
             instructions=tuple(instructions),
             slots=tuple(self.slots),
-            input_slots=tuple(inputs),
+            input_slots=inputs,
             output_slot=self.slot_of[output],
             tensors=tuple(each.tensor for each in instructions if each.tensor is not None),
             weight_bytes=sum(weights.values()),

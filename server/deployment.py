@@ -27,8 +27,10 @@ class DeployedModel:
 
     @property
     def max_input_tokens(self) -> int:
-        """The configured limit, or the model's own within the budget of a step."""
+        """The configured limit, or the model's own; within the budget of a step, but for prompts, which are cut."""
         limits = self.config.limits
+        if self.info.task == "generate":
+            return limits.max_input_tokens or self.info.max_input_tokens
         return limits.max_input_tokens or min(self.info.max_input_tokens, limits.max_batch_tokens)
 
     @property
@@ -88,6 +90,18 @@ def check_limits(model: ModelConfig, info: ModelInfo) -> None:
         raise ConfigError(
             f"model {model.name}: limits.max_input_tokens ({wanted}) is over what the model takes "
             f"({info.max_input_tokens}). Lower it, or leave it out"
+        )
+    max_batch_tokens = model.limits.max_batch_tokens
+    if info.task != "generate" and wanted is not None and wanted > max_batch_tokens:
+        raise ConfigError(
+            f"model {model.name}: limits.max_input_tokens ({wanted}) is over limits.max_batch_tokens "
+            f"({max_batch_tokens}): such an input would never run. Raise max_batch_tokens to at least {wanted} or lower "
+            "max_input_tokens"
+        )
+    if info.task != "generate" and model.speculative is not None:
+        raise ConfigError(
+            f"model {model.name}: speculative is for models that generate, and this one's task is {info.task}. "
+            "Leave it out"
         )
 
 

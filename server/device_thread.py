@@ -2,22 +2,35 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from time import monotonic
 
 from runtime.batch import Batch, Output
 from runtime.engine import Engine
 from server.request import Request
+from server.residents import Part
+from server.sampling_rows import Row
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A batch and whose it is: row i answers `requests[i]`. A canary belongs to nobody."""
+    """A batch and whose it is: row i answers `requests[i]`, or the tokens go to `rows`. A canary belongs to nobody."""
 
     batch: Batch
     requests: list[Request]
     predicted_s: float
+    parts: list[Part] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    """Of generations, as in `Batch.paging.logit_rows`."""
+
+    @property
+    def owners(self) -> list[Request]:
+        return self.requests or list({id(part.generation): part.generation for part in self.parts}.values())
+
+    @property
+    def is_canary(self) -> bool:
+        return not self.requests and not self.parts
 
 
 @dataclass(frozen=True, slots=True)

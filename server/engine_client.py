@@ -7,12 +7,13 @@ import asyncio
 import itertools
 import logging
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 
 import numpy as np
 
+from server.event_stream import EventStream
 from server.request import (
     Answer,
     DeadlineExceeded,
@@ -20,9 +21,25 @@ from server.request import (
     EngineFailure,
     EngineStatus,
     EngineUnavailable,
+    GenerationParams,
+    GenerationStream,
+    TokenArray,
     TokenSequence,
+    Unservable,
 )
-from server.wire import Answered, Cancel, Failed, Message, Status, encode_call, frame, read_message
+from server.wire import (
+    Answered,
+    Cancel,
+    Failed,
+    Generate,
+    Message,
+    News,
+    Status,
+    Stop,
+    encode_call,
+    frame,
+    read_message,
+)
 
 logger = logging.getLogger("padless.http")
 
@@ -32,8 +49,8 @@ STALE_AFTER_S = 3.0
 SPLIT_TOKENS = 1024
 """Calls of more tokens than this are cut and spread over the replicas."""
 
-FAILURES: dict[str, type[RuntimeError]] = {
-    error.__name__: error for error in (EngineUnavailable, DeadlineExceeded, EngineFailure)
+FAILURES: dict[str, type[Exception]] = {
+    error.__name__: error for error in (EngineUnavailable, DeadlineExceeded, EngineFailure, Unservable)
 }
 
 
@@ -44,6 +61,7 @@ class SocketEngine:
         self.path = path
         self.ids = itertools.count()
         self.pending: dict[int, asyncio.Future[Answer]] = {}
+        self.streams: dict[int, Streaming] = {}
         self.pending_tokens = 0
         self.writer: asyncio.StreamWriter | None = None
         self.num_connections = 0
@@ -80,12 +98,45 @@ class SocketEngine:
         try:
             return await future
         except asyncio.CancelledError:
-            if self.writer is not None:
-                self.writer.write(frame(Cancel(call_id)))
+            self.send(Cancel(call_id))
             raise
         finally:
             self.pending.pop(call_id, None)
             self.pending_tokens -= num_tokens
+
+    def generate(self, prompt: TokenArray, params: GenerationParams, deadline_s: float) -> EventStream:
+        """See EngineClient."""
+        if self.writer is None:
+            raise EngineUnavailable(f"the engine is not there: {self.last.reason}")
+        call_id = next(self.ids)
+
+        def cancel() -> None:
+            self.end_stream(call_id)
+            self.send(Cancel(call_id))
+
+        def stop(index: int) -> None:
+            self.send(Stop(call_id, index))
+            if stream.is_complete:
+                self.end_stream(call_id)
+
+        stream = EventStream(params.num_sequences, stop, cancel)
+        num_tokens = len(prompt) + params.max_tokens * max(params.num_sequences, params.beam_width)
+        self.streams[call_id] = Streaming(stream, num_tokens)
+        self.pending_tokens += num_tokens
+        self.send(Generate(call_id, deadline_s, prompt.astype(np.int32).tobytes(), params))
+        return stream
+
+    def end_stream(self, call_id: int) -> EventStream | None:
+        """Forget it; nothing more is to come."""
+        found = self.streams.pop(call_id, None)
+        if found is None:
+            return None
+        self.pending_tokens -= found.num_tokens
+        return found.stream
+
+    def send(self, message: Message) -> None:
+        if self.writer is not None:
+            self.writer.write(frame(message))
 
     async def stay_connected(self) -> None:
         """Connect, read until the engine is gone, again: an engine that died is started anew by the supervisor."""
@@ -115,6 +166,10 @@ class SocketEngine:
         for future in self.pending.values():
             if not future.done():
                 future.set_exception(EngineUnavailable(reason))
+        for call_id in list(self.streams):
+            stream = self.end_stream(call_id)
+            assert stream is not None
+            stream.fail(EngineUnavailable(reason))
 
     def receive(self, message: Message) -> None:
         self.last_heard_s = monotonic()
@@ -128,9 +183,12 @@ class SocketEngine:
                 info=message.info,
             )
             return
-        assert isinstance(message, (Answered, Failed)), "An engine sends nothing else. This is a bug."
+        assert isinstance(message, (Answered, News, Failed)), "An engine sends nothing else. This is a bug."
+        if message.call_id in self.streams:
+            self.receive_news(message)
+            return
         future = self.pending.get(message.call_id)
-        if future is None or future.done():
+        if future is None or future.done() or isinstance(message, News):
             return
         if isinstance(message, Failed):
             future.set_exception(FAILURES[message.kind](message.message))
@@ -139,6 +197,25 @@ class SocketEngine:
         assert info is not None, "An engine says what it is before it answers. This is a bug."
         values = np.frombuffer(message.values, np.float32).reshape(-1, info.output_dim)
         future.set_result(Answer(values, message.queue_s, message.engine_s))
+
+    def receive_news(self, message: Answered | News | Failed) -> None:
+        stream = self.streams[message.call_id].stream
+        if isinstance(message, News):
+            stream.put(message.events)
+            if stream.is_complete:
+                self.end_stream(message.call_id)
+        elif isinstance(message, Failed):
+            stream.fail(FAILURES[message.kind](message.message))
+            self.end_stream(message.call_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """A generation that an engine works on."""
+
+    stream: EventStream
+    num_tokens: int
+    """At most; how replicas are compared."""
 
 
 class ReplicaSet:
@@ -166,6 +243,10 @@ class ReplicaSet:
             max(answer.queue_s for answer in answers),
             max(answer.engine_s for answer in answers),
         )
+
+    def generate(self, prompt: TokenArray, params: GenerationParams, deadline_s: float) -> GenerationStream:
+        """See EngineClient."""
+        return self.pick().generate(prompt, params, deadline_s)
 
     async def pick_and_run(self, part: list[TokenSequence], deadline_s: float) -> Answer:
         return await self.pick().run(part, deadline_s)

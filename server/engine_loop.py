@@ -1,35 +1,43 @@
-"""Keeps one engine busy: queues calls, forms the next step while the last one runs, and hands answers out.
+"""Keeps one engine busy: forms the next step as soon as it can be formed, and hands out what came of the last one.
 
 Scheduling and running belong in one loop, and a busy HTTP event loop must never starve the device; so this loop lives
 in the engine's own process (`engine_process`), or in the HTTP process where the configuration says `inline`. It is an
-EngineClient itself: what crosses the process border is exactly its interface.
+EngineClient itself: what crosses the process border is exactly its interface. What a step is made of, and what becomes
+of its result, is the business of the engine's kind of work: `encoding` or `generating`.
 """
 
 import asyncio
-import itertools
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from runtime.engine import Engine, EngineError
+from runtime.kv_cache.blocks import BlockAllocator
+from server.cache_metrics import CacheMetrics
 from server.cost_model import CostModel, StepCost
 from server.device_thread import DeviceThread, Step, StepResult
+from server.encoding import Encoding
+from server.event_stream import EventStream
+from server.generating import Generating, MakeMatcher
 from server.metrics import Metrics
-from server.packing import pack, sort_by_length
 from server.request import (
     Answer,
     DeadlineExceeded,
     EngineFailure,
     EngineStatus,
     EngineUnavailable,
+    GenerationParams,
     Request,
+    TokenArray,
     TokenSequence,
 )
-from server.scheduler import Scheduler, SchedulerLimits
+from server.residents import Residents
+from server.scheduler import Choice, Scheduler, SchedulerLimits
+from server.sequences import Matcher
 
 logger = logging.getLogger("padless.engine")
 
@@ -42,16 +50,43 @@ OBSERVE_PERIOD_S = 0.5
 CANARY = TokenSequence(np.zeros(1, np.int32))
 
 
-@dataclass(slots=True)
-class Call:
-    """One client call under way. Mutable: rows are filled in as steps end, in whatever order."""
+class Work(Protocol):
+    """What one kind of engine does in its steps."""
 
-    future: asyncio.Future[Answer]
-    requests: list[Request]
-    values: npt.NDArray[np.float32]
-    num_missing: int
-    queue_s: float = 0.0
-    engine_s: float = 0.0
+    can_prefetch: bool
+
+    def form(self, choice: Choice) -> Step | None: ...
+
+    def form_canary(self, sequence: TokenSequence) -> Step: ...
+
+    def measure_cost(self, step: Step) -> StepCost: ...
+
+    def is_good(self, result: StepResult) -> bool: ...
+
+    def hand_out(self, result: StepResult) -> list[Step]:
+        """Returns what has to be tried again."""
+
+    def forget_cancelled(self, request: Request) -> None: ...
+
+    def fail(self, request: Request, error: Exception) -> None: ...
+
+    def fail_all(self, error: Exception) -> None: ...
+
+
+def refuse_grammar(kind: str, text: str) -> Matcher:
+    raise EngineFailure("this engine was built without a tokenizer, so it cannot follow a grammar")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """How an engine with a KV cache generates."""
+
+    max_total_tokens: int
+    """Of a prompt and its answer."""
+    prefill_chunk_tokens: int = 0
+    has_prefix_cache: bool = True
+    num_drafts: int = 0
+    make_matcher: MakeMatcher = refuse_grammar
 
 
 @dataclass(slots=True)
@@ -63,7 +98,7 @@ class Running:
 
 
 class EngineLoop:
-    """Mutable: the calls under way, the scheduler's queue, the steps on the device, and the last success."""
+    """Mutable: the work under way, the scheduler's queue, the steps on the device, and the last success."""
 
     def __init__(
         self,
@@ -75,15 +110,22 @@ class EngineLoop:
         model: str,
         replica: int = 0,
         canary_interval_s: float = 5.0,
+        generation: GenerationOptions | None = None,
     ) -> None:
         self.engine = engine
         self.scheduler = Scheduler(limits, cost_model)
+        self.encoding: Encoding | None = None
+        self.generating: Generating | None = None
+        if generation is None:
+            self.work: Work = Encoding(self.scheduler, engine.info.output_dim, self.wake)
+            self.encoding = self.work
+        else:
+            self.work = self.generating = self.make_generating(generation)
         self.metrics = metrics
+        self.cache_metrics = None if generation is None else CacheMetrics(metrics.registry, model, replica)
         self.model, self.replica = model, replica
         self.canary_interval_s = canary_interval_s
-        self.calls: dict[int, Call] = {}
         self.running = Running()
-        self.ids = itertools.count()
         self.last_success_s = 0.0
         self.last_canary_s = 0.0
         self.num_failed_canaries = 0
@@ -93,6 +135,22 @@ class EngineLoop:
         self.tasks: list[asyncio.Task[None]] = []
         self.device = DeviceThread(engine, f"engine-{model}-{replica}", self.deliver)
 
+    def make_generating(self, options: GenerationOptions) -> Generating:
+        info = self.engine.info
+        allocator = BlockAllocator(info.num_blocks, has_prefix_cache=options.has_prefix_cache)
+        self.scheduler.residents = Residents(allocator, options.prefill_chunk_tokens)
+        return Generating(
+            self.scheduler,
+            vocab_size=info.output_dim,
+            max_total_tokens=options.max_total_tokens,
+            wake=self.wake,
+            make_matcher=options.make_matcher,
+            num_drafts=options.num_drafts,
+        )
+
+    def wake(self) -> None:
+        self.changed.set()
+
     async def start(self) -> None:
         """Start the device thread and prove with a canary step that the engine computes."""
         self.loop = asyncio.get_running_loop()
@@ -100,7 +158,7 @@ class EngineLoop:
         self.tasks = [asyncio.create_task(self.feed()), asyncio.create_task(self.watch())]
         for task in self.tasks:
             task.add_done_callback(self.note_end)
-        self.submit([])
+        self.submit(self.work.form_canary(CANARY))
 
     def note_end(self, task: asyncio.Task[None]) -> None:
         """A task of ours ended by an error: nothing would be fed any more. Everybody is told, and nothing hangs."""
@@ -108,8 +166,7 @@ class EngineLoop:
             return
         self.crash = task.exception()
         logger.error("the loop of model %s crashed", self.model, exc_info=self.crash)
-        for call in list(self.calls.values()):
-            self.fail(call, EngineUnavailable(f"the engine's loop crashed: {self.crash}"))
+        self.work.fail_all(EngineUnavailable(f"the engine's loop crashed: {self.crash}"))
         self.crashed.set()
 
     async def close(self) -> None:
@@ -118,8 +175,7 @@ class EngineLoop:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await asyncio.to_thread(self.device.stop)
-        for call in list(self.calls.values()):
-            self.fail(call, EngineUnavailable("the engine was stopped"))
+        self.work.fail_all(EngineUnavailable("the engine was stopped"))
         self.engine.close()
 
     def status(self) -> tuple[EngineStatus, ...]:
@@ -139,30 +195,24 @@ class EngineLoop:
 
     async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
         """See EngineClient."""
+        self.check_crash()
+        if self.encoding is None:
+            raise EngineFailure("this engine generates and does not encode. This is a bug.")
+        return await self.encoding.run(sequences, deadline_s)
+
+    def generate(self, prompt: TokenArray, params: GenerationParams, deadline_s: float) -> EventStream:
+        """See EngineClient."""
+        self.check_crash()
+        if self.generating is None:
+            raise EngineFailure("this engine encodes and does not generate. This is a bug.")
+        return self.generating.start(prompt, params, deadline_s)
+
+    def check_crash(self) -> None:
         if self.crash is not None:
             raise EngineUnavailable(f"the engine's loop crashed: {self.crash}")
-        too_long = max(sequence.num_tokens for sequence in sequences)
-        if too_long > self.scheduler.limits.max_batch_tokens:
-            raise EngineFailure(f"an input of {too_long} tokens is over the budget of a step. This is a bug.")
-        call_id, now_s = next(self.ids), monotonic()
-        requests = [
-            Request(index, call_id, sequence, deadline_s=deadline_s, arrival_s=now_s)
-            for index, sequence in enumerate(sequences)
-        ]
-        values = np.empty((len(requests), self.engine.info.output_dim), np.float32)
-        call = Call(asyncio.get_running_loop().create_future(), requests, values, len(requests))
-        self.calls[call_id] = call
-        self.scheduler.add(requests)
-        self.changed.set()
-        try:
-            return await call.future
-        finally:
-            self.calls.pop(call_id, None)
-            # After a failure or a cancellation: what is still queued is dropped when the scheduler meets it.
-            self.scheduler.queue.cancel(requests)
 
     async def feed(self) -> None:
-        """Form a step whenever the device can take one: one runs, one is ready behind it."""
+        """Form a step whenever the device can take one: one runs, and one is ready behind it where that can be."""
         while True:
             self.changed.clear()
             pause_s = self.pause_s(monotonic())
@@ -177,7 +227,7 @@ class EngineLoop:
     def pause_s(self, now_s: float) -> float | None:
         """How long before the next step should be formed; None: until something changes."""
         num_running = len(self.running.steps)
-        if num_running > 1:
+        if num_running > int(self.work.can_prefetch):
             return None
         wait_s = self.scheduler.wait_s(now_s)
         if wait_s is None or num_running == 0:
@@ -187,21 +237,18 @@ class EngineLoop:
     def form_step(self) -> None:
         choice = self.scheduler.next_step(monotonic())
         for request in choice.expired:
-            self.fail_call_of(request, DeadlineExceeded("the deadline passed in the queue"))
-        if choice.requests:
-            self.submit(choice.requests)
+            self.work.fail(request, DeadlineExceeded("the deadline passed before the answer was complete"))
+        for request in choice.cancelled:
+            self.work.forget_cancelled(request)
+        step = self.work.form(choice)
+        if step is not None:
+            self.submit(step)
 
-    def submit(self, requests: list[Request]) -> None:
-        """Pack and hand to the device; no requests: a canary."""
-        sequences = [request.sequence for request in requests] or [CANARY]
-        order = sort_by_length(sequences)
-        ordered = [sequences[index] for index in order]
-        predicted_s = self.scheduler.cost_model.predict(cost_of(ordered))
+    def submit(self, step: Step) -> None:
         now_s = monotonic()
-        step = Step(pack(ordered), [requests[index] for index in order] if requests else [], predicted_s)
         self.running.steps.append(step)
         if len(self.running.steps) == 1:
-            self.running.predicted_end_s = now_s + predicted_s
+            self.running.predicted_end_s = now_s + step.predicted_s
         self.device.submit(step)
 
     def deliver(self, result: StepResult) -> None:
@@ -216,66 +263,31 @@ class EngineLoop:
             running.predicted_end_s = monotonic() + running.steps[0].predicted_s
         self.changed.set()
         try:
-            self.hand_out(result)
+            self.note_outcome(result)
+            if not result.step.is_canary:
+                for step in self.work.hand_out(result):
+                    self.submit(step)
         except Exception as error:  # a bug of ours; the calls of this step must hear of it
             logger.exception("the result of a step of model %s could not be handed out", self.model)
-            for request in result.step.requests:
-                self.fail_call_of(request, EngineFailure(f"{type(error).__name__}: {error}"))
+            for request in result.step.owners:
+                self.work.fail(request, EngineFailure(f"{type(error).__name__}: {error}"))
 
-    def hand_out(self, result: StepResult) -> None:
-        is_good = result.output is not None and bool(np.isfinite(result.output.values).all())
+    def note_outcome(self, result: StepResult) -> None:
+        is_good = self.work.is_good(result)
         if is_good:
             self.last_success_s = result.ended_s
-        if is_good or not result.step.requests:
+        if is_good or result.step.is_canary:
             self.num_failed_canaries = 0 if is_good else self.num_failed_canaries + 1
-        if result.output is None:
-            self.retry_or_fail(result.step, result.error or EngineError("the engine gave no reason"))
-            return
-        self.observe(result)
-        for request, row in zip(result.step.requests, result.output.values, strict=False):
-            self.answer(request, row, result)
-
-    def answer(self, request: Request, row: npt.NDArray[np.float32], result: StepResult) -> None:
-        call = self.calls.get(request.call_id)
-        if call is None:
-            return
-        call.values[request.request_id] = row
-        call.queue_s = max(call.queue_s, result.started_s - request.arrival_s)
-        call.engine_s = max(call.engine_s, result.ended_s - result.started_s)
-        call.num_missing -= 1
-        if call.num_missing == 0 and not call.future.done():
-            call.future.set_result(Answer(call.values, call.queue_s, call.engine_s))
-
-    def retry_or_fail(self, step: Step, error: Exception) -> None:
-        """Halve a failed step until the culprit is alone: the others of its batch must not fail with it."""
-        if not isinstance(error, EngineError):
-            logger.error("a step of model %s failed", self.model, exc_info=error)
-        now_s = monotonic()
-        late = [request for request in step.requests if request.deadline_s <= now_s]
-        for request in late:
-            self.fail_call_of(request, DeadlineExceeded("the deadline passed while a failed step was tried again"))
-        waiting = [request for request in step.requests if not request.is_cancelled and request not in late]
-        if len(step.requests) > 1:
-            middle = len(waiting) // 2
-            for half in filter(None, (waiting[:middle], waiting[middle:])):
-                self.submit(half)
-            return
-        for request in waiting:
-            self.fail_call_of(request, EngineFailure(str(error)))
-
-    def fail_call_of(self, request: Request, error: Exception) -> None:
-        if request.call_id in self.calls:
-            self.fail(self.calls[request.call_id], error)
-
-    def fail(self, call: Call, error: Exception) -> None:
-        if not call.future.done():
-            call.future.set_exception(error)
+        if result.output is not None:
+            self.observe(result)
+        elif not isinstance(result.error, EngineError):
+            logger.error("a step of model %s failed", self.model, exc_info=result.error)
 
     def observe(self, result: StepResult) -> None:
         batch, step = result.step.batch, result.step
         actual_s = result.ended_s - result.started_s
-        self.scheduler.cost_model.observe(cost_of_batch(batch.seqlens), batch.num_seqs, actual_s)
-        if not step.requests:
+        self.scheduler.cost_model.observe(self.work.measure_cost(step), batch.num_seqs, actual_s)
+        if step.is_canary:
             return
         self.metrics.observe_step(
             self.model,
@@ -285,8 +297,10 @@ class EngineLoop:
             max_seqlen=batch.max_seqlen,
             predicted_s=step.predicted_s,
             actual_s=actual_s,
-            batch_wait_s=result.started_s - min(request.arrival_s for request in step.requests),
+            batch_wait_s=max((result.started_s - request.arrival_s for request in step.requests), default=None),
         )
+        if self.cache_metrics is not None:
+            self.cache_metrics.observe_step(*count_phases(step))
 
     async def watch(self) -> None:
         """Publish gauges, and when nothing has run for a while, run a canary and let the engine tidy up.
@@ -296,20 +310,19 @@ class EngineLoop:
         while True:
             memory, queue = self.engine.memory(), self.scheduler.queue
             self.metrics.observe_engine(self.model, self.replica, memory, queue.num_tokens)
+            if self.cache_metrics is not None and self.generating is not None:
+                self.cache_metrics.observe(self.generating.describe_cache())
             await asyncio.sleep(OBSERVE_PERIOD_S)
             if self.num_failed_canaries >= MAX_FAILED_CANARIES:
                 raise EngineError(f"{self.num_failed_canaries} canaries in a row have failed")
-            is_idle = not self.running.steps and not queue.heap
+            is_idle = not self.running.steps and self.scheduler.wait_s(monotonic()) is None
             if is_idle and monotonic() - max(self.last_success_s, self.last_canary_s) >= self.canary_interval_s:
                 self.last_canary_s = monotonic()
                 self.engine.trim()
-                self.submit([])
+                self.submit(self.work.form_canary(CANARY))
 
 
-def cost_of(sequences: list[TokenSequence]) -> StepCost:
-    return cost_of_batch(np.array([sequence.num_tokens for sequence in sequences]))
-
-
-def cost_of_batch(seqlens: npt.NDArray[np.int32] | npt.NDArray[np.int64]) -> StepCost:
-    lengths = seqlens.astype(np.int64)
-    return StepCost(int(lengths.sum()), int(np.square(lengths).sum()))
+def count_phases(step: Step) -> tuple[int, int]:
+    """Tokens of prompts, and of answers."""
+    num_decoded = sum(part.num_tokens for part in step.parts if part.num_tokens == 1 + len(part.drafts))
+    return step.batch.num_tokens - num_decoded, num_decoded

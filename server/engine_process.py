@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from models.info import ModelDirectoryError
@@ -18,8 +19,9 @@ from runtime.engine import Engine, Progress
 from server.calibration import calibrate
 from server.cost_model import CostModel
 from server.deployment import DeployedModel, Deployment, load
-from server.engine_loop import EngineLoop
+from server.engine_loop import EngineLoop, GenerationOptions
 from server.engine_server import EngineServer
+from server.grammar import GrammarFactory
 from server.metrics import Metrics
 from server.processes import CANNOT_START, CRASHED, end_with_parent, make_progress, set_up_logging
 from server.scheduler import SchedulerLimits
@@ -43,18 +45,37 @@ def build_loop(deployment: Deployment, model: DeployedModel, replica: int, metri
         )
     return EngineLoop(
         engine,
-        SchedulerLimits(max_batch_tokens, limits.max_batch_requests, limits.max_wait_ms / 1e3),
+        SchedulerLimits(
+            max_batch_tokens, limits.max_batch_requests, limits.max_wait_ms / 1e3, engine.info.max_batch_logits
+        ),
         cost_model,
         metrics,
         model=model.config.name,
         replica=replica,
         canary_interval_s=deployment.config.server.canary_interval_s,
+        generation=plan_generation(model) if model.info.task == "generate" else None,
     )
+
+
+def plan_generation(model: DeployedModel) -> GenerationOptions:
+    speculative = model.config.speculative
+    options = GenerationOptions(
+        model.max_input_tokens,
+        prefill_chunk_tokens=model.config.limits.prefill_chunk_tokens,
+        has_prefix_cache=model.config.engine.kv_cache.prefix_caching,
+        num_drafts=speculative.num_tokens if speculative is not None and speculative.method == "ngram" else 0,
+    )
+    if not (model.directory / "tokenizer.json").exists():
+        return options
+    grammars = GrammarFactory(model.directory, model.info.output_dim, model.info.eos_token_ids)
+    return replace(options, make_matcher=grammars.make_matcher)
 
 
 def build(model: DeployedModel, progress: Progress) -> Engine:
     limits = model.config.limits
-    batch_limits = BatchLimits(limits.max_batch_tokens, limits.max_batch_requests, model.max_input_tokens)
+    batch_limits = BatchLimits(
+        limits.max_batch_tokens, limits.max_batch_requests, model.max_input_tokens, count_logits(model)
+    )
     config = model.config.engine.model_copy(update={"threads": model.threads})
     if config.kind == "null":
         return build_null(model.info.output_dim, config, batch_limits)
@@ -62,6 +83,15 @@ def build(model: DeployedModel, progress: Progress) -> Engine:
     module = load_model(model.directory, model.info)
     progress("reading weights", 1, 1)
     return build_engine(module, model.info.output_dim, config, batch_limits, progress)
+
+
+def count_logits(model: DeployedModel) -> int:
+    """Rows of logits of a step: of every sequence the next token, and as many as are guessed ahead."""
+    if model.info.task != "generate":
+        return 0
+    limits, speculative = model.config.limits, model.config.speculative
+    num_drafts = 0 if speculative is None else speculative.num_tokens
+    return min(limits.max_batch_requests * (1 + num_drafts), limits.max_batch_tokens)
 
 
 def pin_to_cores(replica: int, threads: int) -> None:

@@ -2,12 +2,29 @@
 
 import asyncio
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+
 from server.engine_loop import EngineLoop
-from server.request import DeadlineExceeded, EngineFailure, EngineStatus, EngineUnavailable
-from server.wire import Answered, Cancel, Failed, Message, Status, Submit, decode_call, frame, read_message
+from server.event_stream import EventStream
+from server.request import DeadlineExceeded, EngineFailure, EngineStatus, EngineUnavailable, Unservable
+from server.wire import (
+    Answered,
+    Cancel,
+    Failed,
+    Generate,
+    Message,
+    News,
+    Status,
+    Stop,
+    Submit,
+    decode_call,
+    frame,
+    read_message,
+)
 
 logger = logging.getLogger("padless.engine")
 
@@ -49,6 +66,7 @@ class Connection:
     def __init__(self, loop: EngineLoop, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.loop, self.reader, self.writer = loop, reader, writer
         self.calls: dict[int, asyncio.Task[None]] = {}
+        self.streams: dict[int, EventStream] = {}
 
     async def serve(self) -> None:
         reporter = asyncio.create_task(self.report())
@@ -67,19 +85,40 @@ class Connection:
             task = asyncio.create_task(self.run(message))
             self.calls[message.call_id] = task
             task.add_done_callback(lambda _: self.calls.pop(message.call_id, None))
+        elif isinstance(message, Generate):
+            task = asyncio.create_task(self.generate(message))
+            self.calls[message.call_id] = task
+            task.add_done_callback(lambda _: self.calls.pop(message.call_id, None))
+        elif isinstance(message, Stop) and message.call_id in self.streams:
+            self.streams[message.call_id].stop(message.index)
         elif isinstance(message, Cancel) and message.call_id in self.calls:
             self.calls[message.call_id].cancel()
 
     async def run(self, message: Submit) -> None:
-        try:
+        with self.telling_failures(message.call_id):
             answer = await self.loop.run(decode_call(message), message.deadline_s)
-        except (EngineUnavailable, DeadlineExceeded, EngineFailure) as error:
-            self.send(Failed(message.call_id, type(error).__name__, str(error)))
+            self.send(Answered(message.call_id, answer.values.tobytes(), answer.queue_s, answer.engine_s))
+
+    async def generate(self, message: Generate) -> None:
+        with self.telling_failures(message.call_id):
+            prompt = np.frombuffer(message.input_ids, np.int32)
+            stream = self.streams[message.call_id] = self.loop.generate(prompt, message.params, message.deadline_s)
+            try:
+                async for events in stream:
+                    self.send(News(message.call_id, events))
+            finally:
+                self.streams.pop(message.call_id)
+                stream.cancel()
+
+    @contextmanager
+    def telling_failures(self, call_id: int) -> Iterator[None]:
+        try:
+            yield
+        except (EngineUnavailable, DeadlineExceeded, EngineFailure, Unservable) as error:
+            self.send(Failed(call_id, type(error).__name__, str(error)))
         except Exception as error:  # a bug of ours; whoever waits must hear of it all the same
             logger.exception("a call failed")
-            self.send(Failed(message.call_id, EngineFailure.__name__, f"{type(error).__name__}: {error}"))
-        else:
-            self.send(Answered(message.call_id, answer.values.tobytes(), answer.queue_s, answer.engine_s))
+            self.send(Failed(call_id, EngineFailure.__name__, f"{type(error).__name__}: {error}"))
 
     async def report(self) -> None:
         """Tell the other side how things stand, now and ever so often."""

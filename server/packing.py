@@ -1,11 +1,15 @@
-"""Chosen requests to one packed Batch: end to end, no padding. Pure numpy."""
+"""What was chosen for a step to one packed Batch: end to end, no padding. Pure numpy."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from runtime.batch import Batch
+from runtime.batch import Batch, Paging
+from runtime.kv_cache.blocks import BLOCK_SIZE
 from server.request import TokenSequence
+from server.residents import GenerationPlan, Part
+from server.sampling_rows import Row, build_sampling
 
 
 def sort_by_length(sequences: Sequence[TokenSequence]) -> list[int]:
@@ -30,3 +34,44 @@ def pack(sequences: Sequence[TokenSequence]) -> Batch:
         cu_seqlens=cu_seqlens,
         max_seqlen=int(seqlens.max()),
     )
+
+
+def pack_parts(plan: GenerationPlan, rows: Sequence[Row], vocab_size: int) -> Batch:
+    """The parts of generations, in their order; `rows` as `list_rows` gives them."""
+    parts = plan.parts
+    seqlens = np.array([part.num_tokens for part in parts], dtype=np.int32)
+    computed = np.array([part.num_past_tokens for part in parts], dtype=np.int64)
+    cu_seqlens = np.zeros(len(parts) + 1, dtype=np.int32)
+    np.cumsum(seqlens, out=cu_seqlens[1:])
+    num_tokens = int(cu_seqlens[-1])
+    input_ids: list[int] = []
+    for part in parts:
+        input_ids += list_tokens(part)
+    owner = np.repeat(np.arange(len(parts)), seqlens)
+    position_ids = np.arange(num_tokens) - cu_seqlens[:-1][owner] + computed[owner]
+    block_table = pack_tables([part.sequence.table.block_ids for part in parts])
+    blocks = block_table[owner, position_ids // BLOCK_SIZE].astype(np.int64)
+    paging = Paging(
+        cache_seqlens=(computed + seqlens).astype(np.int32),
+        block_table=block_table,
+        slot_mapping=blocks * BLOCK_SIZE + position_ids % BLOCK_SIZE,
+        logit_rows=np.array([row.token_row for row in rows], np.int64),
+        sampling=build_sampling(rows, vocab_size),
+        block_copies=np.array(plan.copies, np.int64).reshape(-1, 2),
+    )
+    ids = np.array(input_ids, np.int64)
+    return Batch(ids, position_ids, np.zeros_like(ids), cu_seqlens, int(seqlens.max()), paging)
+
+
+def list_tokens(part: Part) -> list[int]:
+    """What of its sequence is computed, drafts included."""
+    first = part.num_past_tokens
+    return [*part.sequence.token_ids[first : first + part.num_tokens - len(part.drafts)], *part.drafts]
+
+
+def pack_tables(tables: Sequence[list[int]]) -> npt.NDArray[np.int32]:
+    """int32 [num_seqs, max_blocks], filled up with the scratch block, which is 0."""
+    packed = np.zeros((len(tables), max(len(table) for table in tables)), np.int32)
+    for row, table in zip(packed, tables, strict=True):
+        row[: len(table)] = table
+    return packed

@@ -3,8 +3,9 @@
 Times are `time.monotonic()` seconds, which on one machine mean the same in every process.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,90 @@ class TokenSequence:
         return len(self.input_ids)
 
 
+FinishReason = Literal["", "stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParams:
+    """What is wanted of one prompt. Everything is in tokens; texts (stop strings) are the HTTP side's business."""
+
+    max_tokens: int
+    """New tokens; 0 only looks at the prompt."""
+    min_tokens: int = 0
+    """No end token before this many."""
+    num_sequences: int = 1
+    """Answers to generate: OpenAI's n, or best_of."""
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Runs of tokens that must not be generated."""
+    stop_token_ids: tuple[int, ...] = ()
+    """The model's own end tokens included, unless they are to be ignored. A stop token ends the answer and is its last
+    token."""
+    seed: int = 0
+    """The same seed gives the same answer, whatever else is in the batch."""
+    num_logprobs: int = -1
+    """-1: none; 0: of the tokens; k: and of the k most probable ones."""
+    num_prompt_logprobs: int = -1
+    """The same for the prompt's tokens but the first."""
+    beam_width: int = 0
+    """Over 0: beam search, `num_sequences` (at most beam_width) best answers, all given at the end."""
+    length_penalty: float = 1.0
+    """Beam search: scores are sums of logprobs divided by length ** length_penalty."""
+    early_stopping: bool = False
+    """Beam search: end as soon as there are beam_width answers, not only once no better one is likely."""
+    grammar: tuple[Literal["", "json_schema", "regex", "json"], str] = ("", "")
+    """What the answer must conform to: any JSON, a JSON schema (as JSON text), or a regular expression."""
+    priority: int = 0
+    """Lower is earlier; of equal ones the nearer deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token's logprob, and the most probable tokens in its place."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """(token, logprob), the most probable first."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationEvent:
+    """News of one answer of a generation: its next tokens, and at its end why it ended."""
+
+    index: int
+    """Which answer, from 0."""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One per token where they were asked for."""
+    finish_reason: FinishReason = ""
+    num_cached_tokens: int = 0
+    """In the very first event: how many of the prompt's tokens were in the prefix cache."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """In the very first event, where asked for: of the prompt's tokens from the second on."""
+
+
+class GenerationStream(Protocol):
+    """A generation under way: iterate over its events until every answer has a finish_reason.
+
+    Iterating raises EngineUnavailable, DeadlineExceeded, EngineFailure, Unservable. Whoever leaves before the end must `cancel`.
+    """
+
+    def __aiter__(self) -> AsyncIterator[list[GenerationEvent]]: ...
+
+    def stop(self, index: int) -> None:
+        """No more of this answer is wanted (a stop string was found): it gets no further events, nor a finish_reason."""
+
+    def cancel(self) -> None:
+        """Nothing more is wanted. No effect after the end."""
+
+
 @dataclass(slots=True)
 class Request:
     """One sequence in the queue of an engine. `call_id` names the client call it is part of.
@@ -38,6 +123,8 @@ class Request:
     sequence: TokenSequence
     deadline_s: float
     arrival_s: float
+    priority: int = 0
+    """Lower is earlier, whatever the deadlines."""
     virtual_deadline_s: float = 0.0
     queue_number: int = 0
     is_queued: bool = False
@@ -78,6 +165,10 @@ class DeadlineExceeded(RuntimeError):
     """The deadline passed before the answer was there."""
 
 
+class Unservable(ValueError):
+    """This request could never run here; the text names what to change."""
+
+
 class EngineFailure(RuntimeError):
     """The step that held this call failed."""
 
@@ -93,5 +184,8 @@ class EngineClient(Protocol):
 
         Cancelling the task frees its place in the queue. Raises EngineUnavailable, DeadlineExceeded, EngineFailure.
         """
+
+    def generate(self, prompt: TokenArray, params: GenerationParams, deadline_s: float) -> GenerationStream:
+        """Begin to generate after `prompt`. Raises EngineUnavailable and Unservable at once, or the stream does later."""
 
     async def close(self) -> None: ...

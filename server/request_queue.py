@@ -1,6 +1,6 @@
 """Requests waiting for a step, in the order they should run. Pure.
 
-Earliest deadline first, with two twists. A deadline further away than HORIZON_S counts as that far: a patient request
+Lowest priority number first, then earliest deadline first, with two twists. A deadline further away than HORIZON_S counts as that far: a patient request
 must not wait behind every impatient one that comes later. And the inputs of a client call of many are put off, each by
 the time its call's earlier inputs take at half of the engine's rate: a call of 2,048 inputs so queues up as if they
 came in one after the other, and leaves the other half of the engine to whoever comes meanwhile. A request's place never
@@ -22,7 +22,7 @@ FAIR_SHARE = 0.5
 class RequestQueue:
     """Mutable. `num_tokens` counts who still waits; `len()` counts cancelled requests too, until they are dropped."""
 
-    heap: list[tuple[float, int, Request]] = field(default_factory=list)
+    heap: list[tuple[int, float, int, Request]] = field(default_factory=list)
     num_tokens: int = 0
     count: int = 0
 
@@ -43,12 +43,12 @@ class RequestQueue:
         if request.queue_number == 0:
             self.count += 1
             request.queue_number = self.count
-        heapq.heappush(self.heap, (request.virtual_deadline_s, request.queue_number, request))
+        heapq.heappush(self.heap, (request.priority, request.virtual_deadline_s, request.queue_number, request))
         request.is_queued = True
         self.num_tokens += request.num_tokens
 
     def pop(self) -> Request:
-        request = heapq.heappop(self.heap)[2]
+        request = heapq.heappop(self.heap)[3]
         if request.is_queued:
             self.num_tokens -= request.num_tokens
             request.is_queued = False
@@ -64,4 +64,4 @@ class RequestQueue:
 
     def __iter__(self) -> Iterator[Request]:
         """In no particular order."""
-        return (request for _, _, request in self.heap)
+        return (request for *_, request in self.heap)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.engine import EngineInfo
-from server.request import TokenArray, TokenSequence
+from server.request import GenerationEvent, GenerationParams, TokenArray, TokenSequence
 
 LENGTH = struct.Struct("<I")
 
@@ -27,6 +27,22 @@ class Submit(msgspec.Struct, tag=True, array_like=True):
     token_type_ids: bytes
 
 
+class Generate(msgspec.Struct, tag=True, array_like=True):
+    """One prompt, int32 as bytes."""
+
+    call_id: int
+    deadline_s: float
+    input_ids: bytes
+    params: GenerationParams
+
+
+class Stop(msgspec.Struct, tag=True, array_like=True):
+    """No more of one answer."""
+
+    call_id: int
+    index: int
+
+
 class Cancel(msgspec.Struct, tag=True, array_like=True):
     call_id: int
 
@@ -38,6 +54,13 @@ class Answered(msgspec.Struct, tag=True, array_like=True):
     values: bytes
     queue_s: float
     engine_s: float
+
+
+class News(msgspec.Struct, tag=True, array_like=True):
+    """Of a generation, as often as there are any."""
+
+    call_id: int
+    events: list[GenerationEvent]
 
 
 class Failed(msgspec.Struct, tag=True, array_like=True):
@@ -58,7 +81,7 @@ class Status(msgspec.Struct, tag=True, array_like=True):
     info: EngineInfo | None
 
 
-Message = Submit | Cancel | Answered | Failed | Status
+Message = Submit | Generate | Stop | Cancel | Answered | News | Failed | Status
 ENCODER = msgspec.msgpack.Encoder()
 DECODER = msgspec.msgpack.Decoder(Message)
 

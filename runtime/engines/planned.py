@@ -42,14 +42,25 @@ class PlannedEngine:
 
     def warmup(self, progress: Progress) -> None:
         """The largest shape comes first: its plan serves every batch that finds no better one, so none allocates."""
-        self.arena.layout(self.largest, lambda: self.program.lifetimes(self.largest))
+        self.prepare()
         run_warmup(self.run, self.largest, progress)
 
+    def prepare(self) -> None:
+        """Plan the largest step and take its memory."""
+        self.arena.layout(self.largest, lambda: self.program.lifetimes(self.largest))
+
     def run(self, batch: Batch) -> Output:
+        return Output(self.compute(batch).to(device="cpu", dtype=torch.float32, copy=True).numpy())
+
+    def compute(self, batch: Batch, **memory: Tensor) -> Tensor:
+        """The result, in memory that belongs to the next step. `memory`: what the model keeps between steps, by name.
+
+        Raises EngineError; ValueError where the batch is too large.
+        """
         shape = self.drop_unused(find_shape(batch, self.largest))
         try:
             with torch.inference_mode():
-                return self.execute(batch, self.bind(shape, round_shape(shape, self.largest)))
+                return self.execute(batch, memory, self.bind(shape, round_shape(shape, self.largest)))
         except (CapExceeded, RuntimeError, IndexError, ValueError) as error:
             raise EngineError(f"a step of {batch.num_seqs} sequences failed: {error}") from error
 
@@ -88,10 +99,11 @@ class PlannedEngine:
             slots[instruction.slot] = instruction.run(*getter(slots))
         return slots
 
-    def execute(self, batch: Batch, bound: list[object]) -> Output:
+    def execute(self, batch: Batch, memory: dict[str, Tensor], bound: list[object]) -> Tensor:
         slots = list(bound)
-        for slot, value in zip(self.program.input_slots, to_tensors(batch, self.device), strict=True):
-            slots[slot] = value
+        inputs = to_tensors(batch, self.device) | memory
+        for name, slot in self.program.input_slots.items():
+            slots[slot] = inputs[name]
         for instruction, getter in self.steps:
             if instruction.tensor is None:
                 slots[instruction.slot] = instruction.run(*getter(slots))
@@ -101,8 +113,7 @@ class PlannedEngine:
                 slots[slot] = None
         result = slots[self.program.output_slot]
         assert isinstance(result, Tensor)
-        # A copy: the arena's memory belongs to the next step.
-        return Output(result.to(device="cpu", dtype=torch.float32, copy=True).numpy())
+        return result
 
     def memory(self) -> MemoryStats:
         arena = self.arena
@@ -161,7 +172,7 @@ def fit_capacity(program: Program, wanted: BatchShape, min_tokens: int, cap_byte
         return wanted
 
     def shrink(num_tokens: int) -> BatchShape:
-        return BatchShape(num_tokens, min(wanted.num_seqs, num_tokens), min(wanted.max_seqlen, num_tokens))
+        return BatchShape(num_tokens, *(min(number, num_tokens) for number in wanted[1:3]), wanted.num_logits)
 
     least = peak_bytes(program, shrink(min_tokens))
     if least > cap_bytes:

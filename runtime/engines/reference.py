@@ -1,7 +1,7 @@
 """The module itself, op by op in plain PyTorch: the oracle that fast engines are compared with."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from runtime.batch import Batch, Output
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
@@ -19,14 +19,21 @@ class ReferenceEngine:
     def warmup(self, progress: Progress) -> None:
         run_warmup(self.run, self.largest, progress)
 
+    def prepare(self) -> None:
+        """Nothing is planned."""
+
     def run(self, batch: Batch) -> Output:
+        return Output(self.compute(batch).to(device="cpu", dtype=torch.float32).numpy())
+
+    def compute(self, batch: Batch, **memory: Tensor) -> Tensor:
+        """See PlannedEngine."""
         find_shape(batch, self.largest)
         try:
             with torch.inference_mode():
-                result = self.module(*to_tensors(batch, self.device))
+                result: Tensor = self.module(**to_tensors(batch, self.device), **memory)
+                return result
         except (RuntimeError, IndexError) as error:
             raise EngineError(f"a step of {batch.num_seqs} sequences failed: {error}") from error
-        return Output(result.to(device="cpu", dtype=torch.float32).numpy())
 
     def memory(self) -> MemoryStats:
         return MemoryStats(weight_bytes=self.info.weight_bytes)

@@ -1,21 +1,31 @@
 """What engines do with a batch on its way in: check it, make it tensors; and the batches they warm up with."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from runtime.batch import Batch
 from runtime.engine import Progress
 from runtime.memory.lifetimes import BatchShape
 
 
-def to_tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """The arguments of a model's forward, in its order."""
-    arrays = (batch.input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens)
-    input_ids, position_ids, token_type_ids, cu_seqlens = (torch.from_numpy(array).to(device) for array in arrays)
-    return input_ids, position_ids, token_type_ids, cu_seqlens, batch.max_seqlen
+def to_tensors(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """The arguments of a model's forward by their names, all but a decoder's cache."""
+    arrays = {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "token_type_ids": batch.token_type_ids,
+        "cu_seqlens": batch.cu_seqlens,
+    }
+    if batch.paging is not None:
+        paging = batch.paging
+        del arrays["token_type_ids"]
+        arrays["slot_mapping"], arrays["block_table"] = paging.slot_mapping, paging.block_table
+        arrays["cache_seqlens"], arrays["logit_rows"] = paging.cache_seqlens, paging.logit_rows
+    tensors: dict[str, Any] = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    return tensors | {"max_seqlen": batch.max_seqlen}
 
 
 def make_batch(seqlens: list[int], token_id: int = 0) -> Batch:
@@ -32,7 +42,7 @@ def make_batch(seqlens: list[int], token_id: int = 0) -> Batch:
 
 def find_shape(batch: Batch, largest: BatchShape) -> BatchShape:
     """The batch's shape. Raises ValueError where it is over the largest that the engine was built for."""
-    shape = BatchShape(batch.num_tokens, batch.num_seqs, batch.max_seqlen)
+    shape = BatchShape(batch.num_tokens, batch.num_seqs, batch.max_seqlen, batch.num_logits)
     if not largest.dominates(shape):
         raise ValueError(f"a batch of {tuple(shape)} is over the largest planned, {tuple(largest)}")
     return shape

@@ -5,6 +5,7 @@ Pure Python. Sizes are formulas in the shape of a batch, so one captured graph s
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import NamedTuple
 
 ALIGNMENT = 64
@@ -12,11 +13,13 @@ ALIGNMENT = 64
 
 
 class BatchShape(NamedTuple):
-    """The three numbers every tensor size depends on."""
+    """The numbers every tensor size depends on."""
 
     num_tokens: int
     num_seqs: int
     max_seqlen: int
+    num_logits: int = 0
+    """Rows of logits; decoders only."""
 
     def dominates(self, other: "BatchShape") -> bool:
         """No tensor of a batch shaped `other` is larger than in one shaped `self`."""
@@ -27,33 +30,37 @@ class BatchShape(NamedTuple):
 class Formula:
     """A polynomial over a BatchShape with non-negative coefficients.
 
-    `terms`: (coefficient, power of num_tokens, of num_seqs, of max_seqlen).
+    `terms`: (coefficient, power of num_tokens, of num_seqs, ...) in the order of BatchShape; trailing zeros may be left
+    out.
     """
 
-    terms: tuple[tuple[int, int, int, int], ...]
+    terms: tuple[tuple[int, ...], ...]
 
     @classmethod
     def constant(cls, value: int) -> "Formula":
-        return cls(((value, 0, 0, 0),))
+        return cls(((value,),))
 
     def evaluate(self, shape: BatchShape) -> int:
-        tokens, seqs, longest = shape
-        return sum(c * tokens**t * seqs**s * longest**m for c, t, s, m in self.terms)
+        total = 0
+        for coefficient, *powers in self.terms:
+            for number, power in zip(shape, powers, strict=False):
+                coefficient *= number**power
+            total += coefficient
+        return total
 
     def times(self, other: "Formula") -> "Formula":
-        product: dict[tuple[int, int, int], int] = {}
+        product: dict[tuple[int, ...], int] = {}
         for c, *powers in self.terms:
             for d, *more in other.terms:
-                key = (powers[0] + more[0], powers[1] + more[1], powers[2] + more[2])
+                key = tuple(p + q for p, q in zip_longest(powers, more, fillvalue=0))
                 product[key] = product.get(key, 0) + c * d
         return Formula(tuple((c, *powers) for powers, c in product.items()))
 
     def __str__(self) -> str:
-        names = ("num_tokens", "num_seqs", "max_seqlen")
         return " + ".join(
             "*".join(
                 [str(c)] * (c != 1 or not any(powers))
-                + [n for n, p in zip(names, powers, strict=True) for _ in range(p)]
+                + [n for n, p in zip(BatchShape._fields, powers, strict=False) for _ in range(p)]
             )
             for c, *powers in self.terms
         )

@@ -1,10 +1,10 @@
-"""A sum that only a LayerNorm reads, and that norm, become `padless::add_norm`."""
+"""A sum that only a norm reads, and that norm, become `padless::add_norm`; so does every RMSNorm by itself."""
 
 import torch
 from torch.fx import GraphModule, Node
 
 from runtime.ops import add_norm
-from runtime.passes.rewriting import is_call, replace_node
+from runtime.passes.rewriting import arguments, is_call, replace_node
 
 aten = torch.ops.aten
 
@@ -15,6 +15,19 @@ def fuse_add_norm(graph_module: GraphModule) -> None:
             total, _, weight, bias, eps = node.args[:5]
             replace_node(node, add_norm.OP, (*total.args, weight, bias, eps), "add_norm")
             graph_module.graph.erase_node(total)
+        elif is_call(node, aten.rms_norm.default):
+            fuse_rms_norm(node)
+
+
+def fuse_rms_norm(node: Node) -> None:
+    total, _, weight, eps = arguments(node, 4)
+    if weight is None or eps is None:
+        return
+    if not is_plain_sum(total):
+        replace_node(node, add_norm.OP, (total, None, weight, None, eps, True), "rms_norm")
+        return
+    replace_node(node, add_norm.OP, (*total.args, weight, None, eps, True), "add_rms_norm")
+    total.graph.erase_node(total)
 
 
 def is_plain_sum(node: object) -> bool:

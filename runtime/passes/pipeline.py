@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from runtime.config import Precision
 from runtime.passes.fuse_add_norm import fuse_add_norm
 from runtime.passes.fuse_embed_norm import fuse_embed_norm
+from runtime.passes.fuse_gated_act import fuse_gated_act
 from runtime.passes.fuse_linear_act import fuse_linear_act
 from runtime.passes.fuse_linear_add import fuse_linear_add
 from runtime.passes.fuse_pool import fuse_pool
@@ -82,7 +83,11 @@ def has_cpu_bf16() -> bool:
 def list_passes(choice: PrecisionChoice, target: Target) -> list[tuple[str, Pass]]:
     """What makes a captured graph into one for `target`, in order."""
     is_native = target.isa is not None
-    passes: list[tuple[str, Pass]] = [("fuse_qkv", fuse_qkv), ("fuse_linear_act", fuse_linear_act)]
+    passes: list[tuple[str, Pass]] = [
+        ("fuse_qkv", fuse_qkv),
+        ("fuse_linear_act", fuse_linear_act),
+        ("fuse_gated_act", fuse_gated_act),
+    ]
     if is_native:
         passes += [("fuse_embed_norm", fuse_embed_norm), ("fuse_pool", fuse_pool)]
     passes.append(("fuse_add_norm", fuse_add_norm))

@@ -10,10 +10,17 @@ import torch
 from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
-from runtime.ops import add_norm, embed_norm, linear_act, linear_int8, pool
+from runtime.ops import add_norm, embed_norm, linear_act, linear_int8, paged_attention, pool
 from runtime.passes.rewriting import LINEAR, find_pooled, infer_shapes, is_call
 
-WEIGHTS_OF_NORMS = {add_norm.OP: (2, 3), embed_norm.OP: (2, 3), torch.ops.aten.layer_norm.default: (2, 3)}
+ROTARY = 12
+FP32_ARGUMENTS = {
+    add_norm.OP: (2, 3),
+    embed_norm.OP: (2, 3),
+    torch.ops.aten.layer_norm.default: (2, 3),
+    paged_attention.OP: (ROTARY,),
+}
+"""Weights of norms, and the angles of rotations."""
 LINEARS = (LINEAR, linear_act.OP)
 
 
@@ -42,11 +49,11 @@ def needs_fp32(weight: Node, user: Node, pooled: set[Node], has_native_gemm: boo
         return True
     if is_call(user, linear_int8.OP) or (is_call(user, *LINEARS) and not has_native_gemm):
         return True
-    return any(user.args[index] is weight for index in norm_weights(user))
+    return any(user.args[index] is weight for index in fp32_arguments(user))
 
 
-def norm_weights(node: Node) -> Iterator[int]:
-    for index in WEIGHTS_OF_NORMS.get(node.target, ()):  # type: ignore[call-overload]
+def fp32_arguments(node: Node) -> Iterator[int]:
+    for index in FP32_ARGUMENTS.get(node.target, ()):  # type: ignore[call-overload]
         if index < len(node.args):
             yield index
 

@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
-from runtime.ops import add_norm, linear_int8
+from runtime.ops import add_norm, gated_act, linear_int8
 from runtime.passes.rewriting import (
     add_constant,
     arguments,
@@ -79,7 +79,7 @@ def static_scale(scheme: LinearScheme) -> tuple[float, int]:
 
 def quantize_for_readers(node: Node) -> None:
     """Let `node` give quantised rows, if all that read it want them, and want the same."""
-    if not is_call(node, linear_int8.OP, add_norm.OP, aten.layer_norm.default) or not node.users:
+    if not is_call(node, linear_int8.OP, add_norm.OP, aten.layer_norm.default, gated_act.OP) or not node.users:
         return
     readers = list(node.users)
     if not all(is_call(user, linear_int8.OP) and user.args[linear_int8.X] is node for user in readers):
@@ -100,6 +100,9 @@ def write_quantized(node: Node, inverse_smooth: Any, scale: Any, zero: Any) -> N
             strict=True,
         ):
             node.update_arg(index, value)
+        return
+    if is_call(node, gated_act.OP):
+        node.args = (*node.args[:2], torch.uint8, inverse_smooth, scale, zero)
         return
     first, second, *others, is_rms = arguments(node, 6)
     if not is_call(node, add_norm.OP):  # a layer_norm: x, its shape, and no residual

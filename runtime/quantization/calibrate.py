@@ -18,6 +18,7 @@ from torch.nn import functional
 from runtime.batch import Batch
 from runtime.capture import constant
 from runtime.engine import Progress
+from runtime.kv_cache.examples import page_alone
 from runtime.ops import embed_norm
 from runtime.passes.rewriting import is_call
 from runtime.quantization.accuracy import BOUNDS, Accuracy, AgreesOn, Bound, measure_accuracy
@@ -189,6 +190,8 @@ def smooth_blindly(graph_module: GraphModule) -> dict[str, LinearScheme]:
     text, so one batch of random tokens shows it. `graph_module` may be fused further than that of `trace_linears`.
     """
     batch = random_batch(find_vocab_size(graph_module), num_seqs=16, seqlen=32)
+    if any(node.op == "placeholder" and node.name == "kv_cache" for node in graph_module.graph.nodes):
+        batch = page_alone(batch, num_blocks=1 + 16 * 2, every_token=True)
     observation = observe(graph_module, [batch], lambda *_: None)
     weights = linear_weights(graph_module)
     schemes = {}

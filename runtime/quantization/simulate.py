@@ -78,16 +78,29 @@ def run_batches(
     """The graph's rows for all batches, fp32 [num_seqs of all, output_dim], in their order."""
     interpreter = LinearInterpreter(graph_module, compute)
     device = next(iter(linear_weights(graph_module).values())).device
+    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    memory = allocate_cache(graph_module, batches, device)
     rows = []
     with torch.inference_mode():
         for index, batch in enumerate(batches):
             progress(what, index, len(batches))
-            result = interpreter.run(*to_tensors(batch, device))
+            inputs = to_tensors(batch, device)
+            result = interpreter.run(*(inputs.get(node.name, memory) for node in placeholders))
             while isinstance(result, (tuple, list)):
                 result = result[0]
             rows.append(result.float().cpu())
     progress(what, len(batches), len(batches))
     return torch.cat(rows)
+
+
+def allocate_cache(graph_module: GraphModule, batches: Sequence[Batch], device: torch.device) -> Tensor | None:
+    """What a decoder needs to run these batches, one after the other; None for encoders."""
+    used = [int(batch.paging.block_table.max()) for batch in batches if batch.paging is not None]
+    for node in graph_module.graph.nodes:
+        if node.op == "placeholder" and node.name == "kv_cache":
+            num_layers, _, *rest = node.meta["val"].shape
+            return torch.zeros(num_layers, max(used) + 1, *rest, device=device)
+    return None
 
 
 def compute_float(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

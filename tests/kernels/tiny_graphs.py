@@ -11,7 +11,7 @@ from models.bert import Bert
 from models.config import EncoderConfig
 from models.heads import EmbeddingHead, TextModel
 from runtime.batch import Batch
-from runtime.capture import capture
+from runtime.capture import ENCODER_INPUTS, capture
 from runtime.engines.transfer import to_tensors
 from runtime.passes.pipeline import Pass, run_passes
 
@@ -97,7 +97,7 @@ def random_batch(seqlens: Sequence[int], seed: int = 0) -> Batch:
 def run_graph(graph_module: GraphModule, batch: Batch) -> Tensor:
     graph_module.recompile()  # engines call nodes, so passes leave the generated code as it is
     with torch.inference_mode():
-        result = graph_module(*to_tensors(batch, CPU))
+        result = graph_module(*(to_tensors(batch, CPU)[name] for name in ENCODER_INPUTS))
     while isinstance(result, tuple | list):
         result = result[0]
     assert isinstance(result, Tensor)

@@ -59,7 +59,7 @@ def compute_rows(model: TinyModel, batch: Batch) -> Tensor:
     """Last hidden states of our module, op by op: [num_tokens, hidden_size]."""
     module = load_model(model.directory, model.info)
     with torch.no_grad():
-        rows: Tensor = module.encoder(*to_tensors(batch, torch.device("cpu")))
+        rows: Tensor = module.encoder(**to_tensors(batch, torch.device("cpu")))
     return rows
 
 

@@ -97,7 +97,7 @@ async def test_deadline_that_passes_in_the_queue_is_told(loop: EngineLoop, engin
         await late
     await asyncio.gather(fine, *busy)
     assert not any(ids[0] == 50 for batch in engine.batches for ids in batch)
-    assert not loop.calls
+    assert not loop.encoding.calls
 
 
 async def test_cancelled_call_frees_its_place(loop: EngineLoop, engine: GatedEngine) -> None:
@@ -111,7 +111,7 @@ async def test_cancelled_call_frees_its_place(loop: EngineLoop, engine: GatedEng
     await asyncio.gather(here, *busy)
     assert not any(ids[0] == 500 for batch in engine.batches for ids in batch)
     assert loop.scheduler.queue.num_tokens == 0
-    assert not loop.calls
+    assert not loop.encoding.calls
 
 
 async def test_call_cancelled_while_it_runs_is_forgotten(loop: EngineLoop, engine: GatedEngine) -> None:
@@ -119,7 +119,7 @@ async def test_call_cancelled_while_it_runs_is_forgotten(loop: EngineLoop, engin
     busy[0].cancel()
     engine.open_gate()
     await busy[1]
-    assert not loop.calls
+    assert not loop.encoding.calls
 
 
 async def test_failing_step_is_halved_until_the_culprit_is_alone(loop: EngineLoop, engine: GatedEngine) -> None:
@@ -147,7 +147,7 @@ async def test_one_bad_input_fails_its_call_and_no_other(loop: EngineLoop) -> No
     with pytest.raises(EngineFailure):
         await bad
     assert (await good).values.tolist() == expected_rows([make_sequence(5)])
-    assert not loop.calls
+    assert not loop.encoding.calls
 
 
 async def test_error_nobody_foresaw_fails_the_call_and_not_the_loop(loop: EngineLoop, engine: GatedEngine) -> None:

@@ -19,7 +19,9 @@ TOKENS = Formula(((1, 1, 0, 0),))
 SEQS_PLUS_ONE = Formula(((1, 0, 1, 0), (1, 0, 0, 0)))
 SHAPE = BatchShape(100, 7, 31)
 
-shapes = st.builds(BatchShape, st.integers(1, 20_000), st.integers(1, 2_000), st.integers(1, 9_000))
+shapes = st.builds(
+    BatchShape, st.integers(1, 20_000), st.integers(1, 2_000), st.integers(1, 9_000), st.integers(0, 2_000)
+)
 formulas = st.builds(
     Formula,
     st.lists(st.tuples(*[st.integers(0, 50)] + [st.integers(0, 2)] * 3), max_size=4).map(tuple),

@@ -1,0 +1,46 @@
+"""Batches for decoders that belong to no request: for warming up, timing, observing and canaries. Pure numpy."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from runtime.batch import NO_TOKEN, Batch, Paging, Sampling
+from runtime.kv_cache.blocks import BLOCK_SIZE, SCRATCH_BLOCK
+
+
+def page_alone(batch: Batch, *, num_blocks: int, past: int = 0, every_token: bool = False) -> Batch:
+    """The batch as a decoder takes it: each sequence new, or behind `past` tokens of whatever lies in the cache.
+
+    Blocks are used over and over where there are not enough, so what is computed means nothing then. `every_token`:
+    logits after each of them, else after each sequence's last.
+    """
+    lengths = batch.seqlens + past
+    needed = -(-lengths // BLOCK_SIZE)
+    max_blocks = max(int(needed.max()), 2)
+    first = np.cumsum(needed) - needed
+    usable = max(num_blocks - 1, 1)
+    table = (first[:, None] + np.arange(max_blocks)[None, :]) % usable + (1 if num_blocks > 1 else 0)
+    table = np.where(np.arange(max_blocks)[None, :] < needed[:, None], table, SCRATCH_BLOCK).astype(np.int32)
+    positions = batch.position_ids + past
+    owner = np.repeat(np.arange(batch.num_seqs), batch.seqlens)
+    slots = table[owner, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
+    rows = np.arange(batch.num_tokens) if every_token else batch.cu_seqlens[1:].astype(np.int64) - 1
+    paging = Paging(lengths.astype(np.int32), table, slots, rows, sample_greedily(len(rows)))
+    return replace(batch, position_ids=positions, paging=paging)
+
+
+def sample_greedily(num_logits: int) -> Sampling:
+    """The most probable token of every row, and nothing else."""
+    zeros, ones = np.zeros(num_logits, np.float32), np.ones(num_logits, np.float32)
+    return Sampling(
+        temperature=zeros,
+        top_k=np.zeros(num_logits, np.int32),
+        top_p=ones,
+        min_p=zeros,
+        uniforms=np.zeros(num_logits),
+        repetition_penalty=ones,
+        presence_penalty=zeros,
+        frequency_penalty=zeros,
+        num_top=np.full(num_logits, -1, np.int32),
+        forced_ids=np.full(num_logits, NO_TOKEN, np.int64),
+    )

@@ -1,0 +1,97 @@
+"""How keys and values lie in a block of the cache, and what that takes.
+
+    cache [num_layers, num_blocks, 2, num_kv_heads, head_size], the 2 being keys and values
+
+In one head of one block the keys lie by column, [padded_dim, BLOCK_SIZE], and the values in panels of 16 columns,
+[padded_dim / 16, BLOCK_SIZE, 16]: the two layouts in which a GEMM's innermost loop reads them, so that attention works
+on the blocks in place. `padded_dim` is head_dim rounded up to 16. An int8 cache has each token's scale, fp32
+[BLOCK_SIZE], behind the numbers of its head: value = number * scale.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime.kv_cache.blocks import BLOCK_SIZE
+
+PANEL = 16
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """What a model needs to remember of each token. `dtype`: float32, bfloat16, float16 or int8."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def block_bytes(self) -> int:
+        """Of one block, in all layers."""
+        return self.num_layers * 2 * self.num_kv_heads * self.head_size * self.dtype.itemsize
+
+    @property
+    def head_size(self) -> int:
+        """Elements of one head's keys, or values, in a block."""
+        return head_size(self.head_dim, self.dtype)
+
+    def allocate(self, num_blocks: int, device: torch.device) -> Tensor:
+        """Zeros: what was never written must at least be finite, because it is multiplied by weights of 0."""
+        shape = (self.num_layers, num_blocks, 2, self.num_kv_heads, self.head_size)
+        return torch.zeros(shape, dtype=self.dtype, device=device)
+
+
+def padded_dim(head_dim: int) -> int:
+    return -(-head_dim // PANEL) * PANEL
+
+
+def head_size(head_dim: int, dtype: torch.dtype) -> int:
+    scales = BLOCK_SIZE * 4 if dtype == torch.int8 else 0
+    return BLOCK_SIZE * padded_dim(head_dim) + scales
+
+
+def store_rows(heads: Tensor, places: Tensor, rows: Tensor, *, is_value: bool) -> None:
+    """Write tokens into the cache of one layer and kind.
+
+    `heads`: [num_blocks, num_kv_heads, head_size], a view of the cache; `places`: slots [num_tokens]; `rows`:
+    [num_tokens, num_kv_heads, head_dim].
+    """
+    blocks, offsets = places // BLOCK_SIZE, places % BLOCK_SIZE
+    head_dim = rows.shape[2]
+    width = BLOCK_SIZE * padded_dim(head_dim)
+    if heads.dtype == torch.int8:
+        scales = (rows.float().abs().amax(2) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        rows = (rows.float() / scales[:, :, None]).round().clamp(-127, 127)
+        stored = heads[:, :, width:].view(torch.float32)  # [num_blocks, num_kv_heads, BLOCK_SIZE]
+        stored[blocks, :, offsets] = scales
+    columns = column_order(head_dim, is_value, heads.device)
+    # One element of a row goes to `columns[element] + offset * step`.
+    step = PANEL if is_value else 1
+    where = columns[None, :] + offsets[:, None] * step  # [num_tokens, head_dim]
+    index = torch.arange(heads.shape[1], device=heads.device)
+    heads[blocks[:, None, None], index[None, :, None], where[:, None, :]] = rows.to(heads.dtype)
+
+
+def load_rows(heads: Tensor, block_ids: Tensor, num_tokens: int, head_dim: int, *, is_value: bool) -> Tensor:
+    """The first `num_tokens` tokens of a sequence's blocks: fp32 [num_tokens, num_kv_heads, head_dim]."""
+    width = BLOCK_SIZE * padded_dim(head_dim)
+    found = heads[block_ids]  # [blocks, num_kv_heads, head_size]
+    numbers = found[:, :, :width].float()
+    if is_value:
+        numbers = numbers.unflatten(2, (-1, BLOCK_SIZE, PANEL)).permute(0, 3, 1, 2, 4).flatten(3)
+    else:
+        numbers = numbers.unflatten(2, (-1, BLOCK_SIZE)).permute(0, 3, 1, 2)
+    if heads.dtype == torch.int8:
+        scales = found[:, :, width:].contiguous().view(torch.float32)  # [blocks, num_kv_heads, BLOCK_SIZE]
+        numbers = numbers * scales.transpose(1, 2)[..., None]
+    return numbers.flatten(0, 1)[:num_tokens, :, :head_dim]
+
+
+def column_order(head_dim: int, is_value: bool, device: torch.device) -> Tensor:
+    """Where each element of a row lies in its head, for the first token of a block."""
+    element = torch.arange(head_dim, device=device)
+    if is_value:
+        return element // PANEL * (BLOCK_SIZE * PANEL) + element % PANEL
+    return element * BLOCK_SIZE

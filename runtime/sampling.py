@@ -1,0 +1,127 @@
+"""Logits become tokens: what `Sampling` describes, for all rows at once.
+
+Whatever is sparse stays so: penalties and biases touch the logits of the tokens they name, and only the rows that ask
+for randomness or logprobs pay for them. A step of greedy rows without extras is one argmax.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from runtime.batch import (
+    NO_TOKEN,
+    FloatArray,
+    History,
+    IntArray,
+    SampledTokens,
+    Sampling,
+    SparseBias,
+    TokenMasks,
+)
+from runtime.sampling_filters import draw_tokens, rank_first, take_rows
+
+BITS = (np.arange(256)[:, None] >> np.arange(8)) & 1
+BYTE_BIAS = np.where(BITS, np.float32(0), np.float32(-np.inf))
+"""fp32 [256, 8]: what each bit of a byte, the lowest first, adds to the logit of its token."""
+
+
+@torch.inference_mode()
+def sample(logits: Tensor, sampling: Sampling) -> SampledTokens:
+    """`logits` fp32 [num_logits, vocab_size] on any device; may be changed in place.
+
+    A row that holds NaN or +inf, or forbids every token, gets NO_TOKEN and no logprobs, even if its token was forced;
+    the other rows do not notice. Tokens that are forbidden are not among the most probable ones: a row that allows
+    fewer than `num_top` is filled up like one that asked for fewer.
+    """
+    adjust_logits(logits, sampling)
+    best_ids, best = find_best(logits)
+    is_usable = np.isfinite(best)
+    told = np.flatnonzero(is_usable & (sampling.num_top >= 0))
+    logprobs = take_rows(logits, told).log_softmax(-1) if len(told) else logits[:0]
+    top_ids, top_logprobs = find_top(take_rows(logits, told), logprobs, told, sampling.num_top)
+
+    token_ids = np.where(sampling.forced_ids >= 0, sampling.forced_ids, best_ids)
+    drawn = np.flatnonzero(is_usable & (sampling.temperature > 0) & (sampling.forced_ids < 0))
+    if len(drawn):
+        token_ids[drawn] = draw_tokens(take_rows(logits, drawn), sampling, drawn)
+    token_ids[~is_usable] = NO_TOKEN
+    token_logprobs = np.full(len(logits), np.nan, np.float32)
+    if len(told):
+        token_logprobs[told] = logprobs[to_index(np.arange(len(told)), token_ids[told], logits)].cpu().numpy()
+    return SampledTokens(token_ids, token_logprobs, top_ids, top_logprobs)
+
+
+def adjust_logits(logits: Tensor, sampling: Sampling) -> None:
+    """In place. NaN and +inf stay what they are, forbidden or not: they tell that the row cannot be used."""
+    if sampling.history is not None:
+        penalise_repetition(logits, sampling.history, sampling.repetition_penalty)
+        penalise_generated(logits, sampling.history, sampling.presence_penalty, sampling.frequency_penalty)
+    if sampling.bias is not None:
+        add_bias(logits, sampling.bias)
+    if sampling.masks is not None:
+        forbid_tokens(logits, sampling.masks)
+
+
+def penalise_repetition(logits: Tensor, history: History, penalty: FloatArray) -> None:
+    used = penalty[history.rows] != 1
+    rows, ids, _ = count_pairs(history.rows[used], history.ids[used], logits.shape[1])
+    index = to_index(rows, ids, logits)
+    values, factors = logits[index], torch.tensor(penalty[rows], device=logits.device)
+    logits[index] = torch.where(values > 0, values / factors, values * factors)
+
+
+def penalise_generated(logits: Tensor, history: History, presence: FloatArray, frequency: FloatArray) -> None:
+    used = history.is_generated & ((presence != 0) | (frequency != 0))[history.rows]
+    rows, ids, counts = count_pairs(history.rows[used], history.ids[used], logits.shape[1])
+    penalties = (presence[rows] + frequency[rows] * counts).astype(np.float32)
+    logits[to_index(rows, ids, logits)] -= torch.tensor(penalties, device=logits.device)
+
+
+def add_bias(logits: Tensor, bias: SparseBias) -> None:
+    values = torch.tensor(bias.values, device=logits.device)
+    logits.index_put_(to_index(bias.rows, bias.ids, logits), values, accumulate=True)
+
+
+def forbid_tokens(logits: Tensor, masks: TokenMasks) -> None:
+    """Adds -inf rather than writing it, so that NaN is not hidden."""
+    num_bytes = -(-logits.shape[1] // 8)
+    mask_bytes = np.ascontiguousarray(masks.bits, "<u4").view(np.uint8)[:, :num_bytes]
+    bias = BYTE_BIAS[mask_bytes].reshape(len(mask_bytes), 8 * num_bytes)[:, : logits.shape[1]]
+    rows = torch.tensor(masks.rows, device=logits.device)
+    logits.index_add_(0, rows, torch.from_numpy(bias).to(logits.device))
+
+
+def count_pairs(rows: IntArray, ids: IntArray, vocab_size: int) -> tuple[IntArray, IntArray, npt.NDArray[np.intp]]:
+    """The distinct pairs of row and token, and how often each occurs."""
+    keys, counts = np.unique(rows * vocab_size + ids, return_counts=True)
+    return keys // vocab_size, keys % vocab_size, counts
+
+
+def to_index(rows: IntArray, ids: IntArray, logits: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.tensor(rows, device=logits.device), torch.tensor(ids, device=logits.device)
+
+
+def find_best(logits: Tensor) -> tuple[IntArray, FloatArray]:
+    """The first largest logit of each row: its id, and itself, which is NaN if the row holds any.
+
+    On CPUs by numpy, whose argmax takes an eighth of the time of torch's.
+    """
+    best = torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.argmax(-1)
+    return best.cpu().numpy(), logits.gather(1, best[:, None])[:, 0].cpu().numpy()
+
+
+def find_top(
+    logits: Tensor, logprobs: Tensor, told: IntArray, num_top: npt.NDArray[np.int32]
+) -> tuple[IntArray, FloatArray]:
+    """`top_ids` and `top_logprobs` of SampledTokens. `logits`, `logprobs` [num_told, vocab_size]: the rows `told`."""
+    shape = len(num_top), int(num_top.max(initial=0))
+    top_ids, top_logprobs = np.full(shape, NO_TOKEN, np.int64), np.full(shape, np.nan, np.float32)
+    num_first = min(shape[1], logits.shape[1])
+    if num_first and len(told):
+        ids = rank_first(logits, num_first)
+        values = logprobs.gather(1, ids).cpu().numpy()
+        is_wanted = (np.arange(num_first) < num_top[told, None]) & (values > -np.inf)
+        top_ids[told, :num_first] = np.where(is_wanted, ids.cpu().numpy(), NO_TOKEN)
+        top_logprobs[told, :num_first] = np.where(is_wanted, values, np.nan)
+    return top_ids, top_logprobs

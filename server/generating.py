@@ -1,0 +1,359 @@
+"""Generations under way: what a step has computed becomes tokens of answers, and answers end, fork or go on."""
+
+import itertools
+import logging
+from collections.abc import Callable
+from time import monotonic
+
+from runtime.batch import NO_TOKEN, SampledTokens
+from runtime.engine import EngineError
+from runtime.kv_cache.blocks import count_blocks
+from runtime.kv_cache.examples import page_alone
+from server.cache_metrics import CacheReport
+from server.cost_model import StepCost
+from server.device_thread import Step, StepResult
+from server.drafting import propose_drafts
+from server.event_stream import EventStream
+from server.packing import pack, pack_parts
+from server.request import (
+    EngineFailure,
+    GenerationParams,
+    Request,
+    TokenArray,
+    TokenLogprob,
+    TokenSequence,
+    Unservable,
+)
+from server.residents import GenerationPlan, Part, Residents
+from server.sampling_rows import Row, list_rows
+from server.scheduler import Choice, Scheduler
+from server.sequences import Generation, Matcher, Sequence
+
+logger = logging.getLogger("padless.engine")
+
+MakeMatcher = Callable[[str, str], Matcher]
+"""(kind, text) of `GenerationParams.grammar` to what follows an answer through it. Raises Unservable."""
+
+
+class Generating:
+    """Mutable: the generations under way and counts of what they did. Belongs to the event loop's thread.
+
+    `num_drafts`: the most tokens guessed ahead from what an answer has said before; 0: none. An engine's own drafts go
+    before those.
+    """
+
+    can_prefetch = False
+    """The next step begins with the tokens that the running one gives."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        vocab_size: int,
+        max_total_tokens: int,
+        wake: Callable[[], None],
+        make_matcher: MakeMatcher,
+        num_drafts: int = 0,
+    ) -> None:
+        assert scheduler.residents is not None, "A decoder's scheduler has residents. This is a bug."
+        self.scheduler = scheduler
+        self.residents: Residents = scheduler.residents
+        self.vocab_size = vocab_size
+        self.max_total_tokens = max_total_tokens
+        self.wake = wake
+        self.make_matcher = make_matcher
+        self.num_drafts = num_drafts
+        self.streams: dict[int, tuple[Generation, EventStream]] = {}
+        self.ids = itertools.count()
+        self.num_preemptions = self.num_drafted = self.num_accepted = 0
+
+    def describe_cache(self) -> CacheReport:
+        """How things stand."""
+        residents = self.residents
+        return CacheReport(
+            num_running=len(residents.generations),
+            num_waiting=len(self.streams) - len(residents.generations),
+            num_blocks=residents.allocator.num_blocks,
+            num_used_blocks=residents.allocator.num_used_blocks,
+            num_prompt_tokens=residents.num_prompt_tokens,
+            num_cached_tokens=residents.num_cached_tokens,
+            num_preemptions=self.num_preemptions,
+            num_drafted=self.num_drafted,
+            num_accepted=self.num_accepted,
+        )
+
+    def start(self, prompt: TokenArray, params: GenerationParams, deadline_s: float) -> EventStream:
+        """Queue a generation. Raises Unservable where it could never run."""
+        self.check(len(prompt), params)
+        call_id = next(self.ids)
+        generation = Generation(
+            *(0, call_id, TokenSequence(prompt), deadline_s, monotonic()),
+            params=params,
+            max_total_tokens=self.max_total_tokens,
+        )
+        if params.grammar[0]:
+            generation.live[0].matcher = self.make_matcher(*params.grammar)
+        stream = EventStream(
+            params.num_sequences, generation.stopped.add, lambda: self.scheduler.queue.cancel([generation])
+        )
+        generation.emit = stream.put
+        self.streams[call_id] = (generation, stream)
+        self.scheduler.add([generation])
+        self.wake()
+        return stream
+
+    def check(self, num_prompt_tokens: int, params: GenerationParams) -> None:
+        """Raises Unservable, naming what to change."""
+        limits, num_blocks = self.scheduler.limits, self.residents.allocator.num_blocks
+        num_rows = max(params.num_sequences, params.beam_width)
+        if num_rows > min(limits.max_batch_requests, limits.max_batch_logits):
+            raise Unservable(
+                f"{num_rows} answers at a time are over what one step has room for; lower n, best_of or beam_width, or "
+                f"raise limits.max_batch_requests ({limits.max_batch_requests})"
+            )
+        last = min(num_prompt_tokens + params.max_tokens, self.max_total_tokens)
+        own = count_blocks(num_prompt_tokens + 1) - num_prompt_tokens // 16
+        needed = max(count_blocks(last), count_blocks(num_prompt_tokens + 1) + (num_rows - 1) * own)
+        if needed > num_blocks:
+            raise Unservable(
+                f"the prompt and its answers need {needed} blocks of the KV cache, which has {num_blocks}; shorten the "
+                "prompt, lower max_tokens or n, or raise engine.kv_cache.budget_mb"
+            )
+
+    def form(self, choice: Choice) -> Step | None:
+        plan = choice.plan
+        self.num_preemptions += len(plan.preempted)
+        for generation in plan.starved:
+            self.end_early(generation)
+        return self.pack_step(plan) if plan.parts else None
+
+    def form_canary(self, sequence: TokenSequence) -> Step:
+        """One token, written to the scratch block."""
+        batch = page_alone(pack([sequence]), num_blocks=1)
+        return Step(batch, [], self.scheduler.cost_model.predict(StepCost(1, 1)))
+
+    def pack_step(self, plan: GenerationPlan) -> Step:
+        rows = list_rows(plan.parts)
+        predicted_s = self.scheduler.cost_model.predict(cost_of_parts(plan.parts))
+        return Step(pack_parts(plan, rows, self.vocab_size), [], predicted_s, plan.parts, rows)
+
+    def measure_cost(self, step: Step) -> StepCost:
+        return cost_of_parts(step.parts) if step.parts else StepCost(1, 1)
+
+    def is_good(self, result: StepResult) -> bool:
+        tokens = None if result.output is None else result.output.tokens
+        return tokens is not None and not (tokens.token_ids == NO_TOKEN).any()
+
+    def hand_out(self, result: StepResult) -> list[Step]:
+        """Give each generation its tokens. Returns what has to be tried again."""
+        tokens = None if result.output is None else result.output.tokens
+        step = result.step
+        if tokens is None:
+            return self.retry_or_fail(step, result.error or EngineError("the engine gave no reason"))
+        first = 0
+        candidates: dict[int, list[tuple[Sequence, int]]] = {}
+        for part in step.parts:
+            last = first
+            while last < len(step.rows) and step.rows[last].part is part:
+                last += 1
+            self.advance(part, range(first, last), step.rows, tokens, candidates)
+            first = last
+        self.search(step.parts, candidates, tokens)
+        for generation in {id(part.generation): part.generation for part in step.parts}.values():
+            self.tidy_up(generation)
+        return []
+
+    def advance(
+        self,
+        part: Part,
+        places: range,
+        rows: list[Row],
+        tokens: SampledTokens,
+        candidates: dict[int, list[tuple[Sequence, int]]],
+    ) -> None:
+        """One sequence by what was computed of it; `places`: its rows."""
+        generation, sequence = part.generation, part.sequence
+        sequence.num_computed_tokens += part.num_tokens - len(part.drafts)
+        sequence.drafts = []
+        drawn = [place for place in places if rows[place].forced_id == NO_TOKEN]
+        for place in places:
+            if rows[place].forced_id != NO_TOKEN:
+                generation.prompt_logprobs.append(read_logprob(tokens, place, generation.params.num_prompt_logprobs))
+        if any(tokens.token_ids[place] == NO_TOKEN for place in places):
+            self.fail(generation, EngineFailure("the model computed NaN, or a constraint left no token to choose"))
+        elif part.is_complete_at(sequence.num_computed_tokens):
+            self.go_on(part, drawn, tokens, candidates)
+        self.publish(sequence)
+
+    def go_on(
+        self,
+        part: Part,
+        drawn: list[int],
+        tokens: SampledTokens,
+        candidates: dict[int, list[tuple[Sequence, int]]],
+    ) -> None:
+        generation, sequence = part.generation, part.sequence
+        if generation.params.max_tokens == 0:
+            for index in range(generation.params.num_sequences):
+                generation.tell(index, reason="length")
+            self.drop(generation, sequence)
+        elif generation.beams is not None:
+            candidates.setdefault(id(generation), []).append((sequence, drawn[0]))
+        elif not generation.has_forked:
+            self.fork(generation, sequence, drawn, tokens)
+        else:
+            self.accept(part, drawn, tokens)
+
+    def fork(self, generation: Generation, prompt: Sequence, drawn: list[int], tokens: SampledTokens) -> None:
+        """The prompt is computed: its first tokens begin as many answers."""
+        self.publish(prompt)
+        generation.has_forked = True
+        generation.live += [self.residents.fork(prompt, index) for index in range(1, len(drawn))]
+        for sequence, place in zip(list(generation.live), drawn, strict=True):
+            self.append(generation, sequence, place, tokens)
+
+    def accept(self, part: Part, drawn: list[int], tokens: SampledTokens) -> None:
+        """The next token, and further ones as long as the drafts were what was then chosen.
+
+        Each row's token is drawn from the model's own distribution, whatever the draft; a draft only decides whether the
+        row behind it means anything. So answers are the same with drafts and without (compare Leviathan et al., 2023).
+        """
+        generation, sequence = part.generation, part.sequence
+        self.num_drafted += len(part.drafts)
+        for place, draft in zip(drawn, (*part.drafts, NO_TOKEN), strict=True):
+            has_ended = self.append(generation, sequence, place, tokens)
+            if has_ended or tokens.token_ids[place] != draft:
+                return
+            sequence.num_computed_tokens += 1
+            self.num_accepted += 1
+
+    def append(self, generation: Generation, sequence: Sequence, place: int, tokens: SampledTokens) -> bool:
+        """One token of an answer. Whether it has ended with it."""
+        token_id, num_top = int(tokens.token_ids[place]), generation.params.num_logprobs
+        logprob = read_logprob(tokens, place, num_top) if num_top >= 0 else None
+        if generation.append(sequence, token_id, logprob):
+            self.drop(generation, sequence)
+            return True
+        if sequence.matcher is not None:
+            sequence.matcher.accept(token_id)
+        elif tokens.draft_ids.shape[1]:
+            sequence.drafts = self.limit_drafts(generation, sequence, tokens.draft_ids[place].tolist())
+        elif self.num_drafts:
+            drafts = propose_drafts(sequence.token_ids, self.num_drafts)
+            sequence.drafts = self.limit_drafts(generation, sequence, drafts)
+        return False
+
+    def limit_drafts(self, generation: Generation, sequence: Sequence, drafts: list[int]) -> list[int]:
+        """None that would come after the answer's end."""
+        return drafts[: max(0, generation.max_new_tokens - generation.count_generated(sequence) - 1)]
+
+    def search(
+        self, parts: list[Part], candidates: dict[int, list[tuple[Sequence, int]]], tokens: SampledTokens
+    ) -> None:
+        """Beam searches: the beams choose together, once all of them have been computed."""
+        for generation in {id(part.generation): part.generation for part in parts}.values():
+            ready = candidates.get(id(generation), [])
+            if generation.beams is None or not ready or generation not in self.residents.generations:
+                continue
+            if len(ready) < len(generation.live):
+                for sequence, _ in ready:  # computed once more when the others are
+                    sequence.num_computed_tokens = len(sequence.token_ids) - 1
+                continue
+            places = [place for _, place in ready]
+            self.choose_beams(generation, [sequence for sequence, _ in ready], places, tokens)
+
+    def choose_beams(
+        self, generation: Generation, parents: list[Sequence], places: list[int], tokens: SampledTokens
+    ) -> None:
+        beams = generation.beams
+        assert beams is not None
+        width = beams.num_candidates
+        going_on = beams.advance(tokens.top_ids[places, :width], tokens.top_logprobs[places, :width])
+        generation.has_forked = True
+        generation.live = []
+        for index, continuation in enumerate(going_on):
+            sequence = self.residents.fork(parents[continuation.parent], index)
+            sequence.token_ids.append(continuation.token_id)
+            if sequence.matcher is not None:
+                sequence.matcher.accept(continuation.token_id)
+            generation.live.append(sequence)
+        for parent in parents:
+            self.residents.allocator.release(parent.table)
+        if beams.is_over:
+            generation.tell_beams()
+
+    def publish(self, sequence: Sequence) -> None:
+        """Let others find what is computed; nothing if the sequence has given up its blocks meanwhile."""
+        if sequence.table.block_ids:
+            self.residents.allocator.publish(sequence.table, sequence.token_ids, sequence.num_computed_tokens)
+
+    def drop(self, generation: Generation, sequence: Sequence) -> None:
+        """An answer has ended: its blocks are free, and what is in them may still be found."""
+        self.publish(sequence)
+        self.residents.allocator.release(sequence.table)
+        generation.live.remove(sequence)
+
+    def tidy_up(self, generation: Generation) -> None:
+        """After a step: answers nobody listens to end, news go out, and what has no answers left is over."""
+        if generation.beams is None:
+            for sequence in [each for each in generation.live if each.index in generation.stopped]:
+                if generation.has_forked:
+                    self.drop(generation, sequence)
+        generation.flush()
+        if not generation.live:
+            self.forget(generation)
+
+    def end_early(self, generation: Generation) -> None:
+        """No more blocks are to be had, and nobody else holds any: what there is has to do."""
+        if generation.beams is not None:
+            generation.beams.cut()
+            generation.tell_beams()
+        else:
+            for sequence in generation.live:
+                generation.tell(sequence.index, reason="length")
+        generation.flush()
+        self.forget(generation)
+
+    def forget(self, generation: Generation) -> None:
+        if generation in self.residents.generations:
+            self.residents.release(generation)
+        self.streams.pop(generation.call_id, None)
+
+    def retry_or_fail(self, step: Step, error: Exception) -> list[Step]:
+        """Halve a failed step until the culprit is alone: writing the same keys and values again does no harm."""
+        waiting = [part for part in step.parts if part.generation in self.residents.generations]
+        if len(step.parts) > 1:
+            copies = [(int(a), int(b)) for a, b in step.batch.paging.block_copies] if step.batch.paging else []
+            middle = len(waiting) // 2
+            halves = [half for half in (waiting[:middle], waiting[middle:]) if half]
+            return [self.pack_step(GenerationPlan(half, copies if half is halves[0] else [])) for half in halves]
+        for part in waiting:
+            self.fail(part.generation, EngineFailure(str(error)))
+        return []
+
+    def fail(self, request: Request, error: Exception) -> None:
+        """Whoever reads the generation is told; its blocks are free."""
+        generation, stream = self.streams.get(request.call_id, (None, None))
+        if generation is not None and stream is not None:
+            generation.flush()
+            stream.fail(error)
+            self.forget(generation)
+
+    def fail_all(self, error: Exception) -> None:
+        for generation, _ in list(self.streams.values()):
+            self.fail(generation, error)
+
+    def forget_cancelled(self, request: Request) -> None:
+        self.streams.pop(request.call_id, None)
+
+
+def read_logprob(tokens: SampledTokens, place: int, num_top: int) -> TokenLogprob:
+    pairs = zip(tokens.top_ids[place, :num_top].tolist(), tokens.top_logprobs[place, :num_top].tolist(), strict=True)
+    return TokenLogprob(float(tokens.logprobs[place]), tuple(pair for pair in pairs if pair[0] != NO_TOKEN))
+
+
+def cost_of_parts(parts: list[Part]) -> StepCost:
+    """Attention costs by the pairs of new tokens and all tokens before them."""
+    num_tokens = sum(part.num_tokens for part in parts)
+    pairs = sum(part.num_tokens * (part.num_past_tokens + part.num_tokens) for part in parts)
+    return StepCost(num_tokens, pairs)

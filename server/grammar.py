@@ -1,0 +1,50 @@
+"""Answers that must conform to JSON, a JSON schema or a regular expression, by llguidance (docs/decisions/0012)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLTokenizer
+
+from server.request import Unservable
+from server.sequences import Matcher
+
+
+class GrammarMatcher:
+    """A Matcher. Mutable: how far it has got."""
+
+    def __init__(self, inner: LLMatcher) -> None:
+        self.inner = inner
+
+    def compute_mask(self) -> npt.NDArray[np.uint32]:
+        return np.frombuffer(self.inner.compute_bitmask(), np.uint32)
+
+    def accept(self, token_id: int) -> None:
+        self.inner.consume_token(token_id)
+
+    def fork(self) -> Matcher:
+        return GrammarMatcher(self.inner.deep_copy())
+
+
+class GrammarFactory:
+    """One model's tokenizer as grammars need it: which bytes each token stands for, and which ones end an answer."""
+
+    def __init__(self, directory: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+        text = (directory / "tokenizer.json").read_text(encoding="utf-8")
+        self.tokenizer = LLTokenizer(text, n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
+
+    def make_matcher(self, kind: str, text: str) -> Matcher:
+        """See `GenerationParams.grammar`. Raises Unservable where the grammar is not understood."""
+        try:
+            if kind == "regex":
+                grammar = LLMatcher.grammar_from_regex(text)
+            else:
+                grammar = LLMatcher.grammar_from_json_schema(text if kind == "json_schema" else json.dumps(True))
+            matcher = LLMatcher(self.tokenizer, grammar)
+        except ValueError as error:
+            raise Unservable(f"{kind}: {error}") from None
+        if matcher.is_error():
+            reason = " ".join(str(matcher.get_error()).split())
+            raise Unservable(f"the {kind.replace('_', ' ')} is not understood: {reason[:300]}")
+        return GrammarMatcher(matcher)

@@ -1,0 +1,267 @@
+"""Continuous batching, block by block: whatever happens around it, a request is answered as if it were alone."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.engine import EngineInfo
+from runtime.engines.null_decoder import NullDecoder
+from server.request import EngineFailure, GenerationParams, Unservable
+from tests.generation.continuous import VOCAB_SIZE, Continuous, expected_answer
+
+
+def greedy(max_tokens: int, **options: object) -> GenerationParams:
+    return GenerationParams(max_tokens, temperature=0.0, **options)  # type: ignore[arg-type]
+
+
+prompts = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=90)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(prompts, st.integers(1, 40)), min_size=1, max_size=12),
+    st.integers(10, 40),
+    st.integers(4, 64),
+    st.sampled_from([0, 1, 5, 16]),
+    st.booleans(),
+    st.sampled_from([0, 3]),
+)
+def test_answers_are_those_of_each_alone(
+    requests: list[tuple[list[int], int]], blocks: int, budget: int, chunk: int, has_cache: bool, drafts: int
+) -> None:
+    """Through chunks, prefix hits, preemptions and drafts."""
+    run = Continuous(
+        num_blocks=blocks,
+        max_batch_tokens=budget,
+        prefill_chunk_tokens=chunk,
+        has_prefix_cache=has_cache,
+        num_drafts=drafts,
+    )
+    heard = [run.start(prompt, greedy(count)) for prompt, count in requests]
+    run.run()
+    for (prompt, count), each in zip(requests, heard, strict=True):
+        assert each.answers == {0: expected_answer(prompt, count)}
+        assert each.reasons == {0: "length"}
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.tuples(prompts, st.integers(1, 20), st.integers(1, 4)), min_size=1, max_size=6),
+    st.integers(16, 60),
+    st.integers(0, 1 << 40),
+)
+def test_forks_sample_the_same_whatever_is_around_them(
+    requests: list[tuple[list[int], int, int]], blocks: int, seed: int
+) -> None:
+    def params(count: int, num: int) -> GenerationParams:
+        return GenerationParams(count, temperature=1.0, num_sequences=num, seed=seed)
+
+    alone = []
+    for prompt, count, num in requests:
+        single = Continuous(num_blocks=200)
+        alone.append(single.start(prompt, params(count, num)))
+        single.run()
+    run = Continuous(num_blocks=max(blocks, 8 * max(num for *_, num in requests)), max_batch_tokens=32)
+    together = [run.start(prompt, params(count, num)) for prompt, count, num in requests]
+    run.run()
+    for one, other, (_, count, num) in zip(alone, together, requests, strict=True):
+        assert one.answers == other.answers
+        assert [len(one.answers[index]) for index in range(num)] == [count] * num
+
+
+def test_ten_thousand_requests_with_cancels_leak_nothing() -> None:
+    rng = random.Random(0)
+    run = Continuous(num_blocks=40, max_batch_tokens=48, prefill_chunk_tokens=16)
+    shared = [rng.randrange(VOCAB_SIZE) for _ in range(64)]
+    open_requests = []
+    for number in range(10_000):
+        prompt = shared[: rng.choice([0, 16, 32, 64])] + [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 30))]
+        params = GenerationParams(
+            rng.choice([1, 5, 12, 60]),
+            temperature=rng.choice([0.0, 1.0]),
+            num_sequences=rng.choice([1, 1, 1, 3]),
+            seed=number,
+        )
+        open_requests.append(run.start(prompt, params))
+        if number % 3 == 0:
+            run.step()
+        if rng.random() < 0.3:
+            rng.choice(open_requests).stream.cancel()
+        if number % 500 == 0:
+            run.run()
+            assert run.scheduler.queue.num_tokens == 0
+            assert not run.generating.streams
+            run.heard.clear()
+            open_requests = open_requests[-1:]
+    run.run()
+    assert not run.generating.streams
+    assert run.generating.num_preemptions > 0
+
+
+def test_shared_prompt_is_computed_once() -> None:
+    run = Continuous(max_batch_tokens=200)
+    prompt = list(range(70))
+    run.start(prompt, greedy(4))
+    run.run()
+    again = run.start([*prompt, 5], greedy(4))
+    run.run()
+    assert again.events[0].num_cached_tokens == 64
+    assert again.answers[0] == expected_answer([*prompt, 5], 4)
+    assert run.batch_sizes[-4] == 7
+
+
+def test_prompt_of_whole_blocks_computes_its_last_block_again() -> None:
+    """Something has to be computed to go on from."""
+    run = Continuous()
+    for _ in range(2):
+        heard = run.start(list(range(32)), greedy(3))
+        run.run()
+        assert heard.answers[0] == expected_answer(list(range(32)), 3)
+    assert heard.events[0].num_cached_tokens == 16
+
+
+def test_long_prompt_does_not_stall_running_answers() -> None:
+    run = Continuous(num_blocks=100, max_batch_tokens=64, prefill_chunk_tokens=8)
+    first = run.start([1, 2, 3], greedy(30))
+    run.step()
+    run.start(list(range(60)), greedy(2))
+    for _ in range(5):
+        before = len(first.answers[0])
+        run.step()
+        assert len(first.answers[0]) == before + 1
+        assert run.batch_sizes[-1] == 9
+    run.run()
+
+
+def test_nobody_to_wait_for_gives_prompts_the_whole_budget() -> None:
+    run = Continuous(num_blocks=100, max_batch_tokens=64, prefill_chunk_tokens=8)
+    run.start(list(range(60)), greedy(2))
+    run.step()
+    assert run.batch_sizes == [60]
+
+
+def test_lower_priority_number_is_earlier() -> None:
+    run = Continuous(max_batch_requests=1)
+    late = run.start([1], greedy(3, priority=5))
+    soon = run.start([2], greedy(3, priority=-1))
+    run.step()
+    assert soon.answers and not late.answers
+    run.run()
+    assert late.answers[0] == expected_answer([1], 3)
+
+
+def test_deadline_ends_a_running_answer_and_frees_its_blocks() -> None:
+    run = Continuous()
+    heard = run.start([1, 2], greedy(100), deadline_s=5.0)
+    run.step()
+    run.now_s = 6.0
+    run.run()
+    assert isinstance(heard.error, TimeoutError)
+
+
+def test_cancel_frees_blocks_at_the_next_step() -> None:
+    run = Continuous()
+    heard = run.start([1, 2], greedy(100))
+    run.step()
+    assert run.allocator.num_used_blocks == 1
+    heard.stream.cancel()
+    run.step()
+    assert run.allocator.num_used_blocks == 0
+    assert not run.generating.streams
+
+
+def test_stopped_answer_frees_its_blocks_and_the_others_go_on() -> None:
+    run = Continuous()
+    heard = run.start([1, 2], GenerationParams(50, num_sequences=2, temperature=1.0))
+    run.step()
+    heard.stream.stop(0)
+    run.step()
+    run.step()
+    assert len(heard.answers[0]) <= 2 and len(heard.answers[1]) == 3
+    run.run()
+    assert len(heard.answers[1]) == 50
+
+
+def test_stop_token_ends_an_answer_but_not_before_min_tokens() -> None:
+    answer = expected_answer([3, 4], 20)
+    stop = answer[5]
+    first = answer.index(stop)
+    run = Continuous()
+    heard = run.start([3, 4], greedy(20, stop_token_ids=(stop,)))
+    late = run.start([3, 4], greedy(20, stop_token_ids=(stop,), min_tokens=first + 2))
+    run.run()
+    assert heard.answers[0] == answer[: first + 1] and heard.reasons == {0: "stop"}
+    assert len(late.answers[0]) > first + 1
+
+
+def test_max_tokens_zero_only_looks_at_the_prompt() -> None:
+    run = Continuous(max_batch_logits=5)
+    heard = run.start([1, 2, 3, 4, 5, 6, 7, 8, 9], greedy(0, num_prompt_logprobs=1))
+    run.run()
+    assert heard.reasons == {0: "length"} and heard.answers == {0: []}
+    assert len(heard.events[0].prompt_logprobs) == 8
+    assert all(len(each.top) == 1 for each in heard.events[0].prompt_logprobs)
+
+
+def test_out_of_blocks_alone_ends_with_length() -> None:
+    run = Continuous(num_blocks=5)
+    heard = run.start([1, 2], GenerationParams(60, temperature=1.0, num_sequences=2))
+    run.run()
+    assert heard.reasons == {0: "length", 1: "length"}
+    assert 16 < len(heard.answers[0]) < 60
+
+
+def test_what_can_never_run_is_refused_and_others_go_on() -> None:
+    run = Continuous(num_blocks=5, max_batch_requests=4)
+    running = run.start([1], greedy(30))
+    run.step()
+    with pytest.raises(Unservable, match="shorten the prompt"):
+        run.start(list(range(70)), greedy(5))
+    with pytest.raises(Unservable, match="raise limits.max_batch_requests"):
+        run.start([1], GenerationParams(5, num_sequences=5))
+    run.run()
+    assert running.answers[0] == expected_answer([1], 30)
+
+
+def test_failing_request_fails_alone() -> None:
+    info = EngineInfo("null", "none", "", "cpu", 1, VOCAB_SIZE, num_blocks=64)
+    run = Continuous(engine=NullDecoder(info, fail_token_id=1000, nan_token_id=1001))
+    good = [run.start([number, 7], greedy(10)) for number in range(4)]
+    bad = run.start([1000], greedy(10))
+    nan = run.start([1001], greedy(10))
+    run.run()
+    assert isinstance(bad.error, EngineFailure) and isinstance(nan.error, EngineFailure)
+    assert [each.answers[0] for each in good] == [expected_answer([number, 7], 10) for number in range(4)]
+
+
+def test_drafts_are_found_and_only_right_ones_count() -> None:
+    """A decoder that counts up in a circle repeats itself, and so is guessed well."""
+
+    class Circle(NullDecoder):
+        def choose(self, batch, paging):  # type: ignore[no-untyped-def]
+            tokens = super().choose(batch, paging)
+            tokens.token_ids[:] = (batch.input_ids[paging.logit_rows] + 1) % 10
+            return tokens
+
+    info = EngineInfo("null", "none", "", "cpu", 1, VOCAB_SIZE, num_blocks=64)
+    run = Continuous(engine=Circle(info), num_drafts=4)
+    heard = run.start([0], greedy(60))
+    run.run()
+    assert heard.answers[0] == [(number + 1) % 10 for number in range(60)]
+    assert run.generating.num_accepted > 30
+    assert len(run.batch_sizes) < 35
+
+
+def test_same_seed_same_answer_another_seed_another() -> None:
+    def answer(seed: int) -> list[int]:
+        run = Continuous()
+        heard = run.start([1, 2], GenerationParams(20, temperature=1.0, seed=seed))
+        run.run()
+        return heard.answers[0]
+
+    assert answer(1) == answer(1)
+    assert answer(1) != answer(2)
+    assert np.unique([len(answer(seed)) for seed in range(3)]).tolist() == [20]
