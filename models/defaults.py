@@ -16,6 +16,28 @@ BERT: Keys = {
 }
 ROBERTA = BERT | {"pad_token_id": 1}
 
+LLAMA: Keys = {
+    "hidden_act": "silu",
+    "layer_norm_eps": 1e-6,
+    "max_position_embeddings": 2048,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "type_vocab_size": 0,
+}
+QWEN = LLAMA | {
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+    "use_sliding_window": False,
+}
+GEMMA = LLAMA | {
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+
 DEFAULTS: dict[str, Keys] = {
     "albert": BERT | {"embedding_size": 128, "hidden_act": "gelu_new", "num_hidden_groups": 1, "inner_group_num": 1},
     "bert": BERT,
@@ -23,7 +45,27 @@ DEFAULTS: dict[str, Keys] = {
     "distilbert": BERT,
     "electra": BERT | {"embedding_size": 128},
     "ernie": BERT | {"task_type_vocab_size": 3, "use_task_id": False},
+    "gemma": GEMMA | {"num_key_value_heads": 16},
+    "gemma2": GEMMA
+    | {
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+    },
+    "gpt2": {
+        "hidden_act": "gelu_new",
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+        "type_vocab_size": 0,
+    },
+    "llama": LLAMA,
+    "mistral": LLAMA | {"max_position_embeddings": 4096 * 32, "num_key_value_heads": 8, "sliding_window": 4096},
     "mpnet": BERT,
+    "qwen2": QWEN,
+    "qwen3": QWEN | {"head_dim": 128},
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
 }
@@ -33,6 +75,13 @@ FIXED: dict[str, Keys] = {
     # DistilBERT and MPNet have no token types, and transformers writes these numbers into their code.
     "distilbert": {"layer_norm_eps": 1e-12, "type_vocab_size": 0},
     "mpnet": {"pad_token_id": 1, "type_vocab_size": 0},
+    # So are these of decoders; keys of the same names change nothing there.
+    "gemma": {"mlp_bias": False},
+    "gemma2": {"mlp_bias": False},
+    "gpt2": {"attention_bias": True, "mlp_bias": True},
+    "mistral": {"attention_bias": False, "mlp_bias": False},
+    "qwen2": {"attention_bias": False, "mlp_bias": False},
+    "qwen3": {"mlp_bias": False},
 }
 """Wins over config.json."""
 
@@ -44,7 +93,28 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
         "hidden_dim": "intermediate_size",
         "activation": "hidden_act",
     },
+    "gpt2": {
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_inner": "intermediate_size",
+        "n_positions": "max_position_embeddings",
+        "activation_function": "hidden_act",
+        "layer_norm_epsilon": "layer_norm_eps",
+    },
+} | {
+    model_type: {"rms_norm_eps": "layer_norm_eps"}
+    for model_type in ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
 }
+
+MEANT_BY_NULL = (
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "head_dim",
+    "num_key_value_heads",
+    "sliding_window",
+)
+"""Keys whose null says none of it, or what follows from others; anywhere else null leaves the default."""
 
 OFFSET_POSITIONS = ("camembert", "mpnet", "roberta", "xlm-roberta")
 """Model types whose positions start behind the padding id: that many rows of the table, and one, are not for tokens."""
@@ -59,10 +129,26 @@ SUPPORTED: Keys = {
 }
 """Keys that change what is computed, and the values we compute. An empty tuple: the key must not be there."""
 
+DECODER: Keys = {"is_decoder": (False, True), "partial_rotary_factor": (1,)}
+GEMMA_GATE: Keys = {
+    # The first checkpoints say gelu and mean the other: transformers has read it so ever since.
+    "hidden_act": ("gelu_pytorch_tanh", "gelu"),
+    "hidden_activation": ("gelu_pytorch_tanh",),
+    "use_bidirectional_attention": (False,),
+}
+
 SUPPORTED_BY_TYPE: dict[str, Keys] = {
     "albert": {"down_scale_factor": (1,), "gap_size": (0,), "net_structure_type": (0,), "num_memory_blocks": (0,)},
+    "gemma": DECODER | GEMMA_GATE,
+    "gemma2": DECODER | GEMMA_GATE,
+    "gpt2": DECODER,
+    "llama": DECODER,
+    # transformers lets every layer of it look back as far, whatever this key says.
+    "mistral": DECODER | {"layer_types": ()},
     # transformers writes 32 into MPNet's code, so no other number was ever trained with it.
     "mpnet": {"relative_attention_num_buckets": (32,)},
+    "qwen2": DECODER,
+    "qwen3": DECODER,
 }
 
 
@@ -70,5 +156,5 @@ def complete_keys(keys: Keys) -> Keys:
     """The keys of config.json under BERT's names, with defaults where the file has none or null."""
     model_type = str(keys.get("model_type"))
     names = OTHER_NAMES.get(model_type, {})
-    given = {names.get(key, key): value for key, value in keys.items() if value is not None}
+    given = {names.get(key, key): value for key, value in keys.items() if value is not None or key in MEANT_BY_NULL}
     return DEFAULTS.get(model_type, {}) | given | FIXED.get(model_type, {})

@@ -3,12 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from models.config import EncoderConfig
+from models.decoder_config import DecoderConfig
+from models.decoder_layers import Decoder
 
 Renames = tuple[tuple[str, str], ...]
 """(regular expression over a checkpoint's name, replacement), tried in order; the first full match counts."""
+Adjust = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""A checkpoint's values under our names to ours: some are stored turned round, fused or shifted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +31,15 @@ class Family:
     """Between the two layers of the classification head."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of weights that serving does not need: language-model heads, unused poolers."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderFamily:
+    """As `Family`, for language models that generate."""
+
+    decoder: Callable[[DecoderConfig], Decoder]
+    model_types: tuple[str, ...]
+    prefix: str
+    renames: Renames
+    ignored: tuple[str, ...] = ()
+    adjust: Adjust = dict

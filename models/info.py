@@ -12,6 +12,7 @@ from typing import Any
 from models.defaults import DEFAULTS, OFFSET_POSITIONS, Keys, complete_keys
 
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
+GENERATOR_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
 
 POOLING_KEYS = {
@@ -34,12 +35,12 @@ class ModelInfo:
 
     architecture: str
     task: str
-    """`embed` or `classify`."""
+    """`embed`, `classify` or `generate`."""
     vocab_size: int
     type_vocab_size: int
     """1 where the model has no token types."""
     max_input_tokens: int
-    """Special tokens included."""
+    """Special tokens included. Generators: the context, what is generated included."""
     output_dim: int
     id2label: dict[int, str] = field(default_factory=dict)
     pooling: str = "mean"
@@ -50,6 +51,8 @@ class ModelInfo:
     """sentence-transformers lower-cases the text itself, whatever its tokenizer does."""
     problem_type: str = "single_label_classification"
     """Classifiers: softmax for `single_label_classification`, sigmoid for `multi_label_classification`."""
+    eos_token_ids: tuple[int, ...] = ()
+    """Generators: the tokens that end an answer."""
 
 
 def read_json(path: Path) -> Any:
@@ -100,30 +103,57 @@ def read_info(
     path = directory / "config.json"
     keys = read_keys(directory)
     architecture = read_architecture(keys)
-    is_classifier = architecture.endswith(CLASSIFIER_SUFFIX)
-    if task == "auto":
-        task = "classify" if is_classifier else "embed"
-    if task == "classify" and not is_classifier:
-        raise ModelDirectoryError(
-            f"{path}: task classify needs a classification head, but the architecture is {architecture}. "
-            "Set task to embed"
-        )
+    task = choose_task(path, architecture, task)
     modules = read_modules(directory) if task == "embed" else ModuleChain()
     labels = read_labels(path, keys) if task == "classify" else {}
+    vocab_size = require_number(path, keys, "vocab_size")
+    output_dim = vocab_size if task == "generate" else len(labels) or modules.output_dim
     return ModelInfo(
         architecture=architecture,
         task=task,
-        vocab_size=require_number(path, keys, "vocab_size"),
+        vocab_size=vocab_size,
         type_vocab_size=require_number(path, keys, "type_vocab_size", least=0) or 1,
         max_input_tokens=read_max_input_tokens(directory, keys),
         do_lower_case=bool(read_own_limits(directory).get("do_lower_case")),
-        output_dim=len(labels) or modules.output_dim or require_number(path, keys, "hidden_size"),
+        output_dim=output_dim or require_number(path, keys, "hidden_size"),
         id2label=labels,
         pooling=modules.pooling if pooling == "auto" else pooling,
         normalize=modules.normalize if normalize is None else normalize,
         dense=modules.dense,
         problem_type=read_problem_type(path, keys) if task == "classify" else PROBLEM_TYPES[0],
+        eos_token_ids=read_eos_token_ids(directory, keys) if task == "generate" else (),
     )
+
+
+def choose_task(path: Path, architecture: str, task: str) -> str:
+    """What the checkpoint's head is for, where `task` is `auto`. Raises ModelDirectoryError where it lacks the head."""
+    heads = {
+        "classify": architecture.endswith(CLASSIFIER_SUFFIX),
+        "generate": architecture.endswith(GENERATOR_SUFFIXES),
+    }
+    if task == "auto":
+        return next((name for name, is_there in heads.items() if is_there), "embed")
+    if not heads.get(task, True):
+        kind = "classification" if task == "classify" else "language model"
+        raise ModelDirectoryError(
+            f"{path}: task {task} needs a {kind} head, but the architecture is {architecture}. Set task to embed"
+        )
+    return task
+
+
+def read_eos_token_ids(directory: Path, keys: Keys) -> tuple[int, ...]:
+    """generation_config.json wins over config.json: chat models often end their turns with another token.
+
+    Empty where neither has any. Raises ModelDirectoryError.
+    """
+    path = directory / "generation_config.json"
+    given = read_object(path).get("eos_token_id") if path.exists() else None
+    if given is None:
+        path, given = directory / "config.json", keys.get("eos_token_id")
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in ids):
+        raise ModelDirectoryError(f"{path}: eos_token_id is {given!r}; it must be a token id or a list of them")
+    return tuple(ids)
 
 
 def read_architecture(keys: Keys) -> str:

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from models.config import EncoderConfig, read_config
+from models.decoder_config import read_decoder_config
+from models.decoder_layers import Decoder
 from models.family import Family
 from models.heads import ClassificationHead, DenseSpec, EmbeddingHead, TextModel
 from models.info import CLASSIFIER_SUFFIX, ModelDirectoryError, ModelInfo, read_object, require_number
-from models.registry import find_family
-from models.weights import assign_weights, read_checkpoint, rename_tensors
+from models.registry import find_decoder, find_family
+from models.weights import assign_weights, drop_tied_head, read_checkpoint, rename_tensors
 
 DENSE_ACTIVATIONS = {
     "torch.nn.modules.activation.GELU": "gelu",
@@ -22,8 +24,26 @@ DENSE_ACTIVATIONS = {
 }
 
 
-def load_model(directory: Path, info: ModelInfo) -> TextModel:
+def load_model(directory: Path, info: ModelInfo) -> TextModel | Decoder:
     """Build the module for `info.task` and fill it with the directory's weights, fp32, on the CPU."""
+    return load_decoder(directory, info) if info.task == "generate" else load_encoder(directory, info)
+
+
+def load_decoder(directory: Path, info: ModelInfo) -> Decoder:
+    """A language model, whose head is its own or its table of embeddings."""
+    config = read_decoder_config(directory)
+    family = find_decoder(info.architecture, config.model_type)
+    with torch.device("meta"):
+        model = family.decoder(config)
+    tensors = rename_tensors(read_checkpoint(directory), family.prefix, family.renames, family.ignored)
+    if config.is_tied:
+        drop_tied_head(tensors, "lm_head.weight", "embedding.weight", directory)
+    assign_weights(model, family.adjust(tensors), directory)
+    return model.eval()
+
+
+def load_encoder(directory: Path, info: ModelInfo) -> TextModel:
+    """The encoder with its head for `info.task`."""
     config = read_config(directory)
     family = find_family(info.architecture, config.model_type)
     dense = [read_dense(directory / folder) for folder in info.dense]

@@ -1,7 +1,7 @@
 """HF architecture names to families. Adding a model is its file, its defaults and its lines here."""
 
-from models import albert, bert, distilbert, electra, ernie, mpnet, roberta
-from models.family import Family
+from models import albert, bert, distilbert, electra, ernie, gemma, gpt2, llama, mpnet, qwen, roberta
+from models.family import DecoderFamily, Family
 from models.info import CLASSIFIER_SUFFIX, ModelDirectoryError
 
 FAMILIES: dict[str, Family] = {
@@ -16,6 +16,17 @@ FAMILIES: dict[str, Family] = {
     "XLMRoberta": roberta.FAMILY,
 }
 """By the architecture's name without its suffix (Model, ForSequenceClassification, ForMaskedLM, ForPreTraining)."""
+
+DECODERS: dict[str, DecoderFamily] = {
+    "GPT2LMHeadModel": gpt2.FAMILY,
+    "Gemma2ForCausalLM": gemma.GEMMA2_FAMILY,
+    "GemmaForCausalLM": gemma.FAMILY,
+    "LlamaForCausalLM": llama.FAMILY,
+    "MistralForCausalLM": llama.FAMILY,
+    "Qwen2ForCausalLM": qwen.FAMILY,
+    "Qwen3ForCausalLM": qwen.FAMILY,
+}
+"""By the architecture's whole name: these generate."""
 
 SUFFIXES = ("Model", CLASSIFIER_SUFFIX, "ForMaskedLM", "ForPreTraining")
 
@@ -35,9 +46,23 @@ def find_family(architecture: str, model_type: str) -> Family:
             f"config.json: the architecture {architecture!r} is not served. Served are {', '.join(sorted(FAMILIES))}, "
             f"with the endings {', '.join(SUFFIXES)}"
         )
-    if model_type not in family.model_types:
+    check_model_type(architecture, model_type, family.model_types)
+    return family
+
+
+def find_decoder(architecture: str, model_type: str) -> DecoderFamily:
+    """Raises ModelDirectoryError as `find_family` does."""
+    if architecture not in DECODERS:
+        raise ModelDirectoryError(
+            f"config.json: the architecture {architecture!r} cannot generate. Those that can are {', '.join(DECODERS)}"
+        )
+    check_model_type(architecture, model_type, DECODERS[architecture].model_types)
+    return DECODERS[architecture]
+
+
+def check_model_type(architecture: str, model_type: str, model_types: tuple[str, ...]) -> None:
+    if model_type not in model_types:
         raise ModelDirectoryError(
             f"config.json: the architecture {architecture!r} contradicts model_type {model_type!r}; "
-            f"it goes with {', '.join(family.model_types)}"
+            f"it goes with {', '.join(model_types)}"
         )
-    return family

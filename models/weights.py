@@ -90,6 +90,18 @@ def match_rename(name: str, renames: Sequence[tuple[str, str]]) -> Iterator[str]
             yield match.expand(replacement)
 
 
+def drop_tied_head(tensors: dict[str, Tensor], head: str, table: str, source: Path) -> None:
+    """Checkpoints may hold it beside the table it is the same as. Raises ModelDirectoryError where it is another."""
+    value, rows = tensors.pop(head, None), tensors.get(table)
+    if value is None or rows is None:
+        return
+    if value.dtype != rows.dtype or not torch.equal(value, rows):
+        raise ModelDirectoryError(
+            f"{source}: the weights have an output head of their own, but tie_word_embeddings in config.json says that "
+            "it is the table of embeddings. Set it to false"
+        )
+
+
 def assign_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     """Give every parameter its values, as fp32 in memory of their own; parameters may be on `meta` before.
 

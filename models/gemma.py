@@ -1,0 +1,51 @@
+"""Gemma (Mesnard et al., 2024): Llama with larger heads, scaled embeddings and norms that multiply by 1 + weight.
+
+Gemma 2 (Riviere et al., 2024) also normalises what each block gives, caps scores and logits, and every other layer has
+a window.
+"""
+
+import torch
+from torch import Tensor
+
+from models.decoder_layers import Decoder
+from models.family import DecoderFamily, Renames
+from models.llama import ATTENTION_RENAMES, FREQUENCIES, LAYER, NORM_RENAMES
+from models.weights import DTYPES
+
+
+class Gemma(Decoder):
+    def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        return self.embedding(input_ids) * self.config.hidden_size**0.5
+
+
+def add_one(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """To the weights of norms, in fp32, so that they multiply by nothing else."""
+    return {
+        name: value.to(torch.float32) + 1 if name.endswith("norm.weight") and value.dtype in DTYPES else value
+        for name, value in tensors.items()
+    }
+
+
+POST_NORM_RENAMES: Renames = (
+    (LAYER + r"input_layernorm\.weight", r"layers.\1.attention_norm.weight"),
+    (LAYER + r"post_attention_layernorm\.weight", r"layers.\1.attention_post_norm.weight"),
+    (LAYER + r"pre_feedforward_layernorm\.weight", r"layers.\1.feed_forward_norm.weight"),
+    (LAYER + r"post_feedforward_layernorm\.weight", r"layers.\1.feed_forward_post_norm.weight"),
+)
+
+FAMILY = DecoderFamily(
+    decoder=Gemma,
+    model_types=("gemma",),
+    prefix="model.",
+    renames=ATTENTION_RENAMES + NORM_RENAMES,
+    ignored=(FREQUENCIES,),
+    adjust=add_one,
+)
+GEMMA2_FAMILY = DecoderFamily(
+    decoder=Gemma,
+    model_types=("gemma2",),
+    prefix="model.",
+    renames=ATTENTION_RENAMES + POST_NORM_RENAMES,
+    ignored=(FREQUENCIES,),
+    adjust=add_one,
+)

@@ -1,0 +1,75 @@
+"""Every decoder family against transformers, on tiny random models: logits after every token, in any steps."""
+
+import pytest
+import torch
+from paging import Steps, chunks, compute_logits, then_tokens, whole
+from tiny_decoders import CONFIGS, make_decoder, make_ids, run_alone
+from tiny_models import Ids, TinyModel
+from torch import Tensor
+
+from models.decoder_layers import Decoder
+from models.load import load_model
+from runtime.kv_cache.layout import KVLayout
+from tests.tolerances import SAME_ENGINE, check_close
+
+SEQLENS = [17, 33, 5, 80, 6, 16]
+"""Around the borders of blocks, and as long as the models take."""
+
+WAYS: dict[str, Steps] = {
+    "whole": whole(SEQLENS),
+    "chunks": chunks(SEQLENS, [17, 8, 2, 19, 1, 16]),
+    "tokens": then_tokens(SEQLENS, [16, 32, 1, 50, 4, 1]),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    return make_decoder(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def module(model: TinyModel) -> Decoder:
+    module = load_model(model.directory, model.info)
+    assert isinstance(module, Decoder)
+    return module
+
+
+@pytest.fixture(scope="module")
+def ids() -> list[Ids]:
+    return make_ids(SEQLENS)
+
+
+@pytest.fixture(scope="module")
+def expected(model: TinyModel, ids: list[Ids]) -> Tensor:
+    return run_alone(model.theirs, ids)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_logits_match_transformers(module: Decoder, ids: list[Ids], expected: Tensor, way: str) -> None:
+    check_close(compute_logits(module, ids, WAYS[way]), expected, what=way)
+
+
+def test_logits_of_chosen_rows(module: Decoder, ids: list[Ids], expected: Tensor) -> None:
+    """In any order, and one twice: as for several answers to one prompt."""
+    first = ids[0][:5]
+    cu_seqlens, num_keys = torch.tensor([0, 5], dtype=torch.int32), torch.tensor([5], dtype=torch.int32)
+    kv_cache = module.kv_layout(torch.float32).allocate(1, torch.device("cpu"))
+    places, rows = torch.arange(5), torch.tensor([4, 1, 4])
+    block_table = torch.zeros(1, 1, dtype=torch.int32)
+    with torch.no_grad():
+        logits = module(torch.from_numpy(first), places, cu_seqlens, 5, places, block_table, num_keys, rows, kv_cache)
+    assert logits.dtype == torch.float32
+    check_close(logits, expected[rows])
+    check_close(logits[0], logits[2], tolerance=SAME_ENGINE)
+
+
+def test_layout_of_the_cache(model: TinyModel, module: Decoder) -> None:
+    config = model.theirs.config
+    num_kv_heads = getattr(config, "num_key_value_heads", 4)
+    head_dim = getattr(config, "head_dim", 8)
+    assert module.kv_layout(torch.int8) == KVLayout(3, num_kv_heads, head_dim, torch.int8)
+
+
+def test_cache_of_another_type(module: Decoder, ids: list[Ids], expected: Tensor) -> None:
+    logits = compute_logits(module, ids, WAYS["chunks"], torch.bfloat16)
+    check_close(logits, expected, torch.bfloat16)
