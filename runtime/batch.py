@@ -37,7 +37,10 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class TokenMasks:
-    """The tokens that a grammar allows: bit `id % 32` of word `id // 32`. uint32 `[num_masked, ceil(vocab_size / 32)]`."""
+    """The tokens that a grammar allows: bit `id % 32` of word `id // 32`.
+
+    `bits`: uint32 `[num_masked, ceil(vocab_size / 32)]`.
+    """
 
     rows: IntArray
     bits: npt.NDArray[np.uint32]

@@ -1,6 +1,6 @@
 """From a module and its configuration to an engine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 
 from runtime.batch import Batch
-from runtime.capture import capture, is_decoder
+from runtime.capture import Decodes, capture
 from runtime.config import EngineConfig, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.adaptive import AdaptiveEngine
@@ -18,6 +18,7 @@ from runtime.engines.null import NullEngine
 from runtime.engines.null_decoder import NullDecoder
 from runtime.engines.planned import PlannedEngine, fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
+from runtime.engines.speculating import SpeculatingEngine
 from runtime.kernels.cpu.build import CannotBuild
 from runtime.kernels.cpu.library import CpuLibrary, load_library
 from runtime.kernels.table import list_kernels
@@ -29,7 +30,6 @@ from runtime.passes.pipeline import (
     PrecisionChoice,
     Target,
     choose_precision,
-    has_cpu_bf16,
     list_candidates,
     list_passes,
     run_passes,
@@ -66,8 +66,21 @@ class BatchLimits:
         return min(self.max_batch_logits, self.max_batch_tokens) or self.max_input_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class DraftModel:
+    """A small decoder that guesses for a large one, `num_tokens` at a time."""
+
+    module: nn.Module
+    num_tokens: int
+
+
 def build_engine(
-    module: nn.Module, output_dim: int, config: EngineConfig, limits: BatchLimits, progress: Progress
+    module: nn.Module,
+    output_dim: int,
+    config: EngineConfig,
+    limits: BatchLimits,
+    progress: Progress,
+    draft: DraftModel | None = None,
 ) -> Engine:
     """Capture, rewrite, plan. Sets torch's thread count for this process. Raises UnusableConfig."""
     device = torch.device(config.device)
@@ -78,8 +91,8 @@ def build_engine(
     if config.threads:
         torch.set_num_threads(config.threads)
     module = module.eval().requires_grad_(False).to(device)
-    if is_decoder(module):
-        return build_decoder(module, output_dim, config, limits, progress)
+    if isinstance(module, Decodes):
+        return build_decoder(module, output_dim, config, limits, progress, draft)
     if config.kind == "reference":
         return build_reference(module, output_dim, limits, device)
     library = find_library(config, device, progress)
@@ -105,38 +118,58 @@ def build_engine(
 
 
 def build_decoder(
-    module: nn.Module, output_dim: int, config: EngineConfig, limits: BatchLimits, progress: Progress
-) -> DecoderEngine:
-    """With a KV cache. `auto` is the float type that the device multiplies best: INT8 has to be asked for."""
+    module: nn.Module,
+    output_dim: int,
+    config: EngineConfig,
+    limits: BatchLimits,
+    progress: Progress,
+    draft: DraftModel | None = None,
+) -> Engine:
+    """With a KV cache, shared out over both models where there is a draft model."""
     device = torch.device(config.device)
-    inner: PlannedEngine | ReferenceEngine
-    if config.kind == "reference":
-        inner, dtype = build_reference(module, output_dim, limits, device), torch.float32
-    else:
-        library = find_library(config, device, progress)
-        choice = (
-            list_candidates(device)[0] if config.precision == "auto" else choose_precision(config.precision, device)
-        )
-        if config.precision == "auto" and device.type == "cpu" and has_cpu_bf16():
-            choice = choose_precision("bf16", device)
-        progress("capturing the graph", 0, 1)
-        graph_module = capture(module, device)
-        progress("fusing and planning", 0, 1)
-        target = find_target(config, device, library)
-        inner = plan_engine(graph_module, choice, target, library, limits, find_cap(config, 1))
-        dtype = choice.dtype
+    modules = [module] if draft is None else [module, draft.module.eval().requires_grad_(False).to(device)]
+    inners = [build_logits(each, output_dim, config, limits, progress) for each in modules]
     name = config.kv_cache.dtype
-    layout = module.kv_layout(KV_DTYPES[name] if name != "auto" else dtype)
+    dtypes = [KV_DTYPES[name] if name != "auto" else dtype for _, dtype in inners]
+    layouts = [
+        each.kv_layout(dtype) for each, dtype in zip(modules, dtypes, strict=True) if isinstance(each, Decodes)
+    ]
     num_blocks = plan_blocks(
         config.kv_cache,
-        block_bytes=layout.block_bytes,
-        taken_bytes=inner.info.weight_bytes + inner.info.activation_bytes,
+        block_bytes=sum(layout.block_bytes for layout in layouts),
+        taken_bytes=sum(inner.info.weight_bytes + inner.info.activation_bytes for inner, _ in inners),
         max_sequences=limits.max_batch_requests,
         max_input_tokens=limits.max_input_tokens,
         device=device,
         replicas=config.replicas,
     )
-    return DecoderEngine(inner, layout.allocate(num_blocks, device), name_dtype(layout.dtype))
+    engines = [
+        DecoderEngine(inner, layout.allocate(num_blocks, device), name_dtype(layout.dtype))
+        for (inner, _), layout in zip(inners, layouts, strict=True)
+    ]
+    return engines[0] if draft is None else SpeculatingEngine(engines[0], engines[1], draft.num_tokens)
+
+
+def build_logits(
+    module: nn.Module, output_dim: int, config: EngineConfig, limits: BatchLimits, progress: Progress
+) -> tuple[PlannedEngine | ReferenceEngine, torch.dtype]:
+    """What computes logits, and the type it computes in. `auto` is the float type that the device multiplies best:
+    INT8 has to be asked for."""
+    device = torch.device(config.device)
+    if config.kind == "reference":
+        return build_reference(module, output_dim, limits, device), torch.float32
+    library = find_library(config, device, progress)
+    target = find_target(config, device, library)
+    choice = choose_precision(config.precision, device) if config.precision != "auto" else choose_float(device)
+    progress("capturing the graph", 0, 1)
+    graph_module = capture(module, device)
+    progress("capturing the graph", 1, 1)
+    return plan_engine(graph_module, choice, target, library, limits, find_cap(config, 1)), choice.dtype
+
+
+def choose_float(device: torch.device) -> PrecisionChoice:
+    candidates = [choice for choice in list_candidates(device) if choice.precision != "int8"]
+    return replace(candidates[-1], reason="auto: the float type that is fastest here; int8 has to be asked for")
 
 
 def name_dtype(dtype: torch.dtype) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import sympy
 import torch
@@ -11,6 +11,7 @@ from torch.export import Dim
 from torch.fx import GraphModule, Node
 from torch.nn import functional
 
+from runtime.kv_cache.layout import KVLayout
 from runtime.memory.lifetimes import BatchShape, Formula
 
 ENCODER_INPUTS = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "max_seqlen")
@@ -27,8 +28,8 @@ EXAMPLE_BLOCKS, EXAMPLE_LOGITS = 5, 7
 def capture(module: nn.Module, device: torch.device) -> GraphModule:
     """Trace `module` once, on an example that stands for every batch. Takes seconds for a small model."""
     examples, shapes = example_inputs(device), dynamic_shapes()
-    names = ENCODER_INPUTS
-    if is_decoder(module):
+    names: tuple[str, ...] = ENCODER_INPUTS
+    if isinstance(module, Decodes):
         names = DECODER_INPUTS
         examples["kv_cache"] = module.kv_layout(torch.float32).allocate(EXAMPLE_BLOCKS, device)
     with torch.no_grad():
@@ -41,9 +42,11 @@ def capture(module: nn.Module, device: torch.device) -> GraphModule:
     return tidy_graph(graph_module)
 
 
-def is_decoder(module: nn.Module) -> bool:
+@runtime_checkable
+class Decodes(Protocol):
     """Decoders say what they keep of each token."""
-    return hasattr(module, "kv_layout")
+
+    def kv_layout(self, dtype: torch.dtype) -> KVLayout: ...
 
 
 def dynamic_shapes() -> dict[str, object]:

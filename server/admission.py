@@ -20,8 +20,9 @@ SLOT_BYTES = 16
 UNMEASURED_RETRY_S = 1.0
 """Until the first step nothing is known of the engine's speed."""
 FIRST_CHARS_PER_TOKEN = 4.0
+FIRST_GENERATED_TOKENS = 256.0
 LEARNING_RATE = 0.05
-"""Weight of the newest call in the learned ratio: some dozens of calls are remembered."""
+"""Weight of the newest call in what is learned: some dozens of calls are remembered."""
 
 
 class Ticket:
@@ -50,10 +51,14 @@ class Ticket:
 
 
 class TokenEstimator:
-    """Guesses tokens from characters with a ratio learned from the traffic: English has 4, Chinese 1."""
+    """Guesses tokens from characters with a ratio learned from the traffic: English has 4, Chinese 1.
+
+    And the length of answers: chats mostly allow as much as the context holds, and take a few hundred tokens of it.
+    """
 
     def __init__(self) -> None:
         self.chars_per_token = FIRST_CHARS_PER_TOKEN
+        self.generated_tokens = FIRST_GENERATED_TOKENS
 
     def estimate(self, num_chars: int, *, num_texts: int, max_input_tokens: int) -> int:
         """At least a token per text, at most what the model takes of each."""
@@ -63,6 +68,14 @@ class TokenEstimator:
         """One call's true numbers. Extreme ratios (a megabyte of blanks) are held to what text can have."""
         ratio = min(max(num_chars / max(num_tokens, 1), 0.25), 16.0)
         self.chars_per_token += LEARNING_RATE * (ratio - self.chars_per_token)
+
+    def estimate_generated(self, max_tokens: int) -> int:
+        """Tokens of one answer, which may be so long and not longer."""
+        return min(max_tokens, round(2 * self.generated_tokens))
+
+    def learn_generated(self, num_tokens: float) -> None:
+        """An answer's true length; the mean over a call's answers."""
+        self.generated_tokens += LEARNING_RATE * (num_tokens - self.generated_tokens)
 
 
 class Admission:

@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api import admin, health, openai, tei
+from server.api import admin, chat, completions, health, openai, tei
 from server.api.serving import LeanRoute, find_state
 from server.errors import (
     ApiError,
@@ -59,11 +59,11 @@ def create_app(state: ServerState) -> FastAPI:
     )
     app.state.server = state
     # The busiest first: routes are tried in order.
-    for protocol in (openai, tei, health, admin):
+    for protocol in (openai, completions, chat, tei, health, admin):
         app.include_router(protocol.router)
     for error in (ApiError, EngineUnavailable, RequestValidationError, HTTPException):
         app.add_exception_handler(error, answer_error)
-    app.add_middleware(FrontDoor, endpoints=find_endpoints(openai.router, tei.router))
+    app.add_middleware(FrontDoor, endpoints=find_endpoints(openai.router, completions.router, chat.router, tei.router))
     return app
 
 

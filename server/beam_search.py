@@ -50,7 +50,7 @@ class BeamSearch:
 
     @property
     def num_candidates(self) -> int:
-        """How many of its most probable next tokens each beam has to offer: enough, if all stop tokens are among them."""
+        """How many of its most probable next tokens each beam offers: enough even if all stop tokens are among them."""
         return max(2, 1 + len(self.stop_token_ids)) * self.width
 
     def advance(self, top_ids: npt.NDArray[np.int64], top_logprobs: Scores) -> list[Continuation]:

@@ -37,6 +37,8 @@ class HttpConfig(Section):
     """Largest request body, counted after decompression."""
     default_timeout_ms: Annotated[float, Field(gt=0)] = 30_000.0
     """Deadline of requests without an `x-request-timeout-ms` header."""
+    generation_timeout_ms: Annotated[float, Field(gt=0)] = 600_000.0
+    """The same for requests that generate text."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """After SIGTERM accepted requests have this long to finish."""
     canary_interval_s: Annotated[float, Field(gt=0)] = 5.0
@@ -71,6 +73,8 @@ class LimitsConfig(Section):
     """Token budget of one step."""
     max_batch_requests: Positive = 512
     """Most sequences in one step."""
+    prefill_chunk_tokens: Annotated[int, Field(ge=0)] = 128
+    """Generation: the most prompt tokens of a step while other answers wait for their next token; 0: no limit."""
     max_wait_ms: Annotated[float, Field(ge=0)] = 0.0
     """How long a free engine waits for a fuller batch; 0 starts at once."""
     max_concurrent_requests: Positive = 4096
@@ -83,30 +87,44 @@ class LimitsConfig(Section):
     """What happens to longer inputs: refused, or cut at that end."""
 
 
+class SpeculativeConfig(Section):
+    """`speculative:`, tokens guessed ahead and checked several at a time. Answers are the same as without."""
+
+    method: Literal["ngram", "draft"]
+    """`ngram`: what followed the same words earlier in the prompt or the answer. `draft`: a small model's guess."""
+    num_tokens: Annotated[int, Field(ge=1, le=16)] = 4
+    """Guessed at a time."""
+    draft: SourceConfig | None = None
+    """`draft`: where the small model is; it must have the same vocabulary."""
+
+    @model_validator(mode="after")
+    def check_draft(self) -> "SpeculativeConfig":
+        if (self.method == "draft") != (self.draft is not None):
+            raise ValueError("draft is the small model's source: needed with method draft, and only there")
+        return self
+
+
 class ModelConfig(Section):
     """One entry of `models:`."""
 
     name: Annotated[str, Field(min_length=1)]
     """What clients put into `model`."""
     source: SourceConfig
-    task: Literal["auto", "embed", "classify"] = "auto"
-    """`auto`: classify where the checkpoint has a classification head, else embed."""
+    task: Literal["auto", "embed", "classify", "generate"] = "auto"
+    """`auto`: classify where the checkpoint has a classification head, generate where it has a language model's, else
+    embed."""
     pooling: Literal["auto", "mean", "cls", "max", "last"] = "auto"
     """`auto`: what the directory's sentence-transformers files say, else mean."""
     normalize: bool | None = None
     """Scale embeddings to length 1; None: what the directory's sentence-transformers files say."""
     engine: EngineConfig = EngineConfig()
     limits: LimitsConfig = LimitsConfig()
+    speculative: SpeculativeConfig | None = None
+    """Generation only."""
 
     @model_validator(mode="after")
     def check_contradictions(self) -> "ModelConfig":
         limits, engine = self.limits, self.engine
-        if limits.max_input_tokens is not None and limits.max_input_tokens > limits.max_batch_tokens:
-            raise ValueError(
-                f"limits.max_input_tokens ({limits.max_input_tokens}) is over limits.max_batch_tokens "
-                f"({limits.max_batch_tokens}): such an input would never run. Raise max_batch_tokens to at least "
-                f"{limits.max_input_tokens} or lower max_input_tokens"
-            )
         if limits.max_client_batch_size > limits.max_concurrent_requests:
             raise ValueError(
                 f"limits.max_client_batch_size ({limits.max_client_batch_size}) is over "
@@ -118,8 +136,8 @@ class ModelConfig(Section):
                 "engine.precision fp16 has no fast path with engine.device cpu. Set precision to bf16, fp32 or auto"
             )
         check_engine_options(engine)
-        if self.task == "classify" and (self.pooling != "auto" or self.normalize is not None):
-            raise ValueError("pooling and normalize are for task embed; a classifier has its own. Leave them out")
+        if self.task in ("classify", "generate") and (self.pooling != "auto" or self.normalize is not None):
+            raise ValueError(f"pooling and normalize are for task embed, and task is {self.task}. Leave them out")
         if engine.kind == "reference" and engine.precision not in ("auto", "fp32"):
             raise ValueError(
                 f"engine.kind reference computes in fp32 only, and engine.precision is {engine.precision}. "

@@ -24,6 +24,8 @@ class DeployedModel:
     config: ModelConfig
     directory: Path
     info: ModelInfo
+    draft_directory: Path | None = None
+    """Of the model that guesses ahead, if there is one."""
 
     @property
     def max_input_tokens(self) -> int:
@@ -80,8 +82,19 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
         except ModelDirectoryError as error:
             raise ModelDirectoryError(f"model {model.name}: {error}") from None
         check_limits(model, info)
-        models.append(DeployedModel(index, model, directory, info))
+        models.append(DeployedModel(index, model, directory, info, find_draft(model)))
     return Deployment(config, tuple(models), run_dir)
+
+
+def find_draft(model: ModelConfig) -> Path | None:
+    """Raises ModelDirectoryError."""
+    if model.speculative is None or model.speculative.draft is None:
+        return None
+    source = model.speculative.draft
+    try:
+        return find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
+    except ModelDirectoryError as error:
+        raise ModelDirectoryError(f"model {model.name}: speculative.draft: {error}") from None
 
 
 def check_limits(model: ModelConfig, info: ModelInfo) -> None:
@@ -95,8 +108,8 @@ def check_limits(model: ModelConfig, info: ModelInfo) -> None:
     if info.task != "generate" and wanted is not None and wanted > max_batch_tokens:
         raise ConfigError(
             f"model {model.name}: limits.max_input_tokens ({wanted}) is over limits.max_batch_tokens "
-            f"({max_batch_tokens}): such an input would never run. Raise max_batch_tokens to at least {wanted} or lower "
-            "max_input_tokens"
+            f"({max_batch_tokens}): such an input would never run. Raise max_batch_tokens to at least {wanted} or "
+            "lower max_input_tokens"
         )
     if info.task != "generate" and model.speculative is not None:
         raise ConfigError(
@@ -108,7 +121,14 @@ def check_limits(model: ModelConfig, info: ModelInfo) -> None:
 def save(deployment: Deployment) -> None:
     document = {
         "config": deployment.config.model_dump(mode="json"),
-        "models": [{"directory": str(model.directory), "info": asdict(model.info)} for model in deployment.models],
+        "models": [
+            {
+                "directory": str(model.directory),
+                "info": asdict(model.info),
+                "draft": model.draft_directory and str(model.draft_directory),
+            }
+            for model in deployment.models
+        ],
     }
     (deployment.run_dir / FILE_NAME).write_bytes(msgspec.json.encode(document))
 
@@ -117,7 +137,10 @@ def load(run_dir: Path) -> Deployment:
     document = msgspec.json.decode((run_dir / FILE_NAME).read_bytes())
     config = ServerConfig.model_validate(document["config"])
     models = tuple(
-        DeployedModel(index, model, Path(found["directory"]), msgspec.convert(found["info"], ModelInfo, strict=False))
+        DeployedModel(
+            *(index, model, Path(found["directory"]), msgspec.convert(found["info"], ModelInfo, strict=False)),
+            draft_directory=Path(found["draft"]) if found["draft"] else None,
+        )
         for index, (model, found) in enumerate(zip(config.models, document["models"], strict=True))
     )
     return Deployment(config, models, run_dir)

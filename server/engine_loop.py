@@ -138,7 +138,9 @@ class EngineLoop:
     def make_generating(self, options: GenerationOptions) -> Generating:
         info = self.engine.info
         allocator = BlockAllocator(info.num_blocks, has_prefix_cache=options.has_prefix_cache)
-        self.scheduler.residents = Residents(allocator, options.prefill_chunk_tokens)
+        # The newest token of a step, and all guesses after it but the last one.
+        lookahead = info.num_drafts
+        self.scheduler.residents = Residents(allocator, options.prefill_chunk_tokens, lookahead)
         return Generating(
             self.scheduler,
             vocab_size=info.output_dim,

@@ -11,9 +11,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from models.info import ModelDirectoryError
+from models.info import ModelDirectoryError, read_info
 from models.load import load_model
-from runtime.build import BatchLimits, build_engine, build_null
+from runtime.build import BatchLimits, DraftModel, build_engine, build_null
 from runtime.config import UnusableConfig
 from runtime.engine import Engine, Progress
 from server.calibration import calibrate
@@ -81,8 +81,23 @@ def build(model: DeployedModel, progress: Progress) -> Engine:
         return build_null(model.info.output_dim, config, batch_limits)
     progress("reading weights", 0, 1)
     module = load_model(model.directory, model.info)
+    draft = load_draft(model)
     progress("reading weights", 1, 1)
-    return build_engine(module, model.info.output_dim, config, batch_limits, progress)
+    return build_engine(module, model.info.output_dim, config, batch_limits, progress, draft)
+
+
+def load_draft(model: DeployedModel) -> DraftModel | None:
+    """The small model that guesses, if there is to be one. Raises ModelDirectoryError where it speaks otherwise."""
+    speculative = model.config.speculative
+    if speculative is None or model.draft_directory is None:
+        return None
+    info = read_info(model.draft_directory, task="generate")
+    if info.vocab_size != model.info.vocab_size:
+        raise ModelDirectoryError(
+            f"speculative.draft {model.draft_directory}: its vocabulary has {info.vocab_size} tokens and that of "
+            f"{model.config.name} {model.info.vocab_size}; a draft model needs the same tokenizer"
+        )
+    return DraftModel(load_model(model.draft_directory, info), speculative.num_tokens)
 
 
 def count_logits(model: DeployedModel) -> int:

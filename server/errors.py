@@ -18,6 +18,7 @@
   x EngineUnavailable         of `server.request`: starting, dead or draining
   x DeadlineExceeded          of `server.request`
   x EngineFailure             of `server.request`: the step failed
+  x Unservable                of `server.request`: the engine cannot do what is asked, ever
 
 Anything else is a bug: the client gets a 500 that says no more than that.
 """
@@ -26,7 +27,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from server.request import DeadlineExceeded, EngineFailure, EngineUnavailable
+from server.request import DeadlineExceeded, EngineFailure, EngineUnavailable, Unservable
 
 Protocol = Literal["openai", "tei"]
 Outcome = Literal["ok", "invalid", "rejected", "unavailable", "deadline", "cancelled", "failed"]
@@ -137,6 +138,7 @@ ERROR_TABLE: dict[type[BaseException], Row] = {
     EngineUnavailable: Row("unavailable", 503, "service_unavailable_error", "engine_unavailable", 503, "Unhealthy"),
     DeadlineExceeded: Row("deadline", 504, "timeout_error", "deadline_exceeded", 504, "Timeout"),
     EngineFailure: Row("failed", 500, "server_error", "engine_failure", 500, "Backend"),
+    Unservable: Row("invalid", 400, "invalid_request_error", "unservable", 422, "Validation"),
     InvalidAnswer: Row("failed", 500, "server_error", "invalid_answer", 500, "Backend"),
 }
 

@@ -215,8 +215,9 @@ class Generating:
     def accept(self, part: Part, drawn: list[int], tokens: SampledTokens) -> None:
         """The next token, and further ones as long as the drafts were what was then chosen.
 
-        Each row's token is drawn from the model's own distribution, whatever the draft; a draft only decides whether the
-        row behind it means anything. So answers are the same with drafts and without (compare Leviathan et al., 2023).
+        Each row's token is drawn from the model's own distribution, whatever the draft; a draft only decides whether
+        the row behind it means anything. So answers are the same with drafts and without (compare Leviathan et al.,
+        2023).
         """
         generation, sequence = part.generation, part.sequence
         self.num_drafted += len(part.drafts)

@@ -40,7 +40,9 @@ class GrammarFactory:
             if kind == "regex":
                 grammar = LLMatcher.grammar_from_regex(text)
             else:
-                grammar = LLMatcher.grammar_from_json_schema(text if kind == "json_schema" else json.dumps(True))
+                schema = text if kind == "json_schema" else json.dumps(True)
+                # Free to choose, small models write blanks without end.
+                grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
             matcher = LLMatcher(self.tokenizer, grammar)
         except ValueError as error:
             raise Unservable(f"{kind}: {error}") from None

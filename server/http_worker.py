@@ -16,6 +16,7 @@ import uvloop
 
 from server.admission import Admission
 from server.app import create_app
+from server.chat_template import load_chat_template
 from server.deployment import DeployedModel, Deployment, load
 from server.engine_client import ReplicaSet, SocketEngine
 from server.metrics import Metrics
@@ -42,6 +43,8 @@ def build_state(
             tokenizer=load_tokenizer(
                 model.directory,
                 lowercase=model.info.do_lower_case,
+                is_required=model.info.task != "generate",
+                can_truncate=model.info.task != "generate",
                 max_input_tokens=model.max_input_tokens,
                 vocab_size=model.info.vocab_size,
                 type_vocab_size=model.info.type_vocab_size,
@@ -55,6 +58,7 @@ def build_state(
                 num_workers=deployment.config.server.http_workers,
             ),
             engine=engine,
+            chat_template=load_chat_template(model.directory),
         )
     return ServerState(deployment.config, models, metrics)
 

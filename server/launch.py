@@ -4,6 +4,7 @@ It computes nothing and imports no torch. Engines and HTTP workers find one anot
 """
 
 import asyncio
+import json
 import logging
 import os
 import shutil
@@ -21,6 +22,7 @@ import msgspec
 
 from runtime.engine import EngineInfo
 from server.admission import clear_slot
+from server.chat_template import load_chat_template
 from server.config import ConfigError, ServerConfig
 from server.deployment import DeployedModel, Deployment, resolve, save
 from server.metrics import METRICS_DIR_VARIABLE, forget_process
@@ -190,32 +192,44 @@ def find_url(listener: socket.socket) -> str:
 
 def describe_model(model: DeployedModel, info: EngineInfo) -> str:
     weights, activations = info.weight_bytes / 2**20, info.activation_bytes / 2**20
+    cache = f" + KV cache {info.kv_cache_bytes / 2**20:.1f} MB ({info.kv_cache_dtype})" if info.num_blocks else ""
+    total = weights + activations + info.kv_cache_bytes / 2**20
     replicas = model.config.engine.replicas
     kernels = f" with {info.kernels} kernels" if info.device == "cpu" else ""
     unplanned = f"; ops that allocate for themselves: {', '.join(info.unplanned_ops)}" if info.unplanned_ops else ""
+    outcome = "answer included" if model.info.task == "generate" else f"{model.info.output_dim} numbers out"
     return "\n".join(
         [
             f"{model.config.name}: {model.info.architecture}, {model.info.task}, from {model.directory}",
             f"  engine     {info.kind}, {info.precision} ({info.precision_reason}), on {info.device}{kernels}, "
             f"{replicas} replica{'s' * (replicas > 1)} with {info.threads} thread{'s' * (info.threads > 1)}",
             f"  memory     weights {weights:.1f} MB + activations {activations:.1f} MB at the largest batch "
-            f"({info.max_batch_tokens} tokens) = {weights + activations:.1f} MB per replica{unplanned}",
-            f"  inputs     up to {model.max_input_tokens} tokens, {model.info.output_dim} numbers out",
+            f"({info.max_batch_tokens} tokens){cache} = {total:.1f} MB per replica{unplanned}",
+            f"  inputs     up to {model.max_input_tokens} tokens, {outcome}",
         ]
     )
 
 
 def describe_access(deployment: Deployment, url: str, seconds: float) -> str:
-    model = deployment.models[0]
-    if model.info.task == "embed":
-        route = "/v1/embeddings"
-        body = f'{{"model": "{model.config.name}", "input": "Hello, world", "encoding_format": "float"}}'
-    else:
-        route, body = "/predict", '{"inputs": "Hello, world"}'
+    route, body = choose_example(deployment.models[0])
     return (
         f"Ready after {seconds:.1f} s on {url} (docs at /docs, metrics at /metrics). Try:\n"
-        f"  curl {url}{route} -H 'content-type: application/json' -d '{body}'"
+        f"  curl {url}{route} -H 'content-type: application/json' -d '{json.dumps(body)}'"
     )
+
+
+def choose_example(model: DeployedModel) -> tuple[str, dict[str, object]]:
+    """A route that this model answers, and a body for it."""
+    name, task = model.config.name, model.info.task
+    if task == "embed":
+        return "/v1/embeddings", {"model": name, "input": "Hello, world", "encoding_format": "float"}
+    if task == "classify":
+        return "/predict", {"inputs": "Hello, world"}
+    if load_chat_template(model.directory).is_there:
+        messages = [{"role": "user", "content": "Hello"}]
+        return "/v1/chat/completions", {"model": name, "messages": messages, "stream": True}
+    prompt = "Once upon a time" if (model.directory / "tokenizer.json").exists() else [1, 2, 3]
+    return "/v1/completions", {"model": name, "prompt": prompt, "max_tokens": 50}
 
 
 def listen(host: str, port: int) -> socket.socket:

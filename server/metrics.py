@@ -67,6 +67,29 @@ class CallMetrics:
             self._engine_seconds.observe(times.engine_s)
 
 
+class TokenMetrics:
+    """What is counted of generated tokens, with its labels bound."""
+
+    def __init__(self, metrics: "Metrics", route: str, model: str) -> None:
+        self._first = metrics.first_token_seconds.labels(route, model)
+        self._gap = metrics.inter_token_seconds.labels(route, model)
+        self._prompt_tokens = metrics.prompt_tokens.labels(route, model)
+        self._generated_tokens = metrics.generated_tokens.labels(route, model)
+
+    def observe_first(self, seconds: float) -> None:
+        self._first.observe(seconds)
+
+    def observe_gap(self, seconds: float, num_tokens: int) -> None:
+        """Between tokens of one answer; `num_tokens` that came together share the time."""
+        for _ in range(num_tokens):
+            self._gap.observe(seconds)
+
+    def observe_tokens(self, *, num_prompt_tokens: int, num_generated_tokens: int) -> None:
+        """Of a call that got as far as the engine, whatever became of it."""
+        self._prompt_tokens.inc(num_prompt_tokens)
+        self._generated_tokens.inc(num_generated_tokens)
+
+
 class Metrics:
     """One per process. Mutable: the bound label sets, and each engine's last counts."""
 
@@ -93,6 +116,14 @@ class Metrics:
         self.tokenize_seconds = seconds("tokenize_seconds", "Text to tokens, waiting for a thread included", call)
         self.queue_seconds = seconds("queue_seconds", "Wait for a batch; the slowest input of a call", call)
         self.engine_seconds = seconds("engine_seconds", "In the engine; the slowest input of a call", call)
+        self.first_token_seconds = seconds(
+            "time_to_first_token_seconds", "From the first byte of a call to an answer's first token", call
+        )
+        self.inter_token_seconds = seconds(
+            "inter_token_seconds", "Between two tokens of an answer; those that come together share the time", call
+        )
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts that got as far as the engine", call)
+        self.generated_tokens = counter("generated_tokens", "Tokens generated, for whatever became of the call", call)
         self.event_loop_lag = seconds("event_loop_lag_seconds", "How late the event loop wakes a sleeper", ())
         self.admitted_inputs = gauge("admitted_inputs", "Inputs admitted and not answered, all workers", ("model",))
         self.admitted_tokens = gauge("admitted_tokens", "Tokens admitted and not answered, all workers", ("model",))
@@ -116,6 +147,7 @@ class Metrics:
         self.padded_tokens = counter("padded_tokens", "Tokens the same steps would have run with padding", engine)
         self.queue_tokens = gauge("queue_tokens", "Tokens in the engine's queue", engine)
         self.weight_bytes = gauge("weight_bytes", "Bytes of weights", engine)
+        self.kv_cache_bytes = gauge("kv_cache_bytes", "Bytes of the KV cache", engine)
         self.arena_reserved = gauge("arena_reserved_bytes", "Bytes the arena holds from the system", engine)
         self.arena_in_use = gauge("arena_in_use_bytes", "Bytes of the last step's plan", engine)
         self.planned_peak = gauge("arena_planned_peak_bytes", "Bytes planned for the largest batch", engine)
@@ -125,6 +157,7 @@ class Metrics:
         self.engine_restarts = counter("engine_restarts", "Engine processes started again", engine)
 
         self._calls: dict[tuple[str, str], CallMetrics] = {}
+        self._tokens: dict[tuple[str, str], TokenMetrics] = {}
         self._memory: dict[tuple[str, str], MemoryStats] = {}
 
     def observe_call(self, *, route: str, model: str, outcome: str, total_s: float, times: CallTimes) -> None:
@@ -133,6 +166,13 @@ class Metrics:
         if calls is None:
             calls = self._calls[route, model] = CallMetrics(self, route, model)
         calls.observe(outcome, total_s, times)
+
+    def bind_tokens(self, *, route: str, model: str) -> TokenMetrics:
+        """For one call that generates. `model` must be a configured name."""
+        found = self._tokens.get((route, model))
+        if found is None:
+            found = self._tokens[route, model] = TokenMetrics(self, route, model)
+        return found
 
     def observe_admitted(self, model: str, *, num_inputs: int, num_tokens: int) -> None:
         """Set when somebody looks: the count is kept by `server.admission`."""
@@ -149,12 +189,13 @@ class Metrics:
         max_seqlen: int,
         predicted_s: float,
         actual_s: float,
-        batch_wait_s: float,
+        batch_wait_s: float | None,
     ) -> None:
         """One step. `predicted_s` 0: there was no prediction yet."""
         labels = (model, str(replica))
         self.step_seconds.labels(*labels).observe(actual_s)
-        self.batch_wait.labels(*labels).observe(batch_wait_s)
+        if batch_wait_s is not None:
+            self.batch_wait.labels(*labels).observe(batch_wait_s)
         self.batch_tokens.labels(*labels).observe(num_tokens)
         self.batch_sequences.labels(*labels).observe(num_seqs)
         self.run_tokens.labels(*labels).inc(num_tokens)
@@ -169,6 +210,7 @@ class Metrics:
         self._memory[labels] = memory
         self.queue_tokens.labels(*labels).set(queued_tokens)
         self.weight_bytes.labels(*labels).set(memory.weight_bytes)
+        self.kv_cache_bytes.labels(*labels).set(memory.kv_cache_bytes)
         self.arena_reserved.labels(*labels).set(memory.arena_reserved_bytes)
         self.arena_in_use.labels(*labels).set(memory.arena_in_use_bytes)
         self.planned_peak.labels(*labels).set(memory.planned_peak_bytes)

@@ -99,13 +99,14 @@ class GenerationEvent:
 class GenerationStream(Protocol):
     """A generation under way: iterate over its events until every answer has a finish_reason.
 
-    Iterating raises EngineUnavailable, DeadlineExceeded, EngineFailure, Unservable. Whoever leaves before the end must `cancel`.
+    Iterating raises EngineUnavailable, DeadlineExceeded, EngineFailure, Unservable. Whoever leaves before the end must
+    `cancel`.
     """
 
     def __aiter__(self) -> AsyncIterator[list[GenerationEvent]]: ...
 
     def stop(self, index: int) -> None:
-        """No more of this answer is wanted (a stop string was found): it gets no further events, nor a finish_reason."""
+        """No more of this answer is wanted (a stop string was found): it has no further events, nor a finish_reason."""
 
     def cancel(self) -> None:
         """Nothing more is wanted. No effect after the end."""
@@ -186,6 +187,6 @@ class EngineClient(Protocol):
         """
 
     def generate(self, prompt: TokenArray, params: GenerationParams, deadline_s: float) -> GenerationStream:
-        """Begin to generate after `prompt`. Raises EngineUnavailable and Unservable at once, or the stream does later."""
+        """Begin to generate after `prompt`. Raises EngineUnavailable and Unservable, at once or from the stream."""
 
     async def close(self) -> None: ...

@@ -1,10 +1,11 @@
 """Requests waiting for a step, in the order they should run. Pure.
 
-Lowest priority number first, then earliest deadline first, with two twists. A deadline further away than HORIZON_S counts as that far: a patient request
-must not wait behind every impatient one that comes later. And the inputs of a client call of many are put off, each by
-the time its call's earlier inputs take at half of the engine's rate: a call of 2,048 inputs so queues up as if they
-came in one after the other, and leaves the other half of the engine to whoever comes meanwhile. A request's place never
-changes once it is queued, and nothing that comes HORIZON_S later gets before it, so nothing starves.
+Lowest priority number first; of equal ones the earliest deadline, with two twists. A deadline further away than
+HORIZON_S counts as that far: a patient request must not wait behind every impatient one that comes later. And the
+inputs of a client call of many are put off, each by the time its call's earlier inputs take at half of the engine's
+rate: a call of 2,048 inputs so queues up as if they came in one after the other, and leaves the other half of the
+engine to whoever comes meanwhile. A request's place never changes once it is queued, and nothing of its priority that
+comes HORIZON_S later gets before it, so nothing starves but what asked to come last.
 """
 
 import heapq

@@ -1,8 +1,8 @@
 """The generations that hold blocks of the KV cache: which of their tokens go into a step, and who must give way. Pure.
 
 In the order of their places, those that wait for their next token come first: a step for each of them is what keeps
-answers flowing. Prompts get what is left of the budget, in chunks while anybody waits for a next token. Where blocks run
-out, the last in order gives up all of its own and goes back to the queue; it is computed again later, mostly from
+answers flowing. Prompts get what is left of the budget, in chunks while anybody waits for a next token. Where blocks
+run out, the last in order gives up all of its own and goes back to the queue; it is computed again later, mostly from
 blocks that the prefix cache has kept (Yu et al., 2022: Orca; Kwon et al., 2023; Agrawal et al., 2024: chunked prefill).
 """
 
@@ -62,6 +62,8 @@ class Residents:
 
     allocator: BlockAllocator
     prefill_chunk_tokens: int = 0
+    lookahead_tokens: int = 0
+    """Slots that a draft model needs behind those of the step."""
     generations: list[Generation] = field(default_factory=list)
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
@@ -135,7 +137,7 @@ class Residents:
     def reserve(self, generation: Generation, sequence: Sequence, num_tokens: int, plan: GenerationPlan) -> bool:
         """Blocks for the next `num_tokens` of a sequence, taken from those behind it where need be."""
         first = sequence.num_computed_tokens
-        last = first + num_tokens
+        last = first + num_tokens + self.lookahead_tokens
         allocator = self.allocator
         while allocator.count_needed(sequence.table, first, last) > allocator.num_free_blocks:
             victim = self.find_victim(generation, plan)

@@ -13,7 +13,7 @@ from server.sequences import Generation, Sequence, draw_uniforms
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of logits: after the token at `token_row` of the batch, as if `num_drafts` of the part's drafts were true.
+    """One row of logits: after the token at `token_row` of the batch, as if `num_drafts` of the part's drafts were so.
 
     `index`: the answer that the token is for. `forced_id`: a token of the prompt whose logprob is wanted.
     """

@@ -5,13 +5,18 @@ from time import time
 
 from models.info import ModelInfo
 from server.admission import Admission
+from server.chat_template import NO_CHAT_TEMPLATE, ChatTemplate
 from server.config import ModelConfig, ServerConfig
 from server.errors import InvalidField, UnknownModel, WrongTask
 from server.metrics import Metrics
 from server.request import EngineClient
 from server.tokenizer import Tokenizer
 
-TASK_ROUTES = {"embed": "POST /v1/embeddings", "classify": "POST /predict"}
+TASK_ROUTES = {
+    "embed": "POST /v1/embeddings",
+    "classify": "POST /predict",
+    "generate": "POST /v1/completions and POST /v1/chat/completions",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,7 @@ class ServedModel:
     tokenizer: Tokenizer
     admission: Admission
     engine: EngineClient
+    chat_template: ChatTemplate = NO_CHAT_TEMPLATE
     created_s: int = field(default_factory=lambda: int(time()))
     """Unix time, for `/v1/models`."""
 

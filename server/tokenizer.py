@@ -5,19 +5,24 @@ would start rayon's pool, one thread per core, and those would fight with the en
 """
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import tokenizers
 
 from models.info import ModelDirectoryError
+from server.detokenizer import TokenTexts
 from server.errors import EmptyInput, InputTooLong, InvalidField, TokenizerFailure
 from server.request import TokenArray, TokenSequence
 
+logger = logging.getLogger("padless.http")
+
+Result = TypeVar("Result")
 Truncation = Literal["error", "right", "left"]
 Text = str | tuple[str, str]
 Input = str | tuple[str, str] | list[int]
@@ -36,6 +41,9 @@ CHUNK_CHARS = 16_384
 """What a thread takes at a time, about 5 ms: between two chunks other calls get their turn."""
 
 
+NO_TEXTS = "is text, but this model has no tokenizer; send token ids"
+
+
 class Piece(NamedTuple):
     """One token as `/tokenize` shows it; `start` and `stop` count characters, and are None for special tokens."""
 
@@ -47,47 +55,73 @@ class Piece(NamedTuple):
 
 
 class Tokenizer:
-    """One model's tokenizer. Immutable after construction; encoding is safe from several threads."""
+    """One model's tokenizer. Immutable after construction; encoding is safe from several threads.
+
+    `plain` None: the model has none. Then token ids pass as they do elsewhere, texts are refused, and all ids are
+    without text. `can_truncate`: the model's routes can cut inputs that are too long, so errors may say so.
+    """
 
     def __init__(
         self,
-        plain: tokenizers.Tokenizer,
+        plain: tokenizers.Tokenizer | None,
         *,
         max_input_tokens: int,
         vocab_size: int,
         type_vocab_size: int,
         pool: ThreadPoolExecutor,
         num_threads: int = 1,
+        can_truncate: bool = True,
     ) -> None:
-        plain.no_padding()
-        plain.no_truncation()
         self.max_input_tokens = max_input_tokens
         self.max_chars = max_input_tokens * GUARD_CHARS_PER_TOKEN
+        self.texts = TokenTexts(plain)
         self._plain = plain
-        self._cutting = {side: build_cutting(plain, max_input_tokens, side) for side in ("right", "left")}
+        self._cutting: dict[str, tokenizers.Tokenizer] = {}
         self._vocab_size = vocab_size
         self._pool = pool
         self._num_threads = num_threads
+        self._can_truncate = can_truncate
         # Single texts of almost every model are all type 0: looked up once, not per text.
         self._has_pair_types = type_vocab_size > 1
-        self._has_single_types = self._has_pair_types and any(plain.encode("a").type_ids)
+        self._has_single_types = False
+        if plain is not None:
+            plain.no_padding()
+            plain.no_truncation()
+            self._cutting = {side: build_cutting(plain, max_input_tokens, side) for side in ("right", "left")}
+            self._has_single_types = self._has_pair_types and any(plain.encode("a").type_ids)
 
-    async def encode(self, inputs: Sequence[Input], *, truncation: Truncation, field: str) -> list[TokenSequence]:
-        """Sequences in the order of the inputs. Errors name `field`. Raises InvalidField and its kinds."""
+    @property
+    def knows_texts(self) -> bool:
+        """False for models whose tokens are all there is."""
+        return self._plain is not None
+
+    async def run(self, function: Callable[[], Result]) -> Result:
+        """Work of the same kind, on the same threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+
+    async def encode(
+        self, inputs: Sequence[Input], *, truncation: Truncation, field: str, add_special_tokens: bool = True
+    ) -> list[TokenSequence]:
+        """Sequences in the order of the inputs. Errors name `field`. Raises InvalidField and its kinds.
+
+        `add_special_tokens`: as the model wants them around a text; what may be cut always gets them.
+        """
         chunks = list(split_chunks(inputs))
         sequences: list[TokenSequence] = []
         loop = asyncio.get_running_loop()
         # No more chunks in the pool than it has threads, so that a call of 2,048 texts leaves room for others.
         for begin in range(0, len(chunks), self._num_threads):
             futures = [
-                loop.run_in_executor(self._pool, self._encode_chunk, inputs[first:last], first, truncation, field)
+                loop.run_in_executor(
+                    self._pool, self._encode_chunk, inputs[first:last], first, truncation, field, add_special_tokens
+                )
                 for first, last in chunks[begin : begin + self._num_threads]
             ]
             sequences.extend(chain.from_iterable(await asyncio.gather(*futures)))
         return sequences
 
     def _encode_chunk(
-        self, inputs: Sequence[Input], first: int, truncation: Truncation, field: str
+        self, inputs: Sequence[Input], first: int, truncation: Truncation, field: str, add_special_tokens: bool
     ) -> list[TokenSequence]:
         sequences = []
         for index, item in enumerate(inputs, first):
@@ -95,7 +129,7 @@ class Tokenizer:
                 if isinstance(item, list):
                     sequences.append(self._check_ids(item, truncation))
                 else:
-                    sequences.append(self._encode_text(item, truncation))
+                    sequences.append(self._encode_text(item, truncation, add_special_tokens))
             except InvalidField as error:
                 place = f"{field}[{index}]" if len(inputs) > 1 or first else field
                 raise type(error)(f"{place} {error.message}", param=field) from None
@@ -120,7 +154,14 @@ class Tokenizer:
             raise InvalidField(f"has the token id {wrong}; ids of this model go from 0 to {self._vocab_size - 1}")
         return TokenSequence(np.array(ids, dtype=np.int32))
 
-    def _encode_text(self, text: Text, truncation: Truncation) -> TokenSequence:
+    def _find_plain(self) -> tokenizers.Tokenizer:
+        """Raises InvalidField where there is none."""
+        if self._plain is None:
+            raise InvalidField(NO_TEXTS)
+        return self._plain
+
+    def _encode_text(self, text: Text, truncation: Truncation, add_special_tokens: bool) -> TokenSequence:
+        plain = self._find_plain()
         first, second = text if isinstance(text, tuple) else (text, None)
         if not first or second == "":
             raise EmptyInput("must not be empty")
@@ -130,7 +171,7 @@ class Tokenizer:
                 raise InputTooLong(
                     f"has {num_chars} characters, more than {self.max_input_tokens} tokens can hold; {self._remedy()}"
                 )
-            encoding = self._plain.encode(first, second)
+            encoding = plain.encode(first, second, add_special_tokens=add_special_tokens)
             if len(encoding) > self.max_input_tokens:
                 raise self._too_long(len(encoding))
         else:
@@ -158,6 +199,8 @@ class Tokenizer:
         return InputTooLong(f"has {num_tokens} tokens; the limit is {self.max_input_tokens}; {self._remedy()}")
 
     def _remedy(self) -> str:
+        if not self._can_truncate:
+            return "shorten it"
         return "shorten it, or ask for truncation (`truncate` of the request, limits.truncation of the server)"
 
     async def describe(self, texts: Sequence[str], *, add_special_tokens: bool, field: str) -> list[list[Piece]]:
@@ -165,6 +208,8 @@ class Tokenizer:
         loop = asyncio.get_running_loop()
         described = []
         for index, text in enumerate(texts):
+            if self._plain is None:
+                raise InvalidField(f"{field}[{index}] {NO_TEXTS}", param=field)
             if not 0 < len(text) <= self.max_chars:
                 problem = EmptyInput if not text else InputTooLong
                 raise problem(f"{field}[{index}] must have 1 to {self.max_chars} characters", param=field)
@@ -172,7 +217,7 @@ class Tokenizer:
         return described
 
     def _describe_text(self, text: str, add_special_tokens: bool) -> list[Piece]:
-        encoding = self._plain.encode(text, add_special_tokens=add_special_tokens)
+        encoding = self._find_plain().encode(text, add_special_tokens=add_special_tokens)
         pieces = []
         parts = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
         for token_id, token, is_special, (start, stop) in parts:
@@ -183,12 +228,15 @@ class Tokenizer:
         return pieces
 
 
-def load_tokenizer(directory: Path, *, lowercase: bool = False, **options: Any) -> Tokenizer:
+def load_tokenizer(directory: Path, *, lowercase: bool = False, is_required: bool = True, **options: Any) -> Tokenizer:
     """Read tokenizer.json, to see lower case only if `lowercase`; `options` are the Tokenizer's own.
 
-    Raises ModelDirectoryError.
+    Raises ModelDirectoryError, also where there is none and it `is_required`.
     """
     path = directory / "tokenizer.json"
+    if not path.is_file() and not is_required:
+        logger.warning("%s: no such file; this model takes token ids and answers with them", path)
+        return Tokenizer(None, **options)
     if not path.is_file():
         raise ModelDirectoryError(
             f"{path}: no such file; Padless needs the fast tokenizer's file. With transformers: "

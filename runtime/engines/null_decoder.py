@@ -1,7 +1,7 @@
-"""A decoder that computes nothing and remembers everything: its tokens depend on all that its cache says was before.
+"""A decoder that computes nothing and remembers everything: its tokens depend on all that its cache holds.
 
-Its KV cache holds token ids. A scheduler that loses, mixes up or forgets to copy a block makes it say something else, so
-answers are as good a check of the bookkeeping as a real model's, in microseconds.
+Its KV cache holds token ids. A scheduler that loses, mixes up or forgets to copy a block makes it say something else,
+so answers are as good a check of the bookkeeping as a real model's, in microseconds.
 """
 
 import time

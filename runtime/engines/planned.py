@@ -172,7 +172,8 @@ def fit_capacity(program: Program, wanted: BatchShape, min_tokens: int, cap_byte
         return wanted
 
     def shrink(num_tokens: int) -> BatchShape:
-        return BatchShape(num_tokens, *(min(number, num_tokens) for number in wanted[1:3]), wanted.num_logits)
+        num_seqs, max_seqlen = min(wanted.num_seqs, num_tokens), min(wanted.max_seqlen, num_tokens)
+        return BatchShape(num_tokens, num_seqs, max_seqlen, wanted.num_logits)
 
     least = peak_bytes(program, shrink(min_tokens))
     if least > cap_bytes:

@@ -35,13 +35,12 @@ def plan_blocks(
         left = int(config.budget_mb * 2**20) - taken_bytes
     fitting = left // block_bytes
     if fitting < least:
-        what = (
-            "the memory that is free" if config.budget_mb is None else f"engine.kv_cache.budget_mb {config.budget_mb}"
-        )
+        what = "the memory that is free" if config.budget_mb is None else f"kv_cache.budget_mb {config.budget_mb}"
         raise UnusableConfig(
-            f"{what} leaves {max(left, 0) / 2**20:.1f} MB for the KV cache beside {taken_bytes / 2**20:.1f} MB of weights "
-            f"and activations, but one sequence of {max_input_tokens} tokens needs {least * block_bytes / 2**20:.1f} MB. "
-            "Raise budget_mb, lower limits.max_input_tokens or limits.max_batch_tokens, or set kv_cache.dtype to int8"
+            f"engine: {what} leaves {max(left, 0) / 2**20:.1f} MB for the KV cache beside {taken_bytes / 2**20:.1f} MB "
+            f"of weights and activations, but one sequence of {max_input_tokens} tokens needs "
+            f"{least * block_bytes / 2**20:.1f} MB. Raise budget_mb, lower limits.max_input_tokens or "
+            "limits.max_batch_tokens, or set kv_cache.dtype to int8"
         )
     return min(useful, fitting)
 

@@ -4,9 +4,9 @@
         `runtime.kv_cache.layout` -> [num_tokens, num_heads, head_dim]; the cache's `layer` is changed in place
 
 `slot_mapping` [num_tokens] says where the new keys and values go, `block_table` int32 [num_seqs, max_blocks] which
-blocks hold a sequence's past and present, `cache_seqlens` int32 [num_seqs] how many keys those are in all. The tokens of
-one sequence lie between two borders of `cu_seqlens` int32 [num_seqs + 1]; its last token is the last of its keys, and
-each token sees those up to itself. Several heads of q share one of k (Ainslie et al., 2023): head h reads kv head
+blocks hold a sequence's past and present, `cache_seqlens` int32 [num_seqs] how many keys those are in all. The tokens
+of one sequence lie between two borders of `cu_seqlens` int32 [num_seqs + 1]; its last token is the last of its keys,
+and each token sees those up to itself. Several heads of q share one of k (Ainslie et al., 2023): head h reads kv head
 h // (num_heads / num_kv_heads).
 
 With `rotary`, fp32 [max_positions, rotary_dim], cosines and then sines of rotary_dim / 2 angles, the first `rotary_dim`
@@ -70,7 +70,7 @@ def paged_attention(
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, window: int, softcap: float) -> Tensor:
-    """One sequence: q [len_q, num_heads, head_dim], k and v [len_k, num_kv_heads, head_dim], the last of both aligned."""
+    """One sequence: q [len_q, num_heads, head_dim], k and v [len_k, num_kv_heads, head_dim]; their ends are aligned."""
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scores = torch.einsum("qhd,khd->hqk", q, k) * softmax_scale

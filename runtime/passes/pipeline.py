@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from runtime.config import Precision
+from runtime.passes.drop_casts import drop_casts
 from runtime.passes.fuse_add_norm import fuse_add_norm
 from runtime.passes.fuse_embed_norm import fuse_embed_norm
 from runtime.passes.fuse_gated_act import fuse_gated_act
@@ -100,6 +101,7 @@ def list_passes(choice: PrecisionChoice, target: Target) -> list[tuple[str, Pass
         passes.append(
             ("precision", partial(lower_precision, dtype=choice.dtype, has_native_gemm=choice.has_native_gemm))
         )
+    passes.append(("drop_casts", drop_casts))
     if target.device.type == "cpu" and choice.dtype == torch.bfloat16 and choice.has_native_gemm:
         passes.append(("prepack_onednn", prepack_onednn))
     if is_native:
@@ -108,14 +110,19 @@ def list_passes(choice: PrecisionChoice, target: Target) -> list[tuple[str, Pass
 
 
 def run_passes(graph_module: GraphModule, passes: list[tuple[str, Pass]], on_pass: OnPass) -> None:
-    """Rewrite in place. After each pass the graph is checked and its shapes are inferred anew."""
+    """Rewrite in place. After each pass the graph is checked, and shapes are inferred: of what is new after each one, of
+    everything before the first that no shape function understands, or at the end."""
     on_pass("capture", graph_module)
     is_opaque = False
     for name, rewrite in passes:
-        is_opaque = is_opaque or name in OPAQUE
+        if name in OPAQUE and not is_opaque:
+            infer_shapes(graph_module)
+            is_opaque = True
         rewrite(graph_module)
         graph_module.graph.eliminate_dead_code()
         graph_module.graph.lint()
         if not is_opaque:
-            infer_shapes(graph_module)
+            infer_shapes(graph_module, only_missing=True)
         on_pass(name, graph_module)
+    if not is_opaque:
+        infer_shapes(graph_module)

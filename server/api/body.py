@@ -129,7 +129,8 @@ def explain_error(schema: type[BaseModel], error: ValidationError, body: bytes) 
     meant = max((item for item in details if item["loc"][0] == name), key=lambda item: find_depth(item["loc"]))
     if meant["type"] == "missing":
         return InvalidField(f"{name} is missing", param=name)
-    is_union = len(meant["loc"]) > 1
+    # The name of a union's branch, or the key in an object: both are told by the field's description.
+    is_union = any(isinstance(part, str) for part in meant["loc"][1:])
     place = "".join(f"[{index}]" for index in find_depth(meant["loc"]))
     if is_union and not place:
         return InvalidField(f"{name} must be {schema.model_fields[name].description}", param=name)

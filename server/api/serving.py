@@ -68,11 +68,17 @@ class DisconnectWatch:
             raise ClientGone from None
 
 
-async def serve_call(request: Request, *, route: str, protocol: Protocol, work: Work) -> Response:
-    """Run `work` on the body and answer; every error in the protocol's shape, every outcome counted once."""
+async def serve_call(
+    request: Request, *, route: str, protocol: Protocol, work: Work, timeout_ms: float | None = None
+) -> Response:
+    """Run `work` on the body and answer; every error in the protocol's shape, every outcome counted once.
+
+    `timeout_ms`: the deadline without the client's header, if not `server.default_timeout_ms`.
+    """
     state = find_state(request)
     start_s = monotonic()
-    call = HttpCall(route, start_s, start_s + state.config.server.default_timeout_ms / 1000)
+    timeout_ms = state.config.server.default_timeout_ms if timeout_ms is None else timeout_ms
+    call = HttpCall(route, start_s, start_s + timeout_ms / 1000)
     outcome = "failed"
     try:
         answer = await run_work(request, state, call, work)

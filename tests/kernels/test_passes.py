@@ -10,7 +10,9 @@ from torch.nn import functional
 
 from runtime.capture import constant
 from runtime.ops import pool
+from runtime.passes.drop_casts import drop_casts
 from runtime.passes.fuse_add_norm import fuse_add_norm
+from runtime.passes.fuse_gated_act import fuse_gated_act
 from runtime.passes.fuse_linear_act import fuse_linear_act
 from runtime.passes.fuse_qkv import fuse_qkv
 from runtime.passes.pipeline import (
@@ -23,6 +25,7 @@ from runtime.passes.pipeline import (
 )
 from runtime.passes.precision import lower_precision
 from runtime.passes.prepack_onednn import prepack_onednn
+from runtime.passes.rewriting import infer_shapes
 from tests.kernels.tiny_graphs import (
     CPU,
     HIDDEN_SIZE,
@@ -110,6 +113,61 @@ class TestFuseLinearAct:
     def test_activation_of_something_else_is_left(self) -> None:
         counts, _ = check_pass(lambda m, x, _: functional.gelu(m.norm(x)), "fuse_linear_act", fuse_linear_act)
         assert counts == {"embedding": 1, "layer_norm": 1, "gelu": 1}
+
+
+class TestFuseGatedAct:
+    @pytest.mark.parametrize("act", ["silu", "gelu", "gelu_tanh", "relu"])
+    def test_gate_and_what_it_lets_through_become_one_op(self, act: str) -> None:
+        functions = {"gelu_tanh": lambda x: functional.gelu(x, approximate="tanh")}
+        activate = functions.get(act) or getattr(functional, act)
+
+        def both(graph_module: GraphModule) -> None:
+            fuse_qkv(graph_module)
+            graph_module.graph.eliminate_dead_code()
+            infer_shapes(graph_module)
+            fuse_gated_act(graph_module)
+
+        for body in (lambda m, x, _: activate(m.a(x)) * m.b(x), lambda m, x, _: m.b(activate(m.a(x)) * m.c(x))):
+            counts, graph_module = check_pass(body, "fuse_gated_act", both)
+            assert counts["gated_act"] == 1 and "mul" not in counts and "slice" not in counts
+            (node,) = (node for node in graph_module.graph.nodes if "gated_act" in str(node.target))
+            assert node.args[1] == act
+
+    def test_product_of_other_things_is_left(self) -> None:
+        counts, _ = check_pass(lambda m, x, _: functional.silu(m.a(x)) * m.b(m.c(x)), "fuse_gated_act", fuse_gated_act)
+        assert counts["mul"] == 1 and "gated_act" not in counts
+
+
+class TestFuseRmsNorm:
+    @staticmethod
+    def norm(m: Tiny, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, (HIDDEN_SIZE,), m.norm.weight, 1e-5)
+
+    def test_alone(self) -> None:
+        counts, _ = check_pass(lambda m, x, _: self.norm(m, m.a(x)), "fuse_add_norm", fuse_add_norm)
+        assert counts == {"embedding": 1, "linear": 1, "add_norm": 1}
+
+    def test_with_the_sum_before_it(self) -> None:
+        counts, _ = check_pass(lambda m, x, _: self.norm(m, m.a(x) + x), "fuse_add_norm", fuse_add_norm)
+        assert counts == {"embedding": 1, "linear": 1, "add_norm": 1}
+
+    def test_sum_that_goes_on_as_residual_stays(self) -> None:
+        def body(m: Tiny, x: Tensor, _: Tensor) -> Tensor:
+            summed = m.a(x) + x
+            return self.norm(m, summed) + summed
+
+        counts, _ = check_pass(body, "fuse_add_norm", fuse_add_norm)
+        assert counts == {"embedding": 1, "linear": 1, "add": 2, "add_norm": 1}
+
+
+class TestDropCasts:
+    def test_cast_to_the_same_type_goes(self) -> None:
+        counts, _ = check_pass(lambda m, x, _: m.a(x).float(), "drop_casts", drop_casts)
+        assert counts == {"embedding": 1, "linear": 1}
+
+    def test_cast_to_another_type_stays(self) -> None:
+        counts, _ = check_pass(lambda m, x, _: m.a(x.double().float()), "drop_casts", drop_casts)
+        assert counts["to"] == 2
 
 
 class TestFuseAddNorm:
@@ -249,21 +307,21 @@ INT8_CHOICE = PrecisionChoice("int8", torch.bfloat16, False, "")
 @pytest.mark.parametrize(
     ("choice", "isa", "last"),
     [
-        (FP32_CHOICE, None, ["fuse_add_norm", "fuse_linear_add"]),
-        (FP32_CHOICE, "avx2", ["fuse_linear_add", "prepack_native"]),
-        (BF16_CHOICE, None, ["precision", "prepack_onednn"]),
+        (FP32_CHOICE, None, ["fuse_add_norm", "fuse_linear_add", "drop_casts"]),
+        (FP32_CHOICE, "avx2", ["fuse_linear_add", "drop_casts", "prepack_native"]),
+        (BF16_CHOICE, None, ["precision", "drop_casts", "prepack_onednn"]),
         (BF16_CHOICE, "avx512", ["prepack_onednn", "prepack_native"]),
-        (BF16_STORED, None, ["fuse_linear_add", "precision"]),
-        (INT8_CHOICE, "avx2", ["quantize", "fuse_linear_add", "precision", "prepack_native"]),
+        (BF16_STORED, None, ["fuse_linear_add", "precision", "drop_casts"]),
+        (INT8_CHOICE, "avx2", ["quantize", "fuse_linear_add", "precision", "drop_casts", "prepack_native"]),
     ],
 )
 def test_order_of_passes(choice: PrecisionChoice, isa: str | None, last: list[str]) -> None:
     names = [name for name, _ in list_passes(choice, Target(CPU, isa))]
-    assert names[:2] == ["fuse_qkv", "fuse_linear_act"]
+    assert names[:3] == ["fuse_qkv", "fuse_linear_act", "fuse_gated_act"]
     assert names[-len(last) :] == last
 
 
-def test_a_pass_that_breaks_the_graph_is_caught_at_once() -> None:
+def test_a_pass_that_breaks_the_graph_is_caught() -> None:
     def swap(graph_module: GraphModule) -> None:
         for node in graph_module.graph.nodes:
             if "linear" in str(node.target):

@@ -75,15 +75,6 @@ def test_unknown_key_like_no_other_lists_those_there_are(write: Any) -> None:
     ("model", "sections", "words"),
     [
         (
-            {"limits": {"max_input_tokens": 512, "max_batch_tokens": 256}},
-            {},
-            [
-                "limits.max_input_tokens (512)",
-                "limits.max_batch_tokens (256)",
-                "Raise max_batch_tokens to at least 512",
-            ],
-        ),
-        (
             {"limits": {"max_client_batch_size": 100, "max_concurrent_requests": 10}},
             {},
             ["limits.max_client_batch_size (100)", "Lower max_client_batch_size or raise max_concurrent_requests"],

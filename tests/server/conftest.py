@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from fake_generator import GenerationServer, build_generation_server, write_directory
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer as RawTokenizer
@@ -238,3 +240,22 @@ class RawCall:
     @property
     def status(self) -> int:
         return int(self.sent[0]["status"])
+
+
+@pytest.fixture(scope="session")
+def generator_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_directory(tmp_path_factory.mktemp("generator"))
+
+
+MakeGenerator = Callable[..., GenerationServer]
+
+
+@pytest.fixture
+def make_generator(generator_directory: Path, pool: ThreadPoolExecutor) -> MakeGenerator:
+    """`make_generator(max_concurrent_requests=4, http={...})`."""
+    return partial(build_generation_server, generator_directory, pool)
+
+
+@pytest.fixture
+def generator(make_generator: MakeGenerator) -> GenerationServer:
+    return make_generator()

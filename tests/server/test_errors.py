@@ -26,6 +26,7 @@ EXPECTED = {
     "Overloaded": ((429, "rate_limit_error", "queue_full"), (429, "Overloaded")),
     "EngineUnavailable": ((503, "service_unavailable_error", "engine_unavailable"), (503, "Unhealthy")),
     "DeadlineExceeded": ((504, "timeout_error", "deadline_exceeded"), (504, "Timeout")),
+    "Unservable": ((400, "invalid_request_error", "unservable"), (422, "Validation")),
     "EngineFailure": ((500, "server_error", "engine_failure"), (500, "Backend")),
     "InvalidAnswer": ((500, "server_error", "invalid_answer"), (500, "Backend")),
 }

@@ -54,8 +54,8 @@ def test_steps_of_an_engine() -> None:
 def test_memory_of_an_engine() -> None:
     metrics = Metrics(CollectorRegistry())
     labels = {"model": "m", "replica": "0"}
-    metrics.observe_engine("m", 0, MemoryStats(1, 2, 3, 4, 5, 6, 7), 8)
-    metrics.observe_engine("m", 0, MemoryStats(1, 20, 30, 40, 5, 16, 7), 80)
+    metrics.observe_engine("m", 0, MemoryStats(1, 2, 3, 4, 0, 5, 6, 7), 8)
+    metrics.observe_engine("m", 0, MemoryStats(1, 20, 30, 40, 0, 5, 16, 7), 80)
     metrics.count_engine_restart("m", 0)
     samples = parse(metrics.render().decode())
     assert find(samples, "arena_reserved_bytes", **labels) == 20

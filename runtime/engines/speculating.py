@@ -1,0 +1,122 @@
+"""A decoder with a small one beside it that guesses what comes next (Leviathan et al., 2023; Chen et al., 2023).
+
+The small model sees every token that the large one computes, in a cache of its own with the same blocks, so that
+prefixes, forks and preemptions need no thought of their own. Its guesses come back with each step's tokens; whoever
+schedules may put them into the next step, where the large model checks them all at once. A wrong or a missing guess
+costs time and nothing else: tokens are always the large model's.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.batch import NO_TOKEN, Batch, IntArray, Output, Paging, SampledTokens
+from runtime.engine import EngineInfo, MemoryStats, Progress
+from runtime.engines.decoder import DecoderEngine
+from runtime.kv_cache.blocks import BLOCK_SIZE
+from runtime.kv_cache.examples import sample_greedily
+
+
+class SpeculatingEngine:
+    """`draft` has as many blocks as `target` and the same vocabulary. One caller at a time."""
+
+    def __init__(self, target: DecoderEngine, draft: DecoderEngine, num_drafts: int) -> None:
+        self.target, self.draft, self.num_drafts = target, draft, num_drafts
+
+    @property
+    def info(self) -> EngineInfo:
+        """The large model's; memory of both."""
+        info, other = self.target.info, self.draft.info
+        return replace(
+            info,
+            num_drafts=self.num_drafts,
+            weight_bytes=info.weight_bytes + other.weight_bytes,
+            activation_bytes=info.activation_bytes + other.activation_bytes,
+            kv_cache_bytes=info.kv_cache_bytes + other.kv_cache_bytes,
+        )
+
+    def warmup(self, progress: Progress) -> None:
+        self.draft.warmup(progress)
+        self.target.warmup(progress)
+
+    def run(self, batch: Batch) -> Output:
+        output = self.target.run(batch)
+        assert output.tokens is not None and batch.paging is not None
+        self.draft.run(replace(batch, paging=without_logits(batch.paging)))
+        return replace(output, tokens=self.propose(batch, batch.paging, output.tokens))
+
+    def propose(self, batch: Batch, paging: Paging, tokens: SampledTokens) -> SampledTokens:
+        """Guesses after the newest token of each sequence, in the row that gave that token."""
+        drafts = np.full((batch.num_logits, self.num_drafts), NO_TOKEN, np.int64)
+        rows = find_newest(batch, paging, tokens)
+        if not len(rows):
+            return tokens
+        places = paging.logit_rows[rows]
+        owners = np.searchsorted(batch.cu_seqlens, places, side="right") - 1
+        newest, positions = tokens.token_ids[rows], batch.position_ids[places] + 1
+        reach = paging.block_table.shape[1] * BLOCK_SIZE
+        for step in range(self.num_drafts):
+            if positions.max() + 1 > reach:
+                drafts = drafts[:, :step]
+                break
+            found = self.draft.run(pack_newest(newest, positions, paging.block_table[owners])).tokens
+            assert found is not None
+            drafts[rows, step] = newest = found.token_ids
+            positions = positions + 1
+        return replace(tokens, draft_ids=drafts)
+
+    def memory(self) -> MemoryStats:
+        one, other = self.target.memory(), self.draft.memory()
+        return replace(
+            one,
+            weight_bytes=one.weight_bytes + other.weight_bytes,
+            arena_reserved_bytes=one.arena_reserved_bytes + other.arena_reserved_bytes,
+            arena_in_use_bytes=one.arena_in_use_bytes + other.arena_in_use_bytes,
+            planned_peak_bytes=one.planned_peak_bytes + other.planned_peak_bytes,
+            kv_cache_bytes=one.kv_cache_bytes + other.kv_cache_bytes,
+        )
+
+    def trim(self) -> None:
+        self.target.trim()
+        self.draft.trim()
+
+    def close(self) -> None:
+        self.target.close()
+        self.draft.close()
+
+
+def without_logits(paging: Paging) -> Paging:
+    return replace(paging, logit_rows=np.zeros(0, np.int64), sampling=sample_greedily(0))
+
+
+def find_newest(batch: Batch, paging: Paging, tokens: SampledTokens) -> IntArray:
+    """The rows whose token is the newest of its sequence: those after the last draft that was right.
+
+    None of a sequence with several answers, which are forked only after this step, and none without a token.
+    """
+    places, chosen = paging.logit_rows, paging.sampling.forced_ids == NO_TOKEN
+    owners = np.searchsorted(batch.cu_seqlens, places, side="right") - 1
+    newest: list[int] = []
+    for owner in np.unique(owners[chosen]):
+        rows = np.flatnonzero(chosen & (owners == owner))
+        if len(np.unique(places[rows])) < len(rows):
+            continue
+        row = next(row for row in rows if row == rows[-1] or tokens.token_ids[row] != batch.input_ids[places[row] + 1])
+        if tokens.token_ids[row] != NO_TOKEN:
+            newest.append(int(row))
+    return np.array(newest, np.int64)
+
+
+def pack_newest(token_ids: IntArray, positions: IntArray, block_table: npt.NDArray[np.int32]) -> Batch:
+    """One token of each sequence."""
+    count = len(token_ids)
+    blocks = block_table[np.arange(count), positions // BLOCK_SIZE].astype(np.int64)
+    paging = Paging(
+        cache_seqlens=(positions + 1).astype(np.int32),
+        block_table=block_table,
+        slot_mapping=blocks * BLOCK_SIZE + positions % BLOCK_SIZE,
+        logit_rows=np.arange(count),
+        sampling=sample_greedily(count),
+    )
+    return Batch(token_ids, positions, np.zeros_like(token_ids), np.arange(count + 1, dtype=np.int32), 1, paging)

@@ -1,0 +1,86 @@
+"""What `/v1/completions` and `/v1/chat/completions` take alike: OpenAI's fields, and those of other servers' clients.
+
+null is as good as absent everywhere. What fields mean together is checked in `generation_params`.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+
+MAX_SEQUENCES = 128
+"""Most answers to one prompt."""
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(strict=True, ge=-2, le=2, allow_inf_nan=False)]
+Sequences = Annotated[StrictInt, Field(ge=1, le=MAX_SEQUENCES)]
+Count = Annotated[StrictInt, Field(ge=0)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+TokenIds = Annotated[list[StrictInt], Field(fail_fast=True)]
+
+
+class GenerationFields(BaseModel):
+    """The shared part of both bodies."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    model: str
+    max_tokens: Count | None = None
+    min_tokens: Count | None = Field(None, description="No end before so many tokens.")
+
+    n: Sequences | None = Field(None, description="Answers to each prompt; 1 if absent.")
+    best_of: Sequences | None = Field(
+        None, description="So many are generated, and the n with the highest logprob per token are given."
+    )
+    temperature: NotNegative | None = Field(None, description="1 if absent; 0: always the most probable token.")
+    top_p: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=-1)] | None = Field(None, description="0 and -1: no limit.")
+    min_p: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
+    seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = Field(
+        None, description="The same seed gives the same answer; a random one if absent."
+    )
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Positive | None = None
+    logit_bias: dict[str, Number] | None = Field(None, description="an object from token ids to numbers -100 to 100")
+
+    stop: str | Texts | None = Field(
+        None, union_mode="left_to_right", description=f"a text or a list of up to {MAX_STOPS} texts"
+    )
+    stop_token_ids: TokenIds | None = None
+    include_stop_str_in_output: StrictBool | None = None
+    ignore_eos: StrictBool | None = Field(None, description="The model's end tokens do not end the answer.")
+    skip_special_tokens: StrictBool | None = Field(None, description="Special tokens are no text; true if absent.")
+    bad_words: Texts | None = Field(None, description="Words that are not generated.")
+
+    use_beam_search: StrictBool | None = None
+    beam_width: Sequences | None = Field(None, description="best_of, or n, if absent.")
+    length_penalty: Number | None = Field(None, description="Scores are divided by length ** this; 1 if absent.")
+    early_stopping: StrictBool | None = None
+
+    response_format: dict[str, Any] | None = Field(
+        None, description="an object with type text, json_object, or json_schema and json_schema.schema"
+    )
+    regex: str | None = Field(None, description="A regular expression that the whole answer matches.")
+
+    stream: StrictBool | None = None
+    stream_options: dict[str, Any] | None = Field(
+        None, description="an object; include_usage true: one more chunk before the end holds the number of tokens"
+    )
+    return_token_ids: StrictBool | None = Field(None, description="Choices also have token_ids.")
+    priority: Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)] | None = Field(
+        None, description="Lower is earlier; 0 if absent."
+    )
+    user: str | None = None
+
+    @property
+    def num_answers(self) -> int:
+        """Answers to each prompt that the client sees."""
+        return self.n or 1
+
+    @property
+    def has_usage_chunk(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.get("include_usage"))

@@ -1,0 +1,297 @@
+"""Small tokenizers as language models have them, an engine that generates what it is told, and a server with both."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as RawTokenizer
+
+from models.info import ModelInfo
+from server.admission import Admission
+from server.app import create_app
+from server.chat_template import load_chat_template
+from server.config import HttpConfig, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
+from server.metrics import Metrics
+from server.request import (
+    Answer,
+    EngineStatus,
+    FinishReason,
+    GenerationEvent,
+    GenerationParams,
+    TokenArray,
+    TokenLogprob,
+    TokenSequence,
+)
+from server.state import ServedModel, ServerState
+from server.tokenizer import Tokenizer, load_tokenizer
+
+CORPUS = [
+    "Once upon a time there was a little girl who lived near the forest. She said hello to the world.",
+    "The quick brown fox jumps over the lazy dog. Stop here, please! END of the story\nand the next line",
+    "été garçon naïve 你好 世界 😀 Grüße",
+]
+SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+BOS, EOS = 1, 2
+CONTEXT = 128
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def build_byte_level() -> RawTokenizer:
+    """As GPT-2, Llama 3 and Qwen have it: byte-level BPE, whatever the bytes."""
+    raw = RawTokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=380, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False),
+    )
+    raw.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", BOS)])
+    return raw
+
+
+def build_byte_fallback(*, by_metaspace: bool = False) -> RawTokenizer:
+    """As Llama 2 and Mistral have it: blanks are U+2581, and what has no token is written in bytes."""
+    vocab = {token: index for index, token in enumerate([*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))])}
+    words = ["▁", *"abcdefghijklmnopqrstuvwxyz", "é", "你", "▁a", "▁the", "▁t", "th", "he", "the"]
+    vocab |= {word: len(vocab) + place for place, word in enumerate(words)}
+    merges = [("▁", "a"), ("▁", "t"), ("t", "h"), ("h", "e"), ("th", "e"), ("▁t", "he"), ("▁", "the")]
+    raw = RawTokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    raw.add_special_tokens(SPECIAL)
+    if by_metaspace:
+        raw.pre_tokenizer = pre_tokenizers.Metaspace()
+        raw.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+        return raw
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return raw
+
+
+def build_word_piece() -> RawTokenizer:
+    words = ["[UNK]", "un", "##able", "##s", "word", "don", "'", "t", ".", ",", "é", "##é"]
+    raw = RawTokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    raw.add_special_tokens([AddedToken("[UNK]", special=True)])
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    raw.decoder = decoders.WordPiece()
+    return raw
+
+
+def write_directory(directory: Path, template: str | None = CHATML) -> Path:
+    """With a tokenizer, and a chat template where one is wanted."""
+    directory.mkdir(exist_ok=True)
+    build_byte_level().save(str(directory / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": "</s>"} | ({} if template is None else {"chat_template": template})
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+def find_logprob(token_id: int) -> float:
+    """Of the fake engine: the same for a token wherever it stands."""
+    return -0.1 * (1 + token_id % 7)
+
+
+class FakeStream:
+    """What `FakeGenerator.generate` returns."""
+
+    def __init__(self, engine: "FakeGenerator", prompt: TokenArray, params: GenerationParams) -> None:
+        self.engine, self.prompt, self.params = engine, prompt.tolist(), params
+        self.stopped: set[int] = set()
+        self.num_steps = 0
+        self.has_ended = False
+        self.is_cancelled = False
+
+    async def __aiter__(self) -> AsyncIterator[list[GenerationEvent]]:
+        plans = [self.plan(index) for index in range(self.params.num_sequences)]
+        num_steps = max(len(plan) for plan in plans)
+        for step in range(num_steps):
+            if self.engine.gate is not None:
+                await self.engine.gate.acquire()
+            if self.engine.error is not None and self.num_steps >= self.engine.error_after:
+                raise self.engine.error
+            events = [plan[step] for plan in plans if step < len(plan)]
+            events = [event for event in events if event.index not in self.stopped]
+            self.num_steps += 1
+            self.has_ended = self.num_steps == num_steps
+            if events:
+                yield events
+            await asyncio.sleep(0)
+
+    def plan(self, index: int) -> list[GenerationEvent]:
+        """All events of one answer: a token each, but `tokens_per_event`."""
+        ids = list(self.engine.answers[index % len(self.engine.answers)])[: self.params.max_tokens]
+        for place, token_id in enumerate(ids):
+            if token_id in self.params.stop_token_ids:
+                ids = ids[: place + 1]
+                break
+        is_stopped = bool(ids) and ids[-1] in self.params.stop_token_ids
+        reason: FinishReason = "stop" if is_stopped or len(ids) < self.params.max_tokens else "length"
+        size = self.engine.tokens_per_event
+        groups = [tuple(ids[begin : begin + size]) for begin in range(0, len(ids), size)] or [()]
+        return [
+            GenerationEvent(
+                index,
+                group,
+                self.find_logprobs(group, self.params.num_logprobs),
+                reason if place == len(groups) - 1 else "",
+                self.engine.num_cached_tokens if index == 0 and place == 0 else 0,
+                self.find_logprobs(self.prompt[1:], self.params.num_prompt_logprobs) if index == place == 0 else (),
+            )
+            for place, group in enumerate(groups)
+        ]
+
+    def find_logprobs(self, ids: Any, num_top: int) -> tuple[TokenLogprob, ...]:
+        if num_top < 0:
+            return ()
+        return tuple(
+            TokenLogprob(
+                find_logprob(token_id), tuple((other, -0.05 * (other + 1)) for other in range(10, 10 + num_top))
+            )
+            for token_id in ids
+        )
+
+    def stop(self, index: int) -> None:
+        self.stopped.add(index)
+
+    def cancel(self) -> None:
+        self.is_cancelled = self.is_cancelled or not self.has_ended
+
+
+@dataclass
+class FakeGenerator:
+    """An EngineClient that generates `answers`, in turn for each sequence; one step for each release of `gate`."""
+
+    answers: list[list[int]] = field(default_factory=list)
+    tokens_per_event: int = 1
+    num_cached_tokens: int = 0
+    gate: asyncio.Semaphore | None = None
+    error: Exception | None = None
+    error_after: int = 0
+    refusal: Exception | None = None
+    statuses: tuple[EngineStatus, ...] = (EngineStatus(is_ready=True, reason="ready"),)
+    streams: list[FakeStream] = field(default_factory=list)
+
+    def status(self) -> tuple[EngineStatus, ...]:
+        return self.statuses
+
+    async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
+        raise AssertionError("generation does not come this way")
+
+    def generate(self, prompt: TokenArray, params: GenerationParams, deadline_s: float) -> FakeStream:
+        assert prompt.dtype == np.int32
+        if self.refusal is not None:
+            raise self.refusal
+        self.streams.append(FakeStream(self, prompt, params))
+        return self.streams[-1]
+
+    async def close(self) -> None:
+        return None
+
+    @property
+    def params(self) -> GenerationParams:
+        return self.streams[-1].params
+
+    @property
+    def num_cancelled(self) -> int:
+        return sum(stream.is_cancelled for stream in self.streams)
+
+
+@dataclass
+class GenerationServer:
+    """The application and what is behind it: `writer`, a model with texts, and `ids`, one without."""
+
+    app: FastAPI
+    state: ServerState
+    engine: FakeGenerator
+    ids_engine: FakeGenerator
+    tokenizer: Tokenizer
+    raw: RawTokenizer
+    client: httpx.AsyncClient
+
+    def count(self, name: str = "requests_total", **labels: str) -> float:
+        return sum(
+            sample.value
+            for metric in self.state.metrics.registry.collect()
+            for sample in metric.samples
+            if sample.name == f"padless_{name}" and labels.items() <= sample.labels.items()
+        )
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.raw.encode(text, add_special_tokens=False).ids)
+
+    def say(self, *texts: str, end: int | None = EOS) -> None:
+        """What the engine is to answer."""
+        self.engine.answers = [[*self.encode(text), *([] if end is None else [end])] for text in texts]
+
+    async def complete(self, prompt: Any = "Once upon", **fields: Any) -> httpx.Response:
+        headers = fields.pop("headers", None)
+        body = {"model": "writer", "prompt": prompt, "max_tokens": 40} | fields
+        return await self.client.post("/v1/completions", json=body, headers=headers)
+
+    async def chat(self, messages: Any = None, **fields: Any) -> httpx.Response:
+        messages = [{"role": "user", "content": "hello"}] if messages is None else messages
+        return await self.client.post("/v1/chat/completions", json={"model": "writer", "messages": messages} | fields)
+
+    def check_idle(self) -> None:
+        """No place is taken, and every stream has ended or been cancelled."""
+        for model in self.state.models.values():
+            assert (model.admission.num_inputs, model.admission.num_tokens) == (0, 0)
+        for stream in (*self.engine.streams, *self.ids_engine.streams):
+            assert stream.is_cancelled or stream.has_ended or len(stream.stopped) == stream.params.num_sequences
+
+
+def build_generation_server(
+    directory: Path, pool: ThreadPoolExecutor, *, http: dict[str, Any] | None = None, **limits: Any
+) -> GenerationServer:
+    raw = RawTokenizer.from_file(str(directory / "tokenizer.json"))
+    size = raw.get_vocab_size()
+    info = ModelInfo("LlamaForCausalLM", "generate", size, 1, CONTEXT, size, eos_token_ids=(EOS,))
+    options: dict[str, Any] = {"max_input_tokens": CONTEXT, "vocab_size": size, "type_vocab_size": 1, "pool": pool}
+    tokenizers = {
+        "writer": load_tokenizer(directory, can_truncate=False, **options),
+        "ids": Tokenizer(None, can_truncate=False, **options),
+    }
+    configs = tuple(
+        ModelConfig(name=name, source=SourceConfig(path="unused"), limits=LimitsConfig(**limits)) for name in tokenizers
+    )
+    engines = [FakeGenerator(), FakeGenerator([[7, 8, EOS]])]
+    served = {
+        config.name: ServedModel(
+            config.name,
+            config,
+            info,
+            tokenizers[config.name],
+            Admission(config.limits.max_concurrent_requests),
+            engine,
+            load_chat_template(directory / ("." if config.name == "writer" else "none")),
+        )
+        for config, engine in zip(configs, engines, strict=True)
+    }
+    config = ServerConfig(server=HttpConfig(**(http or {})), models=configs)
+    state = ServerState(config, served, Metrics(CollectorRegistry()))
+    app = create_app(state)
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://padless")
+    server = GenerationServer(app, state, engines[0], engines[1], tokenizers["writer"], raw, client)
+    server.say("Once upon a time")
+    return server
+
+
+def read_events(response: httpx.Response) -> list[Any]:
+    """Parsed events of a whole stream, which must end as OpenAI's do; without that end."""
+    assert response.headers["content-type"].startswith("text/event-stream"), response.text
+    lines = response.text.split("\n\n")
+    assert lines[-1] == "" and lines[-2] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]

@@ -1,0 +1,89 @@
+"""What a language model needs around it: tokenizers that may be missing, configuration, the documentation's schema."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeGenerator
+from fake_generator import BOS, CONTEXT, EOS, GenerationServer, write_directory
+from pydantic import ValidationError
+
+from models.info import ModelDirectoryError, ModelInfo
+from server.config import HttpConfig, ModelConfig, SourceConfig
+from server.deployment import DeployedModel
+from server.errors import InvalidField
+from server.launch import choose_example
+from server.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_tokenizer_that_is_not_there(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    options: dict[str, Any] = {"max_input_tokens": 8, "vocab_size": 50, "type_vocab_size": 1, "pool": pool}
+    with pytest.raises(ModelDirectoryError, match="no such file"):
+        load_tokenizer(tmp_path, **options)
+    tokenizer = load_tokenizer(tmp_path, is_required=False, **options)
+    assert not tokenizer.knows_texts
+    (sequence,) = await tokenizer.encode([[5, 6]], truncation="error", field="prompt")
+    assert sequence.input_ids.tolist() == [5, 6]
+    (sequence,) = await tokenizer.encode([list(range(10))], truncation="right", field="prompt")
+    assert sequence.num_tokens == 8
+    with pytest.raises(InvalidField, match=r"prompt is text, but this model has no tokenizer; send token ids"):
+        await tokenizer.encode(["hello"], truncation="right", field="prompt")
+    with pytest.raises(InvalidField, match=r"inputs\[0\] is text"):
+        await tokenizer.describe(["hello"], add_special_tokens=True, field="inputs")
+    with pytest.raises(InvalidField, match="has the token id 50"):
+        await tokenizer.encode([[50]], truncation="error", field="prompt")
+
+
+async def test_special_tokens_only_where_they_are_wanted(generator: GenerationServer) -> None:
+    tokenizer = generator.tokenizer
+    (bare,) = await tokenizer.encode(["hello"], truncation="error", field="x", add_special_tokens=False)
+    (whole,) = await tokenizer.encode(["hello"], truncation="error", field="x")
+    assert whole.input_ids.tolist() == [BOS, *bare.input_ids.tolist()]
+    assert await tokenizer.run(lambda: 5) == 5
+
+
+async def test_what_is_said_of_it(make_generator: MakeGenerator) -> None:
+    generator = make_generator()
+    model = (await generator.client.get("/v1/models/writer")).json()
+    assert (model["task"], model["max_model_len"]) == ("generate", CONTEXT)
+    info = (await generator.client.get("/info")).json()["models"][0]
+    assert info["eos_token_ids"] == [EOS] and info["task"] == "generate"
+
+
+async def test_the_schema_stands_by_itself(generator: GenerationServer) -> None:
+    """References would point into the whole document, where their targets are not."""
+    document = (await generator.client.get("/openapi.json")).json()
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert "$ref" not in json.dumps(schema) and "temperature" in schema["properties"]
+
+
+def test_configuration() -> None:
+    assert HttpConfig().generation_timeout_ms == 600_000
+    source = SourceConfig(path="x")
+    assert ModelConfig(name="m", source=source, task="generate").task == "generate"
+    with pytest.raises(ValidationError, match="pooling and normalize are for task embed, and task is generate"):
+        ModelConfig(name="m", source=source, task="generate", pooling="mean")
+
+
+@pytest.mark.parametrize(
+    ("task", "has_tokenizer", "template", "route"),
+    [
+        ("embed", True, None, "/v1/embeddings"),
+        ("classify", True, None, "/predict"),
+        ("generate", True, "x", "/v1/chat/completions"),
+        ("generate", True, None, "/v1/completions"),
+        ("generate", False, None, "/v1/completions"),
+    ],
+)
+def test_an_example_to_try(tmp_path: Path, task: str, has_tokenizer: bool, template: str | None, route: str) -> None:
+    directory = write_directory(tmp_path / "model", template)
+    if not has_tokenizer:
+        (directory / "tokenizer.json").unlink()
+    config = ModelConfig(name="m", source=SourceConfig(path="x"))
+    found, body = choose_example(DeployedModel(0, config, directory, ModelInfo("X", task, 9, 1, 9, 9)))
+    assert found == route and (task != "generate" or isinstance(body.get("prompt", ""), str) == has_tokenizer)
