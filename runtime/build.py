@@ -130,7 +130,7 @@ def build_decoder(
     modules = [module] if draft is None else [module, draft.module.eval().requires_grad_(False).to(device)]
     inners = [build_logits(each, output_dim, config, limits, progress) for each in modules]
     name = config.kv_cache.dtype
-    dtypes = [KV_DTYPES[name] if name != "auto" else dtype for _, dtype in inners]
+    dtypes = [KV_DTYPES[name] if name != "auto" else choose_cache_dtype(inner.info, dtype) for inner, dtype in inners]
     layouts = [
         each.kv_layout(dtype) for each, dtype in zip(modules, dtypes, strict=True) if isinstance(each, Decodes)
     ]
@@ -160,7 +160,10 @@ def build_logits(
         return build_reference(module, output_dim, limits, device), torch.float32
     library = find_library(config, device, progress)
     target = find_target(config, device, library)
-    choice = choose_precision(config.precision, device) if config.precision != "auto" else choose_float(device)
+    choice = choose_float(device) if config.precision == "auto" else choose_precision(config.precision, device)
+    if choice.precision == "int8":
+        # All layers add to one sum, which 16 bits would wear away; beside the weights its rows are nothing to read.
+        choice = PrecisionChoice("int8", torch.float32, True, "configured; what int8 layers hand on is fp32")
     progress("capturing the graph", 0, 1)
     graph_module = capture(module, device)
     progress("capturing the graph", 1, 1)
@@ -170,6 +173,11 @@ def build_logits(
 def choose_float(device: torch.device) -> PrecisionChoice:
     candidates = [choice for choice in list_candidates(device) if choice.precision != "int8"]
     return replace(candidates[-1], reason="auto: the float type that is fastest here; int8 has to be asked for")
+
+
+def choose_cache_dtype(info: EngineInfo, dtype: torch.dtype) -> torch.dtype:
+    """As exact as the rest: beside int8 weights fp32 would be wasted."""
+    return torch.bfloat16 if info.precision == "int8" else dtype
 
 
 def name_dtype(dtype: torch.dtype) -> str:

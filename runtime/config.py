@@ -23,7 +23,7 @@ class KVCacheConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: Literal["auto", KVCacheDtype] = "auto"
-    """`auto`: fp32 where the engine computes in it, else bf16. int8 has a scale per token and head."""
+    """`auto`: the type the engine computes in, and bf16 beside int8 weights. int8 has a scale per token and head."""
     budget_mb: Annotated[float, Field(gt=0)] | None = None
     """Weights, activations of the largest step and the cache together: the cache gets what the others leave. None: half
     of the memory that is free when the engine is built (nine tenths of a GPU's), shared by the replicas. Either way no
