@@ -238,7 +238,8 @@ class Generating:
         if sequence.matcher is not None:
             sequence.matcher.accept(token_id)
         elif tokens.draft_ids.shape[1]:
-            sequence.drafts = self.limit_drafts(generation, sequence, tokens.draft_ids[place].tolist())
+            found = itertools.takewhile(lambda draft: draft != NO_TOKEN, tokens.draft_ids[place].tolist())
+            sequence.drafts = self.limit_drafts(generation, sequence, list(found))
         elif self.num_drafts:
             drafts = propose_drafts(sequence.token_ids, self.num_drafts)
             sequence.drafts = self.limit_drafts(generation, sequence, drafts)

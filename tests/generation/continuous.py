@@ -57,7 +57,8 @@ class Continuous:
         self.engine = NullDecoder(info) if engine is None else engine
         self.allocator = BlockAllocator(num_blocks, has_prefix_cache=has_prefix_cache)
         limits = SchedulerLimits(max_batch_tokens, max_batch_requests, 0.0, max_batch_logits)
-        self.scheduler = Scheduler(limits, CostModel(), Residents(self.allocator, prefill_chunk_tokens))
+        residents = Residents(self.allocator, prefill_chunk_tokens, self.engine.info.num_drafts)
+        self.scheduler = Scheduler(limits, CostModel(), residents)
         self.generating = Generating(
             self.scheduler,
             vocab_size=self.engine.info.output_dim,
