@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 CONFIG ?= configs/minilm.yaml
 
-.PHONY: setup serve test test-slow test-gpu check bench bench-peers loadtest clean
+.PHONY: setup serve test test-slow test-gpu check bench bench-peers bench-generation loadtest loadtest-chat clean
 
 setup: $(VENV)/.dev
 
@@ -32,8 +32,15 @@ bench: $(VENV)/.dev
 bench-peers: $(VENV)/.dev
 	$(BIN)/python -m bench.peers
 
+bench-generation: $(VENV)/.dev
+	$(BIN)/python -m bench.generation
+
 loadtest: $(VENV)/.dev
 	$(BIN)/python -m loadtest --serve $(CONFIG) --short --out loadtest/results
+
+loadtest-chat: CONFIG = configs/chat.yaml
+loadtest-chat: $(VENV)/.dev
+	$(BIN)/python -m loadtest --serve $(CONFIG) --workload chat --connections 16 --short --out loadtest/results/chat
 
 # What serving needs, and what developing needs on top. Made anew when pyproject.toml changes.
 $(VENV)/.serve: pyproject.toml

@@ -20,15 +20,14 @@ from loadtest.closed_loop import Closed, measure_closed
 from loadtest.locust_run import LocustError, LocustRun, is_installed, run_locust
 from loadtest.measure import Result, Traffic
 from loadtest.open_loop import Step, Sweep, find_best, measure_step, run_sweep
-from loadtest.report import describe_run, format_line, format_notes, format_table, write_csv, write_json, write_plot
+from loadtest.options import MODES, UsageError, build_plans, choose_slo, parse_arguments
+from loadtest.plot import write_plot
+from loadtest.prompts import find_prompts
+from loadtest.report import describe_run, format_line, format_notes, format_table, write_csv, write_json
 from loadtest.server_process import ServerError, serve
+from loadtest.slo import MIN_GOOD_SHARE, TokenSlo
+from loadtest.stream_client import StreamConnection
 from loadtest.workloads import Workload, WorkloadError, build_bodies, find_workload, load_workload
-
-MODES = ("locust", "closed", "sweep")
-
-
-class UsageError(Exception):
-    """Something the command line got wrong; the message is for the user."""
 
 
 @dataclass(frozen=True)
@@ -38,70 +37,9 @@ class Target:
     url: str
     model: str
     workload_path: Path
+    prompts: Path | None  # instead of the workload's own texts
     workload: Workload
     out: Path
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest", description="Load tests over HTTP; see README.md here.")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--url", default="http://127.0.0.1:8000", help="a server that runs (default: %(default)s)")
-    where.add_argument(
-        "--serve", metavar="FILE", help="start the server with this configuration, and stop it at the end"
-    )
-    parser.add_argument("--workload", default="lognormal", help="name or path of a YAML file (default: %(default)s)")
-    parser.add_argument("--mode", choices=[*MODES, "all"], default="all", help="what to run (default: %(default)s)")
-    parser.add_argument("--slo-ms", type=positive, default=200.0, help="limit for p99 (default: %(default)s)")
-    parser.add_argument(
-        "--duration", type=positive, help="seconds counted per run and per rate (default: 10; short: 3)"
-    )
-    parser.add_argument("--warmup", type=float, help="seconds not counted before each (default: 2; short: 1)")
-    parser.add_argument(
-        "--connections", type=natural, default=64, help="of the closed loop and locust (default: %(default)s)"
-    )
-    parser.add_argument("--requests", type=natural, help="closed loop: send this many instead of for a time")
-    parser.add_argument("--rate", type=positive, help="first rate of the sweep (default: half of the closed loop's)")
-    parser.add_argument(
-        "--repeats", type=natural, default=1, help="runs per rate, the majority decides (default: %(default)s)"
-    )
-    parser.add_argument("--model", help="model name to send (default: the first that /v1/models lists)")
-    parser.add_argument("--out", type=Path, default=Path("loadtest/results"), help="folder (default: %(default)s)")
-    parser.add_argument("--short", action="store_true", help="everything small: under 90 s in all")
-    return parser.parse_args(arguments)
-
-
-def positive(text: str) -> float:
-    value = float(text)
-    if not (0 < value < math.inf):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def natural(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
-
-
-def build_plans(args: argparse.Namespace) -> tuple[Closed, Sweep]:
-    """The two loops at the length that was asked for. The sweep's first rate is known only once the closed loop ran."""
-    short = args.short
-    duration_s = args.duration or (3.0 if short else 10.0)
-    warmup_s = args.warmup if args.warmup is not None else (1.0 if short else 2.0)
-    timeout_s = 5.0 if short else 10.0
-    closed = Closed(
-        connections=args.connections,
-        duration_s=duration_s,
-        warmup_s=warmup_s,
-        num_requests=args.requests,
-        timeout_s=timeout_s,
-        slo_ms=args.slo_ms,
-    )
-    step = Step(
-        rate=args.rate or math.nan, duration_s=duration_s, warmup_s=warmup_s, slo_ms=args.slo_ms, timeout_s=timeout_s
-    )
-    sweep = Sweep(step=step, precision=0.1 if short else 0.05, max_rates=7 if short else 12, repeats=args.repeats)
-    return closed, sweep
 
 
 @contextmanager
@@ -135,16 +73,20 @@ def show(line: str) -> None:
     print(line, flush=True)
 
 
-async def run_closed_mode(target: Target, plan: Closed) -> Result:
-    client = Client(target.url)
-    result = await measure_closed(client, build_traffic(client, target), plan)
+def make_client(target: Target) -> Client:
+    generation = target.workload.generation
+    return Client(target.url) if generation is None else Client(target.url, generation.route, StreamConnection)
+
+
+async def run_closed_mode(target: Target, traffic: Traffic, plan: Closed) -> Result:
+    client = make_client(target)
+    result = await measure_closed(client, traffic, plan)
     await client.abort()
     return result
 
 
-async def run_sweep_mode(target: Target, sweep: Sweep) -> list[Result]:
-    client = Client(target.url)
-    traffic = build_traffic(client, target)
+async def run_sweep_mode(target: Target, traffic: Traffic, sweep: Sweep) -> list[Result]:
+    client = make_client(target)
 
     async def measure_at(step: Step) -> Result:
         result = await measure_step(client, traffic, step)
@@ -156,7 +98,8 @@ async def run_sweep_mode(target: Target, sweep: Sweep) -> list[Result]:
     return results
 
 
-def build_traffic(client: Client, target: Target) -> Traffic:
+def build_traffic(target: Target) -> Traffic:
+    client = make_client(target)
     requests = [client.encode(body) for body in build_bodies(target.workload, target.model)]
     return Traffic(target.workload_path.stem, requests, target.workload.texts_per_request)
 
@@ -165,6 +108,7 @@ def run_locust_mode(target: Target, plan: Closed) -> Result:
     run = LocustRun(
         url=target.url,
         workload=target.workload_path,
+        prompts=target.prompts,
         model=target.model,
         out=target.out,
         users=plan.connections,
@@ -176,27 +120,31 @@ def run_locust_mode(target: Target, plan: Closed) -> Result:
 def run_modes(target: Target, modes: Sequence[str], closed: Closed, sweep: Sweep) -> list[Result]:
     """Runs the modes one after the other; each result is shown as soon as it is there."""
     results = []
+    traffic = build_traffic(target)
     if "locust" in modes:
         results.append(run_locust_mode(target, closed))
         show(format_line(results[-1]))
     if "closed" in modes:
-        results.append(asyncio.run(run_closed_mode(target, closed)))
+        results.append(asyncio.run(run_closed_mode(target, traffic, closed)))
         show(format_line(results[-1]))
     if "sweep" in modes:
         rate = sweep.step.rate
         if math.isnan(rate):
-            rate = results[-1].requests_per_s / 2 if results else probe_rate(target, closed)
+            rate = results[-1].requests_per_s / 2 if results else probe_rate(target, traffic, closed)
         if not rate:
             show("sweep: left out, for the server answered nothing")
             return results
-        results += asyncio.run(run_sweep_mode(target, replace(sweep, step=replace(sweep.step, rate=rate))))
+        sweep = replace(sweep, step=replace(sweep.step, rate=rate))
+        results += asyncio.run(run_sweep_mode(target, traffic, sweep))
     return results
 
 
-def probe_rate(target: Target, closed: Closed) -> float:
+def probe_rate(target: Target, traffic: Traffic, closed: Closed) -> float:
     """Where a sweep begins when nothing is known of the server: half of what a short closed loop gets."""
-    plan = replace(closed, duration_s=2.0, num_requests=None)
-    return asyncio.run(run_closed_mode(target, plan)).requests_per_s / 2
+    # Generated answers take seconds: in two of them none might end.
+    duration_s = 2.0 if target.workload.generation is None else closed.duration_s
+    plan = replace(closed, duration_s=duration_s, num_requests=None)
+    return asyncio.run(run_closed_mode(target, traffic, plan)).requests_per_s / 2
 
 
 def choose_modes(mode: str) -> list[str]:
@@ -208,32 +156,36 @@ def choose_modes(mode: str) -> list[str]:
     return list(MODES) if mode == "all" else [mode]
 
 
-def write_report(target: Target, results: list[Result], slo_ms: float) -> None:
+def write_report(target: Target, results: list[Result], slo_ms: float, token_slo: TokenSlo | None) -> None:
     """Writes the files, then prints the table and what must be said about it."""
     info = fetch_json(f"{target.url}/info")
     workload = target.workload.model_dump(mode="json")
-    write_json(
-        describe_run(url=target.url, workload=workload, info=info, command=["python", "-m", "loadtest", *sys.argv[1:]]),
-        target.out / "results.json",
+    description = describe_run(
+        url=target.url, workload=workload, info=info, command=["python", "-m", "loadtest", *sys.argv[1:]]
     )
+    limits = {"p99_ms": slo_ms} if token_slo is None else token_slo._asdict() | {"min_good_share": MIN_GOOD_SHARE}
+    write_json(description | {"slo": limits}, target.out / "results.json")
     write_csv(results, target.out / "results.csv")
     title = f"{target.model}, {target.workload_path.stem}"
-    write_plot(results, target.out / "results.png", slo_ms=slo_ms, title=title)
-    lines = [format_table(results), "", *format_notes(results, find_best(results), slo_ms=slo_ms)]
-    show("\n".join(["", *lines, f"written: {target.out}/results.csv, .json and .png"]))
+    write_plot(results, target.out / "results.png", slo_ms=slo_ms, token_slo=token_slo, title=title)
+    notes = format_notes(results, find_best(results), slo_ms=slo_ms, token_slo=token_slo)
+    show("\n".join(["", format_table(results), "", *notes, f"written: {target.out}/results.csv, .json and .png"]))
 
 
 def run(args: argparse.Namespace) -> int:
     modes = choose_modes(args.mode)
     workload_path = find_workload(args.workload)
-    workload = load_workload(workload_path)
+    prompts = find_prompts(args.prompts) if args.prompts else None
+    workload = load_workload(workload_path, prompts)
+    slo_ms, token_slo = choose_slo(args, workload)
+    plans = build_plans(args, slo_ms=slo_ms, token_slo=token_slo)
     args.out.mkdir(parents=True, exist_ok=True)
     with open_server(args) as url:
         model = args.model or find_model(url)
-        target = Target(url, model, workload_path, workload, args.out)
+        target = Target(url, model, workload_path, prompts, workload, args.out)
         show(f"{url}, model {model}, workload {workload_path.stem}")
-        results = run_modes(target, modes, *build_plans(args))
-        write_report(target, results, args.slo_ms)
+        results = run_modes(target, modes, *plans)
+        write_report(target, results, slo_ms, token_slo)
     if not all(any(row.requests_per_s > 0 for row in results if row.mode == mode) for mode in modes):
         raise UsageError("a mode got no answer at all: see the failures above")
     return 0

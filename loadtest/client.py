@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from loadtest.token_stream import Tokens
+
 
 def fetch(url: str) -> bytes | None:
     """The page at this address, outside a run; None if there is none. No proxy: `Client` knows of none either."""
@@ -26,11 +28,16 @@ def fetch(url: str) -> bytes | None:
 
 
 class Answer(NamedTuple):
-    """How a request ended. Status 0: no answer came, and `error` names why."""
+    """How a request ended. Status 0: no answer came, and `error` names why, as it does of a stream that broke."""
 
     status: int
     has_retry_after: bool = False
     error: str = ""
+    tokens: Tokens | None = None  # of a stream
+
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status < 300 and not self.error
 
 
 Done = Callable[[Answer], None]
@@ -92,13 +99,16 @@ class Connection(asyncio.Protocol):
             self._finish()
 
     def _finish(self) -> None:
-        answer = Answer(self._parser.get_status_code(), self._has_retry_after)
+        answer = self._build_answer()
         if self._is_kept:
             self._idle.append(self)
         elif self._transport is not None:
             self._transport.close()
         # Last, because the callback may send the next request over this very connection.
         self._end(answer)
+
+    def _build_answer(self) -> Answer:
+        return Answer(self._parser.get_status_code(), self._has_retry_after)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"retry-after":
@@ -116,12 +126,13 @@ class Client:
     Mutable: the connections, idle and all, and those still being made. Belongs to one event loop.
     """
 
-    def __init__(self, url: str, path: str = "/v1/embeddings") -> None:
+    def __init__(self, url: str, path: str = "/v1/embeddings", connection: type[Connection] = Connection) -> None:
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
             raise ValueError(f"{url!r}: the load client speaks plain HTTP; give a URL such as http://127.0.0.1:8000")
         self._host, self._port = parts.hostname, parts.port or 80
         self._head = f"POST {parts.path.rstrip('/')}{path} HTTP/1.1\r\nHost: {parts.netloc}\r\n".encode()
+        self._connection = connection
         self._idle: list[Connection] = []
         self._alive: set[Connection] = set()
         self._opening: set[asyncio.Task[Connection]] = set()
@@ -146,7 +157,7 @@ class Client:
 
     async def _open(self) -> Connection:
         loop = asyncio.get_running_loop()
-        build = partial(Connection, self._idle, self._alive)
+        build = partial(self._connection, self._idle, self._alive)
         return (await loop.create_connection(build, self._host, self._port))[1]
 
     def _opened(self, request: bytes, done: Done, task: asyncio.Task[Connection]) -> None:

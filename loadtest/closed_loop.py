@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from loadtest.client import Answer, Client
 from loadtest.measure import LoopLag, Result, Sample, Traffic, Window, measure, whole_run
+from loadtest.slo import TokenSlo
 
 PAUSE_AFTER_NO_ANSWER_S = 0.1
 
@@ -24,6 +25,7 @@ class Closed:
     num_requests: int | None = None  # the warm-up is then not left out
     timeout_s: float = 10.0
     slo_ms: float = 200.0
+    token_slo: TokenSlo | None = None  # of generation; it decides there
 
 
 class Loop:
@@ -84,10 +86,10 @@ class Loop:
             await self.wait(None)
 
 
-async def run_closed(client: Client, requests: list[bytes], plan: Closed) -> tuple[list[Sample], Window]:
+async def run_closed(client: Client, requests: Iterator[bytes], plan: Closed) -> tuple[list[Sample], Window]:
     """The samples of one closed-loop run, and which part of it counts."""
     is_counted = plan.num_requests is not None
-    loop = Loop(client, itertools.islice(itertools.cycle(requests), plan.num_requests))
+    loop = Loop(client, itertools.islice(requests, plan.num_requests))
     start_s = asyncio.get_running_loop().time()
     loop.start(plan.connections)
     if is_counted:
@@ -103,6 +105,6 @@ async def run_closed(client: Client, requests: list[bytes], plan: Closed) -> tup
 async def measure_closed(client: Client, traffic: Traffic, plan: Closed) -> Result:
     """A closed-loop run as a row of the report."""
     async with LoopLag() as lag:
-        samples, window = await run_closed(client, traffic.requests, plan)
-    result = measure(samples, traffic, window, mode="closed", slo_ms=plan.slo_ms, lag=lag)
+        samples, window = await run_closed(client, traffic.turns, plan)
+    result = measure(samples, traffic, window, mode="closed", slo_ms=plan.slo_ms, token_slo=plan.token_slo, lag=lag)
     return replace(result, connections=plan.connections, max_in_flight=plan.connections)

@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class LocustRun:
 
     url: str
     workload: Path
+    prompts: Path | None = None
     model: str
     out: Path
     users: int = 64
@@ -48,6 +49,8 @@ def run_locust(run: LocustRun) -> Result:
     command += ["--loglevel", "WARNING", "--exit-code-on-error", "0"]
     path = os.pathsep.join(filter(None, [str(LOCUSTFILE.parent.parent), os.environ.get("PYTHONPATH")]))
     names = {"PADLESS_WORKLOAD": str(run.workload), "PADLESS_MODEL": run.model, "PADLESS_TOTALS": str(totals)}
+    if run.prompts is not None:
+        names["PADLESS_PROMPTS"] = str(run.prompts.resolve())
     with log.open("w") as stream:
         try:
             subprocess.run(
@@ -68,7 +71,7 @@ def read_totals(run: LocustRun, totals: dict[str, Any]) -> Result:
     p50_ms, p95_ms, p99_ms, p999_ms = map(float, totals["percentiles_ms"])
     failures: dict[str, int] = totals["failures"]
     num_rejected = sum(count for error, count in failures.items() if str(REJECTED) in error)
-    return Result(
+    result = Result(
         mode="locust",
         workload=run.workload.stem,
         connections=run.users,
@@ -84,4 +87,22 @@ def read_totals(run: LocustRun, totals: dict[str, Any]) -> Result:
         rejected=num_rejected,
         failures="; ".join(f"{error}: {count}" for error, count in failures.items()),
         max_in_flight=run.users,
+    )
+    return add_tokens(result, totals) if "tokens_per_s" in totals else result
+
+
+def add_tokens(result: Result, totals: dict[str, Any]) -> Result:
+    """What generation has besides. Each request has to be seen as a whole for goodput, and locust does not."""
+    ttft_p50_ms, ttft_p95_ms, ttft_p99_ms = map(float, totals["ttft_ms"])
+    itl_p50_ms, itl_p95_ms, itl_p99_ms = map(float, totals["itl_ms"])
+    return replace(
+        result,
+        tokens_per_s=totals["tokens_per_s"],
+        ttft_p50_ms=ttft_p50_ms,
+        ttft_p95_ms=ttft_p95_ms,
+        ttft_p99_ms=ttft_p99_ms,
+        itl_p50_ms=itl_p50_ms,
+        itl_p95_ms=itl_p95_ms,
+        itl_p99_ms=itl_p99_ms,
+        itl_max_ms=float(totals["itl_max_ms"]),
     )

@@ -4,14 +4,18 @@ Knows neither how the requests were scheduled nor how a result is shown.
 """
 
 import asyncio
+import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple, Self
 
 from loadtest.client import Answer
+from loadtest.slo import TokenSlo
+from loadtest.token_stream import Tokens
 
 REJECTED = 429
 
@@ -25,11 +29,26 @@ class Sample(NamedTuple):
 
     @property
     def is_ok(self) -> bool:
-        return 200 <= self.answer.status < 300
+        return self.answer.is_success
 
     @property
     def latency_ms(self) -> float:
         return (self.end_s - self.start_s) * 1000
+
+    @property
+    def tokens(self) -> Tokens:
+        if self.answer.tokens is None:
+            raise RuntimeError("a generated answer has no tokens. This is a bug.")
+        return self.answer.tokens
+
+    @property
+    def ttft_ms(self) -> float:
+        """Time to first token, from when the request was to be sent."""
+        return (self.tokens.first_s - self.start_s) * 1000
+
+    def keeps(self, slo: TokenSlo) -> bool:
+        """Whether the answer is a good one; a request that failed is not."""
+        return self.is_ok and slo.allows(self.ttft_ms, self.tokens.mean_gap_s * 1000)
 
 
 class Window(NamedTuple):
@@ -55,6 +74,12 @@ class Traffic:
     workload: str
     requests: list[bytes]
     texts_per_request: int
+
+    @cached_property
+    def turns(self) -> Iterator[bytes]:
+        """The requests without end. A run goes on where the one before ended: a server that keeps what it computed of
+        a prompt must not meet the same ones at each rate."""
+        return itertools.cycle(self.requests)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +109,20 @@ class Result:
     lag_p99_ms: float = math.nan
     lag_max_ms: float = math.nan
     client_cpu: float = math.nan  # cores
+    # Of generation only; inter-token latencies are of all tokens but each answer's first.
+    tokens_per_s: float = math.nan  # of answers with success
+    good_share: float = math.nan  # of all requests: within the SLO for tokens
+    ttft_p50_ms: float = math.nan
+    ttft_p95_ms: float = math.nan
+    ttft_p99_ms: float = math.nan
+    itl_p50_ms: float = math.nan
+    itl_p95_ms: float = math.nan
+    itl_p99_ms: float = math.nan
+    itl_max_ms: float = math.nan  # the longest pause within an answer
+
+    @property
+    def is_generation(self) -> bool:
+        return not math.isnan(self.tokens_per_s)
 
     def failed_share(self) -> float:
         return (self.errors + self.rejected) / self.requests if self.requests else 1.0
@@ -126,7 +165,14 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def measure(
-    samples: Sequence[Sample], traffic: Traffic, window: Window, *, mode: str, slo_ms: float, lag: LoopLag
+    samples: Sequence[Sample],
+    traffic: Traffic,
+    window: Window,
+    *,
+    mode: str,
+    slo_ms: float,
+    token_slo: TokenSlo | None = None,
+    lag: LoopLag,
 ) -> Result:
     """The result of a run. Latencies are of successes only: a refusal is quick, and must not make a server look so."""
     started = [sample for sample in samples if window.begin_s <= sample.start_s < window.end_s]
@@ -136,8 +182,7 @@ def measure(
     # By their end: the window then holds a steady flow, without the ramps of the first and the last requests.
     finished = [sample for sample in samples if sample.is_ok and window.begin_s <= sample.end_s <= window.end_s]
     latencies, lags_ms = sorted(sample.latency_ms for sample in good), sorted(lag_s * 1000 for lag_s in lag.lags_s)
-    failures = Counter(answer.error or f"HTTP {answer.status}" for answer in bad)
-    return Result(
+    result = Result(
         mode=mode,
         workload=traffic.workload,
         requests=len(started),
@@ -152,8 +197,34 @@ def measure(
         errors=len(bad) - len(rejected),
         rejected=len(rejected),
         retry_after=sum(answer.has_retry_after for answer in rejected),
-        failures="; ".join(f"{kind}: {count}" for kind, count in failures.most_common()),
+        failures=describe_failures(bad),
         lag_p99_ms=percentile(lags_ms, 0.99),
         lag_max_ms=max(lags_ms, default=math.nan),
         client_cpu=lag.client_cpu,
+    )
+    return result if token_slo is None else add_tokens(result, started, finished, token_slo)
+
+
+def describe_failures(answers: Sequence[Answer]) -> str:
+    failures = Counter(answer.error or f"HTTP {answer.status}" for answer in answers)
+    return "; ".join(f"{kind}: {count}" for kind, count in failures.most_common())
+
+
+def add_tokens(result: Result, started: Sequence[Sample], finished: Sequence[Sample], slo: TokenSlo) -> Result:
+    """What generation has besides: the requests started in the window give latencies, those finished in it rates."""
+    good = [sample for sample in started if sample.is_ok]
+    ttfts = sorted(sample.ttft_ms for sample in good)
+    gaps = sorted(gap_s * 1000 for sample in good for gap_s in sample.tokens.gaps_s)
+    return replace(
+        result,
+        goodput_per_s=sum(sample.keeps(slo) for sample in finished) / result.duration_s,
+        tokens_per_s=sum(sample.tokens.num_tokens for sample in finished) / result.duration_s,
+        good_share=sum(sample.keeps(slo) for sample in started) / len(started) if started else 0.0,
+        ttft_p50_ms=percentile(ttfts, 0.50),
+        ttft_p95_ms=percentile(ttfts, 0.95),
+        ttft_p99_ms=percentile(ttfts, 0.99),
+        itl_p50_ms=percentile(gaps, 0.50),
+        itl_p95_ms=percentile(gaps, 0.95),
+        itl_p99_ms=percentile(gaps, 0.99),
+        itl_max_ms=max((sample.tokens.worst_gap_s * 1000 for sample in good), default=math.nan),
     )

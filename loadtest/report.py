@@ -1,4 +1,4 @@
-"""Shows results: a plain-text table, a CSV file, a plot of throughput against latency, and where and when it was.
+"""Shows results: a plain-text table, a CSV file, and where and when it was; the picture is in `plot`.
 
 Knows nothing of how they were measured.
 """
@@ -15,12 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from loadtest.measure import Result
+from loadtest.slo import MIN_GOOD_SHARE, TokenSlo
 
 MAX_CLIENT_CPU = 0.8  # of its one core
-MAX_LAG_SHARE = 0.1  # of the SLO
+MAX_LAG_SHARE = 0.1  # of the SLO; of generation of the shorter limit
 
 COLUMNS = {
     "mode": "mode",
@@ -31,6 +30,28 @@ COLUMNS = {
     "p95_ms": "p95 ms",
     "p99_ms": "p99 ms",
     "p999_ms": "p99.9 ms",
+    "errors": "errors",
+    "rejected": "429",
+    "max_in_flight": "in flight",
+    "lag_p99_ms": "lag ms",
+    "client_cpu": "cpu",
+}
+GENERATION_COLUMNS = {
+    "mode": "mode",
+    "offered_per_s": "offered/s",
+    "requests_per_s": "req/s",
+    "tokens_per_s": "tokens/s",
+    "ttft_p50_ms": "TTFT p50",
+    "ttft_p95_ms": "p95",
+    "ttft_p99_ms": "p99",
+    "itl_p50_ms": "ITL p50",
+    "itl_p95_ms": "p95",
+    "itl_p99_ms": "p99",
+    "itl_max_ms": "max ms",
+    "good_share": "good",
+    "goodput_per_s": "good/s",
+    "p50_ms": "total p50",
+    "p99_ms": "p99 ms",
     "errors": "errors",
     "rejected": "429",
     "max_in_flight": "in flight",
@@ -90,37 +111,10 @@ def is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def write_plot(results: Sequence[Result], path: Path, *, slo_ms: float, title: str) -> None:
-    """Throughput against latency, one line per percentile of the sweep; runs past saturation are hollow."""
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    steps = sorted((row for row in results if row.mode == "sweep"), key=lambda row: row.offered_per_s)
-    for label, name in (("p50", "p50_ms"), ("p95", "p95_ms"), ("p99", "p99_ms")):
-        kept = [row for row in steps if not row.is_saturated]
-        (line,) = axes.plot(
-            [row.requests_per_s for row in kept], [getattr(row, name) for row in kept], marker="o", label=label
-        )
-        lost = [row for row in steps if row.is_saturated]
-        axes.scatter(
-            [row.requests_per_s for row in lost],
-            [getattr(row, name) for row in lost],
-            facecolors="none",
-            edgecolors=line.get_color(),
-        )
-    for marker, row in zip("sD", (row for row in results if row.mode != "sweep"), strict=False):
-        label = f"{row.mode}, {row.connections} connections, p99"
-        axes.plot([row.requests_per_s], [row.p99_ms], marker=marker, linestyle="none", label=label)
-    axes.axhline(slo_ms, color="grey", linestyle="--", label=f"SLO {slo_ms:g} ms")
-    axes.set(xlabel="answered requests/s", ylabel="latency, ms", yscale="log", title=title)
-    axes.set_xlim(left=0)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.savefig(path)
-
-
 def format_table(results: Sequence[Result]) -> str:
     """The results as aligned columns."""
-    rows = [[*COLUMNS.values(), "SLO"], *(format_row(result) for result in results)]
+    columns = GENERATION_COLUMNS if any(row.is_generation for row in results) else COLUMNS
+    rows = [[*columns.values(), "SLO"], *(format_row(result, columns) for result in results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
@@ -129,16 +123,26 @@ def format_line(result: Result) -> str:
     """One result as a line of progress."""
     load = f"{result.offered_per_s:.1f}/s offered" if result.mode == "sweep" else f"{result.connections} connections"
     failed = f", {result.errors + result.rejected} failed" if result.errors + result.rejected else ""
-    rates = f"{result.requests_per_s:.1f} req/s, p99 {format_cell(result.p99_ms)} ms{failed}"
-    return f"{result.mode:<6}  {load}: {rates}  {format_row(result)[-1]}".rstrip()
+    rates = f"{result.requests_per_s:.1f} req/s, {format_latencies(result)}{failed}"
+    return f"{result.mode:<6}  {load}: {rates}  {format_verdict(result)}".rstrip()
 
 
-def format_row(result: Result) -> list[str]:
-    cells = [format_cell(getattr(result, name)) for name in COLUMNS]
+def format_latencies(result: Result) -> str:
+    if not result.is_generation:
+        return f"p99 {format_cell(result.p99_ms)} ms"
+    ttft, itl = format_cell(result.ttft_p99_ms), format_cell(result.itl_p99_ms)
+    good = "" if is_nan(result.good_share) else f", {result.good_share:.0%} good"
+    return f"{result.tokens_per_s:.0f} tokens/s, p99 of TTFT {ttft} ms, of ITL {itl} ms{good}"
+
+
+def format_row(result: Result, columns: dict[str, str]) -> list[str]:
+    return [*(format_cell(getattr(result, name)) for name in columns), format_verdict(result)]
+
+
+def format_verdict(result: Result) -> str:
     if result.mode != "sweep":
-        return [*cells, ""]
-    verdict = "saturated" if result.is_saturated else "missed"
-    return [*cells, "met" if result.meets_slo else verdict]
+        return ""
+    return "met" if result.meets_slo else "saturated" if result.is_saturated else "missed"
 
 
 def format_cell(value: object) -> str:
@@ -147,20 +151,34 @@ def format_cell(value: object) -> str:
     return str(value)
 
 
-def format_notes(results: Sequence[Result], best: Result | None, *, slo_ms: float) -> list[str]:
+def format_notes(
+    results: Sequence[Result], best: Result | None, *, slo_ms: float, token_slo: TokenSlo | None = None
+) -> list[str]:
     """What a reader of the table must not miss: the answer, the failures, and a client that was itself the limit."""
     notes = []
     if best:
-        at = f"p99 {best.p99_ms:.1f} ms, SLO {slo_ms:g} ms"
-        notes.append(
-            f"highest rate with the SLO met: {best.requests_per_s:.1f} req/s, {best.texts_per_s:.1f} texts/s ({at})"
-        )
+        notes.append(format_best(best, slo_ms, token_slo))
     elif any(result.mode == "sweep" for result in results):
-        notes.append(f"no rate that was tried met the SLO of {slo_ms:g} ms")
+        slo = f"{slo_ms:g} ms" if token_slo is None else format_objective(token_slo)
+        notes.append(f"no rate that was tried met the SLO of {slo}")
+    shortest_ms = slo_ms if token_slo is None else min(token_slo)
     for result in results:
         name = f"{result.mode} {result.offered_per_s:.1f}/s" if result.mode == "sweep" else result.mode
         if result.failures:
             notes.append(f"{name}: {result.failures}")
-        if result.client_cpu > MAX_CLIENT_CPU or result.lag_p99_ms > MAX_LAG_SHARE * slo_ms:
+        if result.client_cpu > MAX_CLIENT_CPU or result.lag_p99_ms > MAX_LAG_SHARE * shortest_ms:
             notes.append(f"{name}: the client may be the limit (see lag and cpu)")
     return notes
+
+
+def format_best(best: Result, slo_ms: float, token_slo: TokenSlo | None) -> str:
+    """The row with the highest rate that the server can take."""
+    rate = f"highest rate with the SLO met: {best.requests_per_s:.1f} req/s"
+    if token_slo is None:
+        return f"{rate}, {best.texts_per_s:.1f} texts/s (p99 {best.p99_ms:.1f} ms, SLO {slo_ms:g} ms)"
+    good = f"{best.good_share:.1%} good, SLO {format_objective(token_slo)}"
+    return f"{rate}, {best.tokens_per_s:.1f} tokens/s, goodput {best.goodput_per_s:.1f} req/s ({good})"
+
+
+def format_objective(slo: TokenSlo) -> str:
+    return f"{MIN_GOOD_SHARE:.0%} with {slo}"

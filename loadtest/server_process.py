@@ -28,7 +28,7 @@ def find_free_port() -> int:
 
 
 @contextmanager
-def serve(config: str, *, log: Path, ready_timeout_s: float = 120.0) -> Iterator[str]:
+def serve(config: str, *, log: Path, ready_timeout_s: float = 300.0) -> Iterator[str]:
     """A running server of this configuration; gives its URL. Whatever happens inside, it is stopped at the end."""
     port = find_free_port()
     command = [sys.executable, "-m", "server", "--config", config, "--set", f"server.port={port}"]

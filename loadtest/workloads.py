@@ -7,6 +7,7 @@ import difflib
 import json
 import math
 import random
+from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -40,23 +41,35 @@ class Strict(BaseModel):
         return data
 
 
-class Constant(Strict):
+class Lengths(Strict):
+    """A distribution of lengths."""
+
+    unit: Unit = "tokens"
+
+    @abstractmethod
+    def draw(self, count: int, rng: random.Random) -> list[int]:
+        """Lengths in our unit."""
+
+    def sample(self, num_texts: int, rng: random.Random) -> list[int]:
+        """The words of texts of such lengths."""
+        return [count_words(length, self.unit) for length in self.draw(num_texts, rng)]
+
+
+class Constant(Lengths):
     """Every text has the same length."""
 
     kind: Literal["constant"]
     length: PositiveInt
-    unit: Unit = "tokens"
 
-    def sample(self, num_texts: int, rng: random.Random) -> list[int]:
-        return [count_words(self.length, self.unit)] * num_texts
+    def draw(self, count: int, rng: random.Random) -> list[int]:
+        return [self.length] * count
 
 
-class Range(Strict):
+class Range(Lengths):
     """Lengths between two bounds, both included."""
 
     min: PositiveInt
     max: PositiveInt
-    unit: Unit = "tokens"
 
     @model_validator(mode="after")
     def check_order(self) -> Self:
@@ -70,8 +83,8 @@ class Uniform(Range):
 
     kind: Literal["uniform"]
 
-    def sample(self, num_texts: int, rng: random.Random) -> list[int]:
-        return [count_words(rng.randint(self.min, self.max), self.unit) for _ in range(num_texts)]
+    def draw(self, count: int, rng: random.Random) -> list[int]:
+        return [rng.randint(self.min, self.max) for _ in range(count)]
 
 
 class LogNormal(Range):
@@ -81,9 +94,9 @@ class LogNormal(Range):
     median: float = Field(gt=0)
     sigma: float = Field(gt=0)
 
-    def sample(self, num_texts: int, rng: random.Random) -> list[int]:
-        drawn = [round(rng.lognormvariate(math.log(self.median), self.sigma)) for _ in range(num_texts)]
-        return [count_words(min(max(length, self.min), self.max), self.unit) for length in drawn]
+    def draw(self, count: int, rng: random.Random) -> list[int]:
+        drawn = [round(rng.lognormvariate(math.log(self.median), self.sigma)) for _ in range(count)]
+        return [min(max(length, self.min), self.max) for length in drawn]
 
 
 class Part(Strict):
@@ -115,11 +128,27 @@ class Mix(Strict):
         return drawn[:num_texts]
 
 
+class Generation(Strict):
+    """What is asked of a model that generates; the texts are its prompts."""
+
+    route: Literal["/v1/chat/completions", "/v1/completions"]
+    output_tokens: Annotated[Constant | Uniform | LogNormal, Field(discriminator="kind")]
+    temperature: float = Field(ge=0)
+    max_prompt_chars: PositiveInt  # of a corpus; longer prompts are left out
+
+    @model_validator(mode="after")
+    def check_unit(self) -> Self:
+        if self.output_tokens.unit != "tokens":
+            raise ValueError("output_tokens are tokens; leave `unit` out")
+        return self
+
+
 class Workload(Strict):
-    """What a file in `workloads/` says: which texts, and how many in a request."""
+    """What a file in `workloads/` says: which texts, how many in a request, and what for: embeddings, or generation."""
 
     lengths: Annotated[Constant | Uniform | LogNormal | Mix, Field(discriminator="kind")] | None = None
-    corpus: Path | None = None  # JSONL with a field `text`; a relative path is relative to the workload file
+    corpus: Path | None = None  # a file of texts; a relative path is relative to the workload file
+    generation: Generation | None = None
     texts_per_request: PositiveInt = 1
     num_requests: PositiveInt = 1024  # different bodies, sent in turn: enough that a cache cannot hide the model
     seed: int = 0
@@ -127,7 +156,13 @@ class Workload(Strict):
     @model_validator(mode="after")
     def check_source(self) -> Self:
         if (self.lengths is None) == (self.corpus is None):
-            raise ValueError("give either `lengths` (generated texts) or `corpus` (a JSONL file), not both")
+            raise ValueError("give either `lengths` (generated texts) or `corpus` (a file of texts), not both")
+        return self
+
+    @model_validator(mode="after")
+    def check_prompts(self) -> Self:
+        if self.generation is not None and self.texts_per_request != 1:
+            raise ValueError("with `generation` a request has one text, its prompt; leave `texts_per_request` out")
         return self
 
 
@@ -147,14 +182,16 @@ def find_workload(name: str) -> Path:
     raise WorkloadError(f"no workload {name!r}: give the path of a YAML file or one of {known}")
 
 
-def load_workload(path: Path) -> Workload:
-    """Reads and checks a workload file; the path of its corpus comes back absolute."""
+def load_workload(path: Path, corpus: Path | None = None) -> Workload:
+    """Reads and checks a workload file; the path of its corpus comes back absolute. `corpus`: instead of its texts."""
     try:
         workload = Workload.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
         raise WorkloadError(f"{path}: not YAML: {error}") from error
     except ValidationError as error:
         raise WorkloadError("\n".join(f"{path}: {line}" for line in describe_errors(error))) from error
+    if corpus is not None:
+        return workload.model_copy(update={"corpus": corpus.resolve(), "lengths": None})
     if workload.corpus is None:
         return workload
     return workload.model_copy(update={"corpus": (path.parent / workload.corpus).resolve()})
@@ -171,7 +208,8 @@ def build_texts(workload: Workload) -> list[list[str]]:
     rng = random.Random(workload.seed)
     num_texts = workload.num_requests * workload.texts_per_request
     if workload.corpus is not None:
-        texts = pick_texts(read_corpus(workload.corpus), num_texts, rng)
+        longest = workload.generation.max_prompt_chars if workload.generation else None
+        texts = pick_texts(read_corpus(workload.corpus, longest), num_texts, rng)
     elif workload.lengths is not None:
         texts = [" ".join(rng.choices(WORDS, k=num_words)) for num_words in workload.lengths.sample(num_texts, rng)]
     else:
@@ -180,16 +218,19 @@ def build_texts(workload: Workload) -> list[list[str]]:
     return [texts[first : first + step] for first in range(0, num_texts, step)]
 
 
-def read_corpus(path: Path) -> list[str]:
-    """The field `text` of every line of a JSONL file."""
+def read_corpus(path: Path, max_chars: int | None = None) -> list[str]:
+    """The field `text` of every line of a .jsonl file, the lines themselves of any other; without those too long."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        texts = [json.loads(line)["text"] for line in lines if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        texts = [json.loads(line)["text"] for line in lines] if path.suffix == ".jsonl" else lines
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WorkloadError(f"{path}: not a JSONL file with a field `text`: {error!r}") from error
+        raise WorkloadError(f"{path}: not a file of texts, or not of JSON with a field `text`: {error!r}") from error
     if not texts or not all(isinstance(text, str) and text for text in texts):
         raise WorkloadError(f"{path}: it must hold at least one text, and none that is empty")
-    return texts
+    kept = [text for text in texts if max_chars is None or len(text) <= max_chars]
+    if not kept:
+        raise WorkloadError(f"{path}: every text is longer than max_prompt_chars, {max_chars}")
+    return kept
 
 
 def pick_texts(texts: list[str], num_texts: int, rng: random.Random) -> list[str]:
@@ -199,9 +240,38 @@ def pick_texts(texts: list[str], num_texts: int, rng: random.Random) -> list[str
 
 
 def build_bodies(workload: Workload, model: str) -> list[bytes]:
-    """JSON bodies for POST /v1/embeddings; one text goes as a string, as most clients send it."""
+    """JSON bodies for the workload's route: /v1/embeddings if it does not generate."""
+    if workload.generation is not None:
+        return build_generation_bodies(workload, workload.generation, model)
+    # One text goes as a string, as most clients send it.
     bodies = [
         {"model": model, "input": texts[0] if len(texts) == 1 else texts, "encoding_format": "base64"}
         for texts in build_texts(workload)
     ]
     return [json.dumps(body).encode() for body in bodies]
+
+
+def build_generation_bodies(workload: Workload, generation: Generation, model: str) -> list[bytes]:
+    """Streams whose lengths are those drawn. The ids say how many tokens a chunk brings: it may be none or several."""
+    lengths = generation.output_tokens.draw(workload.num_requests, random.Random(f"output {workload.seed}"))
+    options = {
+        "temperature": generation.temperature,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "return_token_ids": True,
+    }
+    bodies = []
+    for (prompt,), length in zip(build_texts(workload), lengths, strict=True):
+        is_chat = generation.route == "/v1/chat/completions"
+        asked = {"messages": [{"role": "user", "content": prompt}]} if is_chat else {"prompt": prompt}
+        bodies.append({"model": model, **asked, "max_tokens": length, **options})
+    return [json.dumps(body).encode() for body in bodies]
+
+
+def mean_output_tokens(workload: Workload) -> float:
+    """Of an answer; 0 where none is generated."""
+    if workload.generation is None:
+        return 0.0
+    lengths = workload.generation.output_tokens.draw(1000, random.Random(0))
+    return sum(lengths) / len(lengths)

@@ -1,4 +1,4 @@
-"""A server of made-up embeddings on loopback: answers after a sleep, and stalls, refuses or resets on demand.
+"""A server of made-up embeddings and texts on loopback: answers after a sleep, and stalls, refuses or resets on demand.
 
 The tests run it in their own event loop; `python loadtest_stub.py PORT` runs it alone, until SIGTERM.
 """
@@ -11,6 +11,7 @@ import signal
 import struct
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 RESET = 0
 REASONS = {200: "OK", 404: "Not Found", 429: "Too Many Requests", 500: "Internal Server Error"}
@@ -20,13 +21,33 @@ def embed(text: str) -> str:
     return base64.b64encode(struct.pack("<4f", *[len(text) / 1000] * 4)).decode()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One stream: a wait, then pieces of so many tokens each with a wait between them, and how it ends."""
+
+    ttft_s: float = 0.0
+    gap_s: float = 0.0
+    pieces: tuple[int, ...] = (1, 1, 1)
+    ending: str = "done"  # or "error": an event with an error; "reset": the connection is closed
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.pieces)
+
+
 class StubServer:
-    """Mutable: the requests it was sent, and the gate that holds all answers back while it is closed."""
+    """Mutable: the requests it was sent, when it wrote which stream's tokens, and the gate that holds all answers back
+    while it is closed."""
 
     def __init__(
-        self, delay_s: float = 0.001, concurrency: int = 1000, status_of: Callable[[int], int] = lambda _: 200
+        self,
+        delay_s: float = 0.001,
+        concurrency: int = 1000,
+        status_of: Callable[[int], int] = lambda _: 200,
+        plan_of: Callable[[int], Plan] = lambda _: Plan(),
     ) -> None:
-        self.delay_s, self.status_of = delay_s, status_of
+        self.delay_s, self.status_of, self.plan_of = delay_s, status_of, plan_of
+        self.written_s: list[list[float]] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.bodies: list[dict[str, object]] = []
@@ -63,6 +84,8 @@ class StubServer:
         method, path, _ = head.split(" ", 2)
         fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
         body = await reader.readexactly(int(fields.get("content-length", 0)))
+        if path.endswith("/completions") and self.status_of(len(self.bodies)) == 200:
+            return await self.stream(json.loads(body), writer, is_chat="chat" in path)
         status, content = await (self.embeddings(body) if method == "POST" else self.page(path))
         if status == RESET:
             return False
@@ -70,6 +93,33 @@ class StubServer:
         data = json.dumps(content).encode()
         lines = f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Length: {len(data)}\r\n{extra}\r\n"
         writer.write(lines.encode() + data)
+        await writer.drain()
+        return True
+
+    async def stream(self, request: dict[str, object], writer: asyncio.StreamWriter, *, is_chat: bool) -> bool:
+        """Events as Padless writes them; false if the connection is to be closed."""
+        plan, clock = self.plan_of(len(self.bodies)), asyncio.get_running_loop().time
+        self.bodies.append(request)
+        times: list[float] = []
+        self.written_s.append(times)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for number, num_tokens in enumerate(plan.pieces):
+            await asyncio.sleep(plan.gap_s if number else plan.ttft_s)
+            first = [{"delta": {"role": "assistant", "content": ""}}] if is_chat and not number else []
+            text: dict[str, object] = {"delta": {"content": "word "}} if is_chat else {"text": "word "}
+            write_events(
+                writer, *({"choices": [choice]} for choice in [*first, text | {"token_ids": [7] * num_tokens}])
+            )
+            times.append(clock())
+            await writer.drain()
+        if plan.ending == "reset":
+            return False
+        if plan.ending == "error":
+            write_events(writer, {"error": {"message": "as asked", "type": "server_error"}})
+        else:
+            usage = {"prompt_tokens": 3, "completion_tokens": plan.num_tokens}
+            write_events(writer, {"choices": [], "usage": usage}, "[DONE]")
+        writer.write(b"0\r\n\r\n")
         await writer.drain()
         return True
 
@@ -93,6 +143,14 @@ class StubServer:
         texts = [request["input"]] if isinstance(request["input"], str) else request["input"]
         data = [{"index": index, "embedding": embed(text)} for index, text in enumerate(texts)]
         return 200, {"object": "list", "data": data, "model": request["model"]}
+
+
+def write_events(writer: asyncio.StreamWriter, *events: object) -> None:
+    """Events in one piece, as one chunk of HTTP."""
+    data = b"".join(
+        b"data: " + (b"[DONE]" if event == "[DONE]" else json.dumps(event).encode()) + b"\n\n" for event in events
+    )
+    writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
 
 @contextlib.asynccontextmanager

@@ -125,7 +125,7 @@ def fly(stub: StubServer, step: Step, *, meanwhile: Callable[[asyncio.AbstractEv
 
     async def scenario(client: Client, requests: list[bytes]) -> None:
         meanwhile(asyncio.get_running_loop())
-        flights.append(await run_step(client, requests, step))
+        flights.append(await run_step(client, itertools.cycle(requests), step))
 
     drive(stub, scenario)
     return flights[0]

@@ -18,8 +18,10 @@ import pytest
 from loadtest.__main__ import main
 from loadtest.locust_run import LocustRun, run_locust
 from loadtest.measure import LoopLag, Result, Traffic, Window, measure
-from loadtest.report import describe_run, format_line, format_notes, format_table, write_csv, write_json, write_plot
+from loadtest.plot import write_plot
+from loadtest.report import describe_run, format_line, format_notes, format_table, write_csv, write_json
 from loadtest.server_process import ServerError, serve
+from loadtest.slo import TokenSlo
 from loadtest.workloads import find_workload
 
 ROOT = Path(__file__).parent.parent.parent
@@ -51,8 +53,9 @@ def test_the_csv_holds_every_field(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("results", [RESULTS, [EMPTY]])
-def test_the_plot_is_a_picture(tmp_path: Path, results: list[Result]) -> None:
-    write_plot(results, tmp_path / "results.png", slo_ms=200, title="mine")
+@pytest.mark.parametrize("token_slo", [None, TokenSlo(500, 100)])
+def test_the_plot_is_a_picture(tmp_path: Path, results: list[Result], token_slo: TokenSlo | None) -> None:
+    write_plot(results, tmp_path / "results.png", slo_ms=200, token_slo=token_slo, title="mine")
     assert (tmp_path / "results.png").read_bytes().startswith(PNG)
 
 
@@ -62,6 +65,42 @@ def test_the_table_is_aligned_and_marks_the_steps() -> None:
     assert lines[2].endswith("met") and lines[3].endswith("saturated")
     assert "nan" not in format_table([EMPTY])
     assert format_line(RESULTS[1]) == "sweep   100.0/s offered: 100.0 req/s, p99 40.0 ms  met"
+
+
+GENERATED = [
+    replace(
+        row,
+        tokens_per_s=2000.0,
+        good_share=share,
+        goodput_per_s=90.0,
+        ttft_p99_ms=321.0,
+        itl_p99_ms=12.0,
+        itl_max_ms=99.0,
+    )
+    for row, share in zip(RESULTS, (0.5, 0.93, 0.1), strict=True)
+]
+
+
+def test_generation_is_shown_by_its_tokens() -> None:
+    lines = format_table(GENERATED).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert "TTFT p50" in lines[0] and "max ms" in lines[0] and "texts/s" not in lines[0]
+    assert "2000.0" in lines[1] and "0.93" in lines[2]
+    assert format_line(GENERATED[1]) == (
+        "sweep   100.0/s offered: 100.0 req/s, 2000 tokens/s, p99 of TTFT 321.0 ms, of ITL 12.0 ms, 93% good  met"
+    )
+
+
+def test_the_notes_of_generation_name_its_goodput() -> None:
+    (best, *others) = format_notes(GENERATED, GENERATED[1], slo_ms=9000, token_slo=TokenSlo(500, 100))
+    assert best.startswith(
+        "highest rate with the SLO met: 100.0 req/s, 2000.0 tokens/s, goodput 90.0 req/s (93.0% good"
+    )
+    assert others == []
+    (none,) = format_notes(GENERATED[2:], None, slo_ms=9000, token_slo=TokenSlo(500, 100))
+    assert none == "no rate that was tried met the SLO of 90% with ttft=500ms,itl=100ms"
+    slow = [replace(GENERATED[1], lag_p99_ms=11.0)]
+    assert "client may be the limit" in format_notes(slow, slow[0], slo_ms=9000, token_slo=TokenSlo(500, 100))[1]
 
 
 def test_the_notes_name_the_answer_the_failures_and_a_slow_client() -> None:
