@@ -33,6 +33,14 @@ in bf16.
 SAME_ENGINE = Tolerance(norm=1e-6, bound=5e-6)
 """FP32, the same engine on other batch-mates: only the GEMM's blocking may differ. Measured: 6e-7 and 2e-6."""
 
+KV_CACHE_TOLERANCES: dict[torch.dtype, Tolerance] = {
+    torch.float32: Tolerance(norm=2e-6, bound=5e-5),
+    torch.bfloat16: Tolerance(norm=5e-3, bound=1e-1),
+    torch.float16: Tolerance(norm=6e-4, bound=2e-2),
+    torch.int8: Tolerance(norm=2e-2, bound=2e-1),
+}
+"""Attention in fp32 over a cache of each type, against one over an fp32 cache: what storing keys and values costs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:

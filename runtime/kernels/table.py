@@ -11,14 +11,18 @@ from torch import Tensor
 from runtime.kernels.cpu.library import CpuLibrary
 from runtime.kernels.cpu.native import CpuKernels
 from runtime.kernels.eager.add_norm import add_norm, layer_norm
+from runtime.kernels.eager.gated_act import gated_act
 from runtime.kernels.eager.linear_act import linear, linear_act
 from runtime.kernels.eager.linear_int8 import linear_int8
+from runtime.kernels.eager.paged_attention import paged_attention
 from runtime.kernels.eager.pool import pool
 from runtime.kernels.eager.varlen_attention import varlen_attention
 from runtime.ops import add_norm as add_norm_op
 from runtime.ops import embed_norm as embed_norm_op
+from runtime.ops import gated_act as gated_act_op
 from runtime.ops import linear_act as linear_act_op
 from runtime.ops import linear_int8 as linear_int8_op
+from runtime.ops import paged_attention as paged_attention_op
 from runtime.ops import pool as pool_op
 from runtime.ops import varlen_attention as varlen_attention_op
 
@@ -42,9 +46,11 @@ def arange(end: int, *, out: Tensor, **_: object) -> None:
 
 TORCH_KERNELS: dict[object, Kernel] = {
     varlen_attention_op.OP: varlen_attention,
+    paged_attention_op.OP: paged_attention,
     linear_act_op.OP: linear_act,
     linear_int8_op.OP: linear_int8,
     add_norm_op.OP: add_norm,
+    gated_act_op.OP: gated_act,
     pool_op.OP: pool,
     aten.linear.default: linear,
     aten.layer_norm.default: layer_norm,
@@ -73,9 +79,11 @@ def list_kernels(library: CpuLibrary | None) -> dict[object, Kernel]:
     native = CpuKernels(library)
     return TORCH_KERNELS | {
         varlen_attention_op.OP: native.varlen_attention,
+        paged_attention_op.OP: native.paged_attention,
         linear_act_op.PACKED_OP: native.linear_act,
         linear_int8_op.PACKED_OP: native.linear_int8,
         add_norm_op.OP: native.add_norm,
+        gated_act_op.OP: native.gated_act,
         embed_norm_op.OP: native.embed_norm,
         pool_op.OP: native.pool,
         aten.layer_norm.default: native.layer_norm,
@@ -95,6 +103,7 @@ VIEW_OPS: frozenset[object] = frozenset(
         aten.expand.default,
         aten.expand_as.default,
         aten.flatten.using_ints,
+        aten.unflatten.int,
     }
 )
 """Results that share their first argument's memory. A reshape or flatten that has to copy is not one of them."""

@@ -193,6 +193,23 @@ def test_add_norm_forms(
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("is_rms", [False, True])
+@pytest.mark.parametrize("num_heads", [1, 3])
+@pytest.mark.parametrize("form", ["dense", "slice", "copied"])
+def test_add_norm_of_heads(form: str, num_heads: int, is_rms: bool, dtype: torch.dtype, isa: str, threads: int) -> None:
+    """As of q and k in Qwen3: of each head alone, and read from where a fused projection has put them."""
+    x = random_tensor(50, 7 + num_heads * 20 + 4, dtype=dtype)[:, 7:-4].view(50, num_heads, 20)
+    x = {"dense": x.contiguous(), "slice": x, "copied": x.transpose(1, 2).contiguous().transpose(1, 2)}[form]
+    residual = random_tensor(50, num_heads, 20, dtype=dtype, seed=1)
+    bias = None if is_rms else random_tensor(20, seed=3)
+    for added in (None, residual):
+        args = (x, added, random_tensor(20, seed=2), bias, 1e-5, is_rms)
+        actual = run_kernel(find_kernels(isa)[add_norm.OP], (50, num_heads, 20), dtype, *args)
+        check_close(actual, add_norm.OP(*args), tolerance=KERNEL_TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_tables", [1, 3])
 def test_embed_norm(num_tables: int, dtype: torch.dtype, isa: str, threads: int) -> None:
     tables = [random_tensor(11 + table, 33, dtype=dtype) for table in range(num_tables)]

@@ -3,11 +3,13 @@
 
 using namespace padless;
 
-// Strides in elements; `out` may be quantised rows. A null residual or bias is none.
+// Strides in elements; `out` may be quantised rows. A null residual or bias is none. Rows of x may be heads: `heads` of
+// them, one behind the other, to each stride.
 extern "C" void padless_add_norm(
-    const void* x, int64_t x_stride, int64_t x_kind, const void* residual, int64_t residual_stride, int64_t residual_kind,
-    int64_t num_rows, int64_t width, const float* weight, const float* bias, float eps, int64_t is_rms, void* out,
-    int64_t out_stride, int64_t out_kind, const float* out_inverse_smooth, float out_scale, int64_t out_zero) {
+    const void* x, int64_t x_stride, int64_t x_kind, int64_t heads, const void* residual, int64_t residual_stride,
+    int64_t residual_kind, int64_t num_rows, int64_t width, const float* weight, const float* bias, float eps,
+    int64_t is_rms, void* out, int64_t out_stride, int64_t out_kind, const float* out_inverse_smooth, float out_scale,
+    int64_t out_zero) {
     const Matrix from{x, x_stride, Kind(x_kind)}, other{residual, residual_stride, Kind(residual_kind)};
     const Matrix to{out, out_stride, Kind(out_kind)};
     const RowScale fixed{out_scale, int32_t(out_zero)};
@@ -18,7 +20,7 @@ extern "C" void padless_add_norm(
         float* row = scratch(memory, width);
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < num_rows; ++r) {
-            copy_row(from, r, 0, width, row);
+            copy_row(from, r / heads, r % heads * width, width, row);
             if (residual) add_row(row, other, r, 0, width);
             normalise_row(row, width, weight, bias, eps, is_rms != 0);
             if (to.kind == QUANTISED)

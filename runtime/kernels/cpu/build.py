@@ -23,7 +23,8 @@ from runtime.cache import cache_dir
 from runtime.engine import Progress
 
 SOURCES = Path(__file__).parent
-FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-Wno-maybe-uninitialized")
+FLAGS = ("-std=c++17", "-O3", "-falign-loops=64", "-fopenmp", "-fPIC", "-Wno-maybe-uninitialized")
+"""Loops are aligned because the short ones are up to a tenth slower where they lie badly."""
 ISA_FLAGS = {
     "amx": ("-march=x86-64-v4", "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
     "avx512": ("-march=x86-64-v4", "-mavx512vnni"),

@@ -14,6 +14,17 @@ namespace padless {
 
 constexpr int64_t PANEL = 16;
 
+// Memory that is fetched while a panel is multiplied: `step` bytes of it with each 64 bytes of the panel.
+struct Ahead {
+    const char* next;
+    int64_t step;
+
+    void fetch() {
+        __builtin_prefetch(next);
+        next += step;
+    }
+};
+
 // fp32: ROWS x PANELS panels of fused multiply-adds, in the order of k for every element.
 struct Fp32Gemm {
     using Input = float;
@@ -24,6 +35,7 @@ struct Fp32Gemm {
 #else
     static constexpr int ROWS = 6, PANELS = 1;
 #endif
+    static constexpr int64_t GRAIN = 1;  // fewer rows cost no less
     // Columns of x taken at a time: a panel's part stays in the first-level cache.
     static constexpr int64_t DEPTH = 256;
     static constexpr int64_t PADDING = 1;
@@ -33,7 +45,7 @@ struct Fp32Gemm {
 
     template <int ROWS, int PANELS>
     static void multiply(const float* x, int64_t x_stride, const float* panels, int64_t panel_stride, int64_t depth,
-                         bool add, float* sums, int64_t sums_stride) {
+                         bool add, float* sums, int64_t sums_stride, Ahead ahead) {
         constexpr int VECS = PANEL / LANES * PANELS, PER_PANEL = PANEL / LANES;
         Vec total[ROWS][VECS];
         const auto place = [=](int r, int v) {
@@ -43,6 +55,7 @@ struct Fp32Gemm {
         for (int r = 0; r < ROWS; ++r)
             for (int v = 0; v < VECS; ++v) total[r][v] = add ? load(place(r, v)) : Vec{};
         for (int64_t k = 0; k < depth; ++k) {
+            if constexpr (ROWS > 1) ahead.fetch();  // a single row asks for memory fast enough
             Vec weight[VECS];
             for (int v = 0; v < VECS; ++v)
                 weight[v] = load(panels + v / PER_PANEL * panel_stride + k * PANEL + v % PER_PANEL * LANES);
@@ -99,6 +112,7 @@ struct Int8Gemm {
     using Weight = int8_t;
     using Sum = int32_t;
     static constexpr int ROWS = 32, PANELS = 2;
+    static constexpr int64_t GRAIN = 16;
     static constexpr int64_t DEPTH = 4096;
     static constexpr int64_t PADDING = 64;
     static constexpr int TILE = 16;
@@ -126,7 +140,7 @@ struct Int8Gemm {
 
     template <int ROWS, int PANELS>
     static void multiply(const uint8_t* x, int64_t x_stride, const int8_t* panels, int64_t panel_stride, int64_t depth,
-                         bool add, int32_t* sums, int64_t sums_stride) {
+                         bool add, int32_t* sums, int64_t sums_stride, Ahead) {
         constexpr int64_t ROW_BYTES = PANEL * sizeof(int32_t);
         alignas(64) uint8_t copy[TILE * 64] = {};
         int32_t *sums1 = sums + sums_stride, *lower = sums + TILE * PANEL, *lower1 = sums1 + TILE * PANEL;
@@ -175,6 +189,7 @@ struct Int8Gemm {
 #else
     static constexpr int ROWS = 4, PANELS = 1;
 #endif
+    static constexpr int64_t GRAIN = 1;
     static constexpr int64_t DEPTH = 1536;
     static constexpr int64_t PADDING = 64;
 
@@ -184,13 +199,14 @@ struct Int8Gemm {
     template <int ROWS, int PANELS>
     static void multiply(const uint8_t* x, int64_t x_stride, const int8_t* panels,
                          [[maybe_unused]] int64_t panel_stride, int64_t depth, bool add, int32_t* sums,
-                         [[maybe_unused]] int64_t sums_stride) {
+                         [[maybe_unused]] int64_t sums_stride, Ahead ahead) {
 #if defined(__AVX512VNNI__)
         __m512i total[ROWS][PANELS];
         for (int r = 0; r < ROWS; ++r)
             for (int p = 0; p < PANELS; ++p)
                 total[r][p] = add ? load_raw<__m512i>(sums + p * sums_stride + r * PANEL) : _mm512_setzero_si512();
         for (int64_t k = 0; k < depth; k += 4) {
+            ahead.fetch();
             __m512i weight[PANELS];
             for (int p = 0; p < PANELS; ++p) weight[p] = load_raw<__m512i>(panels + p * panel_stride + k * PANEL);
 #pragma GCC unroll 16
@@ -204,17 +220,18 @@ struct Int8Gemm {
         // maddubs adds two products of bytes into 16 bits, and two of its results are added there before they are
         // widened: 3 multiplications per 64 products. runtime/quantization/weights.py keeps any four weights that meet
         // in one 16-bit lane small enough for that never to overflow (`overflow_free`).
-        // Always four rows, the last one again where there are fewer: named sums stay in registers, arrays do not.
-        const uint8_t *x0 = x, *x1 = x + std::min(1, ROWS - 1) * x_stride, *x2 = x + std::min(2, ROWS - 1) * x_stride,
-                      *x3 = x + (ROWS - 1) * x_stride;
+        // Named sums stay in registers, arrays do not.
+        const uint8_t *x0 = x, *x1 = x + x_stride, *x2 = x + 2 * x_stride, *x3 = x + 3 * x_stride;
         __m256i low0{}, high0{}, low1{}, high1{}, low2{}, high2{}, low3{}, high3{};
         const __m256i ones = _mm256_set1_epi16(1);
         for (int64_t k = 0; k < depth; k += 8, panels += 8 * PANEL) {
+            ahead.fetch();
+            ahead.fetch();
             const __m256i low = load_raw<__m256i>(panels), high = load_raw<__m256i>(panels + 32);
             add_products(low0, high0, x0 + k, low, high, panels + 64, ones);
-            add_products(low1, high1, x1 + k, low, high, panels + 64, ones);
-            add_products(low2, high2, x2 + k, low, high, panels + 64, ones);
-            add_products(low3, high3, x3 + k, low, high, panels + 64, ones);
+            if constexpr (ROWS > 1) add_products(low1, high1, x1 + k, low, high, panels + 64, ones);
+            if constexpr (ROWS > 2) add_products(low2, high2, x2 + k, low, high, panels + 64, ones);
+            if constexpr (ROWS > 3) add_products(low3, high3, x3 + k, low, high, panels + 64, ones);
         }
         const __m256i total[4][2] = {{low0, high0}, {low1, high1}, {low2, high2}, {low3, high3}};
         for (int r = 0; r < ROWS; ++r)

@@ -17,6 +17,8 @@ logger = logging.getLogger("padless")
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 """Types of rows by the numbers of `Kind` in rows.h; uint8 are quantised rows."""
+CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+"""Types of a cache by the numbers of `with_cache_type` in kv_cache.h."""
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu", "silu", "tanh")
 """In the order of `Activation` in activation.h."""
 POOLINGS = ("mean", "max", "cls", "last")
@@ -40,15 +42,27 @@ SIGNATURES: dict[str, tuple[object, ...]] = {
         c_void_p,
         c_int64,
     ),
+    "paged_attention": (
+        *(c_void_p, c_int64) * 3,  # q, k, v and their strides
+        c_int64,  # their kind
+        *(c_void_p, c_int64, c_int64),  # cache of one layer, kind, num_blocks
+        *(c_void_p, c_void_p, c_int64),  # slots, block_table, max_blocks
+        *(c_void_p, c_void_p),  # cu_seqlens, cache_seqlens
+        *(c_void_p, c_void_p, c_int64, c_int64),  # positions, rotary, num_positions, rotary_dim
+        *(c_int64,) * 5,  # num_tokens, num_seqs, num_heads, num_kv_heads, head_dim
+        *(c_float, c_int64, c_float),
+        *(c_void_p, c_int64),
+    ),
     "linear_act": (*MATRIX, c_void_p, *(c_int64,) * 3, c_void_p, c_int64, *MATRIX, *MATRIX),
     "linear_int8": (
         *(*MATRIX, c_void_p, *(c_int64,) * 3, c_void_p, c_float, c_int64),
         *(c_void_p, c_int64, *MATRIX, *MATRIX, c_void_p, c_float, c_int64),
     ),
     "add_norm": (
-        *(*MATRIX, *MATRIX, c_int64, c_int64, c_void_p, c_void_p, c_float, c_int64, *MATRIX),
-        *(c_void_p, c_float, c_int64),
+        *(*MATRIX, c_int64, *MATRIX, c_int64, c_int64, c_void_p, c_void_p, c_float, c_int64),
+        *(*MATRIX, c_void_p, c_float, c_int64),
     ),
+    "gated_act": (*MATRIX, *(c_int64,) * 3, *MATRIX, c_void_p, c_float, c_int64),
     "embed_norm": (*(c_void_p,) * 3, *(c_int64,) * 4, c_void_p, c_void_p, c_float, *MATRIX),
     "peak_fp32": (c_int64,),
     "peak_int8": (c_int64,),
@@ -63,9 +77,11 @@ class CpuLibrary:
         self.isa = isa
         library = ctypes.CDLL(str(path))
         self.varlen_attention = bind(library, "varlen_attention")
+        self.paged_attention = bind(library, "paged_attention", c_int64)
         self.linear_act = bind(library, "linear_act")
         self.linear_int8 = bind(library, "linear_int8")
         self.add_norm = bind(library, "add_norm")
+        self.gated_act = bind(library, "gated_act")
         self.embed_norm = bind(library, "embed_norm", c_int64)
         self.pool = bind(library, "pool")
         self.peak_fp32 = bind(library, "peak_fp32", c_int64)

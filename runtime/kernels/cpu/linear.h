@@ -45,25 +45,37 @@ struct Linear {
 
     template <int ROWS, int PANELS>
     void multiply_rows(int64_t rows, const Input* x, const Weight* panels, int64_t panel_stride, int64_t depth, bool add,
-                       Sum* sums, int64_t sums_stride) const {
+                       Sum* sums, int64_t sums_stride, Ahead ahead) const {
         if constexpr (ROWS > 0) {
             if (rows == ROWS)
-                Gemm::template multiply<ROWS, PANELS>(x, source.stride, panels, panel_stride, depth, add, sums, sums_stride);
+                Gemm::template multiply<ROWS, PANELS>(
+                    x, source.stride, panels, panel_stride, depth, add, sums, sums_stride, ahead);
             else
-                multiply_rows<ROWS - 1, PANELS>(rows, x, panels, panel_stride, depth, add, sums, sums_stride);
+                multiply_rows<ROWS - 1, PANELS>(rows, x, panels, panel_stride, depth, add, sums, sums_stride, ahead);
         }
     }
 
-    // All rows of a block times PANELS panels.
+    // All rows of a block times PANELS panels, in tiles of about as many rows. The next panels are fetched meanwhile, a part
+    // by each tile; a single one, which waits for its own panels, fetches what lies a little ahead.
     template <int PANELS>
     void multiply_panels(const Input* x, int64_t rows, int64_t panel, Sum* sums) const {
+        constexpr int64_t NEAR = 2048;
         const int64_t depth = round_up(call.depth, Gemm::PADDING), panel_stride = depth * PANEL;
+        const int64_t num_tiles = (rows + Gemm::ROWS - 1) / Gemm::ROWS;
         const Weight* panels = static_cast<const Weight*>(call.panels) + panel * panel_stride;
-        for (int64_t k = 0; k < depth; k += Gemm::DEPTH)
-            for (int64_t r = 0; r < rows; r += Gemm::ROWS)
+        for (int64_t k = 0; k < depth; k += Gemm::DEPTH) {
+            const int64_t here = std::min(Gemm::DEPTH, depth - k), bytes = here * PANEL * PANELS * sizeof(Weight);
+            const char* piece = reinterpret_cast<const char*>(panels + k * PANEL);
+            for (int64_t tile = 0, r = 0; tile < num_tiles; ++tile) {
+                const int64_t even = (rows - r + num_tiles - tile - 1) / (num_tiles - tile);
+                const int64_t count = std::min(round_up(even, Gemm::GRAIN), rows - r);
+                const int64_t distance = num_tiles > 1 ? bytes + tile * bytes / num_tiles : NEAR;
                 multiply_rows<Gemm::ROWS, PANELS>(
-                    std::min<int64_t>(Gemm::ROWS, rows - r), x + r * source.stride + k, panels + k * PANEL,
-                    panel_stride, std::min(Gemm::DEPTH, depth - k), k > 0, sums + r * PANEL, BLOCK_ROWS * PANEL);
+                    count, x + r * source.stride + k, panels + k * PANEL, panel_stride, here, k > 0, sums + r * PANEL,
+                    BLOCK_ROWS * PANEL, {piece + distance, 64 * PANELS / num_tiles});
+                r += count;
+            }
+        }
     }
 
     // Panels [first, last) for a block of rows, GROUP at a time: long enough pieces of rows for memory to be read ahead.

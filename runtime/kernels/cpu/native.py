@@ -5,7 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from runtime.kernels.cpu.library import ACTIVATIONS, KINDS, NO_MATRIX, POOLINGS, CpuLibrary, matrix
+from runtime.kernels.cpu.library import ACTIVATIONS, CACHE_KINDS, KINDS, NO_MATRIX, POOLINGS, CpuLibrary, matrix
 from runtime.ops.varlen_attention import find_reach
 
 
@@ -45,6 +45,47 @@ class CpuKernels:
             *(cu_seqlens_q.data_ptr(), cu_seqlens_k.data_ptr(), len(cu_seqlens_q) - 1, num_heads, head_dim),
             *(softmax_scale, causal, window, pointer(bias), reach, out.data_ptr(), out.stride(0)),
         )
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv_cache: Tensor,
+        layer: int,
+        slot_mapping: Tensor,
+        block_table: Tensor,
+        cu_seqlens: Tensor,
+        cache_seqlens: Tensor,
+        max_seqlen: int,
+        softmax_scale: float,
+        position_ids: Tensor | None = None,
+        rotary: Tensor | None = None,
+        window: int = -1,
+        softcap: float = 0.0,
+        *,
+        out: Tensor,
+    ) -> None:
+        """Raises IndexError where a slot, block, position or length is out of range; nothing is computed then."""
+        q, k, v = (x if has_dense_heads(x) else x.contiguous() for x in (q, k, v))
+        num_layers, num_blocks, _, num_kv_heads, _ = kv_cache.shape
+        if not 0 <= layer < num_layers:
+            raise IndexError(f"there is no layer {layer} in a cache of {num_layers}")
+        assert kv_cache.is_contiguous(), "The kernel knows the cache by its shape. This is a bug."
+        slots, table = slot_mapping.contiguous(), block_table.contiguous()
+        rotary = None if rotary is None else rotary.contiguous()
+        positions = None if position_ids is None else position_ids.contiguous()
+        cache = kv_cache.data_ptr() + layer * kv_cache.stride(0) * kv_cache.itemsize
+        num_wrong = self.library.paged_attention(
+            *(q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), KINDS[q.dtype]),
+            *(cache, CACHE_KINDS[kv_cache.dtype], num_blocks, slots.data_ptr(), table.data_ptr(), table.shape[1]),
+            *(cu_seqlens.data_ptr(), cache_seqlens.data_ptr(), pointer(positions), pointer(rotary)),
+            *((0, 0) if rotary is None else rotary.shape),
+            *(q.shape[0], len(cache_seqlens), q.shape[1], num_kv_heads, q.shape[2]),
+            *(softmax_scale, window, softcap, out.data_ptr(), out.stride(0)),
+        )
+        if num_wrong:
+            raise IndexError(f"{num_wrong} of the batch's slots, blocks, positions or lengths are out of range")
 
     def linear_act(
         self,
@@ -106,10 +147,16 @@ class CpuKernels:
         *,
         out: Tensor,
     ) -> None:
-        x, residual = to_rows(x), None if residual is None else to_rows(residual)
+        heads = 1
+        if x.dim() == 3 and has_dense_heads(x):
+            heads = x.shape[1]
+        else:
+            x = to_rows(x)
+        residual = None if residual is None else to_rows(residual)
         weight, bias = weight.float(), None if bias is None else bias.float()
+        shape = (x.numel() // x.shape[-1], x.shape[-1])
         self.library.add_norm(
-            *(*matrix(x), *optional_matrix(residual), *x.shape, weight.data_ptr(), pointer(bias), eps, is_rms),
+            *(*matrix(x), heads, *optional_matrix(residual), *shape, weight.data_ptr(), pointer(bias), eps, is_rms),
             *(*matrix(to_rows(out)), pointer(out_inverse_smooth), out_scale, out_zero),
         )
 
@@ -126,6 +173,23 @@ class CpuKernels:
     ) -> None:
         weight = torch.ones(normalized_shape) if weight is None else weight
         self.add_norm(x, None, weight, bias, eps, out=out)
+
+    def gated_act(
+        self,
+        x: Tensor,
+        act: str,
+        dtype: torch.dtype | None = None,
+        out_inverse_smooth: Tensor | None = None,
+        out_scale: float = 0.0,
+        out_zero: int = 0,
+        *,
+        out: Tensor,
+    ) -> None:
+        x = to_rows(x)
+        self.library.gated_act(
+            *(*matrix(x), x.shape[0], x.shape[1] // 2, ACTIVATIONS.index(act), *matrix(out)),
+            *(pointer(out_inverse_smooth), out_scale, out_zero),
+        )
 
     def embed_norm(
         self, tables: list[Tensor], indices: list[Tensor], weight: Tensor, bias: Tensor, eps: float, *, out: Tensor

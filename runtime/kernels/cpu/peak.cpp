@@ -9,10 +9,14 @@ void multiply_in_cache(int64_t repeats) {
     alignas(64) static thread_local typename Gemm::Input x[Gemm::ROWS * DEPTH];
     alignas(64) static thread_local typename Gemm::Weight panels[Gemm::PANELS * PANEL * DEPTH];
     alignas(64) static thread_local typename Gemm::Sum sums[Gemm::PANELS * Gemm::ROWS * PANEL];
+    const typename Gemm::Input* rows = x;
+    const typename Gemm::Weight* weight = panels;
+    asm("" : "+r"(rows), "+r"(weight));  // else thread-local addresses are found anew in the innermost loop
+    const Ahead ahead{reinterpret_cast<const char*>(weight), 64};
     Gemm::begin();
     for (int64_t i = 0; i < repeats; ++i)
         Gemm::template multiply<Gemm::ROWS, Gemm::PANELS>(
-            x, DEPTH, panels, PANEL * DEPTH, DEPTH, i > 0, sums, Gemm::ROWS * PANEL);
+            rows, DEPTH, weight, PANEL * DEPTH, DEPTH, i > 0, sums, Gemm::ROWS * PANEL, ahead);
     Gemm::end();
 }
 

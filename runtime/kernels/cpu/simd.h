@@ -24,6 +24,10 @@ struct BFloat16 {
     uint16_t bits;
 };
 
+struct Float16 {
+    uint16_t bits;
+};
+
 inline Vec broadcast(float x) { return x - Vec{}; }
 
 template <class V, class T>
@@ -41,8 +45,29 @@ inline void store_raw(T* p, V v) {
 inline Vec load(const float* p) { return load_raw<Vec>(p); }
 inline void store(float* p, Vec v) { store_raw(p, v); }
 
+// GCC 12 widens by __builtin_convertvector in two halves.
 inline Vec load(const BFloat16* p) {
-    return (Vec)(__builtin_convertvector(load_raw<HalfVec>(p), BitVec) << 16);
+#if defined(__AVX512F__)
+    return (Vec)((BitVec)_mm512_cvtepu16_epi32((__m256i)load_raw<HalfVec>(p)) << 16);
+#else
+    return (Vec)((BitVec)_mm256_cvtepu16_epi32((__m128i)load_raw<HalfVec>(p)) << 16);
+#endif
+}
+
+inline Vec load(const Float16* p) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_cvtph_ps((__m256i)load_raw<HalfVec>(p));
+#else
+    return (Vec)_mm256_cvtph_ps((__m128i)load_raw<HalfVec>(p));
+#endif
+}
+
+inline Vec load(const int8_t* p) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)load_raw<ByteVec>(p)));
+#else
+    return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#endif
 }
 
 // The upper half of each lane.
@@ -59,6 +84,14 @@ inline HalfVec upper_halves(BitVec bits) {
 inline void store(BFloat16* p, Vec v) {
     const BitVec bits = (BitVec)v;
     store_raw(p, upper_halves(bits + 0x7fff + ((bits >> 16) & 1)));
+}
+
+inline void store(Float16* p, Vec v) {
+#if defined(__AVX512F__)
+    store_raw(p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+    store_raw(p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#endif
 }
 
 inline float to_float(float x) { return x; }
@@ -115,6 +148,18 @@ constexpr float ROUNDER = 12582912.0f;
 constexpr int32_t ROUNDER_BITS = 0x4b400000;
 
 inline IntVec round_to_int(Vec x) { return (IntVec)(x + ROUNDER) - ROUNDER_BITS; }
+
+// Rounded to nearest and cut to -127 ... 127.
+inline void store(int8_t* p, Vec v) {
+    const IntVec whole = round_to_int(minimum(maximum(v, broadcast(-127.0f)), broadcast(127.0f)));
+#if defined(__AVX512F__)
+    store_raw(p, _mm512_cvtepi32_epi8((__m512i)whole));
+#else
+    const __m128i low = _mm256_castsi256_si128((__m256i)whole), high = _mm256_extracti128_si256((__m256i)whole, 1);
+    const __m128i words = _mm_packs_epi32(low, high);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+#endif
+}
 
 // Halves of the vector are added to one another until one lane is left: the same order everywhere.
 inline float sum(Vec v) {

@@ -1,0 +1,98 @@
+// One layer of the cache of keys and values, as runtime/kv_cache/layout.py lays it out, and how tokens get into it.
+#pragma once
+
+#include <algorithm>
+#include <cfloat>
+
+#include "gemm.h"
+
+namespace padless {
+
+constexpr int64_t BLOCK = 16;  // tokens; keys lie by column, so that a block of them is one panel
+
+// The types of a cache, in the order of CACHE_KINDS in runtime/kernels/cpu/library.py.
+template <class Body>
+inline void with_cache_type(int64_t kind, const Body& body) {
+    switch (kind) {
+        case 1: return body(BFloat16{});
+        case 2: return body(Float16{});
+        case 3: return body(int8_t{});
+        default: return body(float{});
+    }
+}
+
+template <class T>
+struct KVCache {
+    static constexpr bool HAS_SCALES = sizeof(T) == 1;  // of each token, behind the numbers of its head
+
+    T* layer;
+    int64_t num_kv_heads, padded_dim;
+
+    int64_t head_size() const { return BLOCK * padded_dim + (HAS_SCALES ? BLOCK * int64_t(sizeof(float)) : 0); }
+    T* keys(int64_t block, int64_t head) const { return layer + (block * 2 * num_kv_heads + head) * head_size(); }
+    T* values(int64_t block, int64_t head) const { return keys(block, head + num_kv_heads); }
+    const T* scales(const T* head) const { return head + BLOCK * padded_dim; }
+
+    // Rows of padded_dim floats.
+    void store_key(const float* row, int64_t slot, int64_t head) const {
+        T* to = keys(slot / BLOCK, head);
+        const float scale = store_scale(row, to, slot % BLOCK);
+        for (int64_t i = 0; i < padded_dim; i += LANES) {
+            T lanes[LANES];
+            store(lanes, scaled(load(row + i), scale));
+            for (int lane = 0; lane < LANES; ++lane) to[(i + lane) * BLOCK + slot % BLOCK] = lanes[lane];
+        }
+    }
+
+    void store_value(const float* row, int64_t slot, int64_t head) const {
+        T* to = values(slot / BLOCK, head);
+        const float scale = store_scale(row, to, slot % BLOCK);
+        for (int64_t i = 0; i < padded_dim; i += LANES)
+            store(to + i / PANEL * (BLOCK * PANEL) + slot % BLOCK * PANEL + i % PANEL, scaled(load(row + i), scale));
+    }
+
+    Vec scaled(Vec v, float scale) const {
+        if constexpr (HAS_SCALES) return v / scale;
+        return v;
+    }
+
+    // What the row's numbers are to be divided by. NaN where one of them is none or infinite: reading shows it.
+    float store_scale(const float* row, T* head, int64_t place) const {
+        if constexpr (!HAS_SCALES) return 1;
+        Vec top{}, spoilt{};
+        for (int64_t i = 0; i < padded_dim; i += LANES) {
+            const Vec v = load(row + i);
+            top = maximum(maximum(v, -v), top);
+            spoilt += v * 0.0f;
+        }
+        const float scale = std::max(largest(top) / 127.0f, FLT_MIN) + sum(spoilt);
+        store_raw(head + BLOCK * padded_dim + place * sizeof(float), scale);
+        return scale;
+    }
+};
+
+inline void turn(Vec& first, Vec& second, Vec cosine, Vec sine) {
+    const Vec before = first;
+    first = before * cosine - second * sine;
+    second = second * cosine + before * sine;
+}
+
+// The first 2 * half numbers of a row, each together with the one `half` further on (Su et al., 2021). `angles`: half
+// cosines, half sines.
+inline void rotate_row(float* row, const float* angles, int64_t half) {
+    int64_t i = 0;
+    for (; i + LANES <= half; i += LANES) {
+        Vec first = load(row + i), second = load(row + half + i);
+        turn(first, second, load(angles + i), load(angles + half + i));
+        store(row + i, first);
+        store(row + half + i, second);
+    }
+    if (i < half) {
+        Vec first = load_some(row + i, half - i), second = load_some(row + half + i, half - i);
+        turn(first, second, load_some(angles + i, half - i), load_some(angles + half + i, half - i));
+        store_some(row + i, first, half - i);
+        store_some(row + half + i, second, half - i);
+    }
+}
+
+}  // namespace padless
