@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 CONFIG ?= configs/minilm.yaml
 
+# Threads that wait for one another sleep instead of turning in circles: docs/decisions/0014.
+export GOMP_SPINCOUNT ?= 2000
+
 .PHONY: setup serve test test-slow test-gpu check bench bench-peers bench-generation loadtest loadtest-chat clean
 
 setup: $(VENV)/.dev

@@ -131,13 +131,12 @@ def build_decoder(
     inners = [build_logits(each, output_dim, config, limits, progress) for each in modules]
     name = config.kv_cache.dtype
     dtypes = [KV_DTYPES[name] if name != "auto" else choose_cache_dtype(inner.info, dtype) for inner, dtype in inners]
-    layouts = [
-        each.kv_layout(dtype) for each, dtype in zip(modules, dtypes, strict=True) if isinstance(each, Decodes)
-    ]
+    layouts = [each.kv_layout(dtype) for each, dtype in zip(modules, dtypes, strict=True) if isinstance(each, Decodes)]
     num_blocks = plan_blocks(
         config.kv_cache,
         block_bytes=sum(layout.block_bytes for layout in layouts),
-        taken_bytes=sum(inner.info.weight_bytes + inner.info.activation_bytes for inner, _ in inners),
+        weight_bytes=sum(inner.info.weight_bytes for inner, _ in inners),
+        activation_bytes=sum(inner.info.activation_bytes for inner, _ in inners),
         max_sequences=limits.max_batch_requests,
         max_input_tokens=limits.max_input_tokens,
         device=device,
@@ -147,7 +146,11 @@ def build_decoder(
         DecoderEngine(inner, layout.allocate(num_blocks, device), name_dtype(layout.dtype))
         for (inner, _), layout in zip(inners, layouts, strict=True)
     ]
-    return engines[0] if draft is None else SpeculatingEngine(engines[0], engines[1], draft.num_tokens)
+    return (
+        engines[0]
+        if draft is None
+        else SpeculatingEngine(engines[0], engines[1], draft.num_tokens, limits.max_input_tokens)
+    )
 
 
 def build_logits(

@@ -37,6 +37,12 @@ def sample(logits: Tensor, sampling: Sampling) -> SampledTokens:
     adjust_logits(logits, sampling)
     best_ids, best = find_best(logits)
     is_usable = np.isfinite(best)
+    if is_plain(sampling):
+        nothing = np.zeros((len(best), 0))
+        tokens = np.where(is_usable, best_ids, NO_TOKEN)
+        return SampledTokens(
+            tokens, np.full(len(best), np.nan, np.float32), nothing.astype(np.int64), nothing.astype(np.float32)
+        )
     told = np.flatnonzero(is_usable & (sampling.num_top >= 0))
     logprobs = take_rows(logits, told).log_softmax(-1) if len(told) else logits[:0]
     top_ids, top_logprobs = find_top(take_rows(logits, told), logprobs, told, sampling.num_top)
@@ -50,6 +56,11 @@ def sample(logits: Tensor, sampling: Sampling) -> SampledTokens:
     if len(told):
         token_logprobs[told] = logprobs[to_index(np.arange(len(told)), token_ids[told], logits)].cpu().numpy()
     return SampledTokens(token_ids, token_logprobs, top_ids, top_logprobs)
+
+
+def is_plain(sampling: Sampling) -> bool:
+    """Whether the best token of each row is all that is wanted."""
+    return bool((sampling.temperature == 0).all() and (sampling.num_top < 0).all() and (sampling.forced_ids < 0).all())
 
 
 def adjust_logits(logits: Tensor, sampling: Sampling) -> None:

@@ -24,7 +24,8 @@ def calibrate(
     if num_blocks:
         # A decoder's usual steps: one token of each sequence, behind few or many others.
         past = min(256, max_input_tokens - 1)
-        shapes += [(num_seqs, 1, past) for num_seqs in (1, 8, max_batch_requests) if num_seqs <= max_batch_requests]
+        most = min(max_batch_requests, max_batch_tokens, engine.info.max_batch_logits)
+        shapes += [(num_seqs, 1, past) for num_seqs in sorted({1, min(8, most), most})]
     samples: list[tuple[StepCost, float]] = []
     for index, (num_seqs, seqlen, past) in enumerate(shapes):
         progress("timing", index, len(shapes))

@@ -108,7 +108,7 @@ def load_chat_template(directory: Path) -> ChatTemplate:
         config = read_optional(directory / CONFIG_FILE)
         source = read_source(directory, config)
         tokens = read_tokens(read_optional(directory / TOKENS_FILE)) | read_tokens(config)
-    except ModelDirectoryError as error:
+    except (ModelDirectoryError, OSError, UnicodeDecodeError) as error:
         return without_template(f"this model's chat template cannot be read: {error}")
     if source is None:
         return NO_CHAT_TEMPLATE
@@ -134,7 +134,7 @@ def read_source(directory: Path, config: dict[str, Any]) -> str | None:
         return path.read_text(encoding="utf-8")
     given = config.get("chat_template")
     if isinstance(given, list):
-        named = {item["name"]: item["template"] for item in given if isinstance(item, dict) and "name" in item}
+        named = {item.get("name"): item.get("template") for item in given if isinstance(item, dict)}
         given = named.get(DEFAULT_NAME)
     return given if isinstance(given, str) else None
 

@@ -2,15 +2,29 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from time import monotonic
+from typing import TypeVar
 
 from runtime.batch import Batch, Output
 from runtime.engine import Engine
 from server.request import Request
 from server.residents import Part
 from server.sampling_rows import Row
+
+Result = TypeVar("Result")
+
+
+def run_in_passing_thread(function: Callable[[], Result]) -> Result:
+    """On a thread that ends with it: for building and warming up an engine that another thread is going to run.
+
+    OpenMP keeps helpers for each thread that has ever computed, as long as it lives; once those are more than there are
+    cores, all of them sleep at every wait, and a step of 2 ms takes 6 (docs/decisions/0014).
+    """
+    with ThreadPoolExecutor(1, "passing") as pool:
+        return pool.submit(function).result()
 
 
 @dataclass(frozen=True, slots=True)

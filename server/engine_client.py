@@ -49,8 +49,8 @@ STALE_AFTER_S = 3.0
 SPLIT_TOKENS = 1024
 """Calls of more tokens than this are cut and spread over the replicas."""
 
-FAILURES: dict[str, type[Exception]] = {
-    error.__name__: error for error in (EngineUnavailable, DeadlineExceeded, EngineFailure, Unservable)
+FAILURES: dict[str, type[RuntimeError]] = {
+    error.__name__: error for error in (EngineUnavailable, DeadlineExceeded, EngineFailure)
 }
 
 
@@ -191,7 +191,7 @@ class SocketEngine:
         if future is None or future.done() or isinstance(message, News):
             return
         if isinstance(message, Failed):
-            future.set_exception(FAILURES[message.kind](message.message))
+            future.set_exception(make_failure(message))
             return
         info = self.last.info
         assert info is not None, "An engine says what it is before it answers. This is a bug."
@@ -205,8 +205,14 @@ class SocketEngine:
             if stream.is_complete:
                 self.end_stream(message.call_id)
         elif isinstance(message, Failed):
-            stream.fail(FAILURES[message.kind](message.message))
+            stream.fail(make_failure(message))
             self.end_stream(message.call_id)
+
+
+def make_failure(message: Failed) -> Exception:
+    if message.kind == Unservable.__name__:
+        return Unservable(message.message, message.param)
+    return FAILURES[message.kind](message.message)
 
 
 @dataclass(frozen=True, slots=True)

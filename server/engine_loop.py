@@ -34,6 +34,7 @@ from server.request import (
     Request,
     TokenArray,
     TokenSequence,
+    Unservable,
 )
 from server.residents import Residents
 from server.scheduler import Choice, Scheduler, SchedulerLimits
@@ -74,7 +75,7 @@ class Work(Protocol):
 
 
 def refuse_grammar(kind: str, text: str) -> Matcher:
-    raise EngineFailure("this engine was built without a tokenizer, so it cannot follow a grammar")
+    raise Unservable(f"this model has no tokenizer.json, so {kind.replace('_', ' ')} cannot be followed; leave it out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,14 +266,15 @@ class EngineLoop:
             running.predicted_end_s = monotonic() + running.steps[0].predicted_s
         self.changed.set()
         try:
-            self.note_outcome(result)
-            if not result.step.is_canary:
-                for step in self.work.hand_out(result):
-                    self.submit(step)
+            for step in [] if result.step.is_canary else self.work.hand_out(result):
+                self.submit(step)
         except Exception as error:  # a bug of ours; the calls of this step must hear of it
             logger.exception("the result of a step of model %s could not be handed out", self.model)
             for request in result.step.owners:
                 self.work.fail(request, EngineFailure(f"{type(error).__name__}: {error}"))
+        if not self.work.can_prefetch and self.pause_s(monotonic()) == 0:
+            self.form_step()  # the device is waiting; counting can be done while it computes
+        self.note_outcome(result)
 
     def note_outcome(self, result: StepResult) -> None:
         is_good = self.work.is_good(result)
@@ -320,11 +322,14 @@ class EngineLoop:
             is_idle = not self.running.steps and self.scheduler.wait_s(monotonic()) is None
             if is_idle and monotonic() - max(self.last_success_s, self.last_canary_s) >= self.canary_interval_s:
                 self.last_canary_s = monotonic()
+                if self.generating is not None:
+                    self.generating.check_books()
                 self.engine.trim()
                 self.submit(self.work.form_canary(CANARY))
 
 
 def count_phases(step: Step) -> tuple[int, int]:
     """Tokens of prompts, and of answers."""
-    num_decoded = sum(part.num_tokens for part in step.parts if part.num_tokens == 1 + len(part.drafts))
+    is_answer = [part.num_past_tokens >= part.generation.num_prompt_tokens for part in step.parts]
+    num_decoded = sum(part.num_tokens for part, decodes in zip(step.parts, is_answer, strict=True) if decodes)
     return step.batch.num_tokens - num_decoded, num_decoded

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from models.info import ModelDirectoryError, read_info
@@ -19,6 +20,7 @@ from runtime.engine import Engine, Progress
 from server.calibration import calibrate
 from server.cost_model import CostModel
 from server.deployment import DeployedModel, Deployment, load
+from server.device_thread import run_in_passing_thread
 from server.engine_loop import EngineLoop, GenerationOptions
 from server.engine_server import EngineServer
 from server.grammar import GrammarFactory
@@ -97,6 +99,12 @@ def load_draft(model: DeployedModel) -> DraftModel | None:
             f"speculative.draft {model.draft_directory}: its vocabulary has {info.vocab_size} tokens and that of "
             f"{model.config.name} {model.info.vocab_size}; a draft model needs the same tokenizer"
         )
+    if info.max_input_tokens < model.max_input_tokens:
+        raise ModelDirectoryError(
+            f"speculative.draft {model.draft_directory}: it takes {info.max_input_tokens} tokens and "
+            f"{model.config.name} up to {model.max_input_tokens}; set limits.max_input_tokens to at most "
+            f"{info.max_input_tokens}"
+        )
     return DraftModel(load_model(model.draft_directory, info), speculative.num_tokens)
 
 
@@ -138,7 +146,8 @@ async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) 
     metrics = Metrics()
     if num_starts > 1:
         metrics.count_engine_restart(model.config.name, replica)
-    engine_loop = await asyncio.to_thread(build_loop, deployment, model, replica, metrics)
+    build = partial(build_loop, deployment, model, replica, metrics)
+    engine_loop = await asyncio.to_thread(run_in_passing_thread, build)
     is_loading = False
     await engine_loop.start()
     server = EngineServer(engine_loop, deployment.socket_path(model, replica))

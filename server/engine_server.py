@@ -115,7 +115,7 @@ class Connection:
         try:
             yield
         except (EngineUnavailable, DeadlineExceeded, EngineFailure, Unservable) as error:
-            self.send(Failed(call_id, type(error).__name__, str(error)))
+            self.send(Failed(call_id, type(error).__name__, str(error), getattr(error, "param", None)))
         except Exception as error:  # a bug of ours; whoever waits must hear of it all the same
             logger.exception("a call failed")
             self.send(Failed(call_id, EngineFailure.__name__, f"{type(error).__name__}: {error}"))

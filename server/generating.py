@@ -1,13 +1,14 @@
 """Generations under way: what a step has computed becomes tokens of answers, and answers end, fork or go on."""
 
+import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 
 from runtime.batch import NO_TOKEN, SampledTokens
 from runtime.engine import EngineError
-from runtime.kv_cache.blocks import count_blocks
 from runtime.kv_cache.examples import page_alone
 from server.cache_metrics import CacheReport
 from server.cost_model import StepCost
@@ -28,6 +29,7 @@ from server.residents import GenerationPlan, Part, Residents
 from server.sampling_rows import Row, list_rows
 from server.scheduler import Choice, Scheduler
 from server.sequences import Generation, Matcher, Sequence
+from server.servable import check_servable
 
 logger = logging.getLogger("padless.engine")
 
@@ -64,8 +66,15 @@ class Generating:
         self.make_matcher = make_matcher
         self.num_drafts = num_drafts
         self.streams: dict[int, tuple[Generation, EventStream]] = {}
+        self.compiling: set[asyncio.Task[None]] = set()
         self.ids = itertools.count()
         self.num_preemptions = self.num_drafted = self.num_accepted = 0
+
+    def check_books(self) -> None:
+        """Every block is free or held by somebody we know. Raises AssertionError."""
+        allocator = self.residents.allocator
+        allocator.check()
+        assert self.residents.generations or not allocator.num_used_blocks, "Blocks are held by nobody."
 
     def describe_cache(self) -> CacheReport:
         """How things stand."""
@@ -84,41 +93,48 @@ class Generating:
 
     def start(self, prompt: TokenArray, params: GenerationParams, deadline_s: float) -> EventStream:
         """Queue a generation. Raises Unservable where it could never run."""
-        self.check(len(prompt), params)
+        num_blocks = self.residents.allocator.num_blocks
+        check_servable(len(prompt), params, self.scheduler.limits, num_blocks, self.max_total_tokens)
         call_id = next(self.ids)
         generation = Generation(
             *(0, call_id, TokenSequence(prompt), deadline_s, monotonic()),
             params=params,
             max_total_tokens=self.max_total_tokens,
         )
-        if params.grammar[0]:
-            generation.live[0].matcher = self.make_matcher(*params.grammar)
-        stream = EventStream(
-            params.num_sequences, generation.stopped.add, lambda: self.scheduler.queue.cancel([generation])
-        )
+
+        def cancel() -> None:
+            self.scheduler.queue.cancel([generation])
+
+        def stop(index: int) -> None:
+            generation.stopped.add(index)
+            if len(generation.stopped) == params.num_sequences:
+                cancel()
+
+        stream = EventStream(params.num_sequences, stop, cancel)
         generation.emit = stream.put
         self.streams[call_id] = (generation, stream)
-        self.scheduler.add([generation])
-        self.wake()
+        if params.grammar[0]:
+            task = asyncio.create_task(self.compile_and_queue(generation))
+            self.compiling.add(task)
+            task.add_done_callback(self.compiling.discard)
+        else:
+            self.queue(generation)
         return stream
 
-    def check(self, num_prompt_tokens: int, params: GenerationParams) -> None:
-        """Raises Unservable, naming what to change."""
-        limits, num_blocks = self.scheduler.limits, self.residents.allocator.num_blocks
-        num_rows = max(params.num_sequences, params.beam_width)
-        if num_rows > min(limits.max_batch_requests, limits.max_batch_logits):
-            raise Unservable(
-                f"{num_rows} answers at a time are over what one step has room for; lower n, best_of or beam_width, or "
-                f"raise limits.max_batch_requests ({limits.max_batch_requests})"
-            )
-        last = min(num_prompt_tokens + params.max_tokens, self.max_total_tokens)
-        own = count_blocks(num_prompt_tokens + 1) - num_prompt_tokens // 16
-        needed = max(count_blocks(last), count_blocks(num_prompt_tokens + 1) + (num_rows - 1) * own)
-        if needed > num_blocks:
-            raise Unservable(
-                f"the prompt and its answers need {needed} blocks of the KV cache, which has {num_blocks}; shorten the "
-                "prompt, lower max_tokens or n, or raise engine.kv_cache.budget_mb"
-            )
+    def queue(self, generation: Generation) -> None:
+        self.scheduler.add([generation])
+        self.wake()
+
+    async def compile_and_queue(self, generation: Generation) -> None:
+        """A large schema takes seconds, in which everybody else's tokens have to go on."""
+        try:
+            matcher = await asyncio.to_thread(self.make_matcher, *generation.params.grammar)
+        except Exception as error:
+            is_known = isinstance(error, Unservable)
+            self.fail(generation, error if is_known else EngineFailure(f"{type(error).__name__}: {error}"))
+            return
+        generation.live[0].matcher = matcher
+        self.queue(generation)
 
     def form(self, choice: Choice) -> Step | None:
         plan = choice.plan
@@ -156,12 +172,22 @@ class Generating:
             last = first
             while last < len(step.rows) and step.rows[last].part is part:
                 last += 1
-            self.advance(part, range(first, last), step.rows, tokens, candidates)
+            with self.failing_alone(part.generation):
+                self.advance(part, range(first, last), step.rows, tokens, candidates)
             first = last
         self.search(step.parts, candidates, tokens)
         for generation in {id(part.generation): part.generation for part in step.parts}.values():
             self.tidy_up(generation)
         return []
+
+    @contextmanager
+    def failing_alone(self, generation: Generation) -> Iterator[None]:
+        """What goes wrong with one generation's tokens must not end its batch-mates."""
+        try:
+            yield
+        except Exception as error:
+            logger.exception("the tokens of a generation could not be handed out")
+            self.fail(generation, EngineFailure(f"{type(error).__name__}: {error}"))
 
     def advance(
         self,
@@ -210,7 +236,8 @@ class Generating:
         generation.has_forked = True
         generation.live += [self.residents.fork(prompt, index) for index in range(1, len(drawn))]
         for sequence, place in zip(list(generation.live), drawn, strict=True):
-            self.append(generation, sequence, place, tokens)
+            if not self.append(generation, sequence, place, tokens):
+                self.guess(generation, sequence, place, tokens)
 
     def accept(self, part: Part, drawn: list[int], tokens: SampledTokens) -> None:
         """The next token, and further ones as long as the drafts were what was then chosen.
@@ -222,8 +249,10 @@ class Generating:
         generation, sequence = part.generation, part.sequence
         self.num_drafted += len(part.drafts)
         for place, draft in zip(drawn, (*part.drafts, NO_TOKEN), strict=True):
-            has_ended = self.append(generation, sequence, place, tokens)
-            if has_ended or tokens.token_ids[place] != draft:
+            if self.append(generation, sequence, place, tokens):
+                return
+            if tokens.token_ids[place] != draft:
+                self.guess(generation, sequence, place, tokens)
                 return
             sequence.num_computed_tokens += 1
             self.num_accepted += 1
@@ -237,17 +266,22 @@ class Generating:
             return True
         if sequence.matcher is not None:
             sequence.matcher.accept(token_id)
-        elif tokens.draft_ids.shape[1]:
-            found = itertools.takewhile(lambda draft: draft != NO_TOKEN, tokens.draft_ids[place].tolist())
-            sequence.drafts = self.limit_drafts(generation, sequence, list(found))
-        elif self.num_drafts:
-            drafts = propose_drafts(sequence.token_ids, self.num_drafts)
-            sequence.drafts = self.limit_drafts(generation, sequence, drafts)
         return False
 
-    def limit_drafts(self, generation: Generation, sequence: Sequence, drafts: list[int]) -> list[int]:
-        """None that would come after the answer's end."""
-        return drafts[: max(0, generation.max_new_tokens - generation.count_generated(sequence) - 1)]
+    def guess(self, generation: Generation, sequence: Sequence, place: int, tokens: SampledTokens) -> None:
+        """What may follow the newest token, none of it behind the answer's end.
+
+        Grammars and guesses do not go together: a guess that breaks the rules would have to be masked row by row.
+        """
+        if sequence.matcher is not None:
+            return
+        drafts: list[int] = []
+        if tokens.draft_ids.shape[1]:
+            drafts = list(itertools.takewhile(lambda draft: draft != NO_TOKEN, tokens.draft_ids[place].tolist()))
+        elif self.num_drafts:
+            drafts = propose_drafts(sequence.token_ids, self.num_drafts)
+        room = generation.max_new_tokens - generation.count_generated(sequence) - 1
+        sequence.drafts = drafts[: max(0, room)]
 
     def search(
         self, parts: list[Part], candidates: dict[int, list[tuple[Sequence, int]]], tokens: SampledTokens
@@ -262,7 +296,8 @@ class Generating:
                     sequence.num_computed_tokens = len(sequence.token_ids) - 1
                 continue
             places = [place for _, place in ready]
-            self.choose_beams(generation, [sequence for sequence, _ in ready], places, tokens)
+            with self.failing_alone(generation):
+                self.choose_beams(generation, [sequence for sequence, _ in ready], places, tokens)
 
     def choose_beams(
         self, generation: Generation, parents: list[Sequence], places: list[int], tokens: SampledTokens

@@ -10,6 +10,9 @@ from llguidance import LLMatcher, LLTokenizer
 from server.request import Unservable
 from server.sequences import Matcher
 
+FIELDS = {"regex": "regex", "json_schema": "response_format", "json": "response_format"}
+"""Where a client puts each kind."""
+
 
 class GrammarMatcher:
     """A Matcher. Mutable: how far it has got."""
@@ -21,7 +24,9 @@ class GrammarMatcher:
         return np.frombuffer(self.inner.compute_bitmask(), np.uint32)
 
     def accept(self, token_id: int) -> None:
-        self.inner.consume_token(token_id)
+        """Raises ValueError for a token that the mask did not allow."""
+        if not self.inner.consume_token(token_id):
+            raise ValueError(f"token {token_id} does not follow the grammar. This is a bug.")
 
     def fork(self) -> Matcher:
         return GrammarMatcher(self.inner.deep_copy())
@@ -45,8 +50,8 @@ class GrammarFactory:
                 grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
             matcher = LLMatcher(self.tokenizer, grammar)
         except ValueError as error:
-            raise Unservable(f"{kind}: {error}") from None
+            raise Unservable(f"{kind}: {error}", FIELDS[kind]) from None
         if matcher.is_error():
             reason = " ".join(str(matcher.get_error()).split())
-            raise Unservable(f"the {kind.replace('_', ' ')} is not understood: {reason[:300]}")
+            raise Unservable(f"the {kind.replace('_', ' ')} is not understood: {reason[:300]}", FIELDS[kind])
         return GrammarMatcher(matcher)

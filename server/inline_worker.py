@@ -4,11 +4,13 @@ import asyncio
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import uvloop
 
 from server.deployment import load
+from server.device_thread import run_in_passing_thread
 from server.engine_process import build_loop
 from server.http_worker import build_state, connect, serve_http
 from server.metrics import Metrics
@@ -22,7 +24,7 @@ async def serve(run_dir: Path, listener: socket.socket) -> None:
     engines: list[EngineClient] = []
     for model in deployment.models:
         if model.config.engine.inline:
-            loop = build_loop(deployment, model, 0, metrics)
+            loop = run_in_passing_thread(partial(build_loop, deployment, model, 0, metrics))
             await loop.start()
             engines.append(loop)
         else:

@@ -37,6 +37,10 @@ STEADY_S = 10.0
 FIRST_FAILURES = 3
 """An engine that dies this often before it was ever ready will not get better by trying again."""
 KILL_AFTER_S = 5.0
+SPIN_VARIABLE, SPIN_COUNT = "GOMP_SPINCOUNT", "2000"
+"""How long threads of a kernel turn in circles before they sleep while they wait for one another, a few microseconds.
+OpenMP's own default is milliseconds, in which a thread that waits keeps a core from the one it waits for: with a busy
+process beside the engine a step of 2 ms took 600 (docs/decisions/0014)."""
 
 
 @dataclass(slots=True)
@@ -258,6 +262,7 @@ def launch(config: ServerConfig) -> int:
         deployment.metrics_dir.mkdir()
         # Inherited by all children, which is when it counts: prometheus_client reads it as it is imported.
         os.environ[METRICS_DIR_VARIABLE] = str(deployment.metrics_dir)
+        os.environ.setdefault(SPIN_VARIABLE, SPIN_COUNT)
         save(deployment)
         for model in deployment.models:
             deployment.admission_path(model).touch()

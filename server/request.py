@@ -167,7 +167,11 @@ class DeadlineExceeded(RuntimeError):
 
 
 class Unservable(ValueError):
-    """This request could never run here; the text names what to change."""
+    """This request could never run here; the text names what to change, `param` the field at fault."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class EngineFailure(RuntimeError):

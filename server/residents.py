@@ -90,11 +90,10 @@ class Residents:
         for sequence in generation.live:
             spare = min(room.num_tokens, room.num_logits) - len(generation.live)
             drafts = tuple(sequence.drafts[: max(spare, 0)])
+            if not self.has_blocks(generation, sequence, 1 + len(drafts)):
+                drafts = ()  # nobody has to give way for a guess
             if not self.reserve(generation, sequence, 1 + len(drafts), plan):
-                is_alone = len(self.generations) == 1
-                self.preempt(generation, plan)
-                if is_alone:
-                    plan.starved.append(plan.preempted.pop())
+                self.give_up(generation, plan)
                 return
             past = sequence.num_computed_tokens
             self.add_part(Part(generation, sequence, past, 1 + len(drafts), drafts), room, plan)
@@ -103,12 +102,15 @@ class Residents:
         """As much of what is known and not computed as the step has room for."""
         for sequence in generation.live:
             num_tokens = min(sequence.num_remaining_tokens, self.prefill_room(room, plan))
+            num_rows = 1 if generation.has_forked else generation.num_rows
             num_prompt_rows = self.count_prompt_rows(generation, sequence, num_tokens)
-            if num_prompt_rows + generation.num_rows > room.num_logits and num_prompt_rows:
-                num_prompt_rows = num_tokens = max(room.num_logits - generation.num_rows, 0)
-            if generation.num_rows > room.num_logits or num_tokens <= 0:
+            if num_prompt_rows and num_prompt_rows + num_rows > room.num_logits:
+                num_prompt_rows = num_tokens = max(room.num_logits - num_rows, 0)
+            if num_rows > room.num_logits or num_tokens <= 0:
                 return
             if not self.reserve(generation, sequence, num_tokens, plan):
+                if len(self.generations) == 1:
+                    self.give_up(generation, plan)
                 return
             past = sequence.num_computed_tokens
             self.add_part(Part(generation, sequence, past, num_tokens, (), num_prompt_rows), room, plan)
@@ -135,10 +137,13 @@ class Residents:
             room.num_logits -= part.generation.num_rows - 1
 
     def reserve(self, generation: Generation, sequence: Sequence, num_tokens: int, plan: GenerationPlan) -> bool:
-        """Blocks for the next `num_tokens` of a sequence, taken from those behind it where need be."""
-        first = sequence.num_computed_tokens
-        last = first + num_tokens + self.lookahead_tokens
-        allocator = self.allocator
+        """Blocks for the next `num_tokens` of a sequence, taken from those behind it where need be; and for a draft
+        model's guesses, if they are to be had without."""
+        first, allocator = sequence.num_computed_tokens, self.allocator
+        last = first + num_tokens
+        ahead = min(last + self.lookahead_tokens, max(generation.max_total_tokens, last))
+        if allocator.count_needed(sequence.table, first, ahead) <= allocator.num_free_blocks:
+            last = ahead
         while allocator.count_needed(sequence.table, first, last) > allocator.num_free_blocks:
             victim = self.find_victim(generation, plan)
             if victim is None:
@@ -147,11 +152,32 @@ class Residents:
         plan.copies += allocator.grow(sequence.table, first, last)
         return True
 
+    def has_blocks(self, generation: Generation, sequence: Sequence, num_tokens: int) -> bool:
+        first = sequence.num_computed_tokens
+        needed = self.allocator.count_needed(sequence.table, first, first + num_tokens)
+        return needed <= self.allocator.num_free_blocks
+
     def find_victim(self, generation: Generation, plan: GenerationPlan) -> Generation | None:
-        """The last in order behind `generation` that has no part in this step yet."""
+        """The last in order behind `generation` that holds blocks and has no part in this step yet."""
         busy = {id(part.generation) for part in plan.parts}
-        behind = [other for other in self.generations if other.place > generation.place and id(other) not in busy]
+        behind = [
+            other
+            for other in self.generations
+            if other.place > generation.place and id(other) not in busy and holds_blocks(other)
+        ]
         return max(behind, key=lambda other: other.place, default=None)
+
+    def find_less_urgent(self, generation: Generation) -> Generation | None:
+        """The last in order of a lower priority."""
+        others = [other for other in self.generations if other.priority > generation.priority]
+        return max(others, key=lambda other: other.place, default=None)
+
+    def give_up(self, generation: Generation, plan: GenerationPlan) -> None:
+        """No blocks are to be had: back to the queue, or to its end if nobody else could ever free any."""
+        is_alone = len(self.generations) == 1
+        self.preempt(generation, plan)
+        if is_alone:
+            plan.starved.append(plan.preempted.pop())
 
     def preempt(self, generation: Generation, plan: GenerationPlan) -> None:
         """Take all blocks of a generation; the scheduler puts it back into the queue."""
@@ -178,11 +204,11 @@ class Residents:
             if not generation.num_missing_prompt_logprobs:
                 sequence.table = self.allocator.find_prefix(sequence.token_ids)
             sequence.num_computed_tokens = sequence.table.num_slots
-        needed = sum(count_blocks(len(each.token_ids) + 1) - len(each.table.block_ids) for each in generation.live)
-        # One block more for each of the others, so that they do not push the newcomer out again at once.
-        num_others = self.num_sequences
+        # What the others still need for what is known of them is promised, and one block more for each, so that they do
+        # not push the newcomer out again at once.
+        promised = sum(count_missing(other) for other in self.generations) + self.num_sequences
         self.generations.append(generation)
-        if needed + num_others > self.allocator.num_free_blocks:
+        if count_missing(generation) + promised > self.allocator.num_free_blocks:
             self.release(generation)
             return False
         if generation.num_preemptions == 0:
@@ -196,3 +222,15 @@ class Residents:
         table = self.allocator.fork(parent.table)
         matcher = None if parent.matcher is None else parent.matcher.fork()
         return Sequence(index, list(parent.token_ids), table, parent.num_computed_tokens, matcher=matcher)
+
+
+def holds_blocks(generation: Generation) -> bool:
+    return any(sequence.table.block_ids for sequence in generation.live)
+
+
+def count_missing(generation: Generation) -> int:
+    """Blocks it needs for its known tokens and one more, and does not have yet."""
+    return sum(
+        max(0, count_blocks(len(sequence.token_ids) + 1) - len(sequence.table.block_ids))
+        for sequence in generation.live
+    )

@@ -94,7 +94,8 @@ class Scheduler:
         if self.residents is not None:
             self.go_on(self.residents, choice, room, now_s)
         passed_over: list[Request] = []
-        while self.queue.heap and room.num_sequences > 0 and room.num_tokens > 0:
+        # Where there are generations, a more urgent one may still take another's place.
+        while self.queue.heap and room.num_tokens > 0 and (room.num_sequences > 0 or self.residents is not None):
             request = self.queue.pop()
             if request.is_cancelled:
                 choice.cancelled.append(request)
@@ -125,12 +126,11 @@ class Scheduler:
         """Put a queued request into the step, if there is room for it."""
         if isinstance(request, Generation):
             assert self.residents is not None, "An encoder generates nothing. This is a bug."
-            if choice.plan.preempted or request.num_rows > room.num_sequences:
-                return False
-            if not self.residents.admit(request):
-                if not self.residents.generations:
+            # Blocks have just run out: who had to give way comes first.
+            if choice.plan.preempted or not self.make_way(self.residents, request, choice, room):
+                if not self.residents.generations and request.num_rows <= room.num_sequences:
                     choice.plan.starved.append(request)
-                return bool(choice.plan.starved)
+                return request in choice.plan.starved
             room.num_sequences -= request.num_rows
             self.residents.prefill(request, room, choice.plan)
             return True
@@ -139,4 +139,14 @@ class Scheduler:
         choice.requests.append(request)
         room.num_tokens -= request.num_tokens
         room.num_sequences -= 1
+        return True
+
+    def make_way(self, residents: Residents, generation: Generation, choice: Choice, room: Room) -> bool:
+        """Take a generation in, in the place of less urgent ones if there is none otherwise."""
+        while generation.num_rows > room.num_sequences or not residents.admit(generation):
+            victim = residents.find_less_urgent(generation)
+            if victim is None:
+                return False
+            residents.preempt(victim, choice.plan)
+            room.num_sequences += victim.num_rows
         return True

@@ -151,6 +151,8 @@ class Generation(Request):
             logprobs = tuple(TokenLogprob(value) for value in hypothesis.logprobs)
             wanted = logprobs if self.params.num_logprobs >= 0 else ()
             self.tell(index, hypothesis.token_ids, wanted, "stop" if has_stopped else "length")
+        for index in range(len(self.beams.finished), self.params.num_sequences):
+            self.tell(index, reason="stop")  # a grammar may allow fewer answers than were asked for
 
     def flush(self) -> None:
         """Hand this step's news over; the first also say what there is to say of the prompt."""

@@ -69,6 +69,7 @@ class Failed(msgspec.Struct, tag=True, array_like=True):
     call_id: int
     kind: str
     message: str
+    param: str | None = None
 
 
 class Status(msgspec.Struct, tag=True, array_like=True):

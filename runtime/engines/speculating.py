@@ -19,10 +19,13 @@ from runtime.kv_cache.examples import sample_greedily
 
 
 class SpeculatingEngine:
-    """`draft` has as many blocks as `target` and the same vocabulary. One caller at a time."""
+    """`draft` has as many blocks as `target` and the same vocabulary; both know positions below `max_positions`.
 
-    def __init__(self, target: DecoderEngine, draft: DecoderEngine, num_drafts: int) -> None:
-        self.target, self.draft, self.num_drafts = target, draft, num_drafts
+    One caller at a time.
+    """
+
+    def __init__(self, target: DecoderEngine, draft: DecoderEngine, num_drafts: int, max_positions: int) -> None:
+        self.target, self.draft, self.num_drafts, self.max_positions = target, draft, num_drafts, max_positions
 
     @property
     def info(self) -> EngineInfo:
@@ -50,6 +53,8 @@ class SpeculatingEngine:
         """Guesses after the newest token of each sequence, in the row that gave that token."""
         drafts = np.full((batch.num_logits, self.num_drafts), NO_TOKEN, np.int64)
         rows = find_newest(batch, paging, tokens)
+        last_positions = batch.position_ids[paging.logit_rows[rows]] + self.num_drafts
+        rows = rows[last_positions < self.max_positions]
         if not len(rows):
             return tokens
         places = paging.logit_rows[rows]

@@ -16,13 +16,14 @@ def plan_blocks(
     config: KVCacheConfig,
     *,
     block_bytes: int,
-    taken_bytes: int,
+    weight_bytes: int,
+    activation_bytes: int,
     max_sequences: int,
     max_input_tokens: int,
     device: torch.device,
     replicas: int,
 ) -> int:
-    """Blocks, the scratch block included. `taken_bytes`: weights and activations.
+    """Blocks, the scratch block included.
 
     Raises UnusableConfig where not even one sequence of `max_input_tokens` has room.
     """
@@ -30,12 +31,13 @@ def plan_blocks(
     least = count_blocks(max_input_tokens) + 1
     if config.budget_mb is None:
         # Weights are there already; activations are not.
-        left = int(find_free_bytes(device) / replicas)
+        left = int(find_free_bytes(device) / replicas) - activation_bytes
     else:
-        left = int(config.budget_mb * 2**20) - taken_bytes
+        left = int(config.budget_mb * 2**20) - weight_bytes - activation_bytes
     fitting = left // block_bytes
     if fitting < least:
         what = "the memory that is free" if config.budget_mb is None else f"kv_cache.budget_mb {config.budget_mb}"
+        taken_bytes = weight_bytes + activation_bytes
         raise UnusableConfig(
             f"engine: {what} leaves {max(left, 0) / 2**20:.1f} MB for the KV cache beside {taken_bytes / 2**20:.1f} MB "
             f"of weights and activations, but one sequence of {max_input_tokens} tokens needs "

@@ -110,8 +110,9 @@ def list_passes(choice: PrecisionChoice, target: Target) -> list[tuple[str, Pass
 
 
 def run_passes(graph_module: GraphModule, passes: list[tuple[str, Pass]], on_pass: OnPass) -> None:
-    """Rewrite in place. After each pass the graph is checked, and shapes are inferred: of what is new after each one, of
-    everything before the first that no shape function understands, or at the end."""
+    """Rewrite in place. After each pass the graph is checked, and shapes are inferred of what is new; of everything at
+    the end, or before the first pass whose results no shape function understands.
+    """
     on_pass("capture", graph_module)
     is_opaque = False
     for name, rewrite in passes:

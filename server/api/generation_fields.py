@@ -13,8 +13,13 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+MAX_STOP_TOKENS, MAX_BIASES, MAX_BAD_WORDS = 64, 1024, 256
+"""They are looked at for every token of every answer."""
+MAX_GRAMMAR_CHARS = 65_536
+
+Temperature = Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
+Factor = Annotated[float, Field(strict=True, ge=0.01, le=100, allow_inf_nan=False)]
+LengthPenalty = Annotated[float, Field(strict=True, ge=-10, le=10, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(strict=True, ge=-2, le=2, allow_inf_nan=False)]
 Sequences = Annotated[StrictInt, Field(ge=1, le=MAX_SEQUENCES)]
 Count = Annotated[StrictInt, Field(ge=0)]
@@ -35,7 +40,7 @@ class GenerationFields(BaseModel):
     best_of: Sequences | None = Field(
         None, description="So many are generated, and the n with the highest logprob per token are given."
     )
-    temperature: NotNegative | None = Field(None, description="1 if absent; 0: always the most probable token.")
+    temperature: Temperature | None = Field(None, description="1 if absent; 0: always the most probable token.")
     top_p: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
     top_k: Annotated[StrictInt, Field(ge=-1)] | None = Field(None, description="0 and -1: no limit.")
     min_p: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
@@ -44,27 +49,31 @@ class GenerationFields(BaseModel):
     )
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Positive | None = None
+    repetition_penalty: Factor | None = None
     logit_bias: dict[str, Number] | None = Field(None, description="an object from token ids to numbers -100 to 100")
 
     stop: str | Texts | None = Field(
         None, union_mode="left_to_right", description=f"a text or a list of up to {MAX_STOPS} texts"
     )
-    stop_token_ids: TokenIds | None = None
+    stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_TOKENS)] | None = None
     include_stop_str_in_output: StrictBool | None = None
     ignore_eos: StrictBool | None = Field(None, description="The model's end tokens do not end the answer.")
     skip_special_tokens: StrictBool | None = Field(None, description="Special tokens are no text; true if absent.")
-    bad_words: Texts | None = Field(None, description="Words that are not generated.")
+    bad_words: Annotated[Texts, Field(max_length=MAX_BAD_WORDS)] | None = Field(
+        None, description="Words that are not generated."
+    )
 
     use_beam_search: StrictBool | None = None
     beam_width: Sequences | None = Field(None, description="best_of, or n, if absent.")
-    length_penalty: Number | None = Field(None, description="Scores are divided by length ** this; 1 if absent.")
+    length_penalty: LengthPenalty | None = Field(None, description="Scores are divided by length ** this; 1 if absent.")
     early_stopping: StrictBool | None = None
 
     response_format: dict[str, Any] | None = Field(
         None, description="an object with type text, json_object, or json_schema and json_schema.schema"
     )
-    regex: str | None = Field(None, description="A regular expression that the whole answer matches.")
+    regex: Annotated[str, Field(max_length=MAX_GRAMMAR_CHARS)] | None = Field(
+        None, description="A regular expression that the whole answer matches."
+    )
 
     stream: StrictBool | None = None
     stream_options: dict[str, Any] | None = Field(

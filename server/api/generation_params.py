@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any, Literal
 
-from server.api.generation_fields import MAX_STOPS, GenerationFields
+from server.api.generation_fields import MAX_BIASES, MAX_GRAMMAR_CHARS, MAX_STOPS, GenerationFields
 from server.errors import InvalidField
 from server.request import GenerationParams
 from server.state import ServedModel
@@ -134,6 +134,8 @@ def check_token(token_id: int, vocab_size: int, field: str) -> None:
 
 def read_logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
     """JSON's keys are texts. Raises InvalidField."""
+    if len(given) > MAX_BIASES:
+        raise InvalidField(f"logit_bias has {len(given)} tokens; the limit is {MAX_BIASES}", param="logit_bias")
     biases = {}
     for key, value in given.items():
         if not re.fullmatch(r"[0-9]{1,18}", key):
@@ -162,11 +164,16 @@ def read_stop(given: str | list[str] | None, model: ServedModel) -> tuple[str, .
 def choose_grammar(asked: GenerationFields) -> Grammar:
     """Whether the engine understands it is found out there. Raises InvalidField."""
     grammar = read_response_format(asked.response_format or {"type": "text"})
-    if asked.regex is None:
-        return grammar
-    if grammar != ("", ""):
-        raise InvalidField("regex and response_format cannot both be kept; leave one of them out", param="regex")
-    return ("regex", asked.regex)
+    if asked.regex is not None:
+        if grammar != ("", ""):
+            raise InvalidField("regex and response_format cannot both be kept; leave one of them out", param="regex")
+        grammar = ("regex", asked.regex)
+    for field in ("min_tokens", "ignore_eos"):
+        if grammar != ("", "") and getattr(asked, field):
+            raise InvalidField(
+                f"{field} goes on where the grammar of regex or response_format ends; leave {field} out", param=field
+            )
+    return grammar
 
 
 def read_response_format(given: dict[str, Any]) -> Grammar:
@@ -187,4 +194,9 @@ def read_response_format(given: dict[str, Any]) -> Grammar:
             "response_format.json_schema.schema must be there and hold a JSON schema, which is an object",
             param="response_format.json_schema",
         )
-    return ("json_schema", json.dumps(schema))
+    text = json.dumps(schema)
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise InvalidField(
+            f"the schema has {len(text)} characters; the limit is {MAX_GRAMMAR_CHARS}", param="response_format"
+        )
+    return ("json_schema", text)

@@ -72,13 +72,13 @@ def test_a_cell_has_as_many_seconds_as_rounds(worker: WorkerProcess, workload: P
     assert result.num_tokens == 25 and result.cosine == pytest.approx(1)
 
 
-def test_a_model_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.peers.processes.build_environment", lambda *_: {"PYTHONPATH": str(ROOT)})
+def test_a_model_is_converted_once(tmp_path: Path) -> None:
+    extra = {"PYTHONPATH": str(ROOT)}
     for _ in range(2):
-        convert(Path(sys.executable), WORKER, Path("model"), tmp_path / "out", tmp_path)
+        convert(Path(sys.executable), WORKER, Path("model"), tmp_path / "out", tmp_path, extra)
     assert (tmp_path / "out" / "converted").read_text() == "model"
     with pytest.raises(WorkerError, match="conversion failed: it is broken"):
-        convert(Path(sys.executable), WORKER, Path("broken"), tmp_path / "broken", tmp_path)
+        convert(Path(sys.executable), WORKER, Path("broken"), tmp_path / "broken", tmp_path, extra)
     assert not (tmp_path / "broken").exists()
 
 

@@ -1,6 +1,7 @@
 """Continuous batching, block by block: whatever happens around it, a request is answered as if it were alone."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ def greedy(max_tokens: int, **options: object) -> GenerationParams:
     return GenerationParams(max_tokens, temperature=0.0, **options)  # type: ignore[arg-type]
 
 
+STOP = 11
 prompts = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=90)
 
 
@@ -74,13 +76,13 @@ def test_forks_sample_the_same_whatever_is_around_them(
 
 def test_ten_thousand_requests_with_cancels_leak_nothing() -> None:
     rng = random.Random(0)
-    run = Continuous(num_blocks=40, max_batch_tokens=48, prefill_chunk_tokens=16)
+    run = Continuous(num_blocks=20, max_batch_tokens=48, prefill_chunk_tokens=16)
     shared = [rng.randrange(VOCAB_SIZE) for _ in range(64)]
     open_requests = []
     for number in range(10_000):
         prompt = shared[: rng.choice([0, 16, 32, 64])] + [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 30))]
         params = GenerationParams(
-            rng.choice([1, 5, 12, 60]),
+            rng.choice([1, 2, 5, 5, 12, 40] if number % 10 == 0 else [1, 2, 5]),
             temperature=rng.choice([0.0, 1.0]),
             num_sequences=rng.choice([1, 1, 1, 3]),
             seed=number,
@@ -153,6 +155,81 @@ def test_lower_priority_number_is_earlier() -> None:
     assert late.answers[0] == expected_answer([1], 3)
 
 
+def test_more_urgent_request_takes_the_place_of_a_running_one() -> None:
+    run = Continuous(max_batch_requests=1)
+    late = run.start([1], greedy(10, priority=5))
+    run.step()
+    soon = run.start([2], greedy(3, priority=-1))
+    run.step()
+    assert soon.answers and len(late.answers[0]) <= 2
+    run.run()
+    assert late.answers[0] == expected_answer([1], 10) and soon.answers[0] == expected_answer([2], 3)
+
+
+def test_only_as_many_are_admitted_as_there_are_blocks_for() -> None:
+    run = Continuous(num_blocks=101, max_batch_tokens=64, has_prefix_cache=False, max_total_tokens=1200)
+    heard = [run.start([number] * 900, greedy(2)) for number in range(6)]
+    run.step()
+    assert len(run.scheduler.residents.generations) == 1
+    run.run()
+    assert run.generating.num_preemptions == 0
+    assert [each.answers[0] for each in heard] == [expected_answer([number] * 900, 2) for number in range(6)]
+
+
+def test_guesses_never_push_others_out() -> None:
+    """A cache just large enough: the answer is whole, with guesses ahead of it or without."""
+
+    class Guessing(NullDecoder):
+        def run(self, batch):  # type: ignore[no-untyped-def]
+            output = super().run(batch)
+            drafts = np.full((batch.num_logits, 4), 3, np.int64)
+            return replace(output, tokens=replace(output.tokens, draft_ids=drafts))
+
+    info = EngineInfo("null", "none", "", "cpu", 1, VOCAB_SIZE, num_blocks=5, num_drafts=4)
+    run = Continuous(num_blocks=5, engine=Guessing(info), max_total_tokens=64)
+    heard = run.start(list(range(40)), greedy(24))
+    run.run()
+    assert heard.answers[0] == expected_answer(list(range(40)), 24)
+    whole = run.start(list(range(63)), greedy(1))
+    run.run()
+    assert whole.answers[0] == expected_answer(list(range(63)), 1)
+
+
+def test_beams_with_fewer_answers_than_were_asked_for_all_end() -> None:
+    class OnlyOne(NullDecoder):
+        """As under a grammar that allows one token and then the end."""
+
+        def choose(self, batch, paging):  # type: ignore[no-untyped-def]
+            tokens = super().choose(batch, paging)
+            tokens.top_ids[:, 0] = STOP
+            tokens.top_logprobs[:, 1:] = np.nan
+            return tokens
+
+    info = EngineInfo("null", "none", "", "cpu", 1, VOCAB_SIZE, num_blocks=64)
+    run = Continuous(engine=OnlyOne(info))
+    heard = run.start([1, 2], greedy(9, num_sequences=4, beam_width=4, stop_token_ids=(STOP,)))
+    run.run()
+    assert heard.answers == {0: [STOP], 1: [], 2: [], 3: []} and set(heard.reasons.values()) == {"stop"}
+
+
+def test_one_generation_that_breaks_fails_alone() -> None:
+    run = Continuous()
+    good, bad = run.start([1], greedy(8)), run.start([2], greedy(8))
+    run.step()
+    generation, _ = run.generating.streams[1]
+
+    def fail(*_: object) -> None:
+        raise OverflowError("broken")
+
+    run.generating.append, append = (  # type: ignore[method-assign]
+        lambda asked, *rest: fail() if asked is generation else append(asked, *rest),
+        run.generating.append,
+    )
+    run.run()
+    assert isinstance(bad.error, EngineFailure)
+    assert good.answers[0] == expected_answer([1], 8)
+
+
 def test_deadline_ends_a_running_answer_and_frees_its_blocks() -> None:
     run = Continuous()
     heard = run.start([1, 2], greedy(100), deadline_s=5.0)
@@ -220,7 +297,7 @@ def test_what_can_never_run_is_refused_and_others_go_on() -> None:
     run.step()
     with pytest.raises(Unservable, match="shorten the prompt"):
         run.start(list(range(70)), greedy(5))
-    with pytest.raises(Unservable, match="raise limits.max_batch_requests"):
+    with pytest.raises(Unservable, match=r"raise limits\.max_batch_requests"):
         run.start([1], GenerationParams(5, num_sequences=5))
     run.run()
     assert running.answers[0] == expected_answer([1], 30)

@@ -123,7 +123,7 @@ def test_failures_are_told_and_others_go_on(tmp_path: Path) -> None:
             good = asyncio.create_task(read(start(client, [4], max_tokens=40)))
             with pytest.raises(EngineFailure, match="asked to fail"):
                 await read(start(client, [POISON]))
-            with pytest.raises(Unservable, match="raise limits.max_batch_requests"):
+            with pytest.raises(Unservable, match=r"raise limits\.max_batch_requests"):
                 await read(start(client, [1], max_tokens=10_000, num_sequences=17))
             with pytest.raises(DeadlineExceeded):
                 await read(start(client, [1], timeout_s=0.02, max_tokens=190))

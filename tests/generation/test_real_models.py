@@ -119,9 +119,15 @@ def test_prompt_logprobs_are_transformers() -> None:
         check_close(top, expected[:-1].topk(3).values)
 
 
-@pytest.mark.parametrize(("name", "early_stopping", "length_penalty"), [
-    ("stories15m", False, 1.0), ("stories15m", True, 0.6), ("microformer-gpt2", False, 2.0), ("microformer-gpt2", True, 1.0)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "early_stopping", "length_penalty"),
+    [
+        ("stories15m", False, 1.0),
+        ("stories15m", True, 0.6),
+        ("microformer-gpt2", False, 2.0),
+        ("microformer-gpt2", True, 1.0),
+    ],
+)
 def test_beam_search_is_transformers(name: str, early_stopping: bool, length_penalty: float) -> None:
     engine, reference = build(name), load_reference(name)
     prompts = make_prompts(engine.info.output_dim, 13, seed=4)

@@ -18,7 +18,7 @@ def test_even_over_seeds_answers_and_positions() -> None:
         counts, _ = np.histogram(numbers, bins=100, range=(0, 1))
         assert ((counts - COUNT / 100) ** 2 / (COUNT / 100)).sum() < 150
         assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.03
-        assert 0 <= numbers.min() and numbers.max() < 1
+        assert numbers.min() >= 0 and numbers.max() < 1
 
 
 def test_any_seed_is_taken() -> None:

@@ -17,6 +17,14 @@ BEAM = {"use_beam_search": True}
 
 BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "temperature below 0": ({"temperature": -0.1}, "temperature"),
+    "temperature that is no temperature": ({"temperature": 1e39}, "temperature"),
+    "repetition_penalty of nothing": ({"repetition_penalty": 1e-300}, "repetition_penalty"),
+    "length_penalty beyond all bounds": (BEAM | {"length_penalty": 2000}, "length_penalty"),
+    "too many stop tokens": ({"stop_token_ids": [1] * 65}, "stop_token_ids"),
+    "too many bad words": ({"bad_words": ["a"] * 257}, "bad_words"),
+    "too many biases": ({"logit_bias": {str(number): 1 for number in range(1025)}}, "logit_bias"),
+    "min_tokens with a grammar": ({"min_tokens": 2, "regex": "yes|no"}, "min_tokens"),
+    "ignore_eos with a grammar": ({"ignore_eos": True, "regex": "yes|no"}, "ignore_eos"),
     "temperature of text": ({"temperature": "1"}, "temperature"),
     "temperature of a boolean": ({"temperature": True}, "temperature"),
     "top_p of 0": ({"top_p": 0}, "top_p"),

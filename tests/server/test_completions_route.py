@@ -58,7 +58,6 @@ async def test_every_field_gets_to_the_engine(generator: GenerationServer) -> No
         "stop_token_ids": [9, EOS, 9],
         "logprobs": 3,
         "priority": -1,
-        "regex": "a+",
         "user": "me",
         "no_such_field": True,
     }
@@ -70,7 +69,6 @@ async def test_every_field_gets_to_the_engine(generator: GenerationServer) -> No
     assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (1.0, -2.0, 1.1)
     assert params.logit_bias == {5: -100.0, 6: 2.5} and params.stop_token_ids == (9, EOS)
     assert (params.num_logprobs, params.num_prompt_logprobs, params.priority) == (3, -1, -1)
-    assert params.grammar == ("regex", "a+")
 
 
 async def test_null_is_as_good_as_absent(generator: GenerationServer) -> None:

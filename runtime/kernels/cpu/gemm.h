@@ -35,7 +35,7 @@ struct Fp32Gemm {
 #else
     static constexpr int ROWS = 6, PANELS = 1;
 #endif
-    static constexpr int64_t GRAIN = 1;  // fewer rows cost no less
+    static constexpr int64_t GRAIN = 1;  // rows that cost no more than fewer of them
     // Columns of x taken at a time: a panel's part stays in the first-level cache.
     static constexpr int64_t DEPTH = 256;
     static constexpr int64_t PADDING = 1;

@@ -65,7 +65,8 @@ int64_t count_wrong(const PagedCall& call) {
     }
     for (int64_t seq = 0; seq < call.num_seqs; ++seq) {
         const int64_t first = call.cu_seqlens[seq], last = call.cu_seqlens[seq + 1], length = call.cache_seqlens[seq];
-        if (first < 0 || last < first || last > call.num_tokens || length < last - first || length > call.max_blocks * BLOCK)
+        if (first < 0 || last < first || last > call.num_tokens || length < last - first ||
+            length > call.max_blocks * BLOCK)
             ++wrong;
         else
             for (int64_t i = 0; i < round_up(length, BLOCK) / BLOCK; ++i)
@@ -212,7 +213,8 @@ struct PagedAttention {
             const int64_t token = call.cu_seqlens[tile.seq] + tile.first_query + row / call.group();
             call.load_row(call.q, token, tile.kv_head * call.group() + row % call.group(), queries);
             call.rotate(token, queries);
-            for (int64_t i = 0; i < call.padded_dim(); i += LANES) store(queries + i, load(queries + i) * call.softmax_scale);
+            for (int64_t i = 0; i < call.padded_dim(); i += LANES)
+                store(queries + i, load(queries + i) * call.softmax_scale);
         }
     }
 
@@ -290,11 +292,11 @@ using namespace padless;
 // Returns how many slots, positions, lengths and blocks are out of range; if any, nothing is read or written.
 extern "C" int64_t padless_paged_attention(
     const void* q, int64_t q_stride, const void* k, int64_t k_stride, const void* v, int64_t v_stride, int64_t kind,
-    void* cache, int64_t cache_kind, int64_t num_blocks, const int64_t* slots, const int32_t* block_table, int64_t max_blocks,
-    const int32_t* cu_seqlens, const int32_t* cache_seqlens, const int64_t* positions, const float* rotary,
-    int64_t num_positions, int64_t rotary_dim, int64_t num_tokens, int64_t num_seqs, int64_t num_heads,
-    int64_t num_kv_heads, int64_t head_dim, float softmax_scale, int64_t window, float softcap, void* out,
-    int64_t out_stride) {
+    void* cache, int64_t cache_kind, int64_t num_blocks, const int64_t* slots, const int32_t* block_table,
+    int64_t max_blocks, const int32_t* cu_seqlens, const int32_t* cache_seqlens, const int64_t* positions,
+    const float* rotary, int64_t num_positions, int64_t rotary_dim, int64_t num_tokens, int64_t num_seqs,
+    int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, float softmax_scale, int64_t window, float softcap,
+    void* out, int64_t out_stride) {
     const Kind type = Kind(kind);
     const PagedCall call{
         {q, q_stride, type}, {k, k_stride, type}, {v, v_stride, type}, {out, out_stride, type}, slots, block_table,
