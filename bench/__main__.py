@@ -4,10 +4,11 @@ import subprocess
 import sys
 
 BENCHMARKS = ("ops", "engine", "packing", "allocator", "http")
+GENERATION = ("prefix", "chunked", "kv_memory", "speculative")
 
 
 def main() -> None:
-    for name in BENCHMARKS:
+    for name in (*BENCHMARKS, *(f"generation.{name}" for name in GENERATION)):
         print(f"== {name}", flush=True)
         subprocess.run([sys.executable, "-m", f"bench.{name}"], check=True)
 

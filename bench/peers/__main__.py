@@ -40,7 +40,7 @@ def sample_workload(kind: str, num_seqs: int) -> list[np.ndarray]:
 def measure(arguments: argparse.Namespace) -> Iterator[list[Measurement]]:
     """Everything measured so far, after each model and thread count."""
     results: list[Measurement] = []
-    fleet = Fleet(arguments.peers, find_cache())
+    fleet = Fleet({key: PEERS[key] for key in arguments.peers}, find_cache())
     for name in arguments.models:
         model = find_model(name, fleet.cache)
         for threads in arguments.threads:

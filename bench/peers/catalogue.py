@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
 TORCH = ("torch==2.13.0", "transformers==5.23.0", "numpy==2.4.6")
 """What every peer needs that starts from Hugging Face's model; this torch is the CPU build where there is one."""
 BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -24,7 +25,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Peer:
-    """`worker` is a file of this folder. No requirements: it runs in the environment that the benchmark runs in."""
+    """`worker` is a file of `folder`. No requirements: it runs in the environment that the benchmark runs in."""
 
     name: str
     worker: str
@@ -32,6 +33,9 @@ class Peer:
     requirements: tuple[str, ...] = ()
     converts: bool = False
     """Whether the worker has a conversion to run once per model."""
+    folder: Path = FOLDER
+    converts_with: tuple[str, ...] = ("embedder.py",)
+    """Files beside the worker that its conversion depends on."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the worker."""
 

@@ -2,22 +2,22 @@
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.peers.catalogue import BF16_FLAGS, PEERS, Peer, Variant
+from bench.peers.catalogue import BF16_FLAGS, Peer, Variant
 from bench.peers.environments import InstallError, prepare_environment
-from bench.peers.processes import FOLDER, WorkerError, WorkerProcess, build_environment, convert
+from bench.peers.processes import WorkerError, WorkerProcess, build_environment, convert
 from bench.report import read_cpu_flags
 
 
 class Fleet:
     """Peers by their key in the catalogue. Those that cannot be installed stay, and fail to load with the reason."""
 
-    def __init__(self, keys: Sequence[str], cache: Path) -> None:
-        self.cache = cache
-        self.pythons: dict[str, Path | InstallError] = {key: self.install(PEERS[key]) for key in keys}
+    def __init__(self, peers: Mapping[str, Peer], cache: Path) -> None:
+        self.peers, self.cache = peers, cache
+        self.pythons: dict[str, Path | InstallError] = {key: self.install(peer) for key, peer in peers.items()}
 
     def install(self, peer: Peer) -> Path | InstallError:
         if not peer.requirements:
@@ -31,11 +31,11 @@ class Fleet:
     def load(self, model: Path, threads: int, stack: ExitStack) -> tuple[dict[str, WorkerProcess], dict[str, str]]:
         """Loaded workers and the reasons of those that failed, by the name of their row. `stack` ends the workers."""
         workers, failures = {}, {}
-        for key in self.pythons:
-            for variant in PEERS[key].variants:
+        for key, peer in self.peers.items():
+            for variant in peer.variants:
                 if variant.min_threads > threads:
                     continue
-                name = f"{PEERS[key].name} {variant.name}"
+                name = f"{peer.name} {variant.name}"
                 print(f"loading {name}, {threads} threads", flush=True)
                 try:
                     workers[name] = self.load_variant(key, variant, model, threads, stack)
@@ -45,15 +45,17 @@ class Fleet:
 
     def load_variant(self, key: str, variant: Variant, model: Path, threads: int, stack: ExitStack) -> WorkerProcess:
         """Raises InstallError or WorkerError."""
-        peer, python = PEERS[key], self.pythons[key]
+        peer, python = self.peers[key], self.pythons[key]
         if isinstance(python, InstallError):
             raise InstallError(f"not installed: {python}")
         if variant.needs_bf16 and not BF16_FLAGS & read_cpu_flags():
             raise WorkerError("not run: this CPU has no bf16 instructions")
         converted = self.convert(key, python, model) if peer.converts else model
-        log = self.cache / "logs" / f"{peer.name} {variant.name}, {threads} threads.log".replace(" ", "-")
+        log = self.cache / "logs" / peer.folder.name / f"{peer.name} {variant.name}, {threads} threads.log"
         environment = build_environment(threads, self.cache, peer.environment)
-        worker = WorkerProcess(python, FOLDER / peer.worker, environment, log)
+        worker = WorkerProcess(
+            python, peer.folder / peer.worker, environment, log.with_name(log.name.replace(" ", "-"))
+        )
         stack.callback(worker.close)
         paths = {"model": str(model), "converted": str(converted)}
         worker.ask("load", **paths, options=variant.options, threads=threads)
@@ -61,8 +63,10 @@ class Fleet:
 
     def convert(self, key: str, python: Path, model: Path) -> Path:
         """The peer's own form of a model, made anew when its environment, its worker or the model's place changes."""
-        worker = FOLDER / PEERS[key].worker
-        parts = [str(python), str(model), worker.read_text(), (FOLDER / "embedder.py").read_text()]
+        peer = self.peers[key]
+        worker = peer.folder / peer.worker
+        helpers = [peer.folder / name for name in peer.converts_with]
+        parts = [str(python), str(model), *(path.read_text() for path in (worker, *helpers))]
         out = self.cache / "converted" / f"{key}-{hashlib.sha256(''.join(parts).encode()).hexdigest()[:12]}"
-        convert(python, worker, model, out, self.cache)
+        convert(python, worker, model, out, self.cache, peer.environment)
         return out

@@ -67,10 +67,10 @@ Time = Callable[[int], float]
 """Batch size to seconds."""
 
 
-def find_batch_size(time_run: Time, sizes: Sequence[int] = BATCH_SIZES) -> int:
-    """Climb from FIRST_BATCH_SIZE to neighbours as long as they are faster; `sizes` is ascending."""
+def find_batch_size(time_run: Time, sizes: Sequence[int] = BATCH_SIZES, first: int = FIRST_BATCH_SIZE) -> int:
+    """Climb from `first` to neighbours as long as they are faster; `sizes` is ascending."""
     seconds: dict[int, float] = {}
-    best = sizes.index(FIRST_BATCH_SIZE)
+    best = sizes.index(first)
     while True:
         tried = sizes[max(0, best - 1) : best + 2]
         for _ in range(SEARCH_TURNS):
@@ -86,10 +86,12 @@ def find_batch_size(time_run: Time, sizes: Sequence[int] = BATCH_SIZES) -> int:
 class CellRun:
     """Loaded workers on one workload. A worker that fails drops out, with its reason; the others go on."""
 
+    kind = Measurement
+
     def __init__(self, cell: Cell, workers: Mapping[str, WorkerProcess]) -> None:
         self.title = f"{cell.model}, {cell.workload}, {cell.threads} threads"
         self.workers = workers
-        self.results = {name: Measurement(*cell, name) for name in workers}
+        self.results = {name: self.kind(*cell, name) for name in workers}
         self.cpu_seconds = dict.fromkeys(workers, 0.0)
 
     def ask(self, name: str, op: str, **arguments: object) -> dict[str, Any]:
@@ -107,7 +109,7 @@ class CellRun:
             result.num_tokens = int(self.ask(name, "prepare", workload=str(workload)).get("num_tokens", 0))
         self.choose_batch_sizes()
         self.run_rounds(rounds)
-        self.compare_embeddings()
+        self.compare()
         return list(self.results.values())
 
     def choose_batch_sizes(self) -> None:
@@ -131,7 +133,7 @@ class CellRun:
         for name, result in self.results.items():
             result.cpus = self.cpu_seconds[name] / max(sum(result.seconds), 1e-9)
 
-    def compare_embeddings(self) -> None:
+    def compare(self) -> None:
         """Of the last round. The cosine with Hugging Face's rows tells who computes something else."""
         with tempfile.TemporaryDirectory() as folder:
             rows = {}

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -69,7 +68,7 @@ def build_environment(threads: int, cache: Path, extra: Mapping[str, str]) -> di
     }
 
 
-def convert(python: Path, worker: Path, model: Path, out: Path, cache: Path) -> None:
+def convert(python: Path, worker: Path, model: Path, out: Path, cache: Path, extra: Mapping[str, str]) -> None:
     """Let a worker fill `out`, unless it is there already. Raises WorkerError."""
     if out.exists():
         return
@@ -83,7 +82,7 @@ def convert(python: Path, worker: Path, model: Path, out: Path, cache: Path) -> 
             [str(python), str(worker), "convert", str(model), str(unfinished)],
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env=build_environment(os.cpu_count() or 1, cache, {}),
+            env=build_environment(os.cpu_count() or 1, cache, extra),
         )
     if ended.returncode:
         raise WorkerError(f"conversion failed: {read_last_line(log)}")

@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -119,18 +119,29 @@ def pool(hidden_states: npt.NDArray[np.float32], mask: npt.NDArray[np.int64]) ->
     return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
+class Answers(Protocol):
+    """What a worker's session is to the conversation."""
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]: ...
+
+
 def serve(load: Load, convert: Convert | None = None) -> None:
-    """The main function of a worker: `convert MODEL OUT` fills a directory once; without arguments it answers."""
+    """The main function of a worker that embeds."""
+    run_worker(Session(load), convert)
+
+
+def run_worker(session: Answers, convert: Convert | None) -> None:
+    """`convert MODEL OUT` fills a directory once; without arguments the session answers."""
     if sys.argv[1:2] == ["convert"]:
         assert convert is not None, "this peer converts nothing"
         convert(Path(sys.argv[2]), Path(sys.argv[3]))
         return
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as replies:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        answer_all(Session(load), sys.stdin, replies)
+        answer_all(session, sys.stdin, replies)
 
 
-def answer_all(session: Session, requests: TextIO, replies: TextIO) -> None:
+def answer_all(session: Answers, requests: TextIO, replies: TextIO) -> None:
     for line in requests:
         try:
             reply = session.answer(json.loads(line))

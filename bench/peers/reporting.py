@@ -17,7 +17,8 @@ COLOURS = {
     "CTranslate2": ("#2166ac", "#4393c3", "#92c5de"),
     "OpenVINO": ("#00441b", "#1b7837", "#5aae61", "#a6dba0", "#c7e9c0", "#e5f5e0"),
     "ONNX Runtime": ("#54278f", "#9e9ac8"),
-    "Hugging Face": ("#525252", "#969696"),
+    "Hugging Face": ("#525252", "#969696", "#cccccc"),
+    "llama.cpp": ("#00441b", "#5aae61"),
     "torch.compile": ("#b8860b",),
 }
 
@@ -40,13 +41,19 @@ def build_table(measurements: Sequence[Measurement]) -> list[list[str]]:
         ours = [result for result in cell if is_padless(result.engine)]
         best = min(ours, key=Measurement.median_s).engine if ours else None
         table += [build_row(result, comparison, best) for result in sorted(cell, key=Measurement.median_s)]
+    return table + [[*cells, *"------", reason] for cells, reason in group_failures(measurements)]
+
+
+def group_failures(measurements: Iterable[Measurement]) -> list[tuple[list[str], str]]:
+    """Who failed where, as the first cells of a row, and why; once per engine and reason."""
     failures: dict[tuple[str, str], list[Measurement]] = {}
     for result in measurements:
         if result.failure:
             failures.setdefault((result.engine, result.failure), []).append(result)
-    for (_, reason), results in failures.items():
-        table.append([*(merge(column) for column in zip(*map(identify, results), strict=True)), *"------", reason])
-    return table
+    return [
+        ([merge(column) for column in zip(*map(identify, results), strict=True)], reason)
+        for (_, reason), results in failures.items()
+    ]
 
 
 def merge(cells: Sequence[str]) -> str:

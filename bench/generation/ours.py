@@ -1,0 +1,102 @@
+"""Padless's engine loop in this process, and what happened to each request it was given."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+
+from bench.generation.session import Task
+from models.info import read_info
+from models.load import load_model
+from runtime.build import BatchLimits, build_engine
+from runtime.config import EngineConfig
+from runtime.engine import Engine
+from server.cost_model import CostModel
+from server.device_thread import run_in_passing_thread
+from server.engine_loop import EngineLoop, GenerationOptions
+from server.metrics import Metrics
+from server.request import GenerationParams
+from server.scheduler import SchedulerLimits
+
+TIMEOUT_S = 3600.0
+BUDGET_MB = 4000.0
+"""For weights, activations and the KV cache, which takes only what so many requests can fill."""
+
+
+@dataclass
+class Reply:
+    """An answer's tokens, and when the request was sent and each of them arrived. Mutable: grows as they arrive."""
+
+    started_s: float = 0.0
+    token_ids: list[int] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
+    num_cached_tokens: int = 0
+
+    @property
+    def first_s(self) -> float:
+        """From the request to the first token."""
+        return self.times_s[0] - self.started_s
+
+
+def build_loop(
+    model: Path,
+    *,
+    threads: int,
+    max_batch_requests: int,
+    max_total_tokens: int,
+    precision: str = "fp32",
+    max_batch_tokens: int = 512,
+    prefill_chunk_tokens: int = 128,
+    has_prefix_cache: bool = False,
+    num_drafts: int = 0,
+) -> EngineLoop:
+    """As an engine process builds it, warmed up. `max_total_tokens`: or the model's context, if that is smaller."""
+    info = read_info(model, task="generate")
+    max_total_tokens = min(max_total_tokens, info.max_input_tokens)
+    num_logits = min(max_batch_requests * (1 + num_drafts), max_batch_tokens)
+    config = EngineConfig.model_validate(
+        {"precision": precision, "threads": threads, "kv_cache": {"budget_mb": BUDGET_MB}}
+    )
+    limits = BatchLimits(max_batch_tokens, max_batch_requests, max_total_tokens, num_logits)
+
+    def build() -> Engine:
+        engine = build_engine(load_model(model, info), info.output_dim, config, limits, lambda *_: None)
+        engine.warmup(lambda *_: None)
+        return engine
+
+    engine = run_in_passing_thread(build)
+    return EngineLoop(
+        engine,
+        SchedulerLimits(engine.info.max_batch_tokens, max_batch_requests, 0.0, engine.info.max_batch_logits),
+        CostModel(),
+        Metrics(),
+        model=model.name,
+        generation=GenerationOptions(max_total_tokens, prefill_chunk_tokens, has_prefix_cache, num_drafts),
+    )
+
+
+async def ask(loop: EngineLoop, task: Task, reply: Reply | None = None, stop_token_ids: tuple[int, ...] = ()) -> Reply:
+    """Greedy, past any other end token. Fills `reply`, so that others can watch it grow."""
+    reply = reply or Reply()
+    reply.started_s = monotonic()
+    params = GenerationParams(task.num_tokens, temperature=0.0, stop_token_ids=stop_token_ids)
+    async for events in loop.generate(np.array(task.input_ids, np.int32), params, reply.started_s + TIMEOUT_S):
+        for event in events:
+            reply.token_ids += event.token_ids
+            reply.times_s += [monotonic()] * len(event.token_ids)
+            reply.num_cached_tokens += event.num_cached_tokens
+    return reply
+
+
+async def ask_all(loop: EngineLoop, tasks: Sequence[Task], max_concurrent: int) -> list[Reply]:
+    """In the order of the tasks; the next one is sent when one of `max_concurrent` has been answered."""
+    places = asyncio.Semaphore(max_concurrent)
+
+    async def ask_in_turn(task: Task) -> Reply:
+        async with places:
+            return await ask(loop, task)
+
+    return await asyncio.gather(*(ask_in_turn(task) for task in tasks))
