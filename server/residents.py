@@ -90,7 +90,7 @@ class Residents:
         for sequence in generation.live:
             spare = min(room.num_tokens, room.num_logits) - len(generation.live)
             drafts = tuple(sequence.drafts[: max(spare, 0)])
-            if not self.has_blocks(generation, sequence, 1 + len(drafts)):
+            if not self.has_blocks(sequence, 1 + len(drafts)):
                 drafts = ()  # nobody has to give way for a guess
             if not self.reserve(generation, sequence, 1 + len(drafts), plan):
                 self.give_up(generation, plan)
@@ -152,7 +152,8 @@ class Residents:
         plan.copies += allocator.grow(sequence.table, first, last)
         return True
 
-    def has_blocks(self, generation: Generation, sequence: Sequence, num_tokens: int) -> bool:
+    def has_blocks(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Whether the next `num_tokens` of a sequence fit without anybody giving way."""
         first = sequence.num_computed_tokens
         needed = self.allocator.count_needed(sequence.table, first, first + num_tokens)
         return needed <= self.allocator.num_free_blocks

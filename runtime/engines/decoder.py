@@ -70,7 +70,7 @@ class DecoderEngine:
         return Output(np.zeros((batch.num_seqs, 0), np.float32), tokens)
 
     def copy_blocks(self, copies: Tensor) -> None:
-        """In all layers. No block is both read and written by the copies of one step."""
+        """In all layers. All are read before any is written: one copy may write where another reads."""
         if len(copies):
             self.kv_cache[:, copies[:, 1]] = self.kv_cache[:, copies[:, 0]]
 
