@@ -58,8 +58,8 @@ def time_linear(kernels: CpuKernels, isa: str, num_tokens: int, name: str) -> Ca
             torch.ops.aten.gelu.out(out, out=out)
 
     runs: dict[str, Run] = {
-        "fp32": lambda: kernels.linear_act(x, packed, out_features, pad_bias(bias), act, out=out),
-        "int8": lambda: kernels.linear_int8(half, packed_int8, out_features, in_features, *options, out=out_int8),
+        "fp32": lambda: kernels.linear_act(x, packed, out_features, pad_bias(bias), act, out=out).run(),
+        "int8": lambda: kernels.linear_int8(half, packed_int8, out_features, in_features, *options, out=out_int8).run(),
         "torch fp32": run_torch,
     }
     products = float(num_tokens * in_features * out_features)
@@ -75,7 +75,7 @@ def time_attention(kernels: CpuKernels, seqlens: np.ndarray) -> Case:
         fused = torch.randn(num_tokens, 3, NUM_HEADS, HEAD_DIM).to(dtype)
         longest, out = int(seqlens.max()), torch.empty(num_tokens, NUM_HEADS, HEAD_DIM, dtype=dtype)
         args = (*fused.unbind(1), cu_seqlens, cu_seqlens, longest, longest, HEAD_DIM**-0.5)
-        runs[name] = lambda args=args, out=out: kernels.varlen_attention(*args, out=out)
+        runs[name] = lambda args=args, out=out: kernels.varlen_attention(*args, out=out).run()
         if dtype == torch.float32:
             runs["torch fp32"] = lambda args=args, out=out: torch_attention.varlen_attention(*args, out=out)
     products = float((seqlens.astype(np.int64) ** 2).sum() * 2 * NUM_HEADS * HEAD_DIM)
@@ -87,8 +87,8 @@ def time_norm(kernels: CpuKernels, num_tokens: int) -> Case:
     halves = [tensor.bfloat16() for tensor in (x, residual, out)]
     weight, bias = torch.ones(384), torch.zeros(384)
     runs: dict[str, Run] = {
-        "fp32": lambda: kernels.add_norm(x, residual, weight, bias, 1e-12, out=out),
-        "bf16 rows": lambda: kernels.add_norm(halves[0], halves[1], weight, bias, 1e-12, out=halves[2]),
+        "fp32": lambda: kernels.add_norm(x, residual, weight, bias, 1e-12, out=out).run(),
+        "bf16 rows": lambda: kernels.add_norm(halves[0], halves[1], weight, bias, 1e-12, out=halves[2]).run(),
         "torch fp32": lambda: torch_norm.add_norm(x, residual, weight, bias, 1e-12, out=out),
         "torch fp32, allocating": lambda: functional.layer_norm(x + residual, (384,), weight, bias, 1e-12),
     }

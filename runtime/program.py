@@ -81,6 +81,12 @@ class Program:
         powers = [term[1:] for tensor in self.tensors for term in tensor.life.num_bytes.terms]
         return BatchShape(*(int(any(column)) for column in zip_longest(*powers, (0,) * 4, fillvalue=0)))
 
+    @property
+    def read_inputs(self) -> frozenset[str]:
+        """The inputs that any instruction reads."""
+        read = {slot for instruction in self.instructions for slot in instruction.args}
+        return frozenset(name for name, slot in self.input_slots.items() if slot in read or slot == self.output_slot)
+
     def lifetimes(self, shape: BatchShape) -> list[Lifetime]:
         return size_lifetimes((tensor.life for tensor in self.tensors), shape)
 

@@ -70,8 +70,12 @@ def list_tokens(part: Part) -> list[int]:
 
 
 def pack_tables(tables: Sequence[list[int]]) -> npt.NDArray[np.int32]:
-    """int32 [num_seqs, max_blocks], filled up with the scratch block, which is 0."""
-    packed = np.zeros((len(tables), max(len(table) for table in tables)), np.int32)
+    """int32 [num_seqs, max_blocks], filled up with the scratch block, which is 0.
+
+    The width is a power of two: engines keep what they know of a shape, and answers get longer with every step.
+    """
+    width = 1 << (max(len(table) for table in tables) - 1).bit_length()
+    packed = np.zeros((len(tables), width), np.int32)
     for row, table in zip(packed, tables, strict=True):
         row[: len(table)] = table
     return packed

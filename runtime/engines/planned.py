@@ -1,9 +1,7 @@
-"""The fused graph in planned memory: executes a Program step by step, writing into views of the arena."""
+"""The fused graph in planned memory: plans, binds and runs a Program for batches of any shape."""
 
-import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,18 +9,19 @@ from torch import Tensor
 from runtime.batch import Batch, Output
 from runtime.config import UnusableConfig
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
-from runtime.engines.transfer import find_shape, run_warmup, to_tensors
-from runtime.memory.arena import Arena, CapExceeded, Layout
-from runtime.memory.lifetimes import ALIGNMENT, BatchShape, round_shape
+from runtime.engines.bound import Arrays, BoundProgram, Inputs
+from runtime.engines.transfer import find_shape, list_arrays, run_warmup
+from runtime.memory.arena import Arena, CapExceeded
+from runtime.memory.lifetimes import BatchShape, round_shape
 from runtime.memory.planner import plan_region
-from runtime.program import Instruction, Program
+from runtime.program import Program
 
-MAX_BOUND = 64
-"""Shapes whose views are kept; a few hundred bytes for each tensor."""
+MAX_BOUND = 128
+"""Shapes the program is kept bound to; about a kilobyte for each instruction."""
 
 
 class PlannedEngine:
-    """Mutable: the arena, and the views into it. Not thread-safe; one caller at a time."""
+    """Mutable: the arena, the memory of inputs, and the views into them. Not thread-safe; one caller at a time."""
 
     def __init__(
         self, program: Program, largest: BatchShape, device: torch.device, info: EngineInfo, cap_bytes: int | None
@@ -33,9 +32,10 @@ class PlannedEngine:
         self.info = info
         arena_cap = None if cap_bytes is None else cap_bytes - program.unplanned_bytes(largest)
         self.arena: Arena[Tensor] = Arena(self.allocate, arena_cap)
-        self.steps, self.view_steps = split_steps(program)
+        self.inputs = Inputs(device)
         self.is_used = program.is_used
-        self.bound: OrderedDict[BatchShape, list[object]] = OrderedDict()
+        self.read = program.read_inputs
+        self.bound: OrderedDict[Hashable, BoundProgram] = OrderedDict()
 
     def allocate(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
@@ -57,63 +57,38 @@ class PlannedEngine:
 
         Raises EngineError; ValueError where the batch is too large.
         """
-        shape = self.drop_unused(find_shape(batch, self.largest))
+        shape = find_shape(batch, self.largest)
+        arrays = {name: array for name, array in list_arrays(batch).items() if name in self.read}
+        others: dict[str, Tensor | int] = {**memory}
+        if "max_seqlen" in self.read:
+            others["max_seqlen"] = batch.max_seqlen
         try:
             with torch.inference_mode():
-                return self.execute(batch, memory, self.bind(shape, round_shape(shape, self.largest)))
+                return self.bind(shape, arrays, others).run(arrays)
         except (CapExceeded, RuntimeError, IndexError, ValueError) as error:
             raise EngineError(f"a step of {batch.num_seqs} sequences failed: {error}") from error
+
+    def bind(self, shape: BatchShape, arrays: Arrays, others: Mapping[str, Tensor | int]) -> BoundProgram:
+        """The program bound to these arrays' shapes; kept for the shapes used last."""
+        bucket = round_shape(self.drop_unused(shape), self.largest)
+        if self.inputs.reserve(arrays) or bucket not in self.arena.layouts:
+            self.bound.clear()  # planning it may replace the chunks, and views would hold on to the old ones
+        layout = self.arena.layout(bucket, lambda: self.program.lifetimes(bucket))
+        fixed = [value.data_ptr() if isinstance(value, Tensor) else value for value in others.values()]
+        key = (*fixed, *(array.shape for array in arrays.values()))
+        bound = self.bound.get(key)
+        if bound is None:
+            places = {name: self.inputs.view(name, array) for name, array in arrays.items()}
+            bound = self.bound[key] = BoundProgram(self.program, shape, layout, places, others)
+            if len(self.bound) > MAX_BOUND:
+                self.bound.popitem(last=False)
+        self.bound.move_to_end(key)
+        return bound
 
     def drop_unused(self, shape: BatchShape) -> BatchShape:
         """Without the numbers that no tensor's size depends on: fewer plans to make."""
         used = zip(shape, self.largest, self.is_used, strict=True)
         return BatchShape(*(n if is_used else limit for n, limit, is_used in used))
-
-    def bind(self, shape: BatchShape, bucket: BatchShape) -> list[object]:
-        """The slots with every planned tensor of this exact shape at its place, and the views of them.
-
-        Kept for the shapes used last: making some ninety views takes longer than computing a short sequence.
-        """
-        if bucket not in self.arena.layouts:
-            self.bound.clear()  # planning it may replace the chunks, and views would hold on to the old ones
-        layout = self.arena.layout(bucket, lambda: self.program.lifetimes(bucket))
-        slots = self.bound.get(shape)
-        if slots is None:
-            slots = self.bound[shape] = self.make_views(shape, layout)
-            if len(self.bound) > MAX_BOUND:
-                self.bound.popitem(last=False)
-        self.bound.move_to_end(shape)
-        return slots
-
-    def make_views(self, shape: BatchShape, layout: Layout[Tensor]) -> list[object]:
-        slots = list(self.program.slots)
-        typed: dict[tuple[int, torch.dtype], Tensor] = {}
-        for tensor, (buffer, offset) in zip(self.program.tensors, layout.places, strict=True):
-            key = (id(buffer), tensor.dtype)
-            if key not in typed:
-                typed[key] = buffer[: len(buffer) // ALIGNMENT * ALIGNMENT].view(tensor.dtype)
-            dims = [dim.evaluate(shape) for dim in tensor.dims]
-            strides = [math.prod(dims[index + 1 :]) for index in range(len(dims))]
-            slots[tensor.slot] = typed[key].as_strided(dims, strides, offset // tensor.dtype.itemsize)
-        for instruction, getter in self.view_steps:
-            slots[instruction.slot] = instruction.run(*getter(slots))
-        return slots
-
-    def execute(self, batch: Batch, memory: dict[str, Tensor], bound: list[object]) -> Tensor:
-        slots = list(bound)
-        inputs = to_tensors(batch, self.device) | memory
-        for name, slot in self.program.input_slots.items():
-            slots[slot] = inputs[name]
-        for instruction, getter in self.steps:
-            if instruction.tensor is None:
-                slots[instruction.slot] = instruction.run(*getter(slots))
-            else:
-                instruction.run(*getter(slots), out=slots[instruction.slot])
-            for slot in instruction.frees:
-                slots[slot] = None
-        result = slots[self.program.output_slot]
-        assert isinstance(result, Tensor)
-        return result
 
     def memory(self) -> MemoryStats:
         arena = self.arena
@@ -134,31 +109,6 @@ class PlannedEngine:
     def close(self) -> None:
         self.bound.clear()
         self.arena.release()
-
-
-Step = tuple[Instruction, Callable[[list[object]], Sequence[object]]]
-"""An instruction, and what fetches its arguments."""
-
-
-def split_steps(program: Program) -> tuple[list[Step], list[Step]]:
-    """What has to run each time, and the views of planned tensors, which are the same for every batch of a shape."""
-    fixed = {tensor.slot for tensor in program.tensors}
-    fixed |= {index for index, value in enumerate(program.slots) if value is not None}
-    steps: list[Step] = []
-    views: list[Step] = []
-    for instruction in program.instructions:
-        is_fixed = instruction.kind == "view" and all(slot in fixed for slot in instruction.args)
-        if is_fixed:
-            fixed.add(instruction.slot)
-        (views if is_fixed else steps).append((instruction, make_getter(instruction.args)))
-    return steps, views
-
-
-def make_getter(args: tuple[int, ...]) -> Callable[[list[object]], Sequence[object]]:
-    """Fetches argument slots in one call; a slice for one of them, because itemgetter would return it bare."""
-    if not args:
-        return lambda slots: ()
-    return itemgetter(*args) if len(args) > 1 else itemgetter(slice(args[0], args[0] + 1))
 
 
 def peak_bytes(program: Program, shape: BatchShape) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from runtime.batch import Batch
@@ -11,9 +12,9 @@ from runtime.engine import Progress
 from runtime.memory.lifetimes import BatchShape
 
 
-def to_tensors(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """The arguments of a model's forward by their names, all but a decoder's cache."""
-    arrays = {
+def list_arrays(batch: Batch) -> dict[str, npt.NDArray[Any]]:
+    """The arguments of a model's forward by their names, all but `max_seqlen` and a decoder's cache."""
+    arrays: dict[str, npt.NDArray[Any]] = {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
         "token_type_ids": batch.token_type_ids,
@@ -24,6 +25,12 @@ def to_tensors(batch: Batch, device: torch.device) -> dict[str, Any]:
         del arrays["token_type_ids"]
         arrays["slot_mapping"], arrays["block_table"] = paging.slot_mapping, paging.block_table
         arrays["cache_seqlens"], arrays["logit_rows"] = paging.cache_seqlens, paging.logit_rows
+    return arrays
+
+
+def to_tensors(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """The same as tensors, and `max_seqlen`."""
+    arrays = list_arrays(batch)
     tensors: dict[str, Any] = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     return tensors | {"max_seqlen": batch.max_seqlen}
 

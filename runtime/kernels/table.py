@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from runtime.kernels.cpu.library import CpuLibrary
-from runtime.kernels.cpu.native import CpuKernels
+from runtime.kernels.cpu.native import CpuKernels, NativeKernel
 from runtime.kernels.eager.add_norm import add_norm, layer_norm
 from runtime.kernels.eager.gated_act import gated_act
 from runtime.kernels.eager.linear_act import linear, linear_act
@@ -78,15 +78,15 @@ def list_kernels(library: CpuLibrary | None) -> dict[object, Kernel]:
         return TORCH_KERNELS
     native = CpuKernels(library)
     return TORCH_KERNELS | {
-        varlen_attention_op.OP: native.varlen_attention,
-        paged_attention_op.OP: native.paged_attention,
-        linear_act_op.PACKED_OP: native.linear_act,
-        linear_int8_op.PACKED_OP: native.linear_int8,
-        add_norm_op.OP: native.add_norm,
-        gated_act_op.OP: native.gated_act,
-        embed_norm_op.OP: native.embed_norm,
-        pool_op.OP: native.pool,
-        aten.layer_norm.default: native.layer_norm,
+        varlen_attention_op.OP: NativeKernel(native.varlen_attention),
+        paged_attention_op.OP: NativeKernel(native.paged_attention),
+        linear_act_op.PACKED_OP: NativeKernel(native.linear_act),
+        linear_int8_op.PACKED_OP: NativeKernel(native.linear_int8),
+        add_norm_op.OP: NativeKernel(native.add_norm),
+        gated_act_op.OP: NativeKernel(native.gated_act),
+        embed_norm_op.OP: NativeKernel(native.embed_norm),
+        pool_op.OP: NativeKernel(native.pool),
+        aten.layer_norm.default: NativeKernel(native.layer_norm),
     }
 
 

@@ -1,5 +1,6 @@
 // `padless::add_norm`: x + residual, then LayerNorm or RMSNorm; in fp32, read once and written once.
 #include "norm.h"
+#include "tape.h"
 
 using namespace padless;
 
@@ -30,3 +31,5 @@ extern "C" void padless_add_norm(
         }
     }
 }
+
+PADLESS_PLAYABLE(add_norm)

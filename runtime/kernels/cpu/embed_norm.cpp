@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include "norm.h"
+#include "tape.h"
 
 using namespace padless;
 
@@ -38,3 +39,5 @@ extern "C" int64_t padless_embed_norm(
     }
     return num_wrong;
 }
+
+PADLESS_PLAYABLE(embed_norm)

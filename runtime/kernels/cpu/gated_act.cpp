@@ -1,6 +1,7 @@
 // `padless::gated_act`: act(gate) * other of rows that hold one behind the other; in fp32, read once and written once.
 #include "activation.h"
 #include "rows.h"
+#include "tape.h"
 
 namespace padless {
 
@@ -40,3 +41,5 @@ extern "C" void padless_gated_act(
         }
     }
 }
+
+PADLESS_PLAYABLE(gated_act)

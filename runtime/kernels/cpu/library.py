@@ -2,7 +2,8 @@
 
 import ctypes
 import logging
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
 from ctypes import c_float, c_int64, c_void_p
 from pathlib import Path
 
@@ -26,8 +27,9 @@ POOLINGS = ("mean", "max", "cls", "last")
 PANEL = 16
 """Columns of a packed weight that lie together; PANEL in gemm.h."""
 
-MATRIX = (c_void_p, c_int64, c_int64)  # data, stride, kind
-SIGNATURES: dict[str, tuple[object, ...]] = {
+CType = type[c_void_p] | type[c_int64] | type[c_float]
+MATRIX: tuple[CType, ...] = (c_void_p, c_int64, c_int64)  # data, stride, kind
+SIGNATURES: dict[str, tuple[CType, ...]] = {
     "varlen_attention": (
         *(c_void_p, c_int64) * 3,  # q, k, v and their strides
         c_int64,  # their kind
@@ -64,34 +66,61 @@ SIGNATURES: dict[str, tuple[object, ...]] = {
     ),
     "gated_act": (*MATRIX, *(c_int64,) * 3, *MATRIX, c_void_p, c_float, c_int64),
     "embed_norm": (*(c_void_p,) * 3, *(c_int64,) * 4, c_void_p, c_void_p, c_float, *MATRIX),
-    "peak_fp32": (c_int64,),
-    "peak_int8": (c_int64,),
     "pool": (*MATRIX, c_void_p, *(c_int64,) * 4, c_void_p),
 }
+COUNTS_WRONG = frozenset({"paged_attention", "embed_norm"})
+"""Kernels that count how many of their inputs are wrong, and compute nothing unless there are none."""
+WORDS: dict[CType, str] = {c_void_p: "Q", c_int64: "q", c_float: "f4x"}
+"""How `struct` lays an argument into a word of tape.h."""
+
+
+class CpuKernel:
+    """A function of the library. Tensors stand for the addresses of their first elements, None for no address."""
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self.function = library[f"padless_{name}"]
+        self.function.argtypes = SIGNATURES[name]
+        self.function.restype = c_int64 if name in COUNTS_WRONG else None
+        self.words = struct.Struct("".join(WORDS[kind] for kind in SIGNATURES[name]))
+        self.player = ctypes.cast(library[f"padless_play_{name}"], c_void_p).value
+        self.play_tape = bind(library, "run_tape", c_void_p, c_int64)
+
+    def __call__(self, *args: object) -> int:
+        """How many of the inputs are wrong, where the kernel counts that, else 0."""
+        return self.function(*map(to_plain, args)) or 0
+
+    def encode(self, args: Iterable[object]) -> bytes:
+        """The arguments as the words that `player` takes: tape.h."""
+        return self.words.pack(*(to_plain(arg) or 0 for arg in args))
+
+
+def to_plain(arg: object) -> object:
+    if isinstance(arg, Tensor):
+        return arg.data_ptr()
+    return ctypes.addressof(arg) if isinstance(arg, ctypes.Array) else arg
 
 
 class CpuLibrary:
-    """`call.<kernel>(...)` for every kernel of SIGNATURES. Raises OSError where the file cannot be loaded."""
+    """The kernels of one instruction set. Raises OSError where the file cannot be loaded."""
 
     def __init__(self, path: Path, isa: str) -> None:
         self.isa = isa
         library = ctypes.CDLL(str(path))
-        self.varlen_attention = bind(library, "varlen_attention")
-        self.paged_attention = bind(library, "paged_attention", c_int64)
-        self.linear_act = bind(library, "linear_act")
-        self.linear_int8 = bind(library, "linear_int8")
-        self.add_norm = bind(library, "add_norm")
-        self.gated_act = bind(library, "gated_act")
-        self.embed_norm = bind(library, "embed_norm", c_int64)
-        self.pool = bind(library, "pool")
+        self.varlen_attention = CpuKernel(library, "varlen_attention")
+        self.paged_attention = CpuKernel(library, "paged_attention")
+        self.linear_act = CpuKernel(library, "linear_act")
+        self.linear_int8 = CpuKernel(library, "linear_int8")
+        self.add_norm = CpuKernel(library, "add_norm")
+        self.gated_act = CpuKernel(library, "gated_act")
+        self.embed_norm = CpuKernel(library, "embed_norm")
+        self.pool = CpuKernel(library, "pool")
         self.peak_fp32 = bind(library, "peak_fp32", c_int64)
         self.peak_int8 = bind(library, "peak_int8", c_int64)
 
 
-def bind(library: ctypes.CDLL, name: str, result: object = None) -> Callable[..., int]:
+def bind(library: ctypes.CDLL, name: str, *args: object) -> Callable[..., int]:
     function = library[f"padless_{name}"]
-    function.argtypes = SIGNATURES[name]  # type: ignore[assignment]
-    function.restype = result  # type: ignore[assignment]
+    function.argtypes, function.restype = args, c_int64  # type: ignore[assignment]
     return function
 
 
@@ -125,11 +154,11 @@ def check_library(library: CpuLibrary) -> None:
     weight = torch.arange(40 * 33, dtype=torch.float32).view(40, 33) % 7 - 3
     out = torch.full((7, 40), float("nan"))
     packed = pack_fp32(weight)
-    library.linear_act(*matrix(x), packed.data_ptr(), 7, 40, 33, None, 0, *NO_MATRIX, *matrix(out))
+    library.linear_act(*matrix(x), packed, 7, 40, 33, None, 0, *NO_MATRIX, *matrix(out))
     again, rows = torch.full_like(out, float("nan")), quantize_rows(x, scale=1.0)
     packed = pack_int8(weight.to(torch.int8), torch.ones(40))
     shape, fixed = (7, 40, 33), (None, 0.0, 0)
-    library.linear_int8(*matrix(rows), packed.data_ptr(), *shape, *fixed, None, 0, *NO_MATRIX, *matrix(again), *fixed)
+    library.linear_int8(*matrix(rows), packed, *shape, *fixed, None, 0, *NO_MATRIX, *matrix(again), *fixed)
     if not torch.equal(out, x @ weight.t()) or not torch.equal(again, out):
         raise CannotBuild(f"the {library.isa} kernels compute wrong results on this machine")
 
@@ -137,9 +166,9 @@ def check_library(library: CpuLibrary) -> None:
 NO_MATRIX = (None, 0, 0)
 
 
-def matrix(x: Tensor) -> tuple[int, int, int]:
-    """Pointer, row stride in elements, kind. The last dimension must be dense."""
-    return x.data_ptr(), x.stride(0), KINDS[x.dtype]
+def matrix(x: Tensor) -> tuple[Tensor, int, int]:
+    """Data, row stride in elements, kind. The last dimension must be dense."""
+    return x, x.stride(0), KINDS[x.dtype]
 
 
 def pack_fp32(weight: Tensor) -> Tensor:

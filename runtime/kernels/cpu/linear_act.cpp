@@ -1,5 +1,6 @@
 // `padless::linear_act` in fp32 over packed weights; bf16 rows are widened first.
 #include "linear.h"
+#include "tape.h"
 
 namespace padless {
 
@@ -34,3 +35,5 @@ extern "C" void padless_linear_act(
     const bool is_ready = x_kind == FP32;
     Linear<Fp32Gemm, Fp32Source>{call, {call, is_ready ? x_stride : depth, is_ready}}.run();
 }
+
+PADLESS_PLAYABLE(linear_act)

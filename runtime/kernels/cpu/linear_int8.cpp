@@ -1,5 +1,6 @@
 // `padless::linear_int8`: uint8 rows, quantised here or by whoever made them, times int8 weights; see runtime/ops/linear_int8.py.
 #include "linear.h"
+#include "tape.h"
 
 namespace padless {
 
@@ -62,3 +63,5 @@ extern "C" void padless_linear_int8(
         call, weight, inverse_smooth, x_scale > 0 ? &fixed_x : nullptr, quantised_bytes(depth), x_kind == QUANTISED};
     Linear<Int8Gemm, Int8Source>{call, source}.run();
 }
+
+PADLESS_PLAYABLE(linear_int8)

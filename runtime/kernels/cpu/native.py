@@ -1,19 +1,88 @@
 """The compiled kernels under the signatures of their ops: the op's arguments, and `out`."""
 
 import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from runtime.kernels.cpu.library import ACTIVATIONS, CACHE_KINDS, KINDS, NO_MATRIX, POOLINGS, CpuLibrary, matrix
+from runtime.kernels.cpu.library import (
+    ACTIVATIONS,
+    CACHE_KINDS,
+    KINDS,
+    NO_MATRIX,
+    POOLINGS,
+    CpuKernel,
+    CpuLibrary,
+    matrix,
+)
 from runtime.ops.varlen_attention import find_reach
 
 
-class CpuKernels:
-    """Each method runs the C++ kernel of its name. What is not dense in its last dimension is copied first.
+@dataclass(frozen=True, slots=True)
+class NativeCall:
+    """A kernel and its arguments, to be run as often as their tensors get new contents."""
 
-    Copies are bound to a name before their address is taken: that keeps them until the kernel has returned.
-    """
+    kernel: CpuKernel
+    args: tuple[object, ...]
+    copies: tuple[tuple[Tensor, Tensor], ...] = ()
+    """(from, to): dense copies, made before each run, of what does not lie as the kernel wants it."""
+    wrong: str = ""
+    """What the inputs that the kernel counts have wrong with them."""
+    keeps: tuple[object, ...] = ()
+    """What `args` only holds addresses of."""
+
+    def run(self) -> None:
+        """Raises IndexError where inputs are out of range; nothing is computed then."""
+        self.copy_inputs()
+        num_wrong = self.kernel(*self.args)
+        if num_wrong:
+            raise IndexError(f"{num_wrong} of the batch's {self.wrong}")
+
+    def copy_inputs(self) -> None:
+        for source, copy in self.copies:
+            copy.copy_(source)
+
+
+@dataclass(frozen=True, slots=True)
+class NativeKernel:
+    """A kernel of the table: called, it runs; `prepare` gives the call to run later."""
+
+    prepare: Callable[..., NativeCall]
+
+    def __call__(self, *args: object, **options: object) -> None:
+        self.prepare(*args, **options).run()
+
+
+@dataclass(slots=True)
+class Copies:
+    """Mutable: grows by a pair for each tensor that does not lie as its kernel wants it."""
+
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def take(self, source: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """A dense copy, in another type if one is given."""
+        copy = torch.empty_like(source, dtype=dtype, memory_format=torch.contiguous_format)
+        self.pairs.append((source, copy))
+        return copy
+
+    def dense(self, x: Tensor) -> Tensor:
+        return x if x.is_contiguous() else self.take(x)
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x if has_dense_heads(x) else self.take(x)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """As a matrix whose rows are dense; a view wherever torch can give one."""
+        matrix_ = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        if matrix_.data_ptr() == x.data_ptr() and (matrix_.stride(1) == 1 or matrix_.shape[1] == 1):
+            return matrix_
+        return self.take(x).view(-1, x.shape[-1])
+
+
+class CpuKernels:
+    """Each method prepares a call of the C++ kernel of its name. Weights are converted once, activations each time."""
 
     def __init__(self, library: CpuLibrary) -> None:
         self.library = library
@@ -33,18 +102,19 @@ class CpuKernels:
         bias: Tensor | None = None,
         *,
         out: Tensor,
-    ) -> None:
-        q, k, v = (x if has_dense_heads(x) else x.contiguous() for x in (q, k, v))
-        num_heads, head_dim = q.shape[1:]
+    ) -> NativeCall:
+        copies = Copies()
+        q, k, v = (copies.heads(x) for x in (q, k, v))
         reach = 0
         if bias is not None:
-            bias = bias.float().contiguous()
             reach = find_reach(bias, max(max_seqlen_q, max_seqlen_k))
-        self.library.varlen_attention(
-            *(q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), KINDS[q.dtype]),
-            *(cu_seqlens_q.data_ptr(), cu_seqlens_k.data_ptr(), len(cu_seqlens_q) - 1, num_heads, head_dim),
-            *(softmax_scale, causal, window, pointer(bias), reach, out.data_ptr(), out.stride(0)),
+            bias = copies.dense(bias) if bias.dtype == torch.float32 else copies.take(bias, dtype=torch.float32)
+        args = (
+            *(q, q.stride(0), k, k.stride(0), v, v.stride(0), KINDS[q.dtype]),
+            *(cu_seqlens_q, cu_seqlens_k, len(cu_seqlens_q) - 1, *q.shape[1:]),
+            *(softmax_scale, causal, window, bias, reach, out, out.stride(0)),
         )
+        return NativeCall(self.library.varlen_attention, args, tuple(copies.pairs))
 
     def paged_attention(
         self,
@@ -65,27 +135,25 @@ class CpuKernels:
         softcap: float = 0.0,
         *,
         out: Tensor,
-    ) -> None:
-        """Raises IndexError where a slot, block, position or length is out of range; nothing is computed then."""
-        q, k, v = (x if has_dense_heads(x) else x.contiguous() for x in (q, k, v))
+    ) -> NativeCall:
+        copies = Copies()
+        q, k, v = (copies.heads(x) for x in (q, k, v))
         num_layers, num_blocks, _, num_kv_heads, _ = kv_cache.shape
         if not 0 <= layer < num_layers:
             raise IndexError(f"there is no layer {layer} in a cache of {num_layers}")
         assert kv_cache.is_contiguous(), "The kernel knows the cache by its shape. This is a bug."
-        slots, table = slot_mapping.contiguous(), block_table.contiguous()
-        rotary = None if rotary is None else rotary.contiguous()
-        positions = None if position_ids is None else position_ids.contiguous()
-        cache = kv_cache.data_ptr() + layer * kv_cache.stride(0) * kv_cache.itemsize
-        num_wrong = self.library.paged_attention(
-            *(q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), KINDS[q.dtype]),
-            *(cache, CACHE_KINDS[kv_cache.dtype], num_blocks, slots.data_ptr(), table.data_ptr(), table.shape[1]),
-            *(cu_seqlens.data_ptr(), cache_seqlens.data_ptr(), pointer(positions), pointer(rotary)),
-            *((0, 0) if rotary is None else rotary.shape),
+        slots, table = copies.dense(slot_mapping), copies.dense(block_table)
+        rotary = None if rotary is None else copies.dense(rotary)
+        positions = None if position_ids is None else copies.dense(position_ids)
+        args = (
+            *(q, q.stride(0), k, k.stride(0), v, v.stride(0), KINDS[q.dtype]),
+            *(kv_cache[layer], CACHE_KINDS[kv_cache.dtype], num_blocks, slots, table, table.shape[1]),
+            *(cu_seqlens, cache_seqlens, positions, rotary, *((0, 0) if rotary is None else rotary.shape)),
             *(q.shape[0], len(cache_seqlens), q.shape[1], num_kv_heads, q.shape[2]),
-            *(softmax_scale, window, softcap, out.data_ptr(), out.stride(0)),
+            *(softmax_scale, window, softcap, out, out.stride(0)),
         )
-        if num_wrong:
-            raise IndexError(f"{num_wrong} of the batch's slots, blocks, positions or lengths are out of range")
+        wrong = "slots, blocks, positions or lengths are out of range"
+        return NativeCall(self.library.paged_attention, args, tuple(copies.pairs), wrong)
 
     def linear_act(
         self,
@@ -97,13 +165,14 @@ class CpuKernels:
         residual: Tensor | None = None,
         *,
         out: Tensor,
-    ) -> None:
-        x, residual = to_rows(x), None if residual is None else to_rows(residual)
-        shape = (x.shape[0], out_features, x.shape[1])
-        self.library.linear_act(
-            *(*matrix(x), packed.data_ptr(), *shape, pointer(bias), ACTIVATIONS.index(act)),
-            *(*optional_matrix(residual), *matrix(to_rows(out))),
+    ) -> NativeCall:
+        copies = Copies()
+        x, residual = copies.rows(x), None if residual is None else copies.rows(residual)
+        args = (
+            *(*matrix(x), packed, x.shape[0], out_features, x.shape[1], bias, ACTIVATIONS.index(act)),
+            *(*optional_matrix(residual), *matrix(flatten(out))),
         )
+        return NativeCall(self.library.linear_act, args, tuple(copies.pairs))
 
     def linear_int8(
         self,
@@ -123,14 +192,15 @@ class CpuKernels:
         out_zero: int,
         *,
         out: Tensor,
-    ) -> None:
-        x, residual = to_rows(x), None if residual is None else to_rows(residual)
-        shape = (x.shape[0], out_features, in_features)
-        self.library.linear_int8(
-            *(*matrix(x), packed.data_ptr(), *shape, pointer(inverse_smooth), x_scale, x_zero),
-            *(pointer(bias), ACTIVATIONS.index(act), *optional_matrix(residual), *matrix(out)),
-            *(pointer(out_inverse_smooth), out_scale, out_zero),
+    ) -> NativeCall:
+        copies = Copies()
+        x, residual = copies.rows(x), None if residual is None else copies.rows(residual)
+        args = (
+            *(*matrix(x), packed, x.shape[0], out_features, in_features, inverse_smooth, x_scale, x_zero),
+            *(bias, ACTIVATIONS.index(act), *optional_matrix(residual), *matrix(out)),
+            *(out_inverse_smooth, out_scale, out_zero),
         )
+        return NativeCall(self.library.linear_int8, args, tuple(copies.pairs))
 
     def add_norm(
         self,
@@ -146,19 +216,20 @@ class CpuKernels:
         out_zero: int = 0,
         *,
         out: Tensor,
-    ) -> None:
-        heads = 1
+    ) -> NativeCall:
+        copies, heads = Copies(), 1
         if x.dim() == 3 and has_dense_heads(x):
             heads = x.shape[1]
         else:
-            x = to_rows(x)
-        residual = None if residual is None else to_rows(residual)
+            x = copies.rows(x)
+        residual = None if residual is None else copies.rows(residual)
         weight, bias = weight.float(), None if bias is None else bias.float()
         shape = (x.numel() // x.shape[-1], x.shape[-1])
-        self.library.add_norm(
-            *(*matrix(x), heads, *optional_matrix(residual), *shape, weight.data_ptr(), pointer(bias), eps, is_rms),
-            *(*matrix(to_rows(out)), pointer(out_inverse_smooth), out_scale, out_zero),
+        args = (
+            *(*matrix(x), heads, *optional_matrix(residual), *shape, weight, bias, eps, is_rms),
+            *(*matrix(flatten(out)), out_inverse_smooth, out_scale, out_zero),
         )
+        return NativeCall(self.library.add_norm, args, tuple(copies.pairs))
 
     def layer_norm(
         self,
@@ -170,9 +241,9 @@ class CpuKernels:
         cudnn_enable: bool = False,
         *,
         out: Tensor,
-    ) -> None:
+    ) -> NativeCall:
         weight = torch.ones(normalized_shape) if weight is None else weight
-        self.add_norm(x, None, weight, bias, eps, out=out)
+        return self.add_norm(x, None, weight, bias, eps, out=out)
 
     def gated_act(
         self,
@@ -184,52 +255,47 @@ class CpuKernels:
         out_zero: int = 0,
         *,
         out: Tensor,
-    ) -> None:
-        x = to_rows(x)
-        self.library.gated_act(
+    ) -> NativeCall:
+        copies = Copies()
+        x = copies.rows(x)
+        args = (
             *(*matrix(x), x.shape[0], x.shape[1] // 2, ACTIVATIONS.index(act), *matrix(out)),
-            *(pointer(out_inverse_smooth), out_scale, out_zero),
+            *(out_inverse_smooth, out_scale, out_zero),
         )
+        return NativeCall(self.library.gated_act, args, tuple(copies.pairs))
 
     def embed_norm(
         self, tables: list[Tensor], indices: list[Tensor], weight: Tensor, bias: Tensor, eps: float, *, out: Tensor
-    ) -> None:
-        indices, weight, bias = [index.contiguous() for index in indices], weight.float(), bias.float()
-        num_wrong = self.library.embed_norm(
-            pointers(tables),
-            pointers(indices),
-            (ctypes.c_int64 * len(tables))(*(len(table) for table in tables)),
-            *(len(tables), KINDS[tables[0].dtype], *out.shape, weight.data_ptr(), bias.data_ptr(), eps, *matrix(out)),
+    ) -> NativeCall:
+        copies = Copies()
+        indices, weight, bias = [copies.dense(index) for index in indices], weight.float(), bias.float()
+        args = (
+            *(list_addresses(tables), list_addresses(indices), (ctypes.c_int64 * len(tables))(*map(len, tables))),
+            *(len(tables), KINDS[tables[0].dtype], *out.shape, weight, bias, eps, *matrix(out)),
         )
-        if num_wrong:
-            raise IndexError(f"{num_wrong} of the batch's ids or positions are out of their embedding's range")
+        wrong, keeps = "ids or positions are out of their embedding's range", (*tables, *indices)
+        return NativeCall(self.library.embed_norm, args, tuple(copies.pairs), wrong, keeps)
 
     def pool(
         self, hidden_states: Tensor, cu_seqlens: Tensor, mode: str, normalize: bool = False, *, out: Tensor
-    ) -> None:
+    ) -> NativeCall:
         shape = (len(cu_seqlens) - 1, hidden_states.shape[1])
-        self.library.pool(
-            *(*matrix(hidden_states), cu_seqlens.data_ptr(), *shape, POOLINGS.index(mode), normalize, out.data_ptr())
-        )
+        args = (*matrix(hidden_states), cu_seqlens, *shape, POOLINGS.index(mode), normalize, out)
+        return NativeCall(self.library.pool, args)
 
 
 def has_dense_heads(x: Tensor) -> bool:
     return x.stride(2) == 1 and (x.stride(1) == x.shape[2] or x.shape[1] == 1)
 
 
-def to_rows(x: Tensor) -> Tensor:
-    """As a matrix whose rows are dense; a view wherever torch can give one."""
-    x = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+def flatten(out: Tensor) -> Tensor:
+    """A place to write to, as a matrix."""
+    return out if out.dim() == 2 else out.view(-1, out.shape[-1])
 
 
-def pointer(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
-
-
-def pointers(tensors: list[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
+def list_addresses(tensors: list[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
-def optional_matrix(x: Tensor | None) -> tuple[int | None, int, int]:
+def optional_matrix(x: Tensor | None) -> tuple[Tensor | None, int, int]:
     return NO_MATRIX if x is None else matrix(x)

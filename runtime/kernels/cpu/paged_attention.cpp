@@ -6,6 +6,7 @@
 #include <omp.h>
 
 #include "paged_attention.h"
+#include "tape.h"
 
 namespace padless {
 
@@ -310,3 +311,5 @@ extern "C" int64_t padless_paged_attention(
         });
     return wrong;
 }
+
+PADLESS_PLAYABLE(paged_attention)

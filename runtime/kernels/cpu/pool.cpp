@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "norm.h"
+#include "tape.h"
 
 namespace padless {
 
@@ -51,3 +52,5 @@ extern "C" void padless_pool(
         if (normalize) scale_to_one(row, width);
     }
 }
+
+PADLESS_PLAYABLE(pool)

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "rows.h"
+#include "tape.h"
 
 namespace padless {
 
@@ -295,3 +296,5 @@ extern "C" void padless_varlen_attention(
         for (size_t i = 0; i < tasks.size(); ++i) run_task(call, tasks[i], space);
     }
 }
+
+PADLESS_PLAYABLE(varlen_attention)

@@ -1,0 +1,28 @@
+"""Prepared kernels that run one after another in a single call: what `tape.cpp` plays."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from runtime.kernels.cpu.native import NativeCall
+
+
+class Tape:
+    """Runs calls of one library in their order. They have nothing to copy, and their tensors stay where they are."""
+
+    def __init__(self, calls: Sequence[NativeCall]) -> None:
+        assert not any(call.copies for call in calls), "Copies are made between kernels. This is a bug."
+        self.play = calls[0].kernel.play_tape
+        self.calls = tuple(calls)
+        encoded = [call.kernel.encode(call.args) for call in calls]
+        self.words = np.frombuffer(b"".join(encoded), np.int64)
+        starts = np.cumsum([0, *(len(words) for words in encoded[:-1])]) + self.words.ctypes.data
+        players = [call.kernel.player for call in calls]
+        self.entries = np.stack([np.array(players, np.int64), starts], axis=1)
+        self.address = self.entries.ctypes.data
+
+    def run(self) -> None:
+        """Raises IndexError where a kernel's inputs are out of range; neither it nor those behind it compute."""
+        failed = self.play(self.address, len(self.calls))
+        if failed >= 0:
+            self.calls[failed].run()  # finds the same and says it
