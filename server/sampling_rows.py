@@ -70,25 +70,29 @@ def build_sampling(rows: Seq[Row], vocab_size: int) -> Sampling:
     params = [row.generation.params for row in rows]
     # What is forced, and what a beam search ranks, is not drawn.
     is_drawn = [row.forced_id == NO_TOKEN and row.generation.beams is None for row in rows]
+    temperatures = [p.temperature if drawn else 0.0 for p, drawn in zip(params, is_drawn, strict=True)]
+    numbers = [(p.top_p, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty) for p in params]
+    top_p, min_p, repetition, presence, frequency = np.array(numbers, np.float32).reshape(-1, 5).T
     return Sampling(
-        temperature=np.array(
-            [p.temperature if drawn else 0.0 for p, drawn in zip(params, is_drawn, strict=True)], np.float32
-        ),
+        temperature=np.array(temperatures, np.float32),
         top_k=np.array([p.top_k for p in params], np.int32),
-        top_p=np.array([p.top_p for p in params], np.float32),
-        min_p=np.array([p.min_p for p in params], np.float32),
-        uniforms=draw_uniforms(
-            [p.seed for p in params], [row.index for row in rows], [row.num_generated for row in rows]
-        ),
-        repetition_penalty=np.array([p.repetition_penalty for p in params], np.float32),
-        presence_penalty=np.array([p.presence_penalty for p in params], np.float32),
-        frequency_penalty=np.array([p.frequency_penalty for p in params], np.float32),
+        top_p=top_p,
+        min_p=min_p,
+        uniforms=draw_row_uniforms(rows) if any(temperatures) else np.zeros(len(rows)),
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
         num_top=np.array([count_top(row) for row in rows], np.int32),
         forced_ids=np.array([row.forced_id for row in rows], np.int64),
         bias=build_bias(rows),
         history=build_history(rows),
         masks=build_masks(rows, vocab_size),
     )
+
+
+def draw_row_uniforms(rows: Seq[Row]) -> npt.NDArray[np.float64]:
+    seeds = [row.generation.params.seed for row in rows]
+    return draw_uniforms(seeds, [row.index for row in rows], [row.num_generated for row in rows])
 
 
 def count_top(row: Row) -> int:

@@ -277,3 +277,11 @@ class TestBuild:
         engine = self.build(kind="reference", precision="fp32")
         assert (engine.info.kind, engine.info.output_dim) == ("reference", HIDDEN_SIZE)
         assert np.isfinite(engine.run(make_batch([1])).values).all()
+
+
+def test_inputs_that_outgrow_their_memory_leave_nothing_stale(program: Program, reference: Engine) -> None:
+    """What was bound to a shape holds addresses; a longer batch in between moves the inputs."""
+    engine = make_planned(program)
+    small, large = random_batch([5, 3], seed=1), random_batch([100, 90, 120], seed=2)
+    for batch in (small, large, small, random_batch([5, 3], seed=3), large):
+        check_close(engine.run(batch).values, reference.run(batch).values)

@@ -207,3 +207,12 @@ def test_unplanned_results_are_freed_after_their_last_use() -> None:
     make_engine(replace(program, instructions=tuple(watched))).run(BATCH)
     assert len(seen) == 6 and max(alive) == 2
     assert program.unplanned_bytes(LARGEST) == 2 * LARGEST.num_tokens * HIDDEN_SIZE * 4
+
+
+def test_results_in_a_tuple_are_computed_anew_each_time() -> None:
+    """Nothing of them may be remembered with the batch's shape."""
+    engine = make_engine(lower(capture_body(lambda m, x, _: m.a(x.sort(dim=1)[0]))))
+    batches = [random_batch([9, 3, 3], seed=seed) for seed in (1, 2, 1)]
+    first, second, again = (engine.run(batch).values for batch in batches)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, second)

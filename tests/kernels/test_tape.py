@@ -1,0 +1,92 @@
+"""Compiled kernels on a tape compute what they compute one by one, and wrong inputs stop it with the kernel's error."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from runtime.kernels.cpu.build import list_isas
+from runtime.kernels.cpu.library import load_library, pack_fp32, pad_bias
+from runtime.kernels.cpu.native import CpuKernels, NativeCall
+from runtime.kernels.cpu.tape import Tape
+from tests.kernels.kernel_cases import borders, random_tensor
+from tests.kernels.paged_scenes import make_scene
+
+pytestmark = pytest.mark.parametrize("isa", list_isas())
+
+ROWS, WIDTH = 7, 48
+
+
+def make_kernels(isa: str) -> CpuKernels:
+    library = load_library(isa, lambda *_: None)
+    assert library is not None
+    return CpuKernels(library)
+
+
+def chain(kernels: CpuKernels, x: Tensor) -> tuple[list[NativeCall], list[Tensor]]:
+    """A linear layer with a residual, a norm of its sum, a gate, and a mean: pointers, whole numbers and floats."""
+    weight, bias = random_tensor(2 * WIDTH, WIDTH), random_tensor(2 * WIDTH)
+    outs = [torch.full((ROWS, width), torch.nan) for width in (2 * WIDTH, 2 * WIDTH, WIDTH)]
+    pooled, scale = torch.full((2, WIDTH), torch.nan), random_tensor(2 * WIDTH, seed=1)
+    calls = [
+        kernels.linear_act(
+            x, pack_fp32(weight), 2 * WIDTH, pad_bias(bias), "gelu", random_tensor(ROWS, 2 * WIDTH), out=outs[0]
+        ),
+        kernels.add_norm(outs[0], None, scale, None, 0.25, True, out=outs[1]),
+        kernels.gated_act(outs[1], "silu", out=outs[2]),
+        kernels.pool(outs[2], borders([3, 4]), "mean", True, out=pooled),
+    ]
+    return calls, [*outs, pooled]
+
+
+def test_tape_is_the_same_as_its_calls(isa: str) -> None:
+    kernels, x = make_kernels(isa), random_tensor(ROWS, WIDTH)
+    calls, expected = chain(kernels, x)
+    for call in calls:
+        call.run()
+    others, results = chain(kernels, x)
+    Tape(others).run()
+    for result, wanted in zip(results, expected, strict=True):
+        assert torch.equal(result, wanted)
+        assert result.isfinite().all()
+
+
+def test_tape_reads_what_its_tensors_hold_when_it_runs(isa: str) -> None:
+    x = random_tensor(ROWS, WIDTH)
+    calls, results = chain(make_kernels(isa), x)
+    tape = Tape(calls)
+    tape.run()
+    first = results[-1].clone()
+    x.copy_(random_tensor(ROWS, WIDTH, seed=5))
+    tape.run()
+    _, expected = (again := chain(make_kernels(isa), x))
+    Tape(again[0]).run()
+    assert torch.equal(results[-1], expected[-1])
+    assert not torch.equal(first, results[-1])
+
+
+def test_wrong_inputs_stop_the_tape_with_the_kernels_error(isa: str) -> None:
+    kernels, scene = make_kernels(isa), make_scene([20])
+    args = list(scene.batch([(0, 0, 20)]))
+    args[5] = args[5] + 10**6
+    before, attended = scene.buffer.clone(), torch.full_like(args[0], torch.nan).contiguous()
+    calls, results = chain(kernels, random_tensor(ROWS, WIDTH))
+    tape = Tape([*calls[:2], kernels.paged_attention(*args, out=attended), *calls[2:]])
+    with pytest.raises(IndexError, match="20 of the batch's slots, blocks, positions or lengths are out of range"):
+        tape.run()
+    assert results[1].isfinite().all()
+    assert results[2].isnan().all()
+    assert torch.equal(scene.buffer, before)
+
+
+def test_inputs_that_do_not_lie_dense_are_copied_anew_each_time(isa: str) -> None:
+    kernels, source, out = make_kernels(isa), random_tensor(2 * WIDTH, ROWS), torch.empty(ROWS, WIDTH)
+    call = kernels.gated_act(source.t(), "silu", out=out)
+    assert len(call.copies) == 1
+    for seed in (1, 2):
+        source.copy_(random_tensor(2 * WIDTH, ROWS, seed=seed))
+        call.run()
+        expected = torch.empty_like(out)
+        kernels.gated_act(source.t().contiguous(), "silu", out=expected).run()
+        assert torch.equal(out, expected)
+    with pytest.raises(AssertionError, match="Copies are made between kernels"):
+        Tape([call])
