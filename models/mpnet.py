@@ -35,7 +35,7 @@ class MPNet(nn.Module):
     ) -> Tensor:
         positions = offset_positions(input_ids, position_ids, self.pad_token_id)
         hidden_states = self.embeddings(input_ids, positions, token_type_ids)
-        bias = self.relative(self.bucket_ids).transpose(0, 1)
+        bias = self.relative(self.bucket_ids).transpose(0, 1).contiguous()
         return self.stack(hidden_states, cu_seqlens, max_seqlen, bias)
 
 

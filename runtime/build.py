@@ -128,7 +128,8 @@ def build_decoder(
     """With a KV cache, shared out over both models where there is a draft model."""
     device = torch.device(config.device)
     modules = [module] if draft is None else [module, draft.module.eval().requires_grad_(False).to(device)]
-    inners = [build_logits(each, output_dim, config, limits, progress) for each in modules]
+    library = None if config.kind == "reference" else find_library(config, device, progress)
+    inners = [build_logits(each, output_dim, config, library, limits, progress) for each in modules]
     name = config.kv_cache.dtype
     dtypes = [KV_DTYPES[name] if name != "auto" else choose_cache_dtype(inner.info, dtype) for inner, dtype in inners]
     layouts = [each.kv_layout(dtype) for each, dtype in zip(modules, dtypes, strict=True) if isinstance(each, Decodes)]
@@ -154,14 +155,18 @@ def build_decoder(
 
 
 def build_logits(
-    module: nn.Module, output_dim: int, config: EngineConfig, limits: BatchLimits, progress: Progress
+    module: nn.Module,
+    output_dim: int,
+    config: EngineConfig,
+    library: CpuLibrary | None,
+    limits: BatchLimits,
+    progress: Progress,
 ) -> tuple[PlannedEngine | ReferenceEngine, torch.dtype]:
     """What computes logits, and the type it computes in. `auto` is the float type that the device multiplies best:
     INT8 has to be asked for."""
     device = torch.device(config.device)
     if config.kind == "reference":
         return build_reference(module, output_dim, limits, device), torch.float32
-    library = find_library(config, device, progress)
     target = find_target(config, device, library)
     choice = choose_float(device) if config.precision == "auto" else choose_precision(config.precision, device)
     if choice.precision == "int8":

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from runtime.capture import constant, symbol_names, to_formula
+from runtime.kernels.cpu.native import NativeKernel
 from runtime.kernels.table import TORCH_KERNELS, VIEW_OPS, Kernel
 from runtime.memory.lifetimes import BatchShape, Formula, Lifetime, TensorLife, live_peak, size_lifetimes
 
@@ -182,10 +183,13 @@ class Lowering:
         place: dict[Node, Any] = {arg: Slot(index) for index, arg in enumerate(inner)}
         args, kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), place.__getitem__)
 
-        def call(*values: object, **out: object) -> object:
-            return target(*fill(args, values), **fill(kwargs, values), **out)
+        run = target.prepare if isinstance(target, NativeKernel) else target
 
-        return call, tuple(self.slot_of[arg] for arg in inner)
+        def call(*values: object, **out: object) -> Any:
+            return run(*fill(args, values), **fill(kwargs, values), **out)
+
+        slots = tuple(self.slot_of[arg] for arg in inner)
+        return NativeKernel(call) if isinstance(target, NativeKernel) else call, slots
 
     def slot_for(self, arg: object) -> int:
         if isinstance(arg, Node):

@@ -322,7 +322,8 @@ class Generating:
     def publish(self, sequence: Sequence) -> None:
         """Let others find what is computed; nothing if the sequence has given up its blocks meanwhile."""
         if sequence.table.block_ids:
-            self.residents.allocator.publish(sequence.table, sequence.token_ids, sequence.num_computed_tokens)
+            computed = sequence.num_computed_tokens
+            self.residents.allocator.publish(sequence.table, sequence.token_ids, computed, sequence.hashes)
 
     def drop(self, generation: Generation, sequence: Sequence) -> None:
         """An answer has ended: its blocks are free, and what is in them may still be found."""

@@ -203,7 +203,7 @@ class Residents:
         """Take a generation in, if there are blocks for all that is known of it; its prompt's beginning may be here."""
         for sequence in generation.live:
             if not generation.num_missing_prompt_logprobs:
-                sequence.table = self.allocator.find_prefix(sequence.token_ids)
+                sequence.table = self.allocator.find_prefix(sequence.token_ids, sequence.hashes)
             sequence.num_computed_tokens = sequence.table.num_slots
         # What the others still need for what is known of them is promised, and one block more for each, so that they do
         # not push the newcomer out again at once.
@@ -222,7 +222,14 @@ class Residents:
         """A second sequence that goes on from where `parent` is, sharing its blocks."""
         table = self.allocator.fork(parent.table)
         matcher = None if parent.matcher is None else parent.matcher.fork()
-        return Sequence(index, list(parent.token_ids), table, parent.num_computed_tokens, matcher=matcher)
+        return Sequence(
+            index=index,
+            token_ids=list(parent.token_ids),
+            table=table,
+            num_computed_tokens=parent.num_computed_tokens,
+            matcher=matcher,
+            hashes=list(parent.hashes),
+        )
 
 
 def holds_blocks(generation: Generation) -> bool:

@@ -91,6 +91,7 @@ def build_sampling(rows: Seq[Row], vocab_size: int) -> Sampling:
 
 
 def draw_row_uniforms(rows: Seq[Row]) -> npt.NDArray[np.float64]:
+    """One for each row, by its request's seed, its answer and how far that is."""
     seeds = [row.generation.params.seed for row in rows]
     return draw_uniforms(seeds, [row.index for row in rows], [row.num_generated for row in rows])
 

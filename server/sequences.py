@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from runtime.kv_cache.blocks import BlockTable
+from runtime.kv_cache.blocks import BlockHash, BlockTable
 from server.beam_search import BeamSearch
 from server.request import FinishReason, GenerationEvent, GenerationParams, Request, TokenLogprob
 
@@ -42,6 +42,8 @@ class Sequence:
     num_computed_tokens: int = 0
     drafts: list[int] = field(default_factory=list)
     matcher: Matcher | None = None
+    hashes: list[BlockHash] = field(default_factory=list)
+    """Of its first blocks, as far as anybody has asked for them."""
 
     @property
     def num_remaining_tokens(self) -> int:

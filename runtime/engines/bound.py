@@ -8,13 +8,13 @@ calls; compiled kernels in a row are one of them.
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from runtime.engine import EngineError
 from runtime.kernels.cpu.native import NativeCall, NativeKernel
 from runtime.kernels.cpu.tape import Tape
 from runtime.memory.arena import Layout
@@ -23,32 +23,24 @@ from runtime.program import Instruction, Program
 
 aten = torch.ops.aten
 Arrays = dict[str, npt.NDArray[Any]]
+Step = NativeCall | Callable[[], object]
 
 
 class Inputs:
-    """Memory for a batch's arrays that stays where it is while their shapes come and go. Mutable: grows.
-
-    Whoever holds views of it must drop them when `place` answers that it has moved.
-    """
+    """Memory for a batch's arrays that stays where it is while their shapes come and go. Mutable: grows, into new
+    memory; views of the old stay good."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.buffers: dict[str, Tensor] = {}
 
-    def reserve(self, arrays: Arrays) -> bool:
-        """Make room for arrays of these sizes. Whether anything has moved for it."""
-        has_moved = False
-        for name, array in arrays.items():
-            buffer = self.buffers.get(name)
-            if buffer is None or len(buffer) < array.size:
-                dtype = torch.from_numpy(array[:0]).dtype
-                self.buffers[name] = torch.empty(2 * max(array.size, 32), dtype=dtype, device=self.device)
-                has_moved = True
-        return has_moved
-
     def view(self, name: str, array: npt.NDArray[Any]) -> Tensor:
-        """The place of an array of this shape."""
-        return self.buffers[name][: array.size].view(array.shape)
+        """A place for an array of this shape, type and name."""
+        buffer = self.buffers.get(name)
+        if buffer is None or len(buffer) < array.size:
+            dtype = torch.from_numpy(array[:0]).dtype
+            buffer = self.buffers[name] = torch.empty(2 * max(array.size, 32), dtype=dtype, device=self.device)
+        return buffer[: array.size].view(array.shape)
 
 
 class BoundProgram:
@@ -62,7 +54,13 @@ class BoundProgram:
         inputs: dict[str, Tensor],
         others: Mapping[str, object],
     ) -> None:
-        """`inputs`: where arrays are copied to before each run. `others`: arguments that are always the same."""
+        """`inputs`: where arrays are copied to before each run. `others`: arguments that are always the same.
+
+        Raises EngineError where an argument is missing; ValueError where a kernel cannot be called with such shapes.
+        """
+        missing = program.read_inputs - inputs.keys() - others.keys()
+        if missing:
+            raise EngineError(f"the model reads {', '.join(sorted(missing))}, which the batch does not have")
         self.slots = list(program.slots)
         self.output_slot = program.output_slot
         self.inputs = inputs
@@ -72,13 +70,16 @@ class BoundProgram:
             self.fix(program.input_slots[name], value)
         self.place_tensors(program, shape, layout)
         steps = [self.bind(instruction) for instruction in program.instructions]
-        self.steps = list(join_calls(step for step in steps if step is not None))
+        self.steps = join_calls([step for step in steps if step is not None])
+        self.late_slots = [slot for slot, is_fixed in enumerate(self.is_fixed) if not is_fixed]
 
     def fix(self, slot: int, value: object) -> None:
+        """The slot holds this in every step."""
         self.slots[slot] = value
         self.is_fixed[slot] = True
 
     def place_tensors(self, program: Program, shape: BatchShape, layout: Layout[Tensor]) -> None:
+        """Views of the arena, where the plan has them."""
         typed: dict[tuple[int, torch.dtype], Tensor] = {}
         for tensor, (buffer, offset) in zip(program.tensors, layout.places, strict=True):
             key = (id(buffer), tensor.dtype)
@@ -88,7 +89,7 @@ class BoundProgram:
             strides = [math.prod(dims[index + 1 :]) for index in range(len(dims))]
             self.slots[tensor.slot] = typed[key].as_strided(dims, strides, offset // tensor.dtype.itemsize)
 
-    def bind(self, instruction: Instruction) -> "Callable[[], object] | NativeCall | None":
+    def bind(self, instruction: Instruction) -> Step | None:
         """What has to be done for an instruction in each step: nothing where its result never changes."""
         is_known = all(self.is_fixed[slot] for slot in instruction.args)
         if is_known and (instruction.kind == "view" or self.is_size(instruction)):
@@ -99,7 +100,9 @@ class BoundProgram:
             return partial(self.run_late, instruction)
         args, out = self.fetch(instruction), self.slots[instruction.slot]
         if isinstance(instruction.run, NativeKernel):
-            return instruction.run.prepare(*args, out=out)
+            call = instruction.run.prepare(*args, out=out)
+            if call.is_lasting:
+                return call
         return partial(instruction.run, *args, out=out)
 
     def is_size(self, instruction: Instruction) -> bool:
@@ -121,21 +124,33 @@ class BoundProgram:
                 self.slots[slot] = None
 
     def run(self, arrays: Arrays) -> Tensor:
-        """The result, in memory that belongs to the next step."""
+        """The result, in memory that belongs to the next step. `arrays`: by their names, in the shapes that were bound.
+
+        Raises RuntimeError or IndexError where a kernel fails.
+        """
         for name, place in self.inputs.items():
             place.copy_(torch.from_numpy(arrays[name]))
-        for step in self.steps:
-            step()
-        result = self.slots[self.output_slot]
+        try:
+            for step in self.steps:
+                step()
+            result = self.slots[self.output_slot]
+        finally:
+            for slot in self.late_slots:  # what torch has allocated must not outlive the step
+                self.slots[slot] = None
         assert isinstance(result, Tensor)
         return result
 
 
-def join_calls(steps: "Iterable[Callable[[], object] | NativeCall]") -> "Iterable[Callable[[], object]]":
+def join_calls(steps: Iterable[Step]) -> list[Callable[[], object]]:
     """Compiled kernels that follow one another become one step."""
-    for is_native, group in groupby(steps, key=lambda step: isinstance(step, NativeCall) and not step.copies):
-        calls = list(group)
-        if is_native:
-            yield Tape([call for call in calls if isinstance(call, NativeCall)]).run
-        else:
-            yield from (step.run if isinstance(step, NativeCall) else step for step in calls)
+    joined: list[Callable[[], object]] = []
+    row: list[NativeCall] = []
+    for step in steps:
+        if isinstance(step, NativeCall):
+            row.append(step)
+            continue
+        if row:
+            joined.append(Tape(row).run)
+            row = []
+        joined.append(step)
+    return [*joined, Tape(row).run] if row else joined

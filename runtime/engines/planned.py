@@ -17,7 +17,7 @@ from runtime.memory.planner import plan_region
 from runtime.program import Program
 
 MAX_BOUND = 128
-"""Shapes the program is kept bound to; about a kilobyte for each instruction."""
+"""Shapes the program is kept bound to; some two kilobytes for each instruction."""
 
 
 class PlannedEngine:
@@ -31,11 +31,11 @@ class PlannedEngine:
         self.device = device
         self.info = info
         arena_cap = None if cap_bytes is None else cap_bytes - program.unplanned_bytes(largest)
-        self.arena: Arena[Tensor] = Arena(self.allocate, arena_cap)
+        self.bound: OrderedDict[Hashable, BoundProgram] = OrderedDict()
+        self.arena: Arena[Tensor] = Arena(self.allocate, arena_cap, self.bound.clear)
         self.inputs = Inputs(device)
         self.is_used = program.is_used
         self.read = program.read_inputs
-        self.bound: OrderedDict[Hashable, BoundProgram] = OrderedDict()
 
     def allocate(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
@@ -71,8 +71,6 @@ class PlannedEngine:
     def bind(self, shape: BatchShape, arrays: Arrays, others: Mapping[str, Tensor | int]) -> BoundProgram:
         """The program bound to these arrays' shapes; kept for the shapes used last."""
         bucket = round_shape(self.drop_unused(shape), self.largest)
-        if self.inputs.reserve(arrays) or bucket not in self.arena.layouts:
-            self.bound.clear()  # planning it may replace the chunks, and views would hold on to the old ones
         layout = self.arena.layout(bucket, lambda: self.program.lifetimes(bucket))
         fixed = [value.data_ptr() if isinstance(value, Tensor) else value for value in others.values()]
         key = (*fixed, *(array.shape for array in arrays.values()))
@@ -103,12 +101,11 @@ class PlannedEngine:
         )
 
     def trim(self) -> None:
-        if self.arena.trim():
-            self.bound.clear()
+        self.arena.trim()
 
     def close(self) -> None:
-        self.bound.clear()
         self.arena.release()
+        self.inputs.buffers.clear()
 
 
 def peak_bytes(program: Program, shape: BatchShape) -> int:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from runtime.batch import NO_TOKEN, Batch, IntArray, Output, Paging, SampledTokens
 from runtime.engine import EngineInfo, MemoryStats, Progress
 from runtime.engines.decoder import DecoderEngine
-from runtime.kv_cache.blocks import BLOCK_SIZE
+from runtime.kv_cache.blocks import BLOCK_SIZE, SCRATCH_BLOCK
 from runtime.kv_cache.examples import sample_greedily
 
 
@@ -59,13 +59,15 @@ class SpeculatingEngine:
             return tokens
         places = paging.logit_rows[rows]
         owners = np.searchsorted(batch.cu_seqlens, places, side="right") - 1
-        newest, positions = tokens.token_ids[rows], batch.position_ids[places] + 1
-        reach = paging.block_table.shape[1] * BLOCK_SIZE
+        newest, positions, tables = tokens.token_ids[rows], batch.position_ids[places] + 1, paging.block_table[owners]
         for step in range(self.num_drafts):
-            if positions.max() + 1 > reach:
-                drafts = drafts[:, :step]
+            # Rows go on as far as they have blocks to write to, and tokens to go on from.
+            num_slots = (tables != SCRATCH_BLOCK).sum(1) * BLOCK_SIZE
+            going_on = (positions < num_slots) & (newest != NO_TOKEN)
+            rows, newest, positions, tables = (each[going_on] for each in (rows, newest, positions, tables))
+            if not len(rows):
                 break
-            found = self.draft.run(pack_newest(newest, positions, paging.block_table[owners])).tokens
+            found = self.draft.run(pack_newest(newest, positions, tables)).tokens
             assert found is not None
             drafts[rows, step] = newest = found.token_ids
             positions = positions + 1

@@ -29,7 +29,7 @@ def list_arrays(batch: Batch) -> dict[str, npt.NDArray[Any]]:
 
 
 def to_tensors(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """The same as tensors, and `max_seqlen`."""
+    """The arrays as tensors on the device, and `max_seqlen`."""
     arrays = list_arrays(batch)
     tensors: dict[str, Any] = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     return tensors | {"max_seqlen": batch.max_seqlen}

@@ -64,6 +64,7 @@ TORCH_KERNELS: dict[object, Kernel] = {
     aten.silu.default: aten.silu.out,
     aten.ne.Scalar: aten.ne.Scalar_out,
     aten.to.dtype: convert,
+    aten.contiguous.default: convert,
     aten.arange.default: arange,
     aten.index_select.default: torch.index_select,
     aten.cumsum.default: torch.cumsum,

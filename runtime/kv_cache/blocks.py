@@ -12,7 +12,7 @@ something else only when no other block is left, the one unused for longest firs
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 BLOCK_SIZE = 16
@@ -34,8 +34,6 @@ class BlockTable:
     block_ids: list[int] = field(default_factory=list)
     num_published: int = 0
     """Of these, how many from the start on others can find."""
-    last_hash: BlockHash = b""
-    """Of the last published one; what the next is chained to."""
 
     @property
     def num_slots(self) -> int:
@@ -105,7 +103,7 @@ class BlockAllocator:
         """A second table over the same blocks."""
         for block in table.block_ids:
             self.ref_counts[block] += 1
-        return BlockTable(list(table.block_ids), table.num_published, table.last_hash)
+        return BlockTable(list(table.block_ids), table.num_published)
 
     def release(self, table: BlockTable) -> None:
         """Give up all blocks; the last ones first, because a prefix is of use without its end but not the reverse."""
@@ -117,38 +115,41 @@ class BlockAllocator:
                     self.kept[block] = None
                 else:
                     self.empty.append(block)
-        table.block_ids, table.num_published, table.last_hash = [], 0, b""
+        table.block_ids, table.num_published = [], 0
 
-    def find_prefix(self, token_ids: Sequence[int]) -> BlockTable:
+    def find_prefix(self, token_ids: Sequence[int], hashes: list[BlockHash]) -> BlockTable:
         """A table over the published blocks that hold the beginning of `token_ids`; at least one token is left over,
-        because something has to be computed to go on from."""
+        because something has to be computed to go on from. `hashes`: the sequence's own, extended as far as needed."""
         table = BlockTable()
         if not self.has_prefix_cache:
             return table
-        for block_hash in hash_blocks(b"", token_ids[: len(token_ids) - 1]):
-            block = self.found.get(block_hash)
+        for place in range((len(token_ids) - 1) // BLOCK_SIZE):
+            extend_hashes(hashes, token_ids, place + 1)
+            block = self.found.get(hashes[place])
             if block is None:
                 break
             if self.ref_counts[block] == 0:
                 del self.kept[block]
             self.ref_counts[block] += 1
             table.block_ids.append(block)
-            table.last_hash = block_hash
         table.num_published = len(table.block_ids)
         return table
 
-    def publish(self, table: BlockTable, token_ids: Sequence[int], num_final: int) -> None:
-        """Let others find the full blocks of the first `num_final` tokens, whose keys and values are computed."""
-        if not self.has_prefix_cache or num_final // BLOCK_SIZE <= table.num_published:
+    def publish(self, table: BlockTable, token_ids: Sequence[int], num_final: int, hashes: list[BlockHash]) -> None:
+        """Let others find the full blocks of the first `num_final` tokens, whose keys and values are computed.
+
+        `hashes`: as in `find_prefix`.
+        """
+        num_full = num_final // BLOCK_SIZE
+        if not self.has_prefix_cache or num_full <= table.num_published:
             return
-        start = table.num_published * BLOCK_SIZE
-        for block_hash in hash_blocks(table.last_hash, token_ids[start:num_final]):
-            block = table.block_ids[table.num_published]
-            table.num_published += 1
-            table.last_hash = block_hash
+        extend_hashes(hashes, token_ids, num_full)
+        for place in range(table.num_published, num_full):
             # The same tokens computed twice at one time: the first one stays the one that is found.
-            if block_hash not in self.found:
-                self.found[block_hash], self.hashes[block] = block, block_hash
+            if hashes[place] not in self.found:
+                block = table.block_ids[place]
+                self.found[hashes[place]], self.hashes[block] = block, hashes[place]
+        table.num_published = num_full
 
     def check(self) -> None:
         """Every block is free or used, and never both. Raises AssertionError."""
@@ -164,12 +165,13 @@ def count_blocks(num_tokens: int) -> int:
     return -(-num_tokens // BLOCK_SIZE)
 
 
-def hash_blocks(before: BlockHash, token_ids: Sequence[int]) -> Iterator[BlockHash]:
-    """One hash for each full block, over its tokens and the hash before it: equal only where all of the past is.
+def extend_hashes(hashes: list[BlockHash], token_ids: Sequence[int], num_blocks: int) -> None:
+    """Add what is missing of the hashes of the first `num_blocks` blocks: each over its tokens and the hash before it,
+    so that two are equal only where all of the past is. What is known of a sequence stays true: tokens are only added.
 
     128 bits of BLAKE2: two different prompts meet by chance never, and by intent not in practice.
     """
-    for start in range(0, len(token_ids) - BLOCK_SIZE + 1, BLOCK_SIZE):
+    assert num_blocks * BLOCK_SIZE <= len(token_ids), "Only full blocks have hashes. This is a bug."
+    for start in range(len(hashes) * BLOCK_SIZE, num_blocks * BLOCK_SIZE, BLOCK_SIZE):
         tokens = array("q", token_ids[start : start + BLOCK_SIZE]).tobytes()
-        before = hashlib.blake2b(before + tokens, digest_size=16).digest()
-        yield before
+        hashes.append(hashlib.blake2b((hashes[-1] if hashes else b"") + tokens, digest_size=16).digest())

@@ -31,13 +31,15 @@ class Layout(Generic[Buffer]):
 
 @dataclass(slots=True)
 class Arena(Generic[Buffer]):
-    """Mutable: everything but `allocate`, `cap_bytes` and `release_after`. Belongs to one thread.
+    """Mutable: everything but `allocate`, `cap_bytes`, `on_release` and `release_after`. Belongs to one thread.
 
     `allocate(num_bytes)` gets memory from the system; it goes back when the last reference to the buffer is dropped.
     """
 
     allocate: Callable[[int], Buffer]
     cap_bytes: int | None = None
+    on_release: Callable[[], None] = lambda: None
+    """Called before chunks are given up: whoever holds views of them has to drop them first."""
     release_after: int = 2048
     """Steps over which the largest need is remembered before `trim` may shrink to it."""
     chunks: list[tuple[int, Buffer]] = field(default_factory=list)
@@ -115,6 +117,7 @@ class Arena(Generic[Buffer]):
         return is_wasteful
 
     def release(self) -> None:
+        self.on_release()
         self.chunks.clear()
         self.layouts.clear()
 

@@ -13,12 +13,14 @@ from torch.nn import functional
 
 from runtime.batch import Batch
 from runtime.capture import symbol_names, to_formula
-from runtime.engine import EngineInfo
+from runtime.engine import EngineError, EngineInfo
+from runtime.engines.bound import BoundProgram
 from runtime.engines.planned import PlannedEngine
 from runtime.listing import format_program
 from runtime.memory.lifetimes import BatchShape
 from runtime.ops import pool
 from runtime.program import PlannedTensor, Program, lower
+from tests.kernels.kernel_cases import IMPLEMENTATIONS, find_kernels
 from tests.kernels.tiny_graphs import CPU, HIDDEN_SIZE, Body, Tiny, capture_body, random_batch, run_graph
 from tests.tolerances import check_close
 
@@ -32,10 +34,17 @@ def make_engine(program: Program) -> PlannedEngine:
 
 
 def check_program(body: Body, batch: Batch = BATCH) -> Program:
-    """What the engine computes in planned memory is what the graph says."""
+    """What the engine computes in planned memory is what the graph says, the first time and when all is bound."""
     graph_module = capture_body(body)
+    others = [random_batch(batch.seqlens.tolist(), seed=7), batch]
+    for implementation in IMPLEMENTATIONS[1:]:
+        engine = make_engine(lower(graph_module, find_kernels(implementation)))
+        for each in (batch, *others):
+            check_close(engine.run(each).values, run_graph(graph_module, each))
     program = lower(graph_module)
-    check_close(make_engine(program).run(batch).values, run_graph(graph_module, batch))
+    engine = make_engine(program)
+    for each in (batch, *others):
+        check_close(engine.run(each).values, run_graph(graph_module, each))
     return program
 
 
@@ -204,8 +213,11 @@ def test_unplanned_results_are_freed_after_their_last_use() -> None:
         replace(instruction, run=watch) if instruction.kind == "unplanned" else instruction
         for instruction in program.instructions
     ]
-    make_engine(replace(program, instructions=tuple(watched))).run(BATCH)
-    assert len(seen) == 6 and max(alive) == 2
+    engine = make_engine(replace(program, instructions=tuple(watched)))
+    for _ in range(2):
+        engine.run(BATCH)
+    assert len(seen) == 12 and max(alive) == 2
+    assert not any(each() is not None for each in seen)
     assert program.unplanned_bytes(LARGEST) == 2 * LARGEST.num_tokens * HIDDEN_SIZE * 4
 
 
@@ -216,3 +228,20 @@ def test_results_in_a_tuple_are_computed_anew_each_time() -> None:
     first, second, again = (engine.run(batch).values for batch in batches)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, second)
+
+
+def test_compiled_kernels_between_others() -> None:
+    """A norm before, between and behind what torch allocates: two rows of calls, and one that has to wait."""
+    check_program(lambda m, x, _: m.norm(torch.erf(m.other_norm(m.norm(x))) + m.norm(x)))
+
+
+def test_compiled_kernel_reads_what_is_not_dense() -> None:
+    """What it has to copy first, it copies in each step."""
+    check_program(lambda m, x, _: m.norm(m.a(x).unflatten(1, (2, -1)).transpose(1, 2).flatten(1)))
+    check_program(lambda m, x, _: functional.layer_norm(m.a(x).view(-1, 8, 4).transpose(1, 2), (8,)).flatten(1))
+
+
+def test_missing_argument_is_named() -> None:
+    engine = make_engine(lower(capture_body(lambda m, x, _: m.a(x))))
+    with pytest.raises(EngineError, match="the model reads input_ids, which the batch does not have"):
+        BoundProgram(engine.program, LARGEST, engine.arena.layout(LARGEST, list), {}, {})

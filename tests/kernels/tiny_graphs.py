@@ -9,7 +9,10 @@ from torch.fx import GraphModule
 
 from models.bert import Bert
 from models.config import EncoderConfig
+from models.decoder_config import DecoderConfig
+from models.decoder_layers import Decoder
 from models.heads import EmbeddingHead, TextModel
+from models.rotary import RotaryConfig
 from runtime.batch import Batch
 from runtime.capture import ENCODER_INPUTS, capture
 from runtime.engines.transfer import to_tensors
@@ -50,6 +53,42 @@ def tiny_bert() -> nn.Module:
         if "norm" in name:
             parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
     return module.eval().requires_grad_(False)
+
+
+LLAMA_CONFIG = DecoderConfig(
+    architecture="LlamaForCausalLM",
+    model_type="llama",
+    vocab_size=VOCAB_SIZE,
+    hidden_size=HIDDEN_SIZE,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=48,
+    activation="silu",
+    norm_eps=1e-5,
+    max_position_embeddings=MAX_POSITIONS,
+    rotary=RotaryConfig(dim=8, theta=10000.0),
+    windows=(-1, -1),
+    softmax_scales=(8**-0.5, 8**-0.5),
+    has_rms_norm=True,
+    has_post_norms=False,
+    has_qk_norm=False,
+    is_gated=True,
+    has_qkv_bias=False,
+    has_o_bias=False,
+    has_mlp_bias=False,
+    is_tied=True,
+    attention_softcap=0.0,
+    logit_softcap=0.0,
+)
+
+
+def tiny_llama() -> nn.Module:
+    """Two layers with random weights, the same each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Decoder(LLAMA_CONFIG).eval().requires_grad_(False)
 
 
 Body = Callable[["Tiny", Tensor, Tensor], Tensor]

@@ -1,10 +1,12 @@
 """Sequences end to end."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.packing import pack, sort_by_length
+from runtime.kv_cache.blocks import SCRATCH_BLOCK
+from server.packing import pack, pack_tables, sort_by_length
 from server.request import TokenSequence
 from tests.pure.fake_requests import make_sequence
 
@@ -46,3 +48,12 @@ def test_types_are_those_of_the_contract() -> None:
 
 def test_equal_lengths_become_neighbours_in_the_order_they_came() -> None:
     assert sort_by_length([make_sequence(length) for length in (5, 2, 5, 1, 2)]) == [3, 1, 4, 0, 2]
+
+
+@pytest.mark.parametrize(("longest", "width"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (9, 16)])
+def test_tables_are_a_power_of_two_wide(longest: int, width: int) -> None:
+    tables = [list(range(1, longest + 1)), [7]]
+    packed = pack_tables(tables)
+    assert packed.shape == (2, width)
+    for row, table in zip(packed.tolist(), tables, strict=True):
+        assert row == table + [SCRATCH_BLOCK] * (width - len(table))

@@ -1,4 +1,4 @@
-"""The graph of a tiny BERT after each pass, and its execution plan, as text in this folder.
+"""The graph of a tiny BERT and a tiny Llama after each pass, and the execution plan, as text in this folder.
 
 A refactoring leaves the files as they are; an optimisation changes exactly the lines it is about, for all to see.
 """
@@ -19,28 +19,31 @@ from runtime.memory.lifetimes import BatchShape
 from runtime.ops import embed_norm, linear_act, linear_int8
 from runtime.passes.pipeline import PrecisionChoice, Target, list_passes, run_passes
 from runtime.program import lower
-from tests.kernels.tiny_graphs import CPU, tiny_bert
+from tests.kernels.tiny_graphs import CPU, tiny_bert, tiny_llama
 
 HERE = Path(__file__).parent
 UPDATE_VARIABLE = "PADLESS_UPDATE_SNAPSHOTS"
-LARGEST = BatchShape(512, 64, 128)
+LARGEST = BatchShape(512, 64, 128, 64)
+MODELS = {"bert": tiny_bert, "llama": tiny_llama}
 KERNELS = TORCH_KERNELS | dict.fromkeys((linear_act.PACKED_OP, linear_int8.PACKED_OP, embed_norm.OP), print)
 """Whatever this machine has: a plan needs to know only which ops have kernels."""
 
 # Chosen here and not by `choose_precision`, so that the text does not depend on this machine's CPU. For the same reason
 # the graphs are dumped before prepacking, which needs the instructions it packs for.
 CASES = {
-    "fp32": (PrecisionChoice("fp32", torch.float32, True, ""), Target(CPU)),
-    "bf16": (PrecisionChoice("bf16", torch.bfloat16, True, ""), Target(CPU)),
-    "bf16-without-instructions": (PrecisionChoice("bf16", torch.bfloat16, False, ""), Target(CPU)),
-    "fp32-avx2": (PrecisionChoice("fp32", torch.float32, True, ""), Target(CPU, "avx2")),
-    "int8-avx2": (PrecisionChoice("int8", torch.bfloat16, False, ""), Target(CPU, "avx2")),
+    "bert-fp32": (PrecisionChoice("fp32", torch.float32, True, ""), Target(CPU)),
+    "bert-bf16": (PrecisionChoice("bf16", torch.bfloat16, True, ""), Target(CPU)),
+    "bert-bf16-without-instructions": (PrecisionChoice("bf16", torch.bfloat16, False, ""), Target(CPU)),
+    "bert-fp32-avx2": (PrecisionChoice("fp32", torch.float32, True, ""), Target(CPU, "avx2")),
+    "bert-int8-avx2": (PrecisionChoice("int8", torch.bfloat16, False, ""), Target(CPU, "avx2")),
+    "llama-fp32-avx2": (PrecisionChoice("fp32", torch.float32, True, ""), Target(CPU, "avx2")),
+    "llama-int8-avx2": (PrecisionChoice("int8", torch.float32, True, ""), Target(CPU, "avx2")),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_graph_and_plan_are_as_kept(name: str) -> None:
-    path, found = HERE / f"bert-{name}.txt", describe(*CASES[name])
+    path, found = HERE / f"{name}.txt", describe(name.partition("-")[0], *CASES[name])
     if os.environ.get(UPDATE_VARIABLE):
         path.write_text(found, encoding="utf-8")
     kept = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -51,13 +54,13 @@ def test_graph_and_plan_are_as_kept(name: str) -> None:
     pytest.fail("\n".join([*lines, "", remedy]), pytrace=False)
 
 
-def describe(choice: PrecisionChoice, target: Target) -> str:
+def describe(model: str, choice: PrecisionChoice, target: Target) -> str:
     parts: list[str] = []
 
     def on_pass(name: str, graph_module: GraphModule) -> None:
         parts.append(f"== {name}\n{rename_nodes(format_graph(graph_module))}\n")
 
-    graph_module = capture(tiny_bert(), CPU)
+    graph_module = capture(MODELS[model](), CPU)
     passes = [(name, rewrite) for name, rewrite in list_passes(choice, target) if name != "prepack_onednn"]
     run_passes(graph_module, passes, on_pass)
     parts.append(f"== plan\n{rename_nodes(format_program(lower(graph_module, KERNELS), LARGEST))}\n")

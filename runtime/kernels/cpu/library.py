@@ -69,7 +69,7 @@ SIGNATURES: dict[str, tuple[CType, ...]] = {
     "pool": (*MATRIX, c_void_p, *(c_int64,) * 4, c_void_p),
 }
 COUNTS_WRONG = frozenset({"paged_attention", "embed_norm"})
-"""Kernels that count how many of their inputs are wrong, and compute nothing unless there are none."""
+"""Kernels that count how many of their inputs are wrong."""
 WORDS: dict[CType, str] = {c_void_p: "Q", c_int64: "q", c_float: "f4x"}
 """How `struct` lays an argument into a word of tape.h."""
 

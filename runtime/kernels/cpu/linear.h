@@ -181,6 +181,7 @@ struct Linear {
     }
 
     void run() const {
+        if (call.num_rows == 0) return;  // a step of prompt chunks has no logits to compute
         const int64_t num_blocks = (call.num_rows + BLOCK_ROWS - 1) / BLOCK_ROWS, num_threads = omp_get_max_threads();
         if (num_threads == 1 || num_blocks >= 4 * num_threads)
             run_by_rows(num_blocks);

@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,27 +22,22 @@ from runtime.ops.varlen_attention import find_reach
 
 @dataclass(frozen=True, slots=True)
 class NativeCall:
-    """A kernel and its arguments, to be run as often as their tensors get new contents."""
+    """A kernel and its arguments."""
 
     kernel: CpuKernel
     args: tuple[object, ...]
-    copies: tuple[tuple[Tensor, Tensor], ...] = ()
-    """(from, to): dense copies, made before each run, of what does not lie as the kernel wants it."""
+    is_lasting: bool = True
+    """Whether it can run again when its tensors have got new contents; not if some were copied to lie dense."""
     wrong: str = ""
     """What the inputs that the kernel counts have wrong with them."""
     keeps: tuple[object, ...] = ()
     """What `args` only holds addresses of."""
 
     def run(self) -> None:
-        """Raises IndexError where inputs are out of range; nothing is computed then."""
-        self.copy_inputs()
+        """Raises IndexError where inputs are out of range."""
         num_wrong = self.kernel(*self.args)
         if num_wrong:
             raise IndexError(f"{num_wrong} of the batch's {self.wrong}")
-
-    def copy_inputs(self) -> None:
-        for source, copy in self.copies:
-            copy.copy_(source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,33 +51,34 @@ class NativeKernel:
 
 
 @dataclass(slots=True)
-class Copies:
-    """Mutable: grows by a pair for each tensor that does not lie as its kernel wants it."""
+class Dense:
+    """Gives tensors as a kernel wants them to lie. Mutable: whether one had to be copied for it."""
 
-    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    has_copied: bool = False
 
-    def take(self, source: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-        """A dense copy, in another type if one is given."""
-        copy = torch.empty_like(source, dtype=dtype, memory_format=torch.contiguous_format)
-        self.pairs.append((source, copy))
-        return copy
+    def copy(self, x: Tensor) -> Tensor:
+        self.has_copied = True
+        return x.contiguous()
 
-    def dense(self, x: Tensor) -> Tensor:
-        return x if x.is_contiguous() else self.take(x)
+    def whole(self, x: Tensor) -> Tensor:
+        return x if x.is_contiguous() else self.copy(x)
+
+    def floats(self, x: Tensor) -> Tensor:
+        return self.whole(x) if x.dtype == torch.float32 else self.copy(x.float())
 
     def heads(self, x: Tensor) -> Tensor:
-        return x if has_dense_heads(x) else self.take(x)
+        return x if has_dense_heads(x) else self.copy(x)
 
     def rows(self, x: Tensor) -> Tensor:
         """As a matrix whose rows are dense; a view wherever torch can give one."""
-        matrix_ = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        if matrix_.data_ptr() == x.data_ptr() and (matrix_.stride(1) == 1 or matrix_.shape[1] == 1):
-            return matrix_
-        return self.take(x).view(-1, x.shape[-1])
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        if rows.data_ptr() != x.data_ptr():  # reshape has copied
+            return self.copy(rows)
+        return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else self.copy(rows)
 
 
 class CpuKernels:
-    """Each method prepares a call of the C++ kernel of its name. Weights are converted once, activations each time."""
+    """Each method prepares a call of the C++ kernel of its name."""
 
     def __init__(self, library: CpuLibrary) -> None:
         self.library = library
@@ -103,18 +99,18 @@ class CpuKernels:
         *,
         out: Tensor,
     ) -> NativeCall:
-        copies = Copies()
-        q, k, v = (copies.heads(x) for x in (q, k, v))
+        dense = Dense()
+        q, k, v = (dense.heads(x) for x in (q, k, v))
         reach = 0
         if bias is not None:
             reach = find_reach(bias, max(max_seqlen_q, max_seqlen_k))
-            bias = copies.dense(bias) if bias.dtype == torch.float32 else copies.take(bias, dtype=torch.float32)
+            bias = dense.floats(bias)
         args = (
             *(q, q.stride(0), k, k.stride(0), v, v.stride(0), KINDS[q.dtype]),
             *(cu_seqlens_q, cu_seqlens_k, len(cu_seqlens_q) - 1, *q.shape[1:]),
             *(softmax_scale, causal, window, bias, reach, out, out.stride(0)),
         )
-        return NativeCall(self.library.varlen_attention, args, tuple(copies.pairs))
+        return NativeCall(self.library.varlen_attention, args, not dense.has_copied)
 
     def paged_attention(
         self,
@@ -136,15 +132,17 @@ class CpuKernels:
         *,
         out: Tensor,
     ) -> NativeCall:
-        copies = Copies()
-        q, k, v = (copies.heads(x) for x in (q, k, v))
+        """Raises IndexError where there is no such layer. Run, the call computes and stores nothing if a slot, block,
+        position or length is out of range."""
+        dense = Dense()
+        q, k, v = (dense.heads(x) for x in (q, k, v))
         num_layers, num_blocks, _, num_kv_heads, _ = kv_cache.shape
         if not 0 <= layer < num_layers:
             raise IndexError(f"there is no layer {layer} in a cache of {num_layers}")
         assert kv_cache.is_contiguous(), "The kernel knows the cache by its shape. This is a bug."
-        slots, table = copies.dense(slot_mapping), copies.dense(block_table)
-        rotary = None if rotary is None else copies.dense(rotary)
-        positions = None if position_ids is None else copies.dense(position_ids)
+        slots, table = dense.whole(slot_mapping), dense.whole(block_table)
+        rotary = None if rotary is None else dense.whole(rotary)
+        positions = None if position_ids is None else dense.whole(position_ids)
         args = (
             *(q, q.stride(0), k, k.stride(0), v, v.stride(0), KINDS[q.dtype]),
             *(kv_cache[layer], CACHE_KINDS[kv_cache.dtype], num_blocks, slots, table, table.shape[1]),
@@ -153,7 +151,7 @@ class CpuKernels:
             *(softmax_scale, window, softcap, out, out.stride(0)),
         )
         wrong = "slots, blocks, positions or lengths are out of range"
-        return NativeCall(self.library.paged_attention, args, tuple(copies.pairs), wrong)
+        return NativeCall(self.library.paged_attention, args, not dense.has_copied, wrong)
 
     def linear_act(
         self,
@@ -166,13 +164,13 @@ class CpuKernels:
         *,
         out: Tensor,
     ) -> NativeCall:
-        copies = Copies()
-        x, residual = copies.rows(x), None if residual is None else copies.rows(residual)
+        dense = Dense()
+        x, residual = dense.rows(x), None if residual is None else dense.rows(residual)
         args = (
             *(*matrix(x), packed, x.shape[0], out_features, x.shape[1], bias, ACTIVATIONS.index(act)),
             *(*optional_matrix(residual), *matrix(flatten(out))),
         )
-        return NativeCall(self.library.linear_act, args, tuple(copies.pairs))
+        return NativeCall(self.library.linear_act, args, not dense.has_copied)
 
     def linear_int8(
         self,
@@ -193,14 +191,14 @@ class CpuKernels:
         *,
         out: Tensor,
     ) -> NativeCall:
-        copies = Copies()
-        x, residual = copies.rows(x), None if residual is None else copies.rows(residual)
+        dense = Dense()
+        x, residual = dense.rows(x), None if residual is None else dense.rows(residual)
         args = (
             *(*matrix(x), packed, x.shape[0], out_features, in_features, inverse_smooth, x_scale, x_zero),
             *(bias, ACTIVATIONS.index(act), *optional_matrix(residual), *matrix(out)),
             *(out_inverse_smooth, out_scale, out_zero),
         )
-        return NativeCall(self.library.linear_int8, args, tuple(copies.pairs))
+        return NativeCall(self.library.linear_int8, args, not dense.has_copied)
 
     def add_norm(
         self,
@@ -217,19 +215,19 @@ class CpuKernels:
         *,
         out: Tensor,
     ) -> NativeCall:
-        copies, heads = Copies(), 1
+        dense, heads = Dense(), 1
         if x.dim() == 3 and has_dense_heads(x):
             heads = x.shape[1]
         else:
-            x = copies.rows(x)
-        residual = None if residual is None else copies.rows(residual)
-        weight, bias = weight.float(), None if bias is None else bias.float()
+            x = dense.rows(x)
+        residual = None if residual is None else dense.rows(residual)
+        weight, bias = dense.floats(weight), None if bias is None else dense.floats(bias)
         shape = (x.numel() // x.shape[-1], x.shape[-1])
         args = (
             *(*matrix(x), heads, *optional_matrix(residual), *shape, weight, bias, eps, is_rms),
             *(*matrix(flatten(out)), out_inverse_smooth, out_scale, out_zero),
         )
-        return NativeCall(self.library.add_norm, args, tuple(copies.pairs))
+        return NativeCall(self.library.add_norm, args, not dense.has_copied)
 
     def layer_norm(
         self,
@@ -256,25 +254,25 @@ class CpuKernels:
         *,
         out: Tensor,
     ) -> NativeCall:
-        copies = Copies()
-        x = copies.rows(x)
+        dense = Dense()
+        x = dense.rows(x)
         args = (
             *(*matrix(x), x.shape[0], x.shape[1] // 2, ACTIVATIONS.index(act), *matrix(out)),
             *(out_inverse_smooth, out_scale, out_zero),
         )
-        return NativeCall(self.library.gated_act, args, tuple(copies.pairs))
+        return NativeCall(self.library.gated_act, args, not dense.has_copied)
 
     def embed_norm(
         self, tables: list[Tensor], indices: list[Tensor], weight: Tensor, bias: Tensor, eps: float, *, out: Tensor
     ) -> NativeCall:
-        copies = Copies()
-        indices, weight, bias = [copies.dense(index) for index in indices], weight.float(), bias.float()
+        dense = Dense()
+        indices, weight, bias = [dense.whole(index) for index in indices], dense.floats(weight), dense.floats(bias)
         args = (
             *(list_addresses(tables), list_addresses(indices), (ctypes.c_int64 * len(tables))(*map(len, tables))),
             *(len(tables), KINDS[tables[0].dtype], *out.shape, weight, bias, eps, *matrix(out)),
         )
         wrong, keeps = "ids or positions are out of their embedding's range", (*tables, *indices)
-        return NativeCall(self.library.embed_norm, args, tuple(copies.pairs), wrong, keeps)
+        return NativeCall(self.library.embed_norm, args, not dense.has_copied, wrong, keeps)
 
     def pool(
         self, hidden_states: Tensor, cu_seqlens: Tensor, mode: str, normalize: bool = False, *, out: Tensor

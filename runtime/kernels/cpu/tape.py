@@ -8,10 +8,10 @@ from runtime.kernels.cpu.native import NativeCall
 
 
 class Tape:
-    """Runs calls of one library in their order. They have nothing to copy, and their tensors stay where they are."""
+    """Runs calls of one library in their order, as often as their tensors get new contents."""
 
     def __init__(self, calls: Sequence[NativeCall]) -> None:
-        assert not any(call.copies for call in calls), "Copies are made between kernels. This is a bug."
+        assert all(call.is_lasting for call in calls), "A tape would read old copies. This is a bug."
         self.play = calls[0].kernel.play_tape
         self.calls = tuple(calls)
         encoded = [call.kernel.encode(call.args) for call in calls]
@@ -22,7 +22,8 @@ class Tape:
         self.address = self.entries.ctypes.data
 
     def run(self) -> None:
-        """Raises IndexError where a kernel's inputs are out of range; neither it nor those behind it compute."""
+        """Raises IndexError where a kernel's inputs are out of range; those behind it do not run."""
         failed = self.play(self.address, len(self.calls))
         if failed >= 0:
             self.calls[failed].run()  # finds the same and says it
+            raise RuntimeError("A kernel has found wrong inputs, and then has not. This is a bug.")
