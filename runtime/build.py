@@ -21,6 +21,7 @@ from runtime.engines.reference import ReferenceEngine
 from runtime.engines.speculating import SpeculatingEngine
 from runtime.kernels.cpu.build import CannotBuild
 from runtime.kernels.cpu.library import CpuLibrary, load_library
+from runtime.kernels.cpu.native import CpuKernels
 from runtime.kernels.table import list_kernels
 from runtime.kv_cache.blocks import count_blocks
 from runtime.kv_cache.budget import plan_blocks
@@ -272,7 +273,9 @@ def find_library(config: EngineConfig, device: torch.device, progress: Progress)
 def find_target(config: EngineConfig, device: torch.device, library: CpuLibrary | None) -> Target:
     """What to rewrite for. Raises UnusableConfig where the calibration cannot be read."""
     quantization = load_quantization(config.quantization) if config.quantization else None
-    return Target(device, library.isa if library else None, quantization)
+    if library is None:
+        return Target(device, None, quantization)
+    return Target(device, library.isa, quantization, CpuKernels(library).round_channels)
 
 
 def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, target: Target) -> EngineInfo:

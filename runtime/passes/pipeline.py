@@ -23,6 +23,7 @@ from runtime.passes.prepack_onednn import prepack_onednn
 from runtime.passes.quantize import quantize
 from runtime.passes.rewriting import infer_shapes
 from runtime.quantization.scheme import Quantization
+from runtime.quantization.weights import RoundChannels
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPAQUE = ("prepack_onednn",)
@@ -41,6 +42,8 @@ class Target:
     isa: str | None = None
     """The instruction set of the compiled CPU kernels; None: torch's kernels."""
     quantization: Quantization | None = None
+    round_channels: RoundChannels | None = None
+    """Of the compiled kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,12 @@ def list_passes(choice: PrecisionChoice, target: Target) -> list[tuple[str, Pass
     passes.append(("fuse_add_norm", fuse_add_norm))
     if choice.precision == "int8":
         # AVX2 adds products of bytes in 16 bits: see add_products in kernels/cpu/gemm.h.
-        how = partial(quantize, quantization=target.quantization, overflow_free=target.isa == "avx2")
+        how = partial(
+            quantize,
+            quantization=target.quantization,
+            overflow_free=target.isa == "avx2",
+            round_channels=target.round_channels,
+        )
         passes.append(("quantize", how))
     passes.append(("fuse_linear_add", fuse_linear_add))
     if choice.dtype != torch.float32:

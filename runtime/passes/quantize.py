@@ -4,6 +4,8 @@ Where all readers of a norm or of an int8 layer are int8 layers that quantise al
 one that makes them.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,34 +24,43 @@ from runtime.passes.rewriting import (
 from runtime.quantization.calibrate import smooth_blindly
 from runtime.quantization.scheme import LinearScheme, Quantization, check_model
 from runtime.quantization.simulate import find_linears, linear_weights
-from runtime.quantization.weights import quantize_weight
+from runtime.quantization.weights import QuantizedWeight, RoundChannels, quantize_weight
 
 aten = torch.ops.aten
 
 
-def quantize(graph_module: GraphModule, quantization: Quantization | None, *, overflow_free: bool) -> None:
-    """`quantization` None: every layer, smoothed by guess. `overflow_free`: see `quantize_weight`.
+def quantize(
+    graph_module: GraphModule,
+    quantization: Quantization | None,
+    *,
+    overflow_free: bool,
+    round_channels: RoundChannels | None = None,
+) -> None:
+    """`quantization` None: every layer, smoothed by guess. `overflow_free`, `round_channels`: see `quantize_weight`.
 
     Raises UnusableConfig where the calibration is of another model.
     """
     if quantization is not None:
         check_model(quantization, linear_weights(graph_module))
     schemes = quantization.linears if quantization else smooth_blindly(graph_module)
+    round_weight = partial(quantize_weight, overflow_free=overflow_free, round_channels=round_channels)
     for name, nodes in find_linears(graph_module).items():
         scheme = schemes.get(name, LinearScheme())
         for node in nodes if not scheme.is_float else ():
-            quantize_linear(graph_module, node, scheme, overflow_free)
+            quantize_linear(graph_module, node, scheme, round_weight)
     graph_module.graph.eliminate_dead_code()
     infer_shapes(graph_module)
     for node in list(graph_module.graph.nodes):
         quantize_for_readers(node)
 
 
-def quantize_linear(graph_module: GraphModule, node: Node, scheme: LinearScheme, overflow_free: bool) -> None:
+def quantize_linear(
+    graph_module: GraphModule, node: Node, scheme: LinearScheme, round_weight: Callable[..., QuantizedWeight]
+) -> None:
     x, weight, bias, act, _ = linear_arguments(node)
     name = str(weight.target).replace(".", "_")
     value = constant(graph_module, weight).detach().float()
-    quantized = quantize_weight(value, scheme=scheme, overflow_free=overflow_free)
+    quantized = round_weight(value, scheme=scheme)
     smooth = None if scheme.smooth is None else add_constant(graph_module, f"{name}_smooth", 1 / scheme.smooth)
     args = (
         x,

@@ -16,6 +16,7 @@ from runtime.kernels.cpu.library import (
     CpuKernel,
     CpuLibrary,
     matrix,
+    round_up,
 )
 from runtime.ops.varlen_attention import find_reach
 
@@ -280,6 +281,18 @@ class CpuKernels:
         shape = (len(cu_seqlens) - 1, hidden_states.shape[1])
         args = (*matrix(hidden_states), cu_seqlens, *shape, POOLINGS.index(mode), normalize, out)
         return NativeCall(self.library.pool, args)
+
+    def round_channels(self, weight: Tensor, limits: tuple[float, ...], overflow_free: bool) -> tuple[Tensor, Tensor]:
+        """`quantization.weights.RoundChannels`, computed at once."""
+        num_channels, in_features = weight.shape
+        places = torch.tensor(limits)
+        values = torch.empty(num_channels, 4, round_up(in_features, 8) // 4, dtype=torch.int8)
+        scale = torch.empty(num_channels)
+        self.library.quantize_weight(
+            *(weight.data_ptr(), num_channels, in_features, places.data_ptr(), len(limits), overflow_free),
+            *(values.data_ptr(), scale.data_ptr()),
+        )
+        return values.transpose(0, 1), scale
 
 
 def has_dense_heads(x: Tensor) -> bool:
