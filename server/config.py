@@ -6,7 +6,7 @@ Unknown keys are errors that suggest the nearest one; contradictions are refused
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -253,11 +253,11 @@ def descend(target: Any, part: str, override: str) -> Any:
 def explain_errors(error: ValidationError) -> Iterator[str]:
     """One line per error: where it is, what is wrong, and the nearest key for a misspelt one."""
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "file"
+        where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             yield f"{where}: unknown key{suggest_key(item['loc'])}"
         elif item["type"] == "value_error":
-            yield f"{where}: {item['ctx']['error']}"
+            yield f"{where}: {item['ctx']['error']}" if where else str(item["ctx"]["error"])
         else:
             yield f"{where}: {item['msg']} (got {item['input']!r})"
 
@@ -276,6 +276,11 @@ def find_section(loc: tuple[str | int, ...]) -> type[BaseModel]:
             section = ModelConfig
         elif part != "models":
             annotation = section.model_fields[part].annotation
-            assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-            section = annotation
+            sections = [each for each in (annotation, *get_args(annotation)) if is_section(each)]
+            assert len(sections) == 1, "A key with keys of its own is of one kind. This is a bug."
+            section = sections[0]
     return section
+
+
+def is_section(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -92,9 +92,12 @@ def find_draft(model: ModelConfig) -> Path | None:
         return None
     source = model.speculative.draft
     try:
-        return find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
+        directory = find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
+        if read_info(directory).task != "generate":
+            raise ModelDirectoryError(f"{directory} does not generate text; name a small model that does")
     except ModelDirectoryError as error:
         raise ModelDirectoryError(f"model {model.name}: speculative.draft: {error}") from None
+    return directory
 
 
 def check_limits(model: ModelConfig, info: ModelInfo) -> None:
@@ -110,6 +113,11 @@ def check_limits(model: ModelConfig, info: ModelInfo) -> None:
             f"model {model.name}: limits.max_input_tokens ({wanted}) is over limits.max_batch_tokens "
             f"({max_batch_tokens}): such an input would never run. Raise max_batch_tokens to at least {wanted} or "
             "lower max_input_tokens"
+        )
+    if info.task == "generate" and model.limits.truncation != "error":
+        raise ConfigError(
+            f"model {model.name}: limits.truncation is for inputs to be embedded or classified, and this model "
+            "generates: a prompt cut short would be another prompt. Leave it out"
         )
     if info.task != "generate" and model.speculative is not None:
         raise ConfigError(

@@ -185,6 +185,8 @@ class Generating:
         """What goes wrong with one generation's tokens must not end its batch-mates."""
         try:
             yield
+        except Unservable as error:
+            self.fail(generation, error)
         except Exception as error:
             logger.exception("the tokens of a generation could not be handed out")
             self.fail(generation, EngineFailure(f"{type(error).__name__}: {error}"))
@@ -206,7 +208,7 @@ class Generating:
             if rows[place].forced_id != NO_TOKEN:
                 generation.prompt_logprobs.append(read_logprob(tokens, place, generation.params.num_prompt_logprobs))
         if any(tokens.token_ids[place] == NO_TOKEN for place in places):
-            self.fail(generation, EngineFailure("the model computed NaN, or a constraint left no token to choose"))
+            self.fail(generation, explain_no_token(generation, sequence))
         elif part.is_complete_at(sequence.num_computed_tokens):
             self.go_on(part, drawn, tokens, candidates)
         self.publish(sequence)
@@ -383,6 +385,16 @@ class Generating:
 
     def forget_cancelled(self, request: Request) -> None:
         self.streams.pop(request.call_id, None)
+
+
+def explain_no_token(generation: Generation, sequence: Sequence) -> Exception:
+    """Why no token could be chosen. Where the client forbids some, nobody can tell that from a model gone wrong."""
+    params = generation.params
+    kind = params.grammar[0] or ("bad_words" if params.bad_words else "logit_bias" if params.logit_bias else "")
+    if sequence.matcher is None and not params.bad_words and not params.logit_bias:
+        return EngineFailure("the model computed NaN")
+    field = {"json_schema": "response_format", "json": "response_format"}.get(kind, kind)
+    return Unservable(f"{field}: what is asked for leaves no token to choose, with bad_words and logit_bias", field)
 
 
 def read_logprob(tokens: SampledTokens, place: int, num_top: int) -> TokenLogprob:

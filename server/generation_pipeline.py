@@ -124,8 +124,8 @@ def settle_params(order: GenerationOrder, num_prompt_tokens: int, model: ServedM
     least = 1 if order.max_tokens is None else order.max_tokens
     if least > room:
         raise InputTooLong(
-            f"{order.field} has {num_prompt_tokens} tokens, with {least} to generate more than this model's maximum "
-            f"context length of {context} tokens; shorten it or ask for fewer tokens",
+            f"{order.field} has {num_prompt_tokens} tokens; with {least} to generate that is over the maximum "
+            f"context length of {context} tokens. {explain_room(room)}",
             param=order.field,
         )
     max_tokens = min(order.default_max_tokens, room) if order.max_tokens is None else order.max_tokens
@@ -136,6 +136,11 @@ def settle_params(order: GenerationOrder, num_prompt_tokens: int, model: ServedM
             param="min_tokens",
         )
     return replace(order.params, max_tokens=max_tokens, seed=secrets.randbits(63) if order.seed is None else order.seed)
+
+
+def explain_room(room: int) -> str:
+    """`room`: tokens that the prompt leaves."""
+    return f"Lower max_tokens to at most {room}, or shorten it" if room > 0 else "Shorten it"
 
 
 class TextGeneration:

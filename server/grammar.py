@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from server.request import Unservable
 from server.sequences import Matcher
@@ -14,22 +14,44 @@ FIELDS = {"regex": "regex", "json_schema": "response_format", "json": "response_
 """Where a client puts each kind."""
 
 
-class GrammarMatcher:
-    """A Matcher. Mutable: how far it has got."""
+LIMITS = LLParserLimits(initial_lexer_fuel=250_000, verbose_errors=False)
+"""Of the work that one grammar may cause: some 0.1 s at a time, in which nobody else's tokens go on."""
 
-    def __init__(self, inner: LLMatcher) -> None:
+
+class GrammarMatcher:
+    """A Matcher. Mutable: how far it has got, and which tokens may come next.
+
+    Raises Unservable, when it is made and from `accept`, where the grammar leaves nothing to say or costs too much.
+    """
+
+    def __init__(self, inner: LLMatcher, kind: str) -> None:
         self.inner = inner
+        self.kind = kind
+        self.mask = self.find_mask()
+
+    def find_mask(self) -> npt.NDArray[np.uint32]:
+        mask = np.frombuffer(self.inner.compute_bitmask(), np.uint32)
+        self.check()
+        return mask
+
+    def check(self) -> None:
+        if self.inner.is_error():
+            is_empty = "NoExtension" in self.inner.get_error()
+            reason = "nothing conforms to it" if is_empty else "it is too complex to follow; simplify it"
+            raise Unservable(f"{self.kind.replace('_', ' ')}: {reason}", FIELDS[self.kind])
 
     def compute_mask(self) -> npt.NDArray[np.uint32]:
-        return np.frombuffer(self.inner.compute_bitmask(), np.uint32)
+        return self.mask
 
     def accept(self, token_id: int) -> None:
         """Raises ValueError for a token that the mask did not allow."""
         if not self.inner.consume_token(token_id):
+            self.check()
             raise ValueError(f"token {token_id} does not follow the grammar. This is a bug.")
+        self.mask = self.find_mask()
 
     def fork(self) -> Matcher:
-        return GrammarMatcher(self.inner.deep_copy())
+        return GrammarMatcher(self.inner.deep_copy(), self.kind)
 
 
 class GrammarFactory:
@@ -48,10 +70,10 @@ class GrammarFactory:
                 schema = text if kind == "json_schema" else json.dumps(True)
                 # Free to choose, small models write blanks without end.
                 grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
-            matcher = LLMatcher(self.tokenizer, grammar)
+            matcher = LLMatcher(self.tokenizer, grammar, limits=LIMITS)
         except ValueError as error:
             raise Unservable(f"{kind}: {error}", FIELDS[kind]) from None
         if matcher.is_error():
             reason = " ".join(str(matcher.get_error()).split())
-            raise Unservable(f"the {kind.replace('_', ' ')} is not understood: {reason[:300]}", FIELDS[kind])
-        return GrammarMatcher(matcher)
+            raise Unservable(f"the {kind.replace('_', ' ')} is wrong or not supported: {reason[:300]}", FIELDS[kind])
+        return GrammarMatcher(matcher, kind)

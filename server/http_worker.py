@@ -28,6 +28,8 @@ from server.tokenizer import load_tokenizer
 logger = logging.getLogger("padless.http")
 
 DRAIN_POLL_S = 0.02
+CUT_OFF_S = 1.0
+"""For telling those whose requests are cut off, after `drain_timeout_s`."""
 
 
 def build_state(
@@ -105,11 +107,29 @@ async def drain(state: ServerState, server: uvicorn.Server) -> None:
     state.is_draining = True
     loop = asyncio.get_running_loop()
     until_s = loop.time() + state.config.server.drain_timeout_s
-    while any(model.admission.own_inputs for model in state.models.values()) and loop.time() < until_s:
+    while count_inputs(state) and loop.time() < until_s:
         await asyncio.sleep(DRAIN_POLL_S)
+    if count_inputs(state):
+        logger.warning("%d requests are not finished after server.drain_timeout_s and are cut off", count_inputs(state))
+        await cut_off(state)
+        until_s = loop.time() + CUT_OFF_S
     # Answers still being written share what is left of the time.
     server.config.timeout_graceful_shutdown = max(1, round(until_s - loop.time()))
     server.should_exit = True
+
+
+def count_inputs(state: ServerState) -> int:
+    """Of all models, in this process."""
+    return sum(model.admission.own_inputs for model in state.models.values())
+
+
+async def cut_off(state: ServerState) -> None:
+    """Whoever still waits is told so, in the way of the protocol, while there is somebody to tell it."""
+    for model in state.models.values():
+        await model.engine.close()
+    until_s = asyncio.get_running_loop().time() + CUT_OFF_S
+    while count_inputs(state) and asyncio.get_running_loop().time() < until_s:
+        await asyncio.sleep(DRAIN_POLL_S)
 
 
 async def serve(run_dir: Path, worker: int, listener: socket.socket) -> None:

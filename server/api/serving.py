@@ -118,7 +118,9 @@ async def run_work(request: Request, state: ServerState, call: HttpCall, work: W
     except TimeoutError:
         if not timeout.expired():
             raise
-        raise DeadlineExceeded(f"no answer within {(call.deadline_s - call.start_s) * 1000:.0f} ms") from None
+        raise DeadlineExceeded(
+            f"the answer was not complete within {(call.deadline_s - call.start_s) * 1000:.0f} ms"
+        ) from None
 
 
 def parse_timeout(value: str) -> float:

@@ -114,6 +114,21 @@ def test_sigterm_under_load_loses_nothing(start: StartServer) -> None:
     assert server.children("server") == []
 
 
+def test_what_outlasts_the_drain_timeout_is_told_so(start: StartServer) -> None:
+    """Neither a closed connection nor a traceback: an error in the protocol's own form."""
+    server = start(server={"drain_timeout_s": 1}, engine={"null_step_ms": 6000})
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(server.embed, "word1")
+        wait_for(
+            lambda: sum_metric(server.get("/metrics")[1], "padless_admitted_inputs{") == 1, "the call in the engine"
+        )
+        server.process.send_signal(signal.SIGTERM)
+        status, body = call.result()
+    assert status == 503
+    assert json.loads(body)["error"]["code"] == "engine_unavailable"
+    assert server.process.wait(20) == 0
+
+
 def test_children_end_with_their_supervisor(start: StartServer) -> None:
     server = start()
     pids = server.children("server.http_worker") + server.children("server.engine_process")

@@ -314,6 +314,40 @@ def test_failing_request_fails_alone() -> None:
     assert [each.answers[0] for each in good] == [expected_answer([number, 7], 10) for number in range(4)]
 
 
+class Ending:
+    """A matcher that allows anything, and nothing more after three tokens."""
+
+    def __init__(self) -> None:
+        self.num_accepted = 0
+
+    def compute_mask(self) -> np.ndarray:
+        return np.full(4, 0xFFFFFFFF, np.uint32)
+
+    def accept(self, token_id: int) -> None:
+        self.num_accepted += 1
+        if self.num_accepted == 3:
+            raise Unservable("regex: it is too complex to follow; simplify it", "regex")
+
+    def fork(self) -> "Ending":
+        return self
+
+
+def test_what_a_client_makes_impossible_is_its_own_error(caplog: pytest.LogCaptureFixture) -> None:
+    """And nobody else's; the log has no traceback of it."""
+    info = EngineInfo("null", "none", "", "cpu", 1, VOCAB_SIZE, num_blocks=64)
+    run = Continuous(engine=NullDecoder(info, nan_token_id=1001), make_matcher=lambda *_: Ending())
+    good = run.start([5, 7], greedy(10))
+    banned = run.start([1001], greedy(10, bad_words=((3,),)))
+    generation = run.start([4], greedy(10))
+    run.generating.streams[2][0].live[0].matcher = Ending()
+    run.run()
+    assert isinstance(banned.error, Unservable) and banned.error.param == "bad_words"
+    assert "leaves no token to choose" in str(banned.error)
+    assert isinstance(generation.error, Unservable) and generation.error.param == "regex"
+    assert good.answers[0] == expected_answer([5, 7], 10)
+    assert not caplog.records
+
+
 def test_drafts_are_found_and_only_right_ones_count() -> None:
     """A decoder that counts up in a circle repeats itself, and so is guessed well."""
 

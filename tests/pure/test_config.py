@@ -56,6 +56,8 @@ def test_effective_config_spells_every_default_out(write: Any) -> None:
         ({"engine": {"presision": "fp32"}}, {}, "models.0.engine.presision", "precision"),
         ({"source": {"path": "x", "packge": "y"}}, {}, "models.0.source.packge", "package"),
         ({"normalise": True}, {}, "models.0.normalise", "normalize"),
+        ({"speculative": {"method": "ngram", "tokens": 4}}, {}, "models.0.speculative.tokens", "num_tokens"),
+        ({"speculative": {"draft": {"pth": "x"}}}, {}, "models.0.speculative.draft.pth", "path"),
         ({}, {"server": {"prot": 1}}, "server.prot", "port"),
         ({}, {"sever": {}}, "sever", "server"),
     ],

@@ -196,6 +196,7 @@ async def test_broken_bodies(generator: GenerationServer, path: str, body: bytes
 async def test_the_message_says_what_there_is_room_for(generator: GenerationServer) -> None:
     message = (await generator.complete([5] * 100, max_tokens=50)).json()["error"]["message"]
     assert "100 tokens" in message and "50" in message and f"maximum context length of {CONTEXT}" in message
+    assert f"Lower max_tokens to at most {CONTEXT - 100}" in message
     message = (await generator.complete([5] * 200)).json()["error"]["message"]
     assert "200 tokens" in message and str(CONTEXT) in message and "truncat" not in message
 

@@ -11,8 +11,8 @@ from fake_generator import BOS, CONTEXT, EOS, GenerationServer, write_directory
 from pydantic import ValidationError
 
 from models.info import ModelDirectoryError, ModelInfo
-from server.config import HttpConfig, ModelConfig, SourceConfig
-from server.deployment import DeployedModel
+from server.config import ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
+from server.deployment import DeployedModel, resolve
 from server.errors import InvalidField
 from server.launch import choose_example
 from server.tokenizer import load_tokenizer
@@ -87,3 +87,34 @@ def test_an_example_to_try(tmp_path: Path, task: str, has_tokenizer: bool, templ
     config = ModelConfig(name="m", source=SourceConfig(path="x"))
     found, body = choose_example(DeployedModel(0, config, directory, ModelInfo("X", task, 9, 1, 9, 9)))
     assert found == route and (task != "generate" or isinstance(body.get("prompt", ""), str) == has_tokenizer)
+
+
+def write_config(directory: Path, name: str, **keys: object) -> Path:
+    """A directory with nothing but config.json."""
+    (directory / name).mkdir()
+    sizes = {"vocab_size": 50, "hidden_size": 4, "max_position_embeddings": 64}
+    (directory / name / "config.json").write_text(json.dumps(sizes | keys))
+    return directory / name
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"limits": {"truncation": "right"}}, "limits.truncation is for inputs to be embedded or classified"),
+        ({"speculative": {"method": "draft", "draft": {"path": "encoder"}}}, "encoder does not generate text"),
+        (
+            {"source": {"path": "encoder"}, "speculative": {"method": "ngram"}},
+            "speculative is for models that generate",
+        ),
+    ],
+)
+def test_what_is_not_for_such_a_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    decoder = {"num_hidden_layers": 1, "num_attention_heads": 1, "bos_token_id": 1, "eos_token_id": 2}
+    write_config(tmp_path, "decoder", architectures=["LlamaForCausalLM"], model_type="llama", **decoder)
+    write_config(tmp_path, "encoder", architectures=["BertModel"], model_type="bert", type_vocab_size=2)
+    config = {"models": [{"name": "m", "source": {"path": "decoder"}} | model]}
+    with pytest.raises((ConfigError, ModelDirectoryError), match=f"model m: .*{message}"):
+        resolve(ServerConfig.model_validate(config), tmp_path)

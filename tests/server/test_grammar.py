@@ -1,0 +1,87 @@
+"""Grammars over a tokenizer of single bytes: what may come next, and what cannot be followed is said so, at once."""
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from server.grammar import GrammarFactory
+from server.request import Unservable
+from server.sequences import Matcher
+
+END = 256
+TOO_COMPLEX = "(a{1000}){1000}"
+
+
+@pytest.fixture(scope="module")
+def factory(tmp_path_factory: pytest.TempPathFactory) -> GrammarFactory:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    directory = tmp_path_factory.mktemp("bytes")
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return GrammarFactory(directory, END + 1, (END,))
+
+
+def allowed(matcher: Matcher) -> list[int]:
+    bits = np.unpackbits(matcher.compute_mask().view(np.uint8), bitorder="little")
+    return np.flatnonzero(bits).tolist()
+
+
+def write(factory: GrammarFactory, matcher: Matcher, text: str) -> None:
+    for token_id in factory.tokenizer.tokenize_str(text):
+        assert token_id in allowed(matcher)
+        matcher.accept(token_id)
+
+
+def test_only_what_conforms_is_allowed(factory: GrammarFactory) -> None:
+    matcher = factory.make_matcher("regex", "yes|no")
+    firsts = [factory.tokenizer.tokenize_str(letter)[0] for letter in "yn"]
+    assert sorted(allowed(matcher)) == sorted(firsts)
+    other = matcher.fork()
+    write(factory, matcher, "yes")
+    write(factory, other, "no")
+    assert allowed(matcher) == allowed(other) == [END]
+
+
+def test_json_schema_is_followed(factory: GrammarFactory) -> None:
+    schema = '{"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": false}'
+    matcher = factory.make_matcher("json_schema", schema)
+    write(factory, matcher, '{"a":1}')
+    assert allowed(matcher) == [END]
+
+
+def test_forbidden_token_is_our_bug(factory: GrammarFactory) -> None:
+    matcher = factory.make_matcher("regex", "yes")
+    with pytest.raises((ValueError, Unservable)):
+        matcher.accept(factory.tokenizer.tokenize_str("n")[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "field"), [("regex", r"[^\s\S]", "regex"), ("json_schema", '{"$ref": "#"}', "response_format")]
+)
+def test_grammar_that_nothing_conforms_to_is_refused(factory: GrammarFactory, kind: str, text: str, field: str) -> None:
+    """It would otherwise end at once, as if that were an answer."""
+    with pytest.raises(Unservable, match="nothing conforms to it") as caught:
+        factory.make_matcher(kind, text)
+    assert caught.value.param == field
+
+
+@pytest.mark.parametrize("text", [TOO_COMPLEX, r"(\p{L}{1,50}){200}", r"(\w{1,100}){100}"])
+def test_costly_grammar_ends_with_an_error_and_not_with_half_an_answer(factory: GrammarFactory, text: str) -> None:
+    rng = np.random.default_rng(0)
+    letters = factory.tokenizer.tokenize_str("abcdefgh")
+    with pytest.raises(Unservable, match="too complex to follow; simplify it") as caught:
+        matcher = factory.make_matcher("regex", text)
+        for _ in range(20_000):
+            choices = [token_id for token_id in letters if token_id in allowed(matcher)]
+            assert END not in allowed(matcher) and choices, "It ends without conforming."
+            matcher.accept(int(rng.choice(choices)))
+    assert caught.value.param == "regex"
+
+
+def test_broken_grammar_names_its_field(factory: GrammarFactory) -> None:
+    with pytest.raises(Unservable, match=r"the regex is wrong or not supported: .*unclosed") as caught:
+        factory.make_matcher("regex", "(a")
+    assert caught.value.param == "regex"
