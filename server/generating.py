@@ -29,7 +29,7 @@ from server.residents import GenerationPlan, Part, Residents
 from server.sampling_rows import Row, list_rows
 from server.scheduler import Choice, Scheduler
 from server.sequences import Generation, Matcher, Sequence
-from server.servable import check_servable
+from server.servable import check_servable, explain_no_token
 
 logger = logging.getLogger("padless.engine")
 
@@ -385,16 +385,6 @@ class Generating:
 
     def forget_cancelled(self, request: Request) -> None:
         self.streams.pop(request.call_id, None)
-
-
-def explain_no_token(generation: Generation, sequence: Sequence) -> Exception:
-    """Why no token could be chosen. Where the client forbids some, nobody can tell that from a model gone wrong."""
-    params = generation.params
-    kind = params.grammar[0] or ("bad_words" if params.bad_words else "logit_bias" if params.logit_bias else "")
-    if sequence.matcher is None and not params.bad_words and not params.logit_bias:
-        return EngineFailure("the model computed NaN")
-    field = {"json_schema": "response_format", "json": "response_format"}.get(kind, kind)
-    return Unservable(f"{field}: what is asked for leaves no token to choose, with bad_words and logit_bias", field)
 
 
 def read_logprob(tokens: SampledTokens, place: int, num_top: int) -> TokenLogprob:

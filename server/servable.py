@@ -1,21 +1,22 @@
-"""Whether a generation could ever run with what an engine has: refused at once, or it would wait for ever. Pure."""
+"""Why a generation can never run with what an engine has, or cannot go on: what its client is told. Pure."""
 
 from runtime.kv_cache.blocks import BLOCK_SIZE, count_blocks
-from server.request import GenerationParams, Unservable
+from server.request import EngineFailure, GenerationParams, Unservable
 from server.scheduler import SchedulerLimits
+from server.sequences import Generation, Sequence
 
 
 def check_servable(
     num_prompt_tokens: int, params: GenerationParams, limits: SchedulerLimits, num_blocks: int, max_total_tokens: int
 ) -> None:
-    """Raises Unservable, naming what to change."""
+    """Raises Unservable, naming what to change: it would wait for ever."""
     num_rows = max(params.num_sequences, params.beam_width)
     num_logits = num_rows + (params.num_prompt_logprobs >= 0)
     if num_rows > limits.max_batch_requests or num_logits > limits.max_batch_logits:
         raise Unservable(
             f"{num_rows} answers at a time are over what one step has room for; lower n, best_of or beam_width, or "
             f"raise limits.max_batch_requests ({limits.max_batch_requests})",
-            "n",
+            "beam_width" if params.beam_width > params.num_sequences else "n",
         )
     last = min(num_prompt_tokens + params.max_tokens, max_total_tokens)
     own = count_blocks(num_prompt_tokens + 1) - num_prompt_tokens // BLOCK_SIZE
@@ -26,3 +27,13 @@ def check_servable(
             "prompt, lower max_tokens or n, or raise engine.kv_cache.budget_mb",
             "max_tokens",
         )
+
+
+def explain_no_token(generation: Generation, sequence: Sequence) -> Exception:
+    """Why no token could be chosen. Where the client forbids some, nobody can tell that from a model gone wrong."""
+    params = generation.params
+    kind = params.grammar[0] or ("bad_words" if params.bad_words else "logit_bias" if params.logit_bias else "")
+    if sequence.matcher is None and not params.bad_words and not params.logit_bias:
+        return EngineFailure("the model computed NaN")
+    field = {"json_schema": "response_format", "json": "response_format"}.get(kind, kind)
+    return Unservable(f"{field}: what is asked for leaves no token to choose, with bad_words and logit_bias", field)
