@@ -309,15 +309,14 @@ class Generating:
         width = beams.num_candidates
         going_on = beams.advance(tokens.top_ids[places, :width], tokens.top_logprobs[places, :width])
         generation.has_forked = True
-        generation.live = []
-        for index, continuation in enumerate(going_on):
-            sequence = self.residents.fork(parents[continuation.parent], index)
+        # All blocks are with who goes on, before a grammar may say that nobody does.
+        generation.live = [self.residents.fork(parents[each.parent], index) for index, each in enumerate(going_on)]
+        for parent in parents:
+            self.residents.allocator.release(parent.table)
+        for sequence, continuation in zip(generation.live, going_on, strict=True):
             sequence.token_ids.append(continuation.token_id)
             if sequence.matcher is not None:
                 sequence.matcher.accept(continuation.token_id)
-            generation.live.append(sequence)
-        for parent in parents:
-            self.residents.allocator.release(parent.table)
         if beams.is_over:
             generation.tell_beams()
 

@@ -348,6 +348,14 @@ def test_what_a_client_makes_impossible_is_its_own_error(caplog: pytest.LogCaptu
     assert not caplog.records
 
 
+def test_beams_that_a_grammar_ends_give_all_blocks_back() -> None:
+    run = Continuous(make_matcher=lambda *_: Ending())
+    heard = run.start(list(range(40)), greedy(10, num_sequences=2, beam_width=3))
+    run.generating.streams[0][0].live[0].matcher = Ending()
+    run.run()
+    assert isinstance(heard.error, Unservable)
+
+
 def test_drafts_are_found_and_only_right_ones_count() -> None:
     """A decoder that counts up in a circle repeats itself, and so is guessed well."""
 
