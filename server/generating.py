@@ -208,7 +208,7 @@ class Generating:
             if rows[place].forced_id != NO_TOKEN:
                 generation.prompt_logprobs.append(read_logprob(tokens, place, generation.params.num_prompt_logprobs))
         if any(tokens.token_ids[place] == NO_TOKEN for place in places):
-            self.fail(generation, explain_no_token(generation, sequence))
+            self.fail(generation, explain_no_token(generation.params))
         elif part.is_complete_at(sequence.num_computed_tokens):
             self.go_on(part, drawn, tokens, candidates)
         self.publish(sequence)

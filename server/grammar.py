@@ -1,18 +1,15 @@
 """Answers that must conform to JSON, a JSON schema or a regular expression, by llguidance (docs/decisions/0012)."""
 
 import json
+from copy import copy
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from server.request import Unservable
+from server.request import GRAMMAR_FIELDS, Unservable
 from server.sequences import Matcher
-
-FIELDS = {"regex": "regex", "json_schema": "response_format", "json": "response_format"}
-"""Where a client puts each kind."""
-
 
 LIMITS = LLParserLimits(initial_lexer_fuel=250_000, verbose_errors=False)
 """Of the work that one grammar may cause: some 0.1 s at a time, in which nobody else's tokens go on."""
@@ -38,7 +35,7 @@ class GrammarMatcher:
         if self.inner.is_error():
             is_empty = "NoExtension" in self.inner.get_error()
             reason = "nothing conforms to it" if is_empty else "it is too complex to follow; simplify it"
-            raise Unservable(f"{self.kind.replace('_', ' ')}: {reason}", FIELDS[self.kind])
+            raise Unservable(f"{self.kind.replace('_', ' ')}: {reason}", GRAMMAR_FIELDS[self.kind])
 
     def compute_mask(self) -> npt.NDArray[np.uint32]:
         return self.mask
@@ -51,7 +48,9 @@ class GrammarMatcher:
         self.mask = self.find_mask()
 
     def fork(self) -> Matcher:
-        return GrammarMatcher(self.inner.deep_copy(), self.kind)
+        other = copy(self)  # the mask is the same, and takes long to find
+        other.inner = self.inner.deep_copy()
+        return other
 
 
 class GrammarFactory:
@@ -63,6 +62,7 @@ class GrammarFactory:
 
     def make_matcher(self, kind: str, text: str) -> Matcher:
         """See `GenerationParams.grammar`. Raises Unservable where the grammar is not understood."""
+        field = GRAMMAR_FIELDS[kind]
         try:
             if kind == "regex":
                 grammar = LLMatcher.grammar_from_regex(text)
@@ -72,8 +72,8 @@ class GrammarFactory:
                 grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
             matcher = LLMatcher(self.tokenizer, grammar, limits=LIMITS)
         except ValueError as error:
-            raise Unservable(f"{kind}: {error}", FIELDS[kind]) from None
+            raise Unservable(f"{kind}: {error}", field) from None
         if matcher.is_error():
             reason = " ".join(str(matcher.get_error()).split())
-            raise Unservable(f"the {kind.replace('_', ' ')} is wrong or not supported: {reason[:300]}", FIELDS[kind])
+            raise Unservable(f"the {kind.replace('_', ' ')} is wrong or not supported: {reason[:300]}", field)
         return GrammarMatcher(matcher, kind)

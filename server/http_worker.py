@@ -107,11 +107,13 @@ async def drain(state: ServerState, server: uvicorn.Server) -> None:
     state.is_draining = True
     loop = asyncio.get_running_loop()
     until_s = loop.time() + state.config.server.drain_timeout_s
-    while count_inputs(state) and loop.time() < until_s:
-        await asyncio.sleep(DRAIN_POLL_S)
+    await wait_for_answers(state, until_s)
     if count_inputs(state):
         logger.warning("%d requests are not finished after server.drain_timeout_s and are cut off", count_inputs(state))
-        await cut_off(state)
+        # Whoever still waits is told so, in the way of the protocol, while there is somebody to tell it.
+        for model in state.models.values():
+            await model.engine.close()
+        await wait_for_answers(state, loop.time() + CUT_OFF_S)
         until_s = loop.time() + CUT_OFF_S
     # Answers still being written share what is left of the time.
     server.config.timeout_graceful_shutdown = max(1, round(until_s - loop.time()))
@@ -123,12 +125,10 @@ def count_inputs(state: ServerState) -> int:
     return sum(model.admission.own_inputs for model in state.models.values())
 
 
-async def cut_off(state: ServerState) -> None:
-    """Whoever still waits is told so, in the way of the protocol, while there is somebody to tell it."""
-    for model in state.models.values():
-        await model.engine.close()
-    until_s = asyncio.get_running_loop().time() + CUT_OFF_S
-    while count_inputs(state) and asyncio.get_running_loop().time() < until_s:
+async def wait_for_answers(state: ServerState, until_s: float) -> None:
+    """Until all are given, or that time of the event loop."""
+    loop = asyncio.get_running_loop()
+    while count_inputs(state) and loop.time() < until_s:
         await asyncio.sleep(DRAIN_POLL_S)
 
 

@@ -29,6 +29,9 @@ class TokenSequence:
 
 FinishReason = Literal["", "stop", "length"]
 
+GRAMMAR_FIELDS = {"regex": "regex", "json_schema": "response_format", "json": "response_format"}
+"""Where a client puts each kind of `GenerationParams.grammar`."""
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationParams:

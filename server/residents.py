@@ -139,17 +139,17 @@ class Residents:
     def reserve(self, generation: Generation, sequence: Sequence, num_tokens: int, plan: GenerationPlan) -> bool:
         """Blocks for the next `num_tokens` of a sequence, taken from those behind it where need be; and for a draft
         model's guesses, if they are to be had without."""
-        first, allocator = sequence.num_computed_tokens, self.allocator
+        first = sequence.num_computed_tokens
         last = first + num_tokens
         ahead = min(last + self.lookahead_tokens, max(generation.max_total_tokens, last))
-        if allocator.count_needed(sequence.table, first, ahead) <= allocator.num_free_blocks:
+        if self.has_blocks(sequence, ahead - first):
             last = ahead
-        while allocator.count_needed(sequence.table, first, last) > allocator.num_free_blocks:
+        while not self.has_blocks(sequence, last - first):
             victim = self.find_victim(generation, plan)
             if victim is None:
                 return False
             self.preempt(victim, plan)
-        plan.copies += allocator.grow(sequence.table, first, last)
+        plan.copies += self.allocator.grow(sequence.table, first, last)
         return True
 
     def has_blocks(self, sequence: Sequence, num_tokens: int) -> bool:

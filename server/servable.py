@@ -1,9 +1,8 @@
 """Why a generation can never run with what an engine has, or cannot go on: what its client is told. Pure."""
 
 from runtime.kv_cache.blocks import BLOCK_SIZE, count_blocks
-from server.request import EngineFailure, GenerationParams, Unservable
+from server.request import GRAMMAR_FIELDS, EngineFailure, GenerationParams, Unservable
 from server.scheduler import SchedulerLimits
-from server.sequences import Generation, Sequence
 
 
 def check_servable(
@@ -29,11 +28,10 @@ def check_servable(
         )
 
 
-def explain_no_token(generation: Generation, sequence: Sequence) -> Exception:
+def explain_no_token(params: GenerationParams) -> Exception:
     """Why no token could be chosen. Where the client forbids some, nobody can tell that from a model gone wrong."""
-    params = generation.params
-    kind = params.grammar[0] or ("bad_words" if params.bad_words else "logit_bias" if params.logit_bias else "")
-    if sequence.matcher is None and not params.bad_words and not params.logit_bias:
+    field = GRAMMAR_FIELDS.get(params.grammar[0])
+    field = field or ("bad_words" if params.bad_words else "logit_bias" if params.logit_bias else None)
+    if field is None:
         return EngineFailure("the model computed NaN")
-    field = {"json_schema": "response_format", "json": "response_format"}.get(kind, kind)
     return Unservable(f"{field}: what is asked for leaves no token to choose, with bad_words and logit_bias", field)

@@ -1,25 +1,24 @@
 """Who generates: each peer with its pinned requirements, its worker, and the variants of it that are timed."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.peers.catalogue import ROOT, TORCH, Peer, Variant
 
 FOLDER = Path(__file__).parent
-ENVIRONMENT = {"PYTHONPATH": str(ROOT)}
+make_peer = partial(Peer, folder=FOLDER, environment={"PYTHONPATH": str(ROOT)})
 """Workers share `bench.generation.session`."""
 BATCH_SIZES = (1, 4, 8, 16, 32)
 
-PADLESS = Peer(
+PADLESS = make_peer(
     "Padless",
     "worker_padless.py",
     tuple(Variant(precision, {"precision": precision, "batch": "all"}) for precision in ("fp32", "int8")),
-    folder=FOLDER,
-    environment=ENVIRONMENT,
 )
 
-HUGGINGFACE = Peer(
+HUGGINGFACE = make_peer(
     "Hugging Face",
     "worker_huggingface.py",
     (
@@ -28,11 +27,9 @@ HUGGINGFACE = Peer(
         Variant("continuous", {"mode": "continuous", "batch": "all"}),
     ),
     TORCH,
-    folder=FOLDER,
-    environment=ENVIRONMENT,
 )
 
-CTRANSLATE2 = Peer(
+CTRANSLATE2 = make_peer(
     "CTranslate2",
     "worker_ctranslate2.py",
     (
@@ -47,11 +44,9 @@ CTRANSLATE2 = Peer(
     ("ctranslate2==4.8.5", *TORCH),
     converts=True,
     converts_with=(),
-    folder=FOLDER,
-    environment=ENVIRONMENT,
 )
 
-LLAMACPP = Peer(
+LLAMACPP = make_peer(
     "llama.cpp",
     "worker_llamacpp.py",
     (
@@ -61,8 +56,6 @@ LLAMACPP = Peer(
     ("llama-cpp-python==0.3.16", "gguf==0.17.1", "numpy==2.4.6", "safetensors==0.8.0"),
     converts=True,
     converts_with=(),
-    folder=FOLDER,
-    environment=ENVIRONMENT,
 )
 
 PEERS = {"padless": PADLESS, "huggingface": HUGGINGFACE, "ctranslate2": CTRANSLATE2, "llamacpp": LLAMACPP}

@@ -5,7 +5,6 @@ of the eight until the newcomer has its first token, and how long does that one 
 or 64 tokens a step and all at once, in turn.
 """
 
-import argparse
 import asyncio
 import statistics
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from bench.generation.ours import Reply, ask, build_loop
+from bench.generation.ours import Reply, ask, build_loop, make_parser
 from bench.generation.session import Task
 from bench.generation.workload import find_model, load_tokenizer, sample_prompt
 from bench.report import write_results
@@ -89,10 +88,7 @@ async def measure(loop: EngineLoop, rounds: int) -> dict[str, list[Pauses]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = make_parser(__doc__, rounds=5).parse_args()
     loop = build_loop(
         find_model(MODEL),
         threads=arguments.threads,

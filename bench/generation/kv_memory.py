@@ -7,7 +7,6 @@
 Requests of mixed lengths, once each with a prompt of its own and once with a common beginning.
 """
 
-import argparse
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from matplotlib.figure import Figure
 
-from bench.generation.ours import ask_all, build_loop
+from bench.generation.ours import ask_all, build_loop, make_parser
 from bench.generation.session import Task
 from bench.generation.workload import MODELS, find_model, load_tokenizer, sample_prompt, sample_tasks
 from bench.report import RESULTS, write_results
@@ -113,10 +112,9 @@ def plot(found: dict[str, Samples], token_bytes: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=None)
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--concurrency", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     loop = build_loop(
         find_model(MODEL),

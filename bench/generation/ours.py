@@ -1,5 +1,6 @@
 """Padless's engine loop in this process, and what happened to each request it was given."""
 
+import argparse
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,15 @@ from server.scheduler import SchedulerLimits
 TIMEOUT_S = 3600.0
 BUDGET_MB = 4000.0
 """For weights, activations and the KV cache, which takes only what so many requests can fill."""
+
+
+def make_parser(description: str | None, *, rounds: int | None) -> argparse.ArgumentParser:
+    """With the options that all benchmarks of our own loop have; `rounds` None: without that one."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser
 
 
 @dataclass

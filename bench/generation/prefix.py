@@ -4,13 +4,12 @@ A round is a prompt with a prefix that nobody has sent before, and then one with
 first is cold, the second finds the prefix's blocks in the cache. One request at a time.
 """
 
-import argparse
 import asyncio
 
 import numpy as np
 from tqdm import tqdm
 
-from bench.generation.ours import Reply, ask, build_loop
+from bench.generation.ours import Reply, ask, build_loop, make_parser
 from bench.generation.session import Task
 from bench.generation.workload import find_model, load_tokenizer, sample_prompt
 from bench.report import write_results
@@ -36,10 +35,7 @@ async def measure(loop: EngineLoop, rounds: int) -> dict[str, list[Reply]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = make_parser(__doc__, rounds=10).parse_args()
     loop = build_loop(
         find_model(MODEL),
         threads=arguments.threads,

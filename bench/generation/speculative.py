@@ -4,7 +4,6 @@ One request at a time, fp32, until the model ends its answer or it has 128 token
 words earlier (`ngram`), so answers that repeat their prompt should gain and others lose nothing.
 """
 
-import argparse
 import asyncio
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from bench.generation.ours import ask, build_loop
+from bench.generation.ours import ask, build_loop, make_parser
 from bench.generation.prompts import ORDINARY, REPETITIVE, encode_chat, find_end
 from bench.generation.session import Task
 from bench.generation.workload import find_model, load_tokenizer
@@ -87,9 +86,7 @@ def build_table(found: dict[str, dict[str, Runs]]) -> list[list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--drafts", type=int, default=4, help="tokens guessed at a time (default: %(default)s)")
     arguments = parser.parse_args()
     loop = build_loop(

@@ -1,7 +1,6 @@
 """Worker: CTranslate2's generator. Each answer is stopped at its length, and its row leaves the batch."""
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,24 +8,13 @@ from typing import Any
 import ctranslate2
 
 from bench.generation.session import Generate, Task, serve, split
+from bench.peers.ctranslate2_models import convert, open_model
 
 VOCABULARY = "vocabulary.json"
 
 
-def convert(model: Path, out: Path) -> None:
-    shutil.rmtree(out)  # the converter wants to make the directory itself
-    ctranslate2.converters.TransformersConverter(str(model)).convert(str(out))
-
-
 def load(model: Path, converted: Path, options: dict[str, Any], threads: int) -> Generate:
-    workers = threads if options["has_worker_per_thread"] else 1
-    generator = ctranslate2.Generator(
-        str(converted),
-        device="cpu",
-        compute_type=options["compute_type"],
-        inter_threads=workers,
-        intra_threads=threads // workers,
-    )
+    generator = open_model(ctranslate2.Generator, converted, options, threads)
     pieces = json.loads((converted / VOCABULARY).read_text())
     return lambda tasks, batch_size: generate(generator, pieces, tasks, batch_size)
 

@@ -1,6 +1,5 @@
 """Worker: CTranslate2's encoder. It is told the lengths, and leaves padding out of its linear layers by itself."""
 
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,23 +7,12 @@ from typing import Any
 
 import ctranslate2
 import numpy as np
+from ctranslate2_models import convert, count_workers, open_model
 from protocol import Embed, Rows, Sequences, pad, pool, serve
 
 
-def convert(model: Path, out: Path) -> None:
-    shutil.rmtree(out)  # the converter wants to make the directory itself
-    ctranslate2.converters.TransformersConverter(str(model)).convert(str(out))
-
-
 def load(model: Path, converted: Path, options: dict[str, Any], threads: int) -> Embed:
-    workers = threads if options["has_worker_per_thread"] else 1
-    encoder = ctranslate2.Encoder(
-        str(converted),
-        device="cpu",
-        compute_type=options["compute_type"],
-        inter_threads=workers,
-        intra_threads=threads // workers,
-    )
+    encoder, workers = open_model(ctranslate2.Encoder, converted, options, threads), count_workers(options, threads)
     if workers == 1:
         return lambda batches: [run(encoder, batch) for batch in batches]
     return in_threads(workers, lambda batch: run(encoder, batch))

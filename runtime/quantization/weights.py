@@ -21,6 +21,9 @@ LIMITS = (127.0,)
 OVERFLOW_FREE_LIMITS = (32.0, 48.0, 64.0, 72.0, 80.0, 90.0, 100.0, 112.0, 127.0)
 """Where the largest weight of a channel may come to lie. At 32 no group can be over the bound, whatever the weights."""
 
+RoundChannels = Callable[[Tensor, tuple[float, ...], bool], tuple[Tensor, Tensor]]
+"""(weight, where a channel's largest weight may lie, overflow_free) to int8 in `split_groups`' form, and scale."""
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
@@ -42,7 +45,7 @@ def quantize_weight(
     *,
     scheme: LinearScheme | None,
     overflow_free: bool,
-    round_channels: "RoundChannels | None" = None,
+    round_channels: RoundChannels | None = None,
 ) -> QuantizedWeight:
     """Round `weight`, fp32 [out_features, in_features], by the scale that errs least in each channel.
 
@@ -54,10 +57,6 @@ def quantize_weight(
     limits = OVERFLOW_FREE_LIMITS if overflow_free else LIMITS
     planes, scale = (round_channels or round_by_torch)(weight.contiguous(), limits, overflow_free)
     return QuantizedWeight(join_groups(planes)[:, : weight.shape[1]].contiguous(), scale)
-
-
-RoundChannels = Callable[[Tensor, tuple[float, ...], bool], tuple[Tensor, Tensor]]
-"""(weight, where a channel's largest weight may lie, overflow_free) to int8 in `split_groups`' form, and scale."""
 
 
 def round_by_torch(weight: Tensor, limits: tuple[float, ...], overflow_free: bool) -> tuple[Tensor, Tensor]:

@@ -114,13 +114,8 @@ class CpuLibrary:
         self.gated_act = CpuKernel(library, "gated_act")
         self.embed_norm = CpuKernel(library, "embed_norm")
         self.pool = CpuKernel(library, "pool")
-        self.quantize_weight = bind(
-            *(library, "quantize_weight"),
-            *(c_void_p, c_int64, c_int64),
-            *(c_void_p, c_int64, c_int64),
-            c_void_p,
-            c_void_p,
-        )
+        rounding = (*(c_void_p, c_int64, c_int64) * 2, c_void_p, c_void_p)
+        self.quantize_weight = bind(library, "quantize_weight", *rounding)
         self.peak_fp32 = bind(library, "peak_fp32", c_int64)
         self.peak_int8 = bind(library, "peak_int8", c_int64)
 
