@@ -15,6 +15,7 @@ from runtime.memory.arena import Arena, CapExceeded
 from runtime.memory.lifetimes import BatchShape, round_shape
 from runtime.memory.planner import plan_region
 from runtime.program import Program
+from runtime.threads import use_threads
 
 MAX_BOUND = 128
 """Shapes the program is kept bound to; some two kilobytes for each instruction."""
@@ -58,6 +59,7 @@ class PlannedEngine:
         Raises EngineError; ValueError where the batch is too large.
         """
         shape = find_shape(batch, self.largest)
+        use_threads(self.info.threads)
         arrays = {name: array for name, array in list_arrays(batch).items() if name in self.read}
         others: dict[str, Tensor | int] = {**memory}
         if "max_seqlen" in self.read:

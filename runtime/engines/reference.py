@@ -7,6 +7,7 @@ from runtime.batch import Batch, Output
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
 from runtime.engines.transfer import find_shape, run_warmup, to_tensors
 from runtime.memory.lifetimes import BatchShape
+from runtime.threads import use_threads
 
 
 class ReferenceEngine:
@@ -28,6 +29,7 @@ class ReferenceEngine:
     def compute(self, batch: Batch, **memory: Tensor) -> Tensor:
         """See PlannedEngine."""
         find_shape(batch, self.largest)
+        use_threads(self.info.threads)
         try:
             with torch.inference_mode():
                 result: Tensor = self.module(**to_tensors(batch, self.device), **memory)
