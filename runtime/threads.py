@@ -4,7 +4,7 @@ import torch
 
 
 def use_threads(num_threads: int) -> None:
-    """On the thread that is about to compute. OpenMP's number belongs to the thread that sets it, and a new thread begins
-    with one for each core of the machine; compiled kernels take what they find."""
+    """On the thread that is about to compute. OpenMP's number belongs to the thread that sets it, and a new thread
+    begins with one for each core of the machine; compiled kernels take what they find."""
     if torch.get_num_threads() != num_threads:
         torch.set_num_threads(num_threads)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models.info import ModelDirectoryError
 from server.config import ConfigError, dump_config, load_config
-from server.launch import launch
+from server.processes.launch import launch
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.command == "graph":
         # In a process of its own, because this one stays free of torch.
         words = [str(arguments.config), arguments.model or config.models[0].name, *arguments.set]
-        return subprocess.run([sys.executable, "-m", "server.graph_process", *words]).returncode
+        return subprocess.run([sys.executable, "-m", "server.processes.graph_process", *words]).returncode
     if arguments.command == "quantize":
         return run_quantize(arguments, config.models[0].name)
     return launch(config)
@@ -94,7 +94,7 @@ def run_quantize(arguments: argparse.Namespace, first_model: str) -> int:
     out = arguments.out or arguments.config.parent / f"{name.replace('/', '_')}.int8.safetensors"
     activations = "static" if arguments.static else "dynamic"
     words = [arguments.config, name, arguments.data, out, activations, arguments.max_texts, *arguments.set]
-    command = [sys.executable, "-m", "server.quantize_process", *(str(word) for word in words)]
+    command = [sys.executable, "-m", "server.processes.quantize_process", *(str(word) for word in words)]
     return subprocess.run(command).returncode
 
 

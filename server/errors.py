@@ -15,10 +15,10 @@
     + UnsupportedEncoding
     + Overloaded              also says when to come back
     + InvalidAnswer           the engine computed something that is no number
-  x EngineUnavailable         of `server.request`: starting, dead or draining
-  x DeadlineExceeded          of `server.request`
-  x EngineFailure             of `server.request`: the step failed
-  x Unservable                of `server.request`: the engine cannot do what is asked, ever
+  x EngineUnavailable         of `server.wire.job`: starting, dead or draining
+  x DeadlineExceeded          of `server.wire.job`
+  x EngineFailure             of `server.wire.job`: the step failed
+  x Unservable                of `server.wire.job`: the engine cannot do what is asked, ever
 
 Anything else is a bug: the client gets a 500 that says no more than that.
 """
@@ -27,7 +27,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from server.request import DeadlineExceeded, EngineFailure, EngineUnavailable, Unservable
+from server.wire.job import DeadlineExceeded, EngineFailure, EngineUnavailable, Unservable
 
 Protocol = Literal["openai", "tei"]
 Outcome = Literal["ok", "invalid", "rejected", "unavailable", "deadline", "cancelled", "failed"]

@@ -175,7 +175,7 @@ class Metrics:
         return found
 
     def observe_admitted(self, model: str, *, num_inputs: int, num_tokens: int) -> None:
-        """Set when somebody looks: the count is kept by `server.admission`."""
+        """Set when somebody looks: the count is kept by `server.http.admission`."""
         self.admitted_inputs.labels(model).set(num_inputs)
         self.admitted_tokens.labels(model).set(num_tokens)
 

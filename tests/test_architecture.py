@@ -18,13 +18,13 @@ LAYERS = ("runtime", "models", "server")
 """Each may import those before it, and itself."""
 
 ENGINE_PROCESSES = {
-    "server.engine_process",
-    "server.inline_worker",
-    "server.graph_process",
-    "server.quantize_process",
+    "server.processes.engine_process",
+    "server.processes.inline_process",
+    "server.processes.graph_process",
+    "server.processes.quantize_process",
 }
 """The only modules of the server that know torch, concrete engines and model classes."""
-KNOWS_ALL = ENGINE_PROCESSES | {"server.launch"}
+KNOWS_ALL = ENGINE_PROCESSES | {"server.processes.launch"}
 CONTRACT = {"runtime.batch", "runtime.engine", "runtime.config", "runtime.kv_cache.blocks", "runtime.kv_cache.examples"}
 TORCH_FREE_MODELS = {"models.info", "models.source", "models.defaults"}
 WEB_FRAMEWORKS = {"fastapi", "starlette"}
@@ -104,7 +104,7 @@ def parents(module: str) -> Iterator[str]:
 
 def test_there_are_modules() -> None:
     """A wrong path would let everything below pass."""
-    assert {"runtime.program", "models.bert", "server.launch", "server.api"} <= modules().keys()
+    assert {"runtime.program", "models.bert", "server.processes.launch", "server.http.api"} <= modules().keys()
     assert "torch" in foreign("runtime.program")
 
 
@@ -152,9 +152,7 @@ def all_foreign(module: str) -> set[str]:
 
 def test_web_framework_stays_in_the_application() -> None:
     wrong = [
-        module
-        for module in modules()
-        if foreign(module) & WEB_FRAMEWORKS and module != "server.app" and not module.startswith("server.api")
+        module for module in modules() if foreign(module) & WEB_FRAMEWORKS and not module.startswith("server.http.")
     ]
     assert not wrong
 
@@ -164,11 +162,9 @@ def test_pure_modules_are_pure() -> None:
     numbers = {"collections", "dataclasses", "heapq", "itertools", "math", "numpy", "typing"}
     for module in ("runtime.memory.lifetimes", "runtime.memory.planner", "runtime.memory.arena"):
         assert foreign(module) <= numbers - {"numpy"}, module
-    for module in (
-        *("request_queue", "scheduler", "residents", "sequences", "beam_search", "drafting", "sampling_rows"),
-        *("cost_model", "packing"),
-    ):
-        module = f"server.{module}"
+    batchers = ("request_queue", "scheduler", "running_set", "sequences", "beam_search", "drafting", "sampling_rows")
+    for module in ("cost_model", *(f"batchers.{name}" for name in (*batchers, "packing"))):
+        module = f"server.engine.{module}"
         assert foreign(module) <= numbers, module
 
 

@@ -18,7 +18,7 @@ from bench.generation.session import Task
 from bench.generation.workload import find_model, load_tokenizer, sample_prompt
 from bench.report import write_results
 from bench.timing import Comparison, format_ratio
-from server.engine_loop import EngineLoop
+from server.engine.engine_loop import EngineLoop
 
 MODEL = "smollm2-135m-instruct"
 CHUNKS = {"all at once": 0, "128 tokens": 128, "64 tokens": 64}

@@ -19,8 +19,8 @@ from bench.generation.session import Task
 from bench.generation.workload import MODELS, find_model, load_tokenizer, sample_prompt, sample_tasks
 from bench.report import RESULTS, write_results
 from runtime.kv_cache.blocks import BLOCK_SIZE
-from server.device_thread import StepResult
-from server.engine_loop import EngineLoop
+from server.engine.engine_loop import EngineLoop
+from server.engine.executor import StepResult
 
 MODEL = "smollm2-135m-instruct"
 MAX_TOTAL_TOKENS = 2048

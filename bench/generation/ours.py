@@ -15,12 +15,12 @@ from models.load import load_model
 from runtime.build import BatchLimits, build_engine
 from runtime.config import EngineConfig
 from runtime.engine import Engine
-from server.cost_model import CostModel
-from server.device_thread import run_in_passing_thread
-from server.engine_loop import EngineLoop, GenerationOptions
+from server.engine.batchers.scheduler import SchedulerLimits
+from server.engine.cost_model import CostModel
+from server.engine.engine_loop import EngineLoop, GenerationOptions
+from server.engine.executor import run_in_passing_thread
 from server.metrics import Metrics
-from server.request import GenerationParams
-from server.scheduler import SchedulerLimits
+from server.wire.job import GenerationParams
 
 TIMEOUT_S = 3600.0
 BUDGET_MB = 4000.0

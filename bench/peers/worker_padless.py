@@ -10,8 +10,8 @@ from models.info import read_info
 from models.load import load_model
 from runtime.build import BatchLimits, build_engine
 from runtime.config import EngineConfig
-from server.packing import pack
-from server.request import TokenSequence
+from server.engine.batchers.packing import pack
+from server.wire.job import TokenSequence
 
 LIMITS = BatchLimits(max_batch_tokens=16_384, max_batch_requests=512, max_input_tokens=256)
 

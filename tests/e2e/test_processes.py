@@ -45,8 +45,8 @@ def test_workers_share_engine_and_admission(start: StartServer) -> None:
         engine={"null_step_ms": 1500},
         limits={"max_concurrent_requests": 4, "max_client_batch_size": 1, "max_batch_requests": 1},
     )
-    assert len(server.children("server.http_worker")) == 3
-    assert len(server.children("server.engine_process")) == 1
+    assert len(server.children("server.processes.http_process")) == 3
+    assert len(server.children("server.processes.engine_process")) == 1
     with ThreadPoolExecutor(12) as pool:
         statuses = sorted(status for status, _ in pool.map(lambda index: server.embed(f"word{index}"), range(12)))
     assert statuses == [200] * 4 + [429] * 8
@@ -63,7 +63,7 @@ def test_killed_engine_recovers(start: StartServer) -> None:
     waiting = threading.Thread(target=lambda: answers.append(server.embed("word1")))
     waiting.start()
     wait_for(lambda: sum_metric(server.get("/metrics")[1], "padless_admitted_inputs{") == 1, "the call in the engine")
-    os.kill(server.children("server.engine_process")[0], signal.SIGKILL)
+    os.kill(server.children("server.processes.engine_process")[0], signal.SIGKILL)
     waiting.join(4)  # the step would have taken longer
     assert [status for status, _ in answers] == [503]
     assert "retry" not in answers[0][1] and json.loads(answers[0][1])["error"]["code"] == "engine_unavailable"
@@ -76,7 +76,7 @@ def test_killed_engine_recovers(start: StartServer) -> None:
 
 def test_killed_http_worker_is_replaced_and_frees_its_places(start: StartServer) -> None:
     server = start(server={"http_workers": 1}, engine={"null_step_ms": 3000})
-    pid = server.children("server.http_worker")[0]
+    pid = server.children("server.processes.http_process")[0]
 
     def call_in_vain() -> None:
         try:
@@ -89,7 +89,7 @@ def test_killed_http_worker_is_replaced_and_frees_its_places(start: StartServer)
     wait_for(lambda: sum_metric(server.get("/metrics")[1], "padless_admitted_inputs{") == 1, "the call in the engine")
     os.kill(pid, signal.SIGKILL)
     waiting.join(10)
-    wait_for(lambda: server.children("server.http_worker") not in ([], [pid]), "a new worker")
+    wait_for(lambda: server.children("server.processes.http_process") not in ([], [pid]), "a new worker")
     wait_for(lambda: can_connect(server), "an answer of the new worker")
     assert sum_metric(server.get("/metrics")[1], "padless_admitted_inputs{") == 0
 
@@ -131,7 +131,7 @@ def test_what_outlasts_the_drain_timeout_is_told_so(start: StartServer) -> None:
 
 def test_children_end_with_their_supervisor(start: StartServer) -> None:
     server = start()
-    pids = server.children("server.http_worker") + server.children("server.engine_process")
+    pids = server.children("server.processes.http_process") + server.children("server.processes.engine_process")
     assert len(pids) == 2
     server.process.kill()
     server.process.wait(10)
@@ -158,7 +158,7 @@ def test_replicas_share_the_work(start: StartServer) -> None:
 def test_inline_engine(start: StartServer) -> None:
     server = start(engine={"inline": True})
     assert server.embed("word3")[0] == 200
-    assert server.children("server.engine_process") == []
+    assert server.children("server.processes.engine_process") == []
     assert server.stop() == 0
 
 
@@ -190,7 +190,7 @@ def test_an_engine_that_never_starts_ends_the_server(null_model: Path, tmp_path:
 def test_stuck_engine_is_not_ready(start: StartServer) -> None:
     """A process that is alive and silent: readiness turns off, and comes back with it."""
     server = start()
-    engine = server.children("server.engine_process")[0]
+    engine = server.children("server.processes.engine_process")[0]
     os.kill(engine, signal.SIGSTOP)
     try:
         wait_for(lambda: server.get("/ready")[0] == 503, "unreadiness")
@@ -204,6 +204,6 @@ def test_stuck_engine_is_not_ready(start: StartServer) -> None:
 
 def test_sigterm_while_loading_ends_at_once(null_model: Path, tmp_path: Path) -> None:
     server = start_server(write_config(tmp_path / "early.yaml", null_model))
-    wait_for(lambda: bool(server.children("server.engine_process")), "the engine process")
+    wait_for(lambda: bool(server.children("server.processes.engine_process")), "the engine process")
     assert server.stop() == 0
     assert "killed" not in server.log and "Traceback" not in server.log

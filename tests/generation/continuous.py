@@ -8,14 +8,14 @@ import numpy as np
 from runtime.engine import Engine, EngineInfo
 from runtime.engines.null_decoder import NullDecoder, choose_token
 from runtime.kv_cache.blocks import BlockAllocator
-from server.cost_model import CostModel
-from server.device_thread import StepResult
-from server.engine_loop import refuse_grammar
-from server.event_stream import EventStream
-from server.generating import Generating, MakeMatcher
-from server.request import GenerationEvent, GenerationParams
-from server.residents import Residents
-from server.scheduler import Scheduler, SchedulerLimits
+from server.engine.batchers.decoding import Generating, MakeMatcher
+from server.engine.batchers.running_set import Residents
+from server.engine.batchers.scheduler import Scheduler, SchedulerLimits
+from server.engine.cost_model import CostModel
+from server.engine.engine_loop import refuse_grammar
+from server.engine.executor import StepResult
+from server.wire.event_stream import EventStream
+from server.wire.job import GenerationEvent, GenerationParams
 
 VOCAB_SIZE = 97
 MAX_TOTAL_TOKENS = 200

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from server.beam_search import BeamSearch
+from server.engine.batchers.beam_search import BeamSearch
 
 END = 9
 

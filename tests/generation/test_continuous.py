@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from runtime.engine import EngineInfo
 from runtime.engines.null_decoder import NullDecoder
-from server.request import EngineFailure, GenerationParams, Unservable
+from server.wire.job import EngineFailure, GenerationParams, Unservable
 from tests.generation.continuous import VOCAB_SIZE, Continuous, expected_answer
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.drafting import LONGEST, SHORTEST, propose_drafts
+from server.engine.batchers.drafting import LONGEST, SHORTEST, propose_drafts
 
 
 def test_what_followed_the_latest_occurrence() -> None:

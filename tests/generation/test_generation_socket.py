@@ -12,12 +12,13 @@ from prometheus_client import CollectorRegistry
 
 from runtime.engine import EngineInfo
 from runtime.engines.null_decoder import NullDecoder
-from server.cost_model import CostModel
-from server.engine_client import ReplicaSet, SocketEngine
-from server.engine_loop import EngineLoop, GenerationOptions
-from server.engine_server import EngineServer
+from server.engine.batchers.scheduler import SchedulerLimits
+from server.engine.cost_model import CostModel
+from server.engine.engine_loop import EngineLoop, GenerationOptions
+from server.engine.engine_server import EngineServer
 from server.metrics import Metrics
-from server.request import (
+from server.wire.client import ReplicaSet, SocketEngine
+from server.wire.job import (
     DeadlineExceeded,
     EngineFailure,
     EngineUnavailable,
@@ -25,7 +26,6 @@ from server.request import (
     GenerationStream,
     Unservable,
 )
-from server.scheduler import SchedulerLimits
 from tests.generation.continuous import VOCAB_SIZE, expected_answer
 
 POISON = 5_000

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from runtime.engine import Engine
-from server.request import GenerationParams
+from server.wire.job import GenerationParams
 from tests.generation.continuous import Continuous, Heard
 from tests.generation.real_engines import build, load_reference, reference_logprobs
 from tests.tolerances import check_close

@@ -5,9 +5,9 @@ from itertools import count
 
 import numpy as np
 
-from server.cost_model import CostModel
-from server.request import Request, TokenSequence
-from server.scheduler import Choice, Scheduler, SchedulerLimits
+from server.engine.batchers.scheduler import Choice, Scheduler, SchedulerLimits
+from server.engine.cost_model import CostModel
+from server.wire.job import Request, TokenSequence
 
 call_ids = count()
 

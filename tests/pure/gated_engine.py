@@ -10,12 +10,12 @@ from prometheus_client import CollectorRegistry
 from runtime.batch import Batch, Output
 from runtime.engine import EngineInfo
 from runtime.engines.null import NullEngine
-from server.cost_model import CostModel
-from server.engine_loop import EngineLoop
+from server.engine.batchers.packing import pack
+from server.engine.batchers.scheduler import SchedulerLimits
+from server.engine.cost_model import CostModel
+from server.engine.engine_loop import EngineLoop
 from server.metrics import Metrics
-from server.packing import pack
-from server.request import TokenSequence
-from server.scheduler import SchedulerLimits
+from server.wire.job import TokenSequence
 
 OUTPUT_DIM = 4
 POISON = 1_000_000

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from runtime.batch import Batch, Output
 from runtime.engine import EngineInfo
 from runtime.engines.null import NullEngine
-from server import calibration
-from server.calibration import calibrate, list_shapes
-from server.cost_model import StepCost
+from server.engine import calibration
+from server.engine.calibration import calibrate, list_shapes
+from server.engine.cost_model import StepCost
 
 
 @given(st.integers(1, 20_000), st.integers(1, 600), st.integers(1, 20_000))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.cost_model import CORRECTION_LIMIT, CostModel, StepCost, fit_cost_model
+from server.engine.cost_model import CORRECTION_LIMIT, CostModel, StepCost, fit_cost_model
 
 LENGTHS = (8, 64, 256)
 COSTS = [StepCost(count * length, count * length**2) for length in LENGTHS for count in (1, 4, 16)]

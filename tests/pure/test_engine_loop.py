@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server import device_thread, engine_loop
-from server.engine_loop import EngineLoop
-from server.request import Answer, DeadlineExceeded, EngineFailure, EngineUnavailable, TokenSequence
+from server.engine import engine_loop, executor
+from server.engine.engine_loop import EngineLoop
+from server.wire.job import Answer, DeadlineExceeded, EngineFailure, EngineUnavailable, TokenSequence
 from tests.pure.fake_requests import make_sequence
 from tests.pure.gated_engine import PATIENCE_S, POISON, GatedEngine, expected_rows, make_loop, until
 
@@ -205,7 +205,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(engine_loop, "monotonic", clock)
-    monkeypatch.setattr(device_thread, "monotonic", clock)
+    monkeypatch.setattr(executor, "monotonic", clock)
     monkeypatch.setattr(engine_loop, "OBSERVE_PERIOD_S", 0.001)
     return clock
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from runtime.engine import EngineInfo
-from server import engine_server
-from server.engine_client import SocketEngine
-from server.engine_server import EngineServer
-from server.request import (
+from server.engine import engine_server
+from server.engine.engine_server import EngineServer
+from server.wire.client import SocketEngine
+from server.wire.job import (
     Answer,
     DeadlineExceeded,
     EngineFailure,

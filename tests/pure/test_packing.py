@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.kv_cache.blocks import SCRATCH_BLOCK
-from server.packing import pack, pack_tables, sort_by_length
-from server.request import TokenSequence
+from server.engine.batchers.packing import pack, pack_tables, sort_by_length
+from server.wire.job import TokenSequence
 from tests.pure.fake_requests import make_sequence
 
 ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=20)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine_client import SPLIT_TOKENS, ReplicaSet, split_call
-from server.request import Answer, EngineFailure, EngineStatus, EngineUnavailable, TokenSequence
+from server.wire.client import SPLIT_TOKENS, ReplicaSet, split_call
+from server.wire.job import Answer, EngineFailure, EngineStatus, EngineUnavailable, TokenSequence
 from tests.pure.fake_requests import make_sequence
 
 pytestmark = pytest.mark.anyio

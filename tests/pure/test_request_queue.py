@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.request_queue import FAIR_SHARE, RequestQueue
+from server.engine.batchers.request_queue import FAIR_SHARE, RequestQueue
 from tests.pure.fake_requests import make_call
 
 

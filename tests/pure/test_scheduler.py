@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.cost_model import CostModel
-from server.request import Request
-from server.request_queue import HORIZON_S
-from server.scheduler import MAX_LOOK_AHEAD, Scheduler, SchedulerLimits
+from server.engine.batchers.request_queue import HORIZON_S
+from server.engine.batchers.scheduler import MAX_LOOK_AHEAD, Scheduler, SchedulerLimits
+from server.engine.cost_model import CostModel
+from server.wire.job import Request
 from tests.pure.fake_requests import FakeEngineRun, make_call, name_of
 
 LIMITS = SchedulerLimits(max_batch_tokens=100, max_batch_requests=8, max_wait_s=0.0)

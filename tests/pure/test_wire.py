@@ -8,8 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.engine import EngineInfo
-from server.request import TokenSequence
-from server.wire import Answered, Cancel, Failed, Message, Status, Submit, decode_call, encode_call, frame, read_message
+from server.wire.job import TokenSequence
+from server.wire.messages import (
+    Answered,
+    Cancel,
+    Failed,
+    Message,
+    Status,
+    Submit,
+    decode_call,
+    encode_call,
+    frame,
+    read_message,
+)
 
 numbers = st.integers(0, 2**31 - 1)
 seconds = st.floats(0, 1e9)

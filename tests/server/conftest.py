@@ -18,13 +18,13 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from models.info import ModelInfo
-from server.admission import Admission
-from server.app import create_app
 from server.config import HttpConfig, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
+from server.http.admission import Admission
+from server.http.app import create_app
+from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
-from server.request import Answer, EngineStatus, TokenSequence
-from server.state import ServedModel, ServerState
-from server.tokenizer import Tokenizer, load_tokenizer
+from server.text.tokenizer import Tokenizer, load_tokenizer
+from server.wire.job import Answer, EngineStatus, TokenSequence
 
 EMBED_DIM = 8
 MAX_TOKENS = 16

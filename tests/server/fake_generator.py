@@ -16,12 +16,14 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
 from models.info import ModelInfo
-from server.admission import Admission
-from server.app import create_app
-from server.chat_template import load_chat_template
 from server.config import HttpConfig, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
+from server.http.admission import Admission
+from server.http.app import create_app
+from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
-from server.request import (
+from server.text.chat_template import load_chat_template
+from server.text.tokenizer import Tokenizer, load_tokenizer
+from server.wire.job import (
     Answer,
     EngineStatus,
     FinishReason,
@@ -31,8 +33,6 @@ from server.request import (
     TokenLogprob,
     TokenSequence,
 )
-from server.state import ServedModel, ServerState
-from server.tokenizer import Tokenizer, load_tokenizer
 
 CORPUS = [
     "Once upon a time there was a little girl who lived near the forest. She said hello to the world.",

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.admission import Admission, Ticket, TokenEstimator, clear_slot
 from server.errors import Overloaded
+from server.http.admission import Admission, Ticket, TokenEstimator, clear_slot
 
 NEVER = float("inf")
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_bad_input import JSON, check_openai_error
 
-from server.request import Unservable
+from server.wire.job import Unservable
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import MakeGenerator
 from fake_generator import CONTEXT, EOS, GenerationServer, find_logprob, write_directory
 
-from server.chat_template import load_chat_template
+from server.text.chat_template import load_chat_template
 
 pytestmark = pytest.mark.anyio
 

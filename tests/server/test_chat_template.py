@@ -8,8 +8,8 @@ import pytest
 from fake_generator import CHATML, build_byte_level
 from transformers import PreTrainedTokenizerFast
 
-from server.chat_template import load_chat_template
 from server.errors import InvalidField
+from server.text.chat_template import load_chat_template
 
 LLAMA_2 = """\
 {%- if messages[0]['role'] == 'system' %}

@@ -5,7 +5,7 @@ from fake_generator import build_byte_fallback, build_byte_level, build_word_pie
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.detokenizer import Detokenizer, TokenTexts, detokenize
+from server.text.detokenizer import Detokenizer, TokenTexts, detokenize
 
 RAW = {
     "byte-level": build_byte_level(),

@@ -8,7 +8,7 @@ from conftest import MakeServer, Server
 from fastapi import FastAPI, Query
 
 from server.errors import ERROR_TABLE, ApiError, MethodNotAllowed, Overloaded, describe_error, describe_retry, find_row
-from server.request import DeadlineExceeded, EngineFailure, EngineStatus, EngineUnavailable
+from server.wire.job import DeadlineExceeded, EngineFailure, EngineStatus, EngineUnavailable
 
 EXPECTED = {
     # error: (OpenAI status, type, code), (TEI status, error_type)

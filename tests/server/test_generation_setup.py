@@ -14,8 +14,8 @@ from models.info import ModelDirectoryError, ModelInfo
 from server.config import ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
 from server.deployment import DeployedModel, resolve
 from server.errors import InvalidField
-from server.launch import choose_example
-from server.tokenizer import load_tokenizer
+from server.processes.launch import choose_example
+from server.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from fake_generator import GenerationServer, read_events
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.request import DeadlineExceeded, EngineFailure, EngineStatus, EngineUnavailable
+from server.wire.job import DeadlineExceeded, EngineFailure, EngineStatus, EngineUnavailable
 
 pytestmark = pytest.mark.anyio
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from server.grammar import GrammarFactory
-from server.request import Unservable
-from server.sequences import Matcher
+from server.engine.batchers.sequences import Matcher
+from server.text.grammar import GrammarFactory
+from server.wire.job import Unservable
 
 END = 256
 TOO_COMPLEX = "(a{1000}){1000}"

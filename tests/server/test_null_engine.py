@@ -12,9 +12,9 @@ from conftest import CLS, EMBED_DIM, SEP, VOCAB, MakeServer, RawCall, Server, wa
 from runtime.batch import Batch, Output
 from runtime.engine import EngineInfo
 from runtime.engines.null import NullEngine
-from server.cost_model import CostModel
-from server.engine_loop import EngineLoop
-from server.scheduler import SchedulerLimits
+from server.engine.batchers.scheduler import SchedulerLimits
+from server.engine.cost_model import CostModel
+from server.engine.engine_loop import EngineLoop
 
 pytestmark = pytest.mark.anyio
 

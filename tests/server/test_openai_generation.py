@@ -11,7 +11,7 @@ from conftest import MakeGenerator
 from fake_generator import GenerationServer, find_logprob
 from test_openai_client import Live, run_live, wait_for
 
-from server.request import DeadlineExceeded, EngineFailure
+from server.wire.job import DeadlineExceeded, EngineFailure
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import MAX_TOKENS, MakeServer, RawCall, Server, build_tokenizer, wait_until
 
-from server.request import EngineStatus
+from server.wire.job import EngineStatus
 
 pytestmark = pytest.mark.anyio
 

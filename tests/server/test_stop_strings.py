@@ -5,10 +5,10 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.detokenizer import TokenTexts
-from server.request import GenerationEvent
-from server.stop_strings import StopStrings
-from server.text_stream import TextRules, TextStream
+from server.text.detokenizer import TokenTexts
+from server.text.stop_strings import StopStrings
+from server.text.text_stream import TextRules, TextStream
+from server.wire.job import GenerationEvent
 
 LETTERS = st.text("ab", max_size=24)
 STOPS = st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=4)

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from models.info import ModelInfo
 from server.errors import InvalidAnswer, InvalidField
-from server.tasks import (
+from server.tasks.scores import (
     check_dimensions,
     check_finite,
     compute_scores,

@@ -13,8 +13,7 @@ from tokenizers import Tokenizer as RawTokenizer
 
 from models.info import ModelDirectoryError
 from server.errors import EmptyInput, InputTooLong, InvalidField, TokenizerFailure
-from server.request import TokenSequence
-from server.tokenizer import (
+from server.text.tokenizer import (
     GUARD_CHARS_PER_TOKEN,
     Input,
     Tokenizer,
@@ -24,6 +23,7 @@ from server.tokenizer import (
     load_tokenizer,
     split_chunks,
 )
+from server.wire.job import TokenSequence
 
 
 def encode(tokenizer: Tokenizer, *inputs: Input, truncation: Truncation = "error") -> list[TokenSequence]:

@@ -1,0 +1,81 @@
+"""What was chosen for a step to one packed Batch: end to end, no padding. Pure numpy."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.batch import Batch, Paging
+from runtime.kv_cache.blocks import BLOCK_SIZE
+from server.engine.batchers.running_set import GenerationPlan, Part
+from server.engine.batchers.sampling_rows import Row, build_sampling
+from server.wire.job import TokenSequence
+
+
+def sort_by_length(sequences: Sequence[TokenSequence]) -> list[int]:
+    """The order to pack in. Equal lengths become neighbours, which kernels run as one dense block."""
+    return sorted(range(len(sequences)), key=lambda index: sequences[index].num_tokens)
+
+
+def pack(sequences: Sequence[TokenSequence]) -> Batch:
+    """Lay the sequences end to end, in the order given. None may be empty."""
+    seqlens = np.array([sequence.num_tokens for sequence in sequences], dtype=np.int32)
+    cu_seqlens = np.zeros(len(sequences) + 1, dtype=np.int32)
+    np.cumsum(seqlens, out=cu_seqlens[1:])
+    num_tokens = int(cu_seqlens[-1])
+    token_type_ids = np.zeros(num_tokens, dtype=np.int64)
+    for start, sequence in zip(cu_seqlens, sequences, strict=False):
+        if sequence.token_type_ids is not None:
+            token_type_ids[start : start + sequence.num_tokens] = sequence.token_type_ids
+    return Batch(
+        input_ids=np.concatenate([sequence.input_ids for sequence in sequences]).astype(np.int64),
+        position_ids=np.arange(num_tokens) - np.repeat(cu_seqlens[:-1], seqlens),
+        token_type_ids=token_type_ids,
+        cu_seqlens=cu_seqlens,
+        max_seqlen=int(seqlens.max()),
+    )
+
+
+def pack_parts(plan: GenerationPlan, rows: Sequence[Row], vocab_size: int) -> Batch:
+    """The parts of generations, in their order; `rows` as `list_rows` gives them."""
+    parts = plan.parts
+    seqlens = np.array([part.num_tokens for part in parts], dtype=np.int32)
+    computed = np.array([part.num_past_tokens for part in parts], dtype=np.int64)
+    cu_seqlens = np.zeros(len(parts) + 1, dtype=np.int32)
+    np.cumsum(seqlens, out=cu_seqlens[1:])
+    num_tokens = int(cu_seqlens[-1])
+    input_ids: list[int] = []
+    for part in parts:
+        input_ids += list_tokens(part)
+    owner = np.repeat(np.arange(len(parts)), seqlens)
+    position_ids = np.arange(num_tokens) - cu_seqlens[:-1][owner] + computed[owner]
+    block_table = pack_tables([part.sequence.table.block_ids for part in parts])
+    blocks = block_table[owner, position_ids // BLOCK_SIZE].astype(np.int64)
+    paging = Paging(
+        cache_seqlens=(computed + seqlens).astype(np.int32),
+        block_table=block_table,
+        slot_mapping=blocks * BLOCK_SIZE + position_ids % BLOCK_SIZE,
+        logit_rows=np.array([row.token_row for row in rows], np.int64),
+        sampling=build_sampling(rows, vocab_size),
+        block_copies=np.array(plan.copies, np.int64).reshape(-1, 2),
+    )
+    ids = np.array(input_ids, np.int64)
+    return Batch(ids, position_ids, np.zeros_like(ids), cu_seqlens, int(seqlens.max()), paging)
+
+
+def list_tokens(part: Part) -> list[int]:
+    """What of its sequence is computed, drafts included."""
+    first = part.num_past_tokens
+    return [*part.sequence.token_ids[first : first + part.num_tokens - len(part.drafts)], *part.drafts]
+
+
+def pack_tables(tables: Sequence[list[int]]) -> npt.NDArray[np.int32]:
+    """int32 [num_seqs, max_blocks], filled up with the scratch block, which is 0.
+
+    The width is a power of two: engines keep what they know of a shape, and answers get longer with every step.
+    """
+    width = 1 << (max(len(table) for table in tables) - 1).bit_length()
+    packed = np.zeros((len(tables), width), np.int32)
+    for row, table in zip(packed, tables, strict=True):
+        row[: len(table)] = table
+    return packed

@@ -1,0 +1,244 @@
+"""The generations that hold blocks of the KV cache: which of their tokens go into a step, and who must give way. Pure.
+
+In the order of their places, those that wait for their next token come first: a step for each of them is what keeps
+answers flowing. Prompts get what is left of the budget, in chunks while anybody waits for a next token. Where blocks
+run out, the last in order gives up all of its own and goes back to the queue; it is computed again later, mostly from
+blocks that the prefix cache has kept (Yu et al., 2022: Orca; Kwon et al., 2023; Agrawal et al., 2024: chunked prefill).
+"""
+
+from dataclasses import dataclass, field
+
+from runtime.kv_cache.blocks import BlockAllocator, count_blocks
+from server.engine.batchers.sequences import Generation, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a step computes of one sequence, behind its `num_past_tokens`. `num_tokens`: drafts included.
+    `num_prompt_rows`: logprobs of the prompt that it gives."""
+
+    generation: Generation
+    sequence: Sequence
+    num_past_tokens: int
+    num_tokens: int
+    drafts: tuple[int, ...] = ()
+    num_prompt_rows: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the newest token is among what is computed, so that a next one can be chosen. Asked before a step."""
+        return self.is_complete_at(self.num_past_tokens + self.num_tokens - len(self.drafts))
+
+    def is_complete_at(self, num_computed_tokens: int) -> bool:
+        return num_computed_tokens == len(self.sequence.token_ids)
+
+
+@dataclass(slots=True)
+class Room:
+    """What is left of a step. Mutable."""
+
+    num_tokens: int
+    num_sequences: int
+    num_logits: int
+
+
+@dataclass(slots=True)
+class GenerationPlan:
+    """What a step does for generations. Mutable: grows while the step is formed."""
+
+    parts: list[Part] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    preempted: list[Generation] = field(default_factory=list)
+    starved: list[Generation] = field(default_factory=list)
+    """Nobody else holds blocks, and still they do not suffice."""
+
+
+@dataclass(slots=True)
+class Residents:
+    """Mutable: the generations, and through them the allocator's blocks.
+
+    `prefill_chunk_tokens`: the most prompt tokens of a step while others wait for their next token; 0: no limit.
+    """
+
+    allocator: BlockAllocator
+    prefill_chunk_tokens: int = 0
+    lookahead_tokens: int = 0
+    """Slots that a draft model needs behind those of the step."""
+    generations: list[Generation] = field(default_factory=list)
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Of all prompts so far, looked up and found in the prefix cache."""
+
+    @property
+    def num_sequences(self) -> int:
+        return sum(generation.num_rows for generation in self.generations)
+
+    def advance(self, room: Room, plan: GenerationPlan) -> None:
+        """Give every generation that already holds blocks its share of the step."""
+        order = sorted(self.generations, key=lambda generation: generation.place)
+        for generation in order:
+            if generation.is_decoding and generation in self.generations:
+                self.decode(generation, room, plan)
+        for generation in order:
+            if not generation.is_decoding and generation in self.generations:
+                self.prefill(generation, room, plan)
+
+    def decode(self, generation: Generation, room: Room, plan: GenerationPlan) -> None:
+        """One token of each sequence, all or none, and drafts where there is room left."""
+        if len(generation.live) > min(room.num_tokens, room.num_logits):
+            return
+        for sequence in generation.live:
+            spare = min(room.num_tokens, room.num_logits) - len(generation.live)
+            drafts = tuple(sequence.drafts[: max(spare, 0)])
+            if not self.has_blocks(sequence, 1 + len(drafts)):
+                drafts = ()  # nobody has to give way for a guess
+            if not self.reserve(generation, sequence, 1 + len(drafts), plan):
+                self.give_up(generation, plan)
+                return
+            past = sequence.num_computed_tokens
+            self.add_part(Part(generation, sequence, past, 1 + len(drafts), drafts), room, plan)
+
+    def prefill(self, generation: Generation, room: Room, plan: GenerationPlan) -> None:
+        """As much of what is known and not computed as the step has room for."""
+        for sequence in generation.live:
+            num_tokens = min(sequence.num_remaining_tokens, self.prefill_room(room, plan))
+            num_rows = 1 if generation.has_forked else generation.num_rows
+            num_prompt_rows = self.count_prompt_rows(generation, sequence, num_tokens)
+            if num_prompt_rows and num_prompt_rows + num_rows > room.num_logits:
+                num_prompt_rows = num_tokens = max(room.num_logits - num_rows, 0)
+            if num_rows > room.num_logits or num_tokens <= 0:
+                return
+            if not self.reserve(generation, sequence, num_tokens, plan):
+                if len(self.generations) == 1:
+                    self.give_up(generation, plan)
+                return
+            past = sequence.num_computed_tokens
+            self.add_part(Part(generation, sequence, past, num_tokens, (), num_prompt_rows), room, plan)
+
+    def prefill_room(self, room: Room, plan: GenerationPlan) -> int:
+        waiting = [part for part in plan.parts if part.generation.is_decoding]
+        if not waiting or not self.prefill_chunk_tokens:
+            return room.num_tokens
+        taken = sum(part.num_tokens for part in plan.parts if not part.generation.is_decoding)
+        return min(room.num_tokens, self.prefill_chunk_tokens - taken)
+
+    def count_prompt_rows(self, generation: Generation, sequence: Sequence, num_tokens: int) -> int:
+        """How many of these tokens have a logprob of the prompt to tell: that of the token behind them."""
+        if not generation.num_missing_prompt_logprobs:
+            return 0
+        last = min(sequence.num_computed_tokens + num_tokens, generation.num_prompt_tokens - 1)
+        return max(0, last - sequence.num_computed_tokens)
+
+    def add_part(self, part: Part, room: Room, plan: GenerationPlan) -> None:
+        plan.parts.append(part)
+        room.num_tokens -= part.num_tokens
+        room.num_logits -= part.num_prompt_rows + 1 + len(part.drafts)
+        if not part.generation.has_forked:
+            room.num_logits -= part.generation.num_rows - 1
+
+    def reserve(self, generation: Generation, sequence: Sequence, num_tokens: int, plan: GenerationPlan) -> bool:
+        """Blocks for the next `num_tokens` of a sequence, taken from those behind it where need be; and for a draft
+        model's guesses, if they are to be had without."""
+        first = sequence.num_computed_tokens
+        last = first + num_tokens
+        ahead = min(last + self.lookahead_tokens, max(generation.max_total_tokens, last))
+        if self.has_blocks(sequence, ahead - first):
+            last = ahead
+        while not self.has_blocks(sequence, last - first):
+            victim = self.find_victim(generation, plan)
+            if victim is None:
+                return False
+            self.preempt(victim, plan)
+        plan.copies += self.allocator.grow(sequence.table, first, last)
+        return True
+
+    def has_blocks(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Whether the next `num_tokens` of a sequence fit without anybody giving way."""
+        first = sequence.num_computed_tokens
+        needed = self.allocator.count_needed(sequence.table, first, first + num_tokens)
+        return needed <= self.allocator.num_free_blocks
+
+    def find_victim(self, generation: Generation, plan: GenerationPlan) -> Generation | None:
+        """The last in order behind `generation` that holds blocks and has no part in this step yet."""
+        busy = {id(part.generation) for part in plan.parts}
+        behind = [
+            other
+            for other in self.generations
+            if other.place > generation.place and id(other) not in busy and holds_blocks(other)
+        ]
+        return max(behind, key=lambda other: other.place, default=None)
+
+    def find_less_urgent(self, generation: Generation) -> Generation | None:
+        """The last in order of a lower priority."""
+        others = [other for other in self.generations if other.priority > generation.priority]
+        return max(others, key=lambda other: other.place, default=None)
+
+    def give_up(self, generation: Generation, plan: GenerationPlan) -> None:
+        """No blocks are to be had: back to the queue, or to its end if nobody else could ever free any."""
+        is_alone = len(self.generations) == 1
+        self.preempt(generation, plan)
+        if is_alone:
+            plan.starved.append(plan.preempted.pop())
+
+    def preempt(self, generation: Generation, plan: GenerationPlan) -> None:
+        """Take all blocks of a generation; the scheduler puts it back into the queue."""
+        own = {block for sequence in generation.live for block in sequence.table.block_ids}
+        plan.parts = [part for part in plan.parts if part.generation is not generation]
+        plan.copies = [copy for copy in plan.copies if copy[1] not in own]
+        self.release(generation)
+        generation.num_preemptions += 1
+        plan.preempted.append(generation)
+
+    def release(self, generation: Generation) -> None:
+        """Give up everything it holds."""
+        for sequence in generation.live:
+            self.allocator.release(sequence.table)
+            sequence.num_computed_tokens = 0
+            sequence.drafts = []
+        if generation.num_missing_prompt_logprobs:
+            generation.prompt_logprobs.clear()
+        self.generations.remove(generation)
+
+    def admit(self, generation: Generation) -> bool:
+        """Take a generation in, if there are blocks for all that is known of it; its prompt's beginning may be here."""
+        for sequence in generation.live:
+            if not generation.num_missing_prompt_logprobs:
+                sequence.table = self.allocator.find_prefix(sequence.token_ids, sequence.hashes)
+            sequence.num_computed_tokens = sequence.table.num_slots
+        # What the others still need for what is known of them is promised, and one block more for each, so that they do
+        # not push the newcomer out again at once.
+        promised = sum(count_missing(other) for other in self.generations) + self.num_sequences
+        self.generations.append(generation)
+        if count_missing(generation) + promised > self.allocator.num_free_blocks:
+            self.release(generation)
+            return False
+        if generation.num_preemptions == 0:
+            generation.num_cached_tokens = generation.live[0].num_computed_tokens
+            self.num_prompt_tokens += generation.num_prompt_tokens
+            self.num_cached_tokens += generation.num_cached_tokens
+        return True
+
+    def fork(self, parent: Sequence, index: int) -> Sequence:
+        """A second sequence that goes on from where `parent` is, sharing its blocks."""
+        table = self.allocator.fork(parent.table)
+        matcher = None if parent.matcher is None else parent.matcher.fork()
+        return Sequence(
+            index=index,
+            token_ids=list(parent.token_ids),
+            table=table,
+            num_computed_tokens=parent.num_computed_tokens,
+            matcher=matcher,
+            hashes=list(parent.hashes),
+        )
+
+
+def holds_blocks(generation: Generation) -> bool:
+    return any(sequence.table.block_ids for sequence in generation.live)
+
+
+def count_missing(generation: Generation) -> int:
+    """Blocks it needs for its known tokens and one more, and does not have yet."""
+    return sum(
+        max(0, count_blocks(len(sequence.token_ids) + 1) - len(sequence.table.block_ids))
+        for sequence in generation.live
+    )

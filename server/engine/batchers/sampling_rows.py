@@ -1,0 +1,165 @@
+"""Which rows of logits a step has to give, whose they are, and how each becomes a token. Pure numpy."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.batch import NO_TOKEN, History, Sampling, SparseBias, TokenMasks
+from server.engine.batchers.running_set import Part
+from server.engine.batchers.sequences import Generation, Sequence, draw_uniforms
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of logits: after the token at `token_row` of the batch, as if `num_drafts` of the part's drafts were so.
+
+    `index`: the answer that the token is for. `forced_id`: a token of the prompt whose logprob is wanted.
+    """
+
+    part: Part
+    token_row: int
+    index: int
+    num_drafts: int = 0
+    forced_id: int = NO_TOKEN
+
+    @property
+    def generation(self) -> Generation:
+        return self.part.generation
+
+    @property
+    def sequence(self) -> Sequence:
+        return self.part.sequence
+
+    @property
+    def drafts(self) -> tuple[int, ...]:
+        return self.part.drafts[: self.num_drafts]
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens of the answer before this one."""
+        return self.generation.count_generated(self.sequence) + self.num_drafts
+
+
+def list_rows(parts: Seq[Part]) -> list[Row]:
+    """In the order of the parts, as they are packed end to end."""
+    rows: list[Row] = []
+    first = 0
+    for part in parts:
+        token_ids, computed = part.sequence.token_ids, part.num_past_tokens
+        for offset in range(part.num_prompt_rows):
+            rows.append(Row(part, first + offset, 0, forced_id=token_ids[computed + offset + 1]))
+        first += part.num_tokens
+        if part.is_complete and part.generation.params.max_tokens > 0:
+            last = first - 1 - len(part.drafts)
+            for index in list_answers(part):
+                rows += [Row(part, last + drafts, index, drafts) for drafts in range(len(part.drafts) + 1)]
+    return rows
+
+
+def list_answers(part: Part) -> range:
+    """The answers that a token is chosen for: all of them where the prompt has just been computed."""
+    generation = part.generation
+    if generation.has_forked or generation.beams is not None:
+        return range(part.sequence.index, part.sequence.index + 1)
+    return range(generation.params.num_sequences)
+
+
+def build_sampling(rows: Seq[Row], vocab_size: int) -> Sampling:
+    params = [row.generation.params for row in rows]
+    # What is forced, and what a beam search ranks, is not drawn.
+    is_drawn = [row.forced_id == NO_TOKEN and row.generation.beams is None for row in rows]
+    temperatures = [p.temperature if drawn else 0.0 for p, drawn in zip(params, is_drawn, strict=True)]
+    numbers = [(p.top_p, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty) for p in params]
+    top_p, min_p, repetition, presence, frequency = np.array(numbers, np.float32).reshape(-1, 5).T
+    return Sampling(
+        temperature=np.array(temperatures, np.float32),
+        top_k=np.array([p.top_k for p in params], np.int32),
+        top_p=top_p,
+        min_p=min_p,
+        uniforms=draw_row_uniforms(rows) if any(temperatures) else np.zeros(len(rows)),
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        num_top=np.array([count_top(row) for row in rows], np.int32),
+        forced_ids=np.array([row.forced_id for row in rows], np.int64),
+        bias=build_bias(rows),
+        history=build_history(rows),
+        masks=build_masks(rows, vocab_size),
+    )
+
+
+def draw_row_uniforms(rows: Seq[Row]) -> npt.NDArray[np.float64]:
+    """One for each row, by its request's seed, its answer and how far that is."""
+    seeds = [row.generation.params.seed for row in rows]
+    return draw_uniforms(seeds, [row.index for row in rows], [row.num_generated for row in rows])
+
+
+def count_top(row: Row) -> int:
+    if row.forced_id != NO_TOKEN:
+        return row.generation.params.num_prompt_logprobs
+    if row.generation.beams is not None:
+        return row.generation.beams.num_candidates
+    return row.generation.params.num_logprobs
+
+
+def build_bias(rows: Seq[Row]) -> SparseBias | None:
+    """The client's own, and -inf for what must not come next."""
+    places: list[int] = []
+    ids: list[int] = []
+    values: list[float] = []
+    for place, row in enumerate(rows):
+        params = row.generation.params
+        if row.forced_id != NO_TOKEN or not (params.logit_bias or params.bad_words or params.min_tokens):
+            continue
+        banned = list_banned(row)
+        places += [place] * (len(params.logit_bias) + len(banned))
+        ids += [*params.logit_bias, *banned]
+        values += [*params.logit_bias.values(), *[-np.inf] * len(banned)]
+    if not places:
+        return None
+    return SparseBias(np.array(places, np.int64), np.array(ids, np.int64), np.array(values, np.float32))
+
+
+def list_banned(row: Row) -> list[int]:
+    """Ends that come too early, and the last tokens of bad words whose others stand there already."""
+    params = row.generation.params
+    banned = list(params.stop_token_ids) if row.num_generated < params.min_tokens else []
+    if params.bad_words:
+        longest = max(len(word) for word in params.bad_words)
+        tail = (*row.sequence.token_ids[-longest:], *row.drafts)
+        for *start, last in params.bad_words:
+            if not start or tail[-len(start) :] == tuple(start):
+                banned.append(last)
+    return banned
+
+
+def build_history(rows: Seq[Row]) -> History | None:
+    """The tokens before those rows that have penalties."""
+    places: list[npt.NDArray[np.int64]] = []
+    ids: list[npt.NDArray[np.int64]] = []
+    generated: list[npt.NDArray[np.bool_]] = []
+    for place, row in enumerate(rows):
+        params = row.generation.params
+        has_penalties = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
+        if row.forced_id != NO_TOKEN or not has_penalties:
+            continue
+        tokens = np.array([*row.sequence.token_ids, *row.drafts], np.int64)
+        ids.append(tokens)
+        places.append(np.full(len(tokens), place, np.int64))
+        generated.append(np.arange(len(tokens)) >= row.generation.num_prompt_tokens)
+    return History(np.concatenate(places), np.concatenate(ids), np.concatenate(generated)) if ids else None
+
+
+def build_masks(rows: Seq[Row], vocab_size: int) -> TokenMasks | None:
+    masked = [place for place, row in enumerate(rows) if row.sequence.matcher is not None and row.forced_id == NO_TOKEN]
+    if not masked:
+        return None
+    bits = np.zeros((len(masked), -(-vocab_size // 32)), np.uint32)
+    for mask, place in zip(bits, masked, strict=True):
+        matcher = rows[place].sequence.matcher
+        assert matcher is not None
+        allowed = matcher.compute_mask()
+        mask[: len(allowed)] = allowed[: len(mask)]
+    return TokenMasks(np.array(masked, np.int64), bits)

@@ -1,0 +1,156 @@
+"""OpenAI's chat completions: the model's template makes a prompt of the messages, and the answer is the next one."""
+
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field, StrictBool, StrictInt
+
+from server.errors import InvalidField
+from server.http.api.generation_fields import MAX_LOGPROBS, GenerationFields
+from server.http.api.generation_params import build_params, build_rules
+from server.http.api.logprobs import format_objects
+from server.http.api.messages import read_messages
+from server.http.api.openai_generation import Answer, Choice, Envelope, answer_generation
+from server.http.body import parse_body
+from server.http.endpoint import LeanRoute, describe_request
+from server.http.events import EventWriter, GeneratedResponse
+from server.http.generation_pipeline import GenerationOrder, begin_generation
+from server.http.pipeline import HttpCall
+from server.http.state import ServedModel, ServerState
+from server.text.chat_template import Message
+from server.text.text_stream import Delta
+from server.wire.job import TokenSequence
+
+router = APIRouter(route_class=LeanRoute, tags=["openai"])
+
+
+class ChatRequest(GenerationFields):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: list[dict[str, Any]] = Field(description="a list of objects with role and content")
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = Field(
+        None, description="The old name of max_completion_tokens."
+    )
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = Field(
+        None, description="What is left of the context if absent."
+    )
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+
+
+@router.post(
+    "/v1/chat/completions",
+    summary="Answer a chat",
+    openapi_extra=describe_request(ChatRequest.model_json_schema()),
+)
+async def create_chat_completion(request: Request) -> Response:
+    return GeneratedResponse(request, route="/v1/chat/completions", work=chat)
+
+
+async def chat(call: HttpCall, state: ServerState, body: bytes, writer: EventWriter) -> bytes:
+    """One call from body to body, or to events."""
+    asked = parse_body(ChatRequest, body)
+    model = state.find_model(asked.model)
+    call.model = model.name
+    model.check_task("generate")
+    order = build_order(asked, model)
+    metrics = state.metrics.bind_tokens(route=call.route, model=model.name)
+    async with begin_generation(call, model, order, metrics) as generation:
+        kind = "chat.completion.chunk" if asked.stream else "chat.completion"
+        envelope = Envelope("chatcmpl", kind, model.name)
+        return await answer_generation(generation, asked, ChatChoices(asked, model), envelope, writer)
+
+
+def build_order(asked: ChatRequest, model: ServedModel) -> GenerationOrder:
+    """Raises InvalidField and its kinds."""
+    check_tools(asked)
+    messages = read_messages(asked.messages)
+    if not model.chat_template.is_there:
+        raise InvalidField(model.chat_template.problem, param="messages")
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise InvalidField("top_logprobs needs logprobs; set logprobs to true or leave it out", param="top_logprobs")
+    return GenerationOrder(
+        field="messages",
+        num_prompts=1,
+        num_chars=sum(len(message["content"]) for message in messages),
+        num_ids=0,
+        encode=partial(encode_messages, messages, model),
+        params=build_params(asked, model, num_logprobs=(asked.top_logprobs or 0) if asked.logprobs else -1),
+        max_tokens=choose_max_tokens(asked),
+        default_max_tokens=model.tokenizer.max_input_tokens,
+        seed=asked.seed,
+        bad_words=tuple(asked.bad_words or ()),
+        rules=build_rules(asked, model),
+    )
+
+
+def check_tools(asked: ChatRequest) -> None:
+    """Raises InvalidField."""
+    for name in ("tools", "functions"):
+        if getattr(asked, name):
+            raise InvalidField(f"{name} are not supported; leave {name} out", param=name)
+    for name in ("tool_choice", "function_call"):
+        if getattr(asked, name) not in (None, "none"):
+            raise InvalidField(f"{name} must be 'none': tools are not supported; leave it out", param=name)
+
+
+def choose_max_tokens(asked: ChatRequest) -> int | None:
+    """Under either name. Raises InvalidField."""
+    new, old = asked.max_completion_tokens, asked.max_tokens
+    if new is not None and old is not None and new != old:
+        raise InvalidField(
+            f"max_completion_tokens is {new} and max_tokens, its old name, is {old}; leave one of them out",
+            param="max_completion_tokens",
+        )
+    return old if new is None else new
+
+
+async def encode_messages(messages: list[Message], model: ServedModel) -> list[TokenSequence]:
+    """Templates bring their own special tokens. Raises InvalidField and its kinds."""
+    text = await model.tokenizer.run(partial(model.chat_template.render, messages))
+    return await model.tokenizer.encode([text], truncation="error", field="messages", add_special_tokens=False)
+
+
+class ChatChoices:
+    """Writes choices. Mutable: which of them have begun in a stream."""
+
+    def __init__(self, asked: ChatRequest, model: ServedModel) -> None:
+        self._texts = model.tokenizer.texts
+        self._has_logprobs = bool(asked.logprobs)
+        self._has_token_ids = bool(asked.return_token_ids)
+        self._begun: set[int] = set()
+
+    def list_chunks(self, delta: Delta) -> list[Choice]:
+        chunks = []
+        if delta.index not in self._begun:
+            self._begun.add(delta.index)
+            chunks.append(self._build_chunk(delta.index, {"role": "assistant", "content": ""}))
+        if delta.text or (delta.tokens and (self._has_logprobs or self._has_token_ids)):
+            chunk = self._build_chunk(delta.index, {"content": delta.text})
+            if self._has_logprobs:
+                chunk["logprobs"] = format_objects(delta.tokens, self._texts)
+            if self._has_token_ids:
+                chunk["token_ids"] = [token.token_id for token in delta.tokens]
+            chunks.append(chunk)
+        if delta.finish_reason:
+            chunks.append(self._build_chunk(delta.index, {}) | {"finish_reason": delta.finish_reason})
+        return chunks
+
+    def _build_chunk(self, index: int, delta: dict[str, str]) -> Choice:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def describe(self, index: int, answer: Answer) -> Choice:
+        choice: Choice = {
+            "index": index,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": format_objects(answer.tokens, self._texts) if self._has_logprobs else None,
+            "finish_reason": answer.finish_reason,
+        }
+        if self._has_token_ids:
+            choice["token_ids"] = [token.token_id for token in answer.tokens]
+        return choice

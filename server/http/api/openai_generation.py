@@ -1,0 +1,125 @@
+"""Generated answers as bodies or as chunks: what completions and chat do alike around their different choices."""
+
+import secrets
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from time import time
+from typing import Any, Protocol
+
+import orjson
+
+from server.http.api.generation_fields import GenerationFields
+from server.http.events import DONE, EventWriter
+from server.http.generation_pipeline import TextGeneration
+from server.text.text_stream import Delta, TokenNews
+from server.wire.job import FinishReason
+
+Choice = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Answer:
+    """One whole answer. Mutable: grows until it has a finish_reason."""
+
+    texts: list[str] = field(default_factory=list)
+    tokens: list[TokenNews] = field(default_factory=list)
+    finish_reason: FinishReason = ""
+
+    def add(self, delta: Delta) -> None:
+        self.texts.append(delta.text)
+        self.tokens.extend(delta.tokens)
+        self.finish_reason = delta.finish_reason
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def mean_logprob(self) -> float:
+        """By which the best of several are chosen."""
+        found = [token.logprob.logprob for token in self.tokens if token.logprob is not None]
+        return sum(found) / len(found) if found else 0.0
+
+
+class Choices(Protocol):
+    """How a protocol writes choices."""
+
+    def list_chunks(self, delta: Delta) -> list[Choice]:
+        """The choices of the chunks, one each, that tell these news."""
+
+    def describe(self, index: int, answer: Answer) -> Choice:
+        """`index`: the client's count, not the engine's."""
+
+
+class Envelope:
+    """What is the same in all chunks of an answer. The id tells answers apart; `kind` is OpenAI's `object`."""
+
+    def __init__(self, prefix: str, kind: str, model: str) -> None:
+        self._fields = {
+            "id": f"{prefix}-{secrets.token_hex(12)}",
+            "object": kind,
+            "created": int(time()),
+            "model": model,
+        }
+
+    def wrap(self, choices: Sequence[Choice], **more: Any) -> bytes:
+        return orjson.dumps(self._fields | {"choices": choices} | more)
+
+
+async def answer_generation(
+    generation: TextGeneration, asked: GenerationFields, choices: Choices, envelope: Envelope, writer: EventWriter
+) -> bytes:
+    """The body, or none where the answer has been streamed. Raises what the engine's streams raise."""
+    if asked.stream:
+        await write_chunks(generation, choices, envelope, writer, has_usage=asked.has_usage_chunk)
+        return b""
+    answers = choose_best(await collect_answers(generation), generation.num_per_prompt, asked.num_answers)
+    described = [choices.describe(index, answer) for index, answer in enumerate(answers)]
+    return envelope.wrap(described, usage=describe_usage(generation))
+
+
+async def write_chunks(
+    generation: TextGeneration, choices: Choices, envelope: Envelope, writer: EventWriter, *, has_usage: bool
+) -> None:
+    """Every step's news as they come."""
+    more = {"usage": None} if has_usage else {}
+    async with aclosing(generation.read()) as news:
+        async for deltas in news:
+            chunks = [envelope.wrap([choice], **more) for delta in deltas for choice in choices.list_chunks(delta)]
+            if chunks:
+                await writer.write(*chunks)
+    last = [envelope.wrap([], usage=describe_usage(generation))] if has_usage else []
+    await writer.write(*last, DONE)
+
+
+async def collect_answers(generation: TextGeneration) -> list[Answer]:
+    """All answers to all prompts, in the engine's order."""
+    answers = [Answer() for _ in range(len(generation.prompts) * generation.num_per_prompt)]
+    async with aclosing(generation.read()) as news:
+        async for deltas in news:
+            for delta in deltas:
+                answers[delta.index].add(delta)
+    return answers
+
+
+def choose_best(answers: Sequence[Answer], num_per_prompt: int, num_wanted: int) -> list[Answer]:
+    """Of each prompt's answers those with the highest logprob per token, if there are more than are wanted."""
+    if num_per_prompt == num_wanted:
+        return list(answers)
+    best: list[Answer] = []
+    for begin in range(0, len(answers), num_per_prompt):
+        ranked = sorted(answers[begin : begin + num_per_prompt], key=lambda answer: -answer.mean_logprob)
+        best += ranked[:num_wanted]
+    return best
+
+
+def describe_usage(generation: TextGeneration) -> dict[str, Any]:
+    """Each prompt counts once, whatever n; generated tokens all count, also those that best_of left out."""
+    num_prompt_tokens = sum(len(prompt) for prompt in generation.prompts)
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": generation.num_generated_tokens,
+        "total_tokens": num_prompt_tokens + generation.num_generated_tokens,
+        "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
+    }

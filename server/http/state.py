@@ -1,0 +1,76 @@
+"""What an HTTP process serves: its models, each with everything a request needs on the way, and its metrics."""
+
+from dataclasses import dataclass, field
+from time import time
+
+from models.info import ModelInfo
+from server.config import ModelConfig, ServerConfig
+from server.errors import InvalidField, UnknownModel, WrongTask
+from server.http.admission import Admission
+from server.metrics import Metrics
+from server.text.chat_template import NO_CHAT_TEMPLATE, ChatTemplate
+from server.text.tokenizer import Tokenizer
+from server.wire.job import EngineClient
+
+TASK_ROUTES = {
+    "embed": "POST /v1/embeddings",
+    "classify": "POST /predict",
+    "generate": "POST /v1/completions and POST /v1/chat/completions",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One entry of `models:`, ready for requests."""
+
+    name: str
+    config: ModelConfig
+    info: ModelInfo
+    tokenizer: Tokenizer
+    admission: Admission
+    engine: EngineClient
+    chat_template: ChatTemplate = NO_CHAT_TEMPLATE
+    created_s: int = field(default_factory=lambda: int(time()))
+    """Unix time, for `/v1/models`."""
+
+    def check_task(self, task: str) -> None:
+        """Raises WrongTask, naming the route that would work."""
+        if self.info.task != task:
+            raise WrongTask(
+                f"model {self.name!r} cannot be used here: its task is {self.info.task}, "
+                f"served by {TASK_ROUTES[self.info.task]}",
+                param="model",
+            )
+
+
+@dataclass(slots=True)
+class ServerState:
+    """Mutable: `is_draining`, set once by whoever stops the server; new calls are refused from then on."""
+
+    config: ServerConfig
+    models: dict[str, ServedModel]
+    metrics: Metrics
+    is_draining: bool = False
+
+    def find_model(self, name: str) -> ServedModel:
+        """Raises UnknownModel."""
+        model = self.models.get(name)
+        if model is None:
+            raise UnknownModel(
+                f"model {name[:100]!r} does not exist; the models here are {', '.join(self.models)}", param="model"
+            )
+        return model
+
+    def pick_model(self, name: str | None, task: str | None) -> ServedModel:
+        """The named model, or the only one for the task where the protocol names none. Raises UnknownModel."""
+        if name is not None:
+            return self.find_model(name)
+        fitting = [model for model in self.models.values() if task in (None, model.info.task)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if not fitting:
+            raise UnknownModel(f"no model here has the task {task}", param="model")
+        raise InvalidField(
+            f"several models could answer; add a field 'model' with one of {', '.join(m.name for m in fitting)}",
+            param="model",
+        )

@@ -1,0 +1,174 @@
+"""An engine's own process: `python -m server.processes.engine_process RUN_DIR MODEL_INDEX REPLICA NUM_STARTS`.
+
+Started by the supervisor. Loads the model, builds and warms up the engine, and serves calls from a Unix socket until
+SIGTERM.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from models.info import ModelDirectoryError, read_info
+from models.load import load_model
+from runtime.build import BatchLimits, DraftModel, build_engine, build_null
+from runtime.config import UnusableConfig
+from runtime.engine import Engine, Progress
+from server.deployment import DeployedModel, Deployment, load
+from server.engine.batchers.scheduler import SchedulerLimits
+from server.engine.calibration import calibrate
+from server.engine.cost_model import CostModel
+from server.engine.engine_loop import EngineLoop, GenerationOptions
+from server.engine.engine_server import EngineServer
+from server.engine.executor import run_in_passing_thread
+from server.metrics import Metrics
+from server.processes.startup import CANNOT_START, CRASHED, end_with_parent, make_progress, set_up_logging
+from server.text.grammar import GrammarFactory
+
+
+def build_loop(deployment: Deployment, model: DeployedModel, replica: int, metrics: Metrics) -> EngineLoop:
+    """Everything from the model directory to a loop that can be started. Takes seconds; shows progress."""
+    progress = make_progress(f"{model.config.name}/{replica}")
+    engine = build(model, progress)
+    limits = model.config.limits
+    max_batch_tokens = min(limits.max_batch_tokens, engine.info.max_batch_tokens)
+    cost_model = CostModel()
+    if model.config.engine.warmup:
+        engine.warmup(progress)
+        cost_model = calibrate(
+            engine,
+            max_batch_tokens=max_batch_tokens,
+            max_batch_requests=limits.max_batch_requests,
+            max_input_tokens=model.max_input_tokens,
+            progress=progress,
+        )
+    return EngineLoop(
+        engine,
+        SchedulerLimits(
+            max_batch_tokens, limits.max_batch_requests, limits.max_wait_ms / 1e3, engine.info.max_batch_logits
+        ),
+        cost_model,
+        metrics,
+        model=model.config.name,
+        replica=replica,
+        canary_interval_s=deployment.config.server.canary_interval_s,
+        generation=plan_generation(model) if model.info.task == "generate" else None,
+    )
+
+
+def plan_generation(model: DeployedModel) -> GenerationOptions:
+    speculative = model.config.speculative
+    options = GenerationOptions(
+        model.max_input_tokens,
+        prefill_chunk_tokens=model.config.limits.prefill_chunk_tokens,
+        has_prefix_cache=model.config.engine.kv_cache.prefix_caching,
+        num_drafts=speculative.num_tokens if speculative is not None and speculative.method == "ngram" else 0,
+    )
+    if not (model.directory / "tokenizer.json").exists():
+        return options
+    grammars = GrammarFactory(model.directory, model.info.output_dim, model.info.eos_token_ids)
+    return replace(options, make_matcher=grammars.make_matcher)
+
+
+def build(model: DeployedModel, progress: Progress) -> Engine:
+    limits = model.config.limits
+    batch_limits = BatchLimits(
+        limits.max_batch_tokens, limits.max_batch_requests, model.max_input_tokens, count_logits(model)
+    )
+    config = model.config.engine.model_copy(update={"threads": model.threads})
+    if config.kind == "null":
+        return build_null(model.info.output_dim, config, batch_limits)
+    progress("reading weights", 0, 1)
+    module = load_model(model.directory, model.info)
+    draft = load_draft(model)
+    progress("reading weights", 1, 1)
+    return build_engine(module, model.info.output_dim, config, batch_limits, progress, draft)
+
+
+def load_draft(model: DeployedModel) -> DraftModel | None:
+    """The small model that guesses, if there is to be one. Raises ModelDirectoryError where it speaks otherwise."""
+    speculative = model.config.speculative
+    if speculative is None or model.draft_directory is None:
+        return None
+    info = read_info(model.draft_directory, task="generate")
+    if info.vocab_size != model.info.vocab_size:
+        raise ModelDirectoryError(
+            f"speculative.draft {model.draft_directory}: its vocabulary has {info.vocab_size} tokens and that of "
+            f"{model.config.name} {model.info.vocab_size}; a draft model needs the same tokenizer"
+        )
+    if info.max_input_tokens < model.max_input_tokens:
+        raise ModelDirectoryError(
+            f"speculative.draft {model.draft_directory}: it takes {info.max_input_tokens} tokens and "
+            f"{model.config.name} up to {model.max_input_tokens}; set limits.max_input_tokens to at most "
+            f"{info.max_input_tokens}"
+        )
+    return DraftModel(load_model(model.draft_directory, info), speculative.num_tokens)
+
+
+def count_logits(model: DeployedModel) -> int:
+    """Rows of logits of a step: of every sequence the next token, and as many as are guessed ahead."""
+    if model.info.task != "generate":
+        return 0
+    limits, speculative = model.config.limits, model.config.speculative
+    num_drafts = 0 if speculative is None else speculative.num_tokens
+    return min(limits.max_batch_requests * (1 + num_drafts), limits.max_batch_tokens)
+
+
+def pin_to_cores(replica: int, threads: int) -> None:
+    """Give each of several replicas cores of its own, where there are enough."""
+    cores = sorted(os.sched_getaffinity(0))
+    if (replica + 1) * threads <= len(cores):
+        os.sched_setaffinity(0, cores[replica * threads : (replica + 1) * threads])
+
+
+async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) -> None:
+    stopping = asyncio.Event()
+    is_loading = True
+
+    def stop() -> None:
+        if is_loading:  # nothing to finish, and the loading thread cannot be interrupted
+            os._exit(0)
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stop)
+    end_with_parent(stop)
+    deployment = load(run_dir)
+    model = deployment.models[model_index]
+    is_alone = len(deployment.models) == 1
+    engine = model.config.engine
+    if engine.pin_cores and engine.replicas > 1 and engine.device == "cpu" and is_alone:
+        pin_to_cores(replica, model.threads)
+    metrics = Metrics()
+    if num_starts > 1:
+        metrics.count_engine_restart(model.config.name, replica)
+    build = partial(build_loop, deployment, model, replica, metrics)
+    engine_loop = await asyncio.to_thread(run_in_passing_thread, build)
+    is_loading = False
+    await engine_loop.start()
+    server = EngineServer(engine_loop, deployment.socket_path(model, replica))
+    await server.start()
+    ends = [asyncio.create_task(event.wait()) for event in (stopping, engine_loop.crashed)]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if engine_loop.crashed.is_set():
+        os._exit(CRASHED)  # the device thread may be stuck; the supervisor starts a new process
+    await server.close()
+    await engine_loop.close()
+
+
+def main() -> None:
+    run_dir, *numbers = sys.argv[1:]
+    set_up_logging(load(Path(run_dir)).config.server.log_level)
+    try:
+        asyncio.run(serve(Path(run_dir), *(int(number) for number in numbers)))
+    except (ModelDirectoryError, UnusableConfig) as error:
+        print(f"padless: {error}", file=sys.stderr)
+        sys.exit(CANNOT_START)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""An HTTP process: `python -m server.processes.http_process RUN_DIR WORKER SOCKET_FD NUM_STARTS`.
+
+Started by the supervisor. Several of them share the listening socket, the engines, and the count of admitted requests.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from server.deployment import DeployedModel, Deployment, load
+from server.http.admission import Admission
+from server.http.app import create_app
+from server.http.state import ServedModel, ServerState
+from server.metrics import Metrics
+from server.processes.startup import end_with_parent, set_up_logging
+from server.text.chat_template import load_chat_template
+from server.text.tokenizer import load_tokenizer
+from server.wire.client import ReplicaSet, SocketEngine
+from server.wire.job import EngineClient
+
+logger = logging.getLogger("padless.http")
+
+DRAIN_POLL_S = 0.02
+CUT_OFF_S = 1.0
+"""For telling those whose requests are cut off, after `drain_timeout_s`."""
+
+
+def build_state(
+    deployment: Deployment, worker: int, metrics: Metrics, engines: list[EngineClient], pool: ThreadPoolExecutor
+) -> ServerState:
+    """What the application needs; `engines` in the order of the models."""
+    models = {}
+    for model, engine in zip(deployment.models, engines, strict=True):
+        models[model.config.name] = ServedModel(
+            name=model.config.name,
+            config=model.config,
+            info=model.info,
+            tokenizer=load_tokenizer(
+                model.directory,
+                lowercase=model.info.do_lower_case,
+                is_required=model.info.task != "generate",
+                can_truncate=model.info.task != "generate",
+                max_input_tokens=model.max_input_tokens,
+                vocab_size=model.info.vocab_size,
+                type_vocab_size=model.info.type_vocab_size,
+                pool=pool,
+                num_threads=deployment.config.server.tokenizer_threads,
+            ),
+            admission=Admission(
+                model.config.limits.max_concurrent_requests,
+                path=deployment.admission_path(model),
+                worker=worker,
+                num_workers=deployment.config.server.http_workers,
+            ),
+            engine=engine,
+            chat_template=load_chat_template(model.directory),
+        )
+    return ServerState(deployment.config, models, metrics)
+
+
+async def connect(deployment: Deployment, model: DeployedModel) -> ReplicaSet:
+    sockets = [SocketEngine(deployment.socket_path(model, replica)) for replica in range(model.config.engine.replicas)]
+    for engine in sockets:
+        await engine.start()
+    return ReplicaSet(sockets)
+
+
+async def serve_http(state: ServerState, listener: socket.socket) -> None:
+    """Serve until SIGTERM: then readiness turns off, new calls are refused, and accepted ones finish."""
+    http = state.config.server
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(state),
+            http="httptools",
+            access_log=False,
+            log_config=None,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=max(1, round(http.drain_timeout_s)),
+            server_header=False,
+        )
+    )
+    draining: list[asyncio.Task[None]] = []
+
+    def begin_drain() -> None:
+        if not draining:
+            draining.append(asyncio.create_task(drain(state, server)))
+
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(DRAIN_POLL_S)
+    # Only now: uvicorn has set its own handlers, which would stop listening before readiness turns off.
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, begin_drain)
+    end_with_parent(begin_drain)
+    await serving
+
+
+async def drain(state: ServerState, server: uvicorn.Server) -> None:
+    state.is_draining = True
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + state.config.server.drain_timeout_s
+    await wait_for_answers(state, until_s)
+    if count_inputs(state):
+        logger.warning("%d requests are not finished after server.drain_timeout_s and are cut off", count_inputs(state))
+        # Whoever still waits is told so, in the way of the protocol, while there is somebody to tell it.
+        for model in state.models.values():
+            await model.engine.close()
+        await wait_for_answers(state, loop.time() + CUT_OFF_S)
+        until_s = loop.time() + CUT_OFF_S
+    # Answers still being written share what is left of the time.
+    server.config.timeout_graceful_shutdown = max(1, round(until_s - loop.time()))
+    server.should_exit = True
+
+
+def count_inputs(state: ServerState) -> int:
+    """Of all models, in this process."""
+    return sum(model.admission.own_inputs for model in state.models.values())
+
+
+async def wait_for_answers(state: ServerState, until_s: float) -> None:
+    """Until all are given, or that time of the event loop."""
+    loop = asyncio.get_running_loop()
+    while count_inputs(state) and loop.time() < until_s:
+        await asyncio.sleep(DRAIN_POLL_S)
+
+
+async def serve(run_dir: Path, worker: int, listener: socket.socket) -> None:
+    deployment = load(run_dir)
+    engines: list[EngineClient] = [await connect(deployment, model) for model in deployment.models]
+    with ThreadPoolExecutor(deployment.config.server.tokenizer_threads, "tokenizer") as pool:
+        state = build_state(deployment, worker, Metrics(), engines, pool)
+        await serve_http(state, listener)
+    for model in state.models.values():
+        model.admission.close()
+    for engine in engines:
+        await engine.close()
+
+
+def main() -> None:
+    run_dir, worker, listener_fd, _ = sys.argv[1:]
+    set_up_logging(load(Path(run_dir)).config.server.log_level)
+    listener = socket.socket(fileno=int(listener_fd))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(Path(run_dir), int(worker), listener))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""HTTP and engines in one process, for debugging: `... inline_process RUN_DIR 0 SOCKET_FD NUM_STARTS`."""
+
+import asyncio
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import uvloop
+
+from server.deployment import load
+from server.engine.executor import run_in_passing_thread
+from server.metrics import Metrics
+from server.processes.engine_process import build_loop
+from server.processes.http_process import build_state, connect, serve_http
+from server.processes.startup import set_up_logging
+from server.wire.job import EngineClient
+
+
+async def serve(run_dir: Path, listener: socket.socket) -> None:
+    """Models that are not `inline` keep their engine processes."""
+    deployment, metrics = load(run_dir), Metrics()
+    engines: list[EngineClient] = []
+    for model in deployment.models:
+        if model.config.engine.inline:
+            loop = run_in_passing_thread(partial(build_loop, deployment, model, 0, metrics))
+            await loop.start()
+            engines.append(loop)
+        else:
+            engines.append(await connect(deployment, model))
+    with ThreadPoolExecutor(deployment.config.server.tokenizer_threads, "tokenizer") as pool:
+        await serve_http(build_state(deployment, 0, metrics, engines, pool), listener)
+    for engine in engines:
+        await engine.close()
+
+
+def main() -> None:
+    run_dir, _, listener_fd, _ = sys.argv[1:]
+    set_up_logging(load(Path(run_dir)).config.server.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(Path(run_dir), socket.socket(fileno=int(listener_fd))))
+
+
+if __name__ == "__main__":
+    main()

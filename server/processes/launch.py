@@ -1,0 +1,277 @@
+"""The supervisor: settles what to run, starts engine and HTTP processes, starts dead ones again, and ends in order.
+
+It computes nothing and imports no torch. Engines and HTTP workers find one another by the sockets of the run directory.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import msgspec
+
+from runtime.engine import EngineInfo
+from server.config import ConfigError, ServerConfig
+from server.deployment import DeployedModel, Deployment, resolve, save
+from server.http.admission import clear_slot
+from server.metrics import METRICS_DIR_VARIABLE, forget_process
+from server.processes.startup import CANNOT_START, set_up_logging
+from server.text.chat_template import load_chat_template
+
+logger = logging.getLogger("padless")
+
+RESTART_PAUSE_S = 0.5
+MAX_PAUSE_S = 30.0
+STEADY_S = 10.0
+"""A child that lived longer has not crashed at its start."""
+FIRST_FAILURES = 3
+"""An engine that dies this often before it was ever ready will not get better by trying again."""
+KILL_AFTER_S = 5.0
+SPIN_VARIABLE, SPIN_COUNT = "GOMP_SPINCOUNT", "2000"
+"""How long threads of a kernel turn in circles before they sleep while they wait for one another, a few microseconds.
+OpenMP's own default is milliseconds, in which a thread that waits keeps a core from the one it waits for: with a busy
+process beside the engine a step of 2 ms took 600 (docs/decisions/0014)."""
+
+
+@dataclass(slots=True)
+class Child:
+    """A process the supervisor keeps alive; its last argument is how often it has been started.
+
+    Mutable: `process`, the current incarnation, and `num_starts`.
+    """
+
+    name: str
+    command: list[str]
+    pass_fds: tuple[int, ...] = ()
+    worker: int | None = None
+    """For HTTP workers: their slot in the admission files."""
+    process: asyncio.subprocess.Process | None = None
+    num_starts: int = 0
+
+
+class Supervisor:
+    """Mutable: the children, and whether they are being stopped."""
+
+    def __init__(self, deployment: Deployment, listener: socket.socket) -> None:
+        self.deployment = deployment
+        self.listener = listener
+        self.engines = [
+            Child(
+                f"engine {model.config.name}/{replica}",
+                [
+                    sys.executable,
+                    "-m",
+                    "server.processes.engine_process",
+                    str(deployment.run_dir),
+                    str(model.index),
+                    str(replica),
+                ],
+            )
+            for model in deployment.models
+            if not model.config.engine.inline
+            for replica in range(model.config.engine.replicas)
+        ]
+        self.workers = list(self.list_workers())
+        self.was_ready = False
+        self.stopping = asyncio.Event()
+        self.failure = ""
+
+    def list_workers(self) -> Iterator[Child]:
+        is_inline = any(model.config.engine.inline for model in self.deployment.models)
+        module = "server.processes.inline_process" if is_inline else "server.processes.http_process"
+        descriptor = self.listener.fileno()
+        for worker in range(self.deployment.config.server.http_workers):
+            command = [sys.executable, "-m", module, str(self.deployment.run_dir), str(worker), str(descriptor)]
+            yield Child(f"http {worker}", command, (descriptor,), worker)
+
+    async def run(self) -> int:
+        """Keep all children running until SIGTERM or SIGINT. Returns the exit status."""
+        loop = asyncio.get_running_loop()
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signal_number, self.stopping.set)
+        keepers = [asyncio.create_task(self.keep(child)) for child in (*self.engines, *self.workers)]
+        announcer = asyncio.create_task(self.announce())
+        await self.stopping.wait()
+        announcer.cancel()
+        patience_s = self.deployment.config.server.drain_timeout_s + KILL_AFTER_S
+        has_drained = await self.stop(self.workers, patience_s)
+        await self.stop(self.engines, KILL_AFTER_S)
+        await asyncio.gather(*keepers, announcer, return_exceptions=True)
+        if self.failure:
+            logger.error("%s", self.failure)
+        return 0 if has_drained and not self.failure else 1
+
+    async def keep(self, child: Child) -> None:
+        """Start, wait for the end, tidy up, again; more and more slowly if it ends at once each time."""
+        pause_s = RESTART_PAUSE_S
+        while not self.stopping.is_set():
+            started_s = monotonic()
+            status: int | None = None
+            try:
+                status = await self.run_child(child)
+            except OSError:
+                logger.exception("%s could not be started", child.name)
+            if self.stopping.is_set():
+                return
+            if not self.was_ready and (status == CANNOT_START or child.num_starts >= FIRST_FAILURES):
+                self.failure = f"{child.name} cannot be started; the reason is above"
+                self.stopping.set()
+                return
+            logger.error("%s ended with status %s; starting it again", child.name, status)
+            pause_s = RESTART_PAUSE_S if monotonic() - started_s > STEADY_S else min(2 * pause_s, MAX_PAUSE_S)
+            await asyncio.wait([asyncio.create_task(self.stopping.wait())], timeout=pause_s)
+
+    async def run_child(self, child: Child) -> int:
+        """One incarnation, from its start to its end; what it leaves behind is tidied up. Raises OSError."""
+        child.num_starts += 1
+        command = [*child.command, str(child.num_starts)]
+        # Its standard input stays open as long as we live: that is how it notices should we be killed.
+        process = child.process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.PIPE, pass_fds=child.pass_fds, process_group=0
+        )
+        if self.stopping.is_set():  # `stop` came before there was a process to stop
+            process.terminate()
+        status = await process.wait()
+        forget_process(process.pid)
+        if child.worker is not None:
+            for model in self.deployment.models:
+                clear_slot(self.deployment.admission_path(model), child.worker)
+        return status
+
+    async def stop(self, children: list[Child], patience_s: float) -> bool:
+        """SIGTERM, then SIGKILL for those that do not end in time. Returns whether all ended by themselves."""
+        running = [each.process for each in children if each.process is not None and each.process.returncode is None]
+        for process in running:
+            process.terminate()
+        if not running:
+            return True
+        ends = [asyncio.create_task(process.wait()) for process in running]
+        _, pending = await asyncio.wait(ends, timeout=patience_s)
+        if pending:
+            logger.error("%d processes did not end within %.0f s; killed", len(pending), patience_s)
+            for process in running:
+                if process.returncode is None:
+                    process.kill()
+        return not pending
+
+    async def announce(self) -> None:
+        """Once every replica of every model is ready: say what runs, and how to talk to it."""
+        started_s = monotonic()
+        url = find_url(self.listener)
+        while await asyncio.to_thread(fetch, f"{url}/ready") is None:
+            await asyncio.sleep(0.1)
+        self.was_ready = True
+        body = await asyncio.to_thread(fetch, f"{url}/info")
+        answer = msgspec.json.decode(body or b"{}")
+        for model, found in zip(self.deployment.models, answer.get("models", ()), strict=False):
+            print(describe_model(model, msgspec.convert(found["replicas"][0]["info"], EngineInfo)), flush=True)
+        print(describe_access(self.deployment, url, monotonic() - started_s), flush=True)
+
+
+def fetch(url: str) -> bytes | None:
+    """The body; None where the answer is not 200 or does not come."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bytes(response.read())
+    except OSError:
+        return None
+
+
+def find_url(listener: socket.socket) -> str:
+    """An address to reach the listener from this machine."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def describe_model(model: DeployedModel, info: EngineInfo) -> str:
+    weights, activations = info.weight_bytes / 2**20, info.activation_bytes / 2**20
+    cache = f" + KV cache {info.kv_cache_bytes / 2**20:.1f} MB ({info.kv_cache_dtype})" if info.num_blocks else ""
+    total = weights + activations + info.kv_cache_bytes / 2**20
+    replicas = model.config.engine.replicas
+    kernels = f" with {info.kernels} kernels" if info.device == "cpu" else ""
+    unplanned = f"; ops that allocate for themselves: {', '.join(info.unplanned_ops)}" if info.unplanned_ops else ""
+    outcome = "answer included" if model.info.task == "generate" else f"{model.info.output_dim} numbers out"
+    return "\n".join(
+        [
+            f"{model.config.name}: {model.info.architecture}, {model.info.task}, from {model.directory}",
+            f"  engine     {info.kind}, {info.precision} ({info.precision_reason}), on {info.device}{kernels}, "
+            f"{replicas} replica{'s' * (replicas > 1)} with {info.threads} thread{'s' * (info.threads > 1)}",
+            f"  memory     weights {weights:.1f} MB + activations {activations:.1f} MB at the largest batch "
+            f"({info.max_batch_tokens} tokens){cache} = {total:.1f} MB per replica{unplanned}",
+            f"  inputs     up to {model.max_input_tokens} tokens, {outcome}",
+        ]
+    )
+
+
+def describe_access(deployment: Deployment, url: str, seconds: float) -> str:
+    route, body = choose_example(deployment.models[0])
+    return (
+        f"Ready after {seconds:.1f} s on {url} (docs at /docs, metrics at /metrics). Try:\n"
+        f"  curl {url}{route} -H 'content-type: application/json' -d '{json.dumps(body)}'"
+    )
+
+
+def choose_example(model: DeployedModel) -> tuple[str, dict[str, object]]:
+    """A route that this model answers, and a body for it."""
+    name, task = model.config.name, model.info.task
+    if task == "embed":
+        return "/v1/embeddings", {"model": name, "input": "Hello, world", "encoding_format": "float"}
+    if task == "classify":
+        return "/predict", {"inputs": "Hello, world"}
+    if load_chat_template(model.directory).is_there:
+        messages = [{"role": "user", "content": "Hello"}]
+        return "/v1/chat/completions", {"model": name, "messages": messages, "stream": True}
+    prompt = "Once upon a time" if (model.directory / "tokenizer.json").exists() else [1, 2, 3]
+    return "/v1/completions", {"model": name, "prompt": prompt, "max_tokens": 50}
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises ConfigError where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"server.host {host}, server.port {port}: {error.strerror}. Choose another port, or stop who has it"
+        ) from None
+    listener.listen(1024)
+    listener.setblocking(False)
+    return listener
+
+
+def launch(config: ServerConfig) -> int:
+    """Serve until told to stop. Raises ConfigError, ModelDirectoryError before anything is started."""
+    set_up_logging(config.server.log_level)
+    listener = listen(config.server.host, config.server.port)
+    run_dir = Path(tempfile.mkdtemp(prefix="padless-"))
+    try:
+        deployment = resolve(config, run_dir)
+        deployment.metrics_dir.mkdir()
+        # Inherited by all children, which is when it counts: prometheus_client reads it as it is imported.
+        os.environ[METRICS_DIR_VARIABLE] = str(deployment.metrics_dir)
+        os.environ.setdefault(SPIN_VARIABLE, SPIN_COUNT)
+        save(deployment)
+        for model in deployment.models:
+            deployment.admission_path(model).touch()
+            print(f"{model.config.name}: loading {model.info.architecture} from {model.directory}", flush=True)
+        return asyncio.run(run_supervisor(deployment, listener))
+    finally:
+        listener.close()
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+async def run_supervisor(deployment: Deployment, listener: socket.socket) -> int:
+    return await Supervisor(deployment, listener).run()

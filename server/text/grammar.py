@@ -1,0 +1,79 @@
+"""Answers that must conform to JSON, a JSON schema or a regular expression, by llguidance (docs/decisions/0012)."""
+
+import json
+from copy import copy
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from server.engine.batchers.sequences import Matcher
+from server.wire.job import GRAMMAR_FIELDS, Unservable
+
+LIMITS = LLParserLimits(initial_lexer_fuel=250_000, verbose_errors=False)
+"""Of the work that one grammar may cause: some 0.1 s at a time, in which nobody else's tokens go on."""
+
+
+class GrammarMatcher:
+    """A Matcher. Mutable: how far it has got, and which tokens may come next.
+
+    Raises Unservable, when it is made and from `accept`, where the grammar leaves nothing to say or costs too much.
+    """
+
+    def __init__(self, inner: LLMatcher, kind: str) -> None:
+        self.inner = inner
+        self.kind = kind
+        self.mask = self.find_mask()
+
+    def find_mask(self) -> npt.NDArray[np.uint32]:
+        mask = np.frombuffer(self.inner.compute_bitmask(), np.uint32)
+        self.check()
+        return mask
+
+    def check(self) -> None:
+        if self.inner.is_error():
+            is_empty = "NoExtension" in self.inner.get_error()
+            reason = "nothing conforms to it" if is_empty else "it is too complex to follow; simplify it"
+            raise Unservable(f"{self.kind.replace('_', ' ')}: {reason}", GRAMMAR_FIELDS[self.kind])
+
+    def compute_mask(self) -> npt.NDArray[np.uint32]:
+        return self.mask
+
+    def accept(self, token_id: int) -> None:
+        """Raises ValueError for a token that the mask did not allow."""
+        if not self.inner.consume_token(token_id):
+            self.check()
+            raise ValueError(f"token {token_id} does not follow the grammar. This is a bug.")
+        self.mask = self.find_mask()
+
+    def fork(self) -> Matcher:
+        other = copy(self)  # the mask is the same, and takes long to find
+        other.inner = self.inner.deep_copy()
+        return other
+
+
+class GrammarFactory:
+    """One model's tokenizer as grammars need it: which bytes each token stands for, and which ones end an answer."""
+
+    def __init__(self, directory: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+        text = (directory / "tokenizer.json").read_text(encoding="utf-8")
+        self.tokenizer = LLTokenizer(text, n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
+
+    def make_matcher(self, kind: str, text: str) -> Matcher:
+        """See `GenerationParams.grammar`. Raises Unservable where the grammar is not understood."""
+        field = GRAMMAR_FIELDS[kind]
+        try:
+            if kind == "regex":
+                grammar = LLMatcher.grammar_from_regex(text)
+            else:
+                schema = text if kind == "json_schema" else json.dumps(True)
+                # Free to choose, small models write blanks without end.
+                grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
+            matcher = LLMatcher(self.tokenizer, grammar, limits=LIMITS)
+        except ValueError as error:
+            raise Unservable(f"{kind}: {error}", field) from None
+        if matcher.is_error():
+            reason = " ".join(str(matcher.get_error()).split())
+            raise Unservable(f"the {kind.replace('_', ' ')} is wrong or not supported: {reason[:300]}", field)
+        return GrammarMatcher(matcher, kind)

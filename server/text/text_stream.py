@@ -1,0 +1,80 @@
+"""One answer's tokens to its text: characters completed, stop strings found, stop tokens left out. Knows no engine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from server.text.detokenizer import Detokenizer, TokenTexts
+from server.text.stop_strings import StopStrings
+from server.wire.job import FinishReason, GenerationEvent, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """How tokens become the text a client sees."""
+
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    """Stop strings and stop tokens are part of the text."""
+    skip_special_tokens: bool = True
+    min_tokens: int = 0
+    """Stop strings do not count in so many first tokens."""
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenNews:
+    """A token, where its text begins in the answer (in characters), and its logprob if that was asked for."""
+
+    token_id: int
+    offset: int
+    logprob: TokenLogprob | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """News of one answer. `index` counts over all answers of the call; `text` may be empty while some is held back."""
+
+    index: int
+    text: str
+    tokens: tuple[TokenNews, ...]
+    finish_reason: FinishReason
+
+
+class TextStream:
+    """One answer. Mutable: its text so far, as far as it is not certain yet, and `finish_reason` once it has ended."""
+
+    def __init__(self, index: int, texts: TokenTexts, prompt: Sequence[int], rules: TextRules) -> None:
+        self.index = index
+        self.finish_reason: FinishReason = ""
+        self._rules = rules
+        self._num_tokens = 0
+        self._num_chars = 0
+        self._detokenizer = Detokenizer(texts, skip_special_tokens=rules.skip_special_tokens)
+        self._detokenizer.prime(prompt)
+        self._stops = StopStrings(rules.stop, is_included=rules.include_stop)
+
+    def push(self, event: GenerationEvent) -> Delta:
+        """What an event of the engine means for the client. A stop string ends the answer: later tokens are dropped."""
+        parts: list[str] = []
+        tokens: list[TokenNews] = []
+        last = len(event.token_ids) - 1
+        for place, token_id in enumerate(event.token_ids):
+            ends_here = place == last and event.finish_reason == "stop"
+            tokens.append(TokenNews(token_id, self._num_chars, event.logprobs[place] if event.logprobs else None))
+            parts.append(self._read(token_id, is_end=ends_here and token_id in self._rules.stop_token_ids))
+            if self._stops.is_hit:
+                self.finish_reason = "stop"
+                break
+        if event.finish_reason and not self.finish_reason:
+            self.finish_reason = event.finish_reason
+            parts += [self._stops.push(self._detokenizer.finish()), self._stops.finish()]
+        return Delta(self.index, "".join(parts), tuple(tokens), self.finish_reason)
+
+    def _read(self, token_id: int, *, is_end: bool) -> str:
+        """The text that is certain with this token. `is_end`: it is the stop token."""
+        self._num_tokens += 1
+        if is_end and not self._rules.include_stop:
+            return ""
+        piece = self._detokenizer.push(token_id)
+        self._num_chars += len(piece)
+        return piece if self._num_tokens <= self._rules.min_tokens else self._stops.push(piece)
