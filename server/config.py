@@ -110,9 +110,8 @@ class ModelConfig(Section):
     name: Annotated[str, Field(min_length=1)]
     """What clients put into `model`."""
     source: SourceConfig
-    task: Literal["auto", "embed", "classify", "generate"] = "auto"
-    """`auto`: classify where the checkpoint has a classification head, generate where it has a language model's, else
-    embed."""
+    task: str = "auto"
+    """A task's name, see `server/tasks`; `auto`: what the checkpoint has a head for, embeddings where it has none."""
     pooling: Literal["auto", "mean", "cls", "max", "last"] = "auto"
     """`auto`: what the directory's sentence-transformers files say, else mean."""
     normalize: bool | None = None
@@ -136,8 +135,6 @@ class ModelConfig(Section):
                 "engine.precision fp16 has no fast path with engine.device cpu. Set precision to bf16, fp32 or auto"
             )
         check_engine_options(engine)
-        if self.task in ("classify", "generate") and (self.pooling != "auto" or self.normalize is not None):
-            raise ValueError(f"pooling and normalize are for task embed, and task is {self.task}. Leave them out")
         if engine.kind == "reference" and engine.precision not in ("auto", "fp32"):
             raise ValueError(
                 f"engine.kind reference computes in fp32 only, and engine.precision is {engine.precision}. "

@@ -11,7 +11,7 @@ something else only when no other block is left, the one unused for longest firs
 
 import hashlib
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -117,14 +117,20 @@ class BlockAllocator:
                     self.empty.append(block)
         table.block_ids, table.num_published = [], 0
 
-    def find_prefix(self, token_ids: Sequence[int], hashes: list[BlockHash]) -> BlockTable:
+    def count_freed(self, tables: Sequence[BlockTable]) -> int:
+        """Blocks that would be free if all of these were released."""
+        held = Counter(block for table in tables for block in table.block_ids)
+        return sum(self.ref_counts[block] == count for block, count in held.items())
+
+    def find_prefix(self, token_ids: Sequence[int], hashes: list[BlockHash], salt: str = "") -> BlockTable:
         """A table over the published blocks that hold the beginning of `token_ids`; at least one token is left over,
-        because something has to be computed to go on from. `hashes`: the sequence's own, extended as far as needed."""
+        because something has to be computed to go on from. `hashes`: the sequence's own, extended as far as needed.
+        Only blocks that were published under the same `salt` are found."""
         table = BlockTable()
         if not self.has_prefix_cache:
             return table
         for place in range((len(token_ids) - 1) // BLOCK_SIZE):
-            extend_hashes(hashes, token_ids, place + 1)
+            extend_hashes(hashes, token_ids, place + 1, salt)
             block = self.found.get(hashes[place])
             if block is None:
                 break
@@ -135,15 +141,17 @@ class BlockAllocator:
         table.num_published = len(table.block_ids)
         return table
 
-    def publish(self, table: BlockTable, token_ids: Sequence[int], num_final: int, hashes: list[BlockHash]) -> None:
+    def publish(
+        self, table: BlockTable, token_ids: Sequence[int], num_final: int, hashes: list[BlockHash], salt: str = ""
+    ) -> None:
         """Let others find the full blocks of the first `num_final` tokens, whose keys and values are computed.
 
-        `hashes`: as in `find_prefix`.
+        `hashes`, `salt`: as in `find_prefix`.
         """
         num_full = num_final // BLOCK_SIZE
         if not self.has_prefix_cache or num_full <= table.num_published:
             return
-        extend_hashes(hashes, token_ids, num_full)
+        extend_hashes(hashes, token_ids, num_full, salt)
         for place in range(table.num_published, num_full):
             # The same tokens computed twice at one time: the first one stays the one that is found.
             if hashes[place] not in self.found:
@@ -165,13 +173,13 @@ def count_blocks(num_tokens: int) -> int:
     return -(-num_tokens // BLOCK_SIZE)
 
 
-def extend_hashes(hashes: list[BlockHash], token_ids: Sequence[int], num_blocks: int) -> None:
+def extend_hashes(hashes: list[BlockHash], token_ids: Sequence[int], num_blocks: int, salt: str) -> None:
     """Add what is missing of the hashes of the first `num_blocks` blocks: each over its tokens and the hash before it,
-    so that two are equal only where all of the past is. What is known of a sequence stays true: tokens are only added.
+    so that two are equal only where all of the past and the salt is. What is known of a sequence stays true: tokens are only added.
 
     128 bits of BLAKE2: two different prompts meet by chance never, and by intent not in practice.
     """
     assert num_blocks * BLOCK_SIZE <= len(token_ids), "Only full blocks have hashes. This is a bug."
     for start in range(len(hashes) * BLOCK_SIZE, num_blocks * BLOCK_SIZE, BLOCK_SIZE):
         tokens = array("q", token_ids[start : start + BLOCK_SIZE]).tobytes()
-        hashes.append(hashlib.blake2b((hashes[-1] if hashes else b"") + tokens, digest_size=16).digest())
+        hashes.append(hashlib.blake2b((hashes[-1] if hashes else salt.encode()) + tokens, digest_size=16).digest())

@@ -7,7 +7,7 @@ import numpy as np
 from runtime.batch import Batch
 from runtime.engine import Engine, Progress
 from runtime.kv_cache.examples import page_alone
-from server.engine.batchers.packing import pack
+from server.engine.batchers.packing import pack_sequences
 from server.engine.cost_model import CostModel, StepCost, fit_cost_model
 from server.wire.job import TokenSequence
 
@@ -29,7 +29,7 @@ def calibrate(
     samples: list[tuple[StepCost, float]] = []
     for index, (num_seqs, seqlen, past) in enumerate(shapes):
         progress("timing", index, len(shapes))
-        batch = pack([TokenSequence(np.zeros(seqlen, np.int32))] * num_seqs)
+        batch = pack_sequences([TokenSequence(np.zeros(seqlen, np.int32))] * num_seqs)
         if num_blocks:
             batch = page_alone(batch, num_blocks=num_blocks, past=past)
         cost = StepCost(num_seqs * seqlen, num_seqs * seqlen * (past + seqlen))

@@ -5,6 +5,7 @@ Linear layers cost by the token, attention by the square of each sequence; packi
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,33 @@ class CostModel:
         """The rate of full batches of sequences as long as those seen lately; 0 where nothing was measured yet."""
         full_s = self.predict(StepCost(max_batch_tokens, int(max_batch_tokens * self.mean_seqlen)))
         return max_batch_tokens / full_s if full_s > 0 else 0.0
+
+
+RATE_MEMORY_S = 10.0
+
+
+@dataclass(slots=True)
+class Rate:
+    """Tokens per second of the device's time, over the last RATE_MEMORY_S of it. Mutable."""
+
+    num_tokens: float = 0.0
+    seconds: float = 0.0
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        kept = math.exp(-seconds / RATE_MEMORY_S)
+        self.num_tokens = self.num_tokens * kept + num_tokens
+        self.seconds = self.seconds * kept + seconds
+
+    @property
+    def tokens_per_s(self) -> float:
+        """0 where nothing was measured yet."""
+        return self.num_tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+def cost_of_lengths(seqlens: Sequence[int] | npt.NDArray[np.int32]) -> StepCost:
+    """Of sequences that are computed whole."""
+    lengths = np.asarray(seqlens, np.int64)
+    return StepCost(int(lengths.sum()), int(np.square(lengths).sum()))
 
 
 def fit_cost_model(samples: list[tuple[StepCost, float]]) -> CostModel:

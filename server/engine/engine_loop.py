@@ -1,167 +1,77 @@
-"""Keeps one engine busy: forms the next step as soon as it can be formed, and hands out what came of the last one.
+"""Keeps one engine busy: has the next step formed as soon as it can be, and has the last one's results handed out.
 
 Scheduling and running belong in one loop, and a busy HTTP event loop must never starve the device; so this loop lives
-in the engine's own process (`engine_process`), or in the HTTP process where the configuration says `inline`. It is an
-EngineClient itself: what crosses the process border is exactly its interface. What a step is made of, and what becomes
-of its result, is the business of the engine's kind of work: `encoding` or `generating`.
+in the engine's own process (`processes.engine_process`), or in the HTTP process where the configuration says `inline`.
+It is an EngineClient itself: what crosses the process border is exactly its interface. It knows the clock, the device
+and its health; what a step is made of, and what becomes of its result, is the batcher's business.
 """
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from time import monotonic
-from typing import Protocol
+from typing import Generic
 
 import numpy as np
 
-from runtime.engine import Engine, EngineError
-from runtime.kv_cache.blocks import BlockAllocator
-from server.engine.batchers.cache_metrics import CacheMetrics
-from server.engine.batchers.decoding import Generating, MakeMatcher
-from server.engine.batchers.packed import Encoding
-from server.engine.batchers.running_set import Residents
-from server.engine.batchers.scheduler import Choice, Scheduler, SchedulerLimits
-from server.engine.batchers.sequences import Matcher
-from server.engine.cost_model import CostModel, StepCost
-from server.engine.executor import DeviceThread, Step, StepResult
+from runtime.batch import NO_TOKEN, Output
+from runtime.engine import EngineError
+from server.engine.batchers.batcher import AnyStep, Batcher, StepResult
+from server.engine.executor import Executor
+from server.engine.health import Health
+from server.errors import EngineFailure, EngineUnavailable
 from server.metrics import Metrics
-from server.wire.event_stream import EventStream
-from server.wire.job import (
-    Answer,
-    DeadlineExceeded,
-    EngineFailure,
-    EngineStatus,
-    EngineUnavailable,
-    GenerationParams,
-    Request,
-    TokenArray,
-    TokenSequence,
-    Unservable,
-)
+from server.wire.job import EngineStatus, Job
+from server.wire.result_stream import ResultStream
 
 logger = logging.getLogger("padless.engine")
 
-MAX_FAILED_CANARIES = 3
-"""In a row; then the engine will not recover by itself, and its process should be started again."""
 PREFETCH_LEAD_S = 0.002
 """The next step is formed this long before the running one should end: as late as is safe, so that it is as full as
 can be, and early enough that the engine never waits for Python."""
 OBSERVE_PERIOD_S = 0.5
-CANARY = TokenSequence(np.zeros(1, np.int32))
+WATCH_PERIOD_S = 0.1
 
 
-class Work(Protocol):
-    """What one kind of engine does in its steps."""
-
-    can_prefetch: bool
-
-    def form(self, choice: Choice) -> Step | None: ...
-
-    def form_canary(self, sequence: TokenSequence) -> Step: ...
-
-    def measure_cost(self, step: Step) -> StepCost: ...
-
-    def is_good(self, result: StepResult) -> bool: ...
-
-    def hand_out(self, result: StepResult) -> list[Step]:
-        """Returns what has to be tried again."""
-
-    def forget_cancelled(self, request: Request) -> None: ...
-
-    def fail(self, request: Request, error: Exception) -> None: ...
-
-    def fail_all(self, error: Exception) -> None: ...
-
-
-def refuse_grammar(kind: str, text: str) -> Matcher:
-    raise Unservable(f"this model has no tokenizer.json, so {kind.replace('_', ' ')} cannot be followed; leave it out")
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationOptions:
-    """How an engine with a KV cache generates."""
-
-    max_total_tokens: int
-    """Of a prompt and its answer."""
-    prefill_chunk_tokens: int = 0
-    has_prefix_cache: bool = True
-    num_drafts: int = 0
-    make_matcher: MakeMatcher = refuse_grammar
-
-
-@dataclass(slots=True)
-class Running:
-    """Steps given to the device and not yet back, oldest first, and when the oldest should end."""
-
-    steps: list[Step] = field(default_factory=list)
-    predicted_end_s: float = 0.0
-
-
-class EngineLoop:
-    """Mutable: the work under way, the scheduler's queue, the steps on the device, and the last success."""
+class EngineLoop(Generic[AnyStep]):
+    """`changed` wakes it. Mutable: the steps on the device, oldest first, and when the oldest should end; its health."""
 
     def __init__(
         self,
-        engine: Engine,
-        limits: SchedulerLimits,
-        cost_model: CostModel,
+        batcher: Batcher[AnyStep],
+        executor: Executor[AnyStep],
         metrics: Metrics,
+        changed: asyncio.Event,
         *,
         model: str,
         replica: int = 0,
         canary_interval_s: float = 5.0,
-        generation: GenerationOptions | None = None,
     ) -> None:
-        self.engine = engine
-        self.scheduler = Scheduler(limits, cost_model)
-        self.encoding: Encoding | None = None
-        self.generating: Generating | None = None
-        if generation is None:
-            self.work: Work = Encoding(self.scheduler, engine.info.output_dim, self.wake)
-            self.encoding = self.work
-        else:
-            self.work = self.generating = self.make_generating(generation)
+        self.batcher = batcher
+        self.executor = executor
         self.metrics = metrics
-        self.cache_metrics = None if generation is None else CacheMetrics(metrics.registry, model, replica)
         self.model, self.replica = model, replica
-        self.canary_interval_s = canary_interval_s
-        self.running = Running()
-        self.last_success_s = 0.0
-        self.last_canary_s = 0.0
-        self.num_failed_canaries = 0
+        self.health = Health(canary_interval_s)
+        self.under_way: list[AnyStep] = []
+        self.predicted_end_s = 0.0
+        self.last_observed_s = 0.0
         self.crash: BaseException | None = None
         self.crashed = asyncio.Event()
-        self.changed = asyncio.Event()
+        self.changed = changed
         self.tasks: list[asyncio.Task[None]] = []
-        self.device = DeviceThread(engine, f"engine-{model}-{replica}", self.deliver)
-
-    def make_generating(self, options: GenerationOptions) -> Generating:
-        info = self.engine.info
-        allocator = BlockAllocator(info.num_blocks, has_prefix_cache=options.has_prefix_cache)
-        # The newest token of a step, and all guesses after it but the last one.
-        lookahead = info.num_drafts
-        self.scheduler.residents = Residents(allocator, options.prefill_chunk_tokens, lookahead)
-        return Generating(
-            self.scheduler,
-            vocab_size=info.output_dim,
-            max_total_tokens=options.max_total_tokens,
-            wake=self.wake,
-            make_matcher=options.make_matcher,
-            num_drafts=options.num_drafts,
-        )
 
     def wake(self) -> None:
         self.changed.set()
 
     async def start(self) -> None:
-        """Start the device thread and prove with a canary step that the engine computes."""
+        """Start the device and prove with a canary step that the engine computes."""
         self.loop = asyncio.get_running_loop()
-        self.device.start()
+        self.executor.start(self.deliver)
         self.tasks = [asyncio.create_task(self.feed()), asyncio.create_task(self.watch())]
         for task in self.tasks:
             task.add_done_callback(self.note_end)
-        self.submit(self.work.form_canary(CANARY))
+        self.run_canary(monotonic())
 
     def note_end(self, task: asyncio.Task[None]) -> None:
         """A task of ours ended by an error: nothing would be fed any more. Everybody is told, and nothing hangs."""
@@ -169,59 +79,51 @@ class EngineLoop:
             return
         self.crash = task.exception()
         logger.error("the loop of model %s crashed", self.model, exc_info=self.crash)
-        self.work.fail_all(EngineUnavailable(f"the engine's loop crashed: {self.crash}"))
+        self.batcher.fail_all(EngineUnavailable(f"the engine's loop crashed: {self.crash}"))
         self.crashed.set()
 
     async def close(self) -> None:
-        """Stop. Calls still under way fail; whoever drains lets them finish first."""
+        """Stop. Jobs still under way fail; whoever drains lets them finish first."""
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        await asyncio.to_thread(self.device.stop)
-        self.work.fail_all(EngineUnavailable("the engine was stopped"))
-        self.engine.close()
+        await asyncio.to_thread(self.executor.stop)
+        self.batcher.fail_all(EngineUnavailable("the engine was stopped"))
 
-    def status(self) -> tuple[EngineStatus, ...]:
-        age_s = monotonic() - self.last_success_s
-        is_ready = self.crash is None and self.last_success_s > 0 and age_s < 3 * self.canary_interval_s
-        reason = "ready" if is_ready else f"no forward pass has succeeded for {age_s:.0f} s"
-        limits = self.scheduler.limits
+    def statuses(self) -> tuple[EngineStatus, ...]:
+        reason = "its loop crashed" if self.crash is not None else self.health.explain_unready(monotonic())
         return (
             EngineStatus(
-                is_ready=is_ready,
-                reason="starting" if self.last_success_s == 0 else reason,
-                queued_tokens=self.scheduler.queue.num_tokens,
-                tokens_per_s=self.scheduler.cost_model.tokens_per_s(limits.max_batch_tokens),
-                info=self.engine.info,
+                is_ready=reason is None,
+                reason=reason or "ready",
+                queued_tokens=self.batcher.num_queued_tokens,
+                tokens_per_s=self.batcher.tokens_per_s(),
+                step_s=self.batcher.predict_short_s(),
+                info=self.executor.info,
             ),
         )
 
-    async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
+    def submit(self, job: Job) -> ResultStream:
         """See EngineClient."""
-        self.check_crash()
-        if self.encoding is None:
-            raise EngineFailure("this engine generates and does not encode. This is a bug.")
-        return await self.encoding.run(sequences, deadline_s)
-
-    def generate(self, prompt: TokenArray, params: GenerationParams, deadline_s: float) -> EventStream:
-        """See EngineClient."""
-        self.check_crash()
-        if self.generating is None:
-            raise EngineFailure("this engine encodes and does not generate. This is a bug.")
-        return self.generating.start(prompt, params, deadline_s)
-
-    def check_crash(self) -> None:
         if self.crash is not None:
             raise EngineUnavailable(f"the engine's loop crashed: {self.crash}")
 
+        def cancel(rows: Sequence[int]) -> None:
+            self.batcher.cancel(stream, rows)
+
+        stream = ResultStream(cancel)
+        self.batcher.add(job, stream, monotonic())
+        self.wake()
+        return stream
+
     async def feed(self) -> None:
-        """Form a step whenever the device can take one: one runs, and one is ready behind it where that can be."""
+        """Have a step formed whenever the device can take one."""
         while True:
             self.changed.clear()
             pause_s = self.pause_s(monotonic())
             if pause_s is not None and pause_s <= 0:
                 self.form_step()
-                # Let callbacks in: new requests should be in the queue before the next step is formed.
+                # Let callbacks in: new jobs should be in the queue before the next step is formed.
                 await asyncio.sleep(0)
                 continue
             with suppress(TimeoutError):
@@ -229,107 +131,104 @@ class EngineLoop:
 
     def pause_s(self, now_s: float) -> float | None:
         """How long before the next step should be formed; None: until something changes."""
-        num_running = len(self.running.steps)
-        if num_running > int(self.work.can_prefetch):
+        if len(self.under_way) >= self.batcher.max_steps_under_way:
             return None
-        wait_s = self.scheduler.wait_s(now_s)
-        if wait_s is None or num_running == 0:
+        wait_s = self.batcher.wait_s(now_s)
+        if wait_s is None or not self.under_way:
             return wait_s
-        return max(wait_s, self.running.predicted_end_s - PREFETCH_LEAD_S - now_s)
+        return max(wait_s, self.predicted_end_s - PREFETCH_LEAD_S - now_s)
 
     def form_step(self) -> None:
-        choice = self.scheduler.next_step(monotonic())
-        for request in choice.expired:
-            self.work.fail(request, DeadlineExceeded("the deadline passed before the answer was complete"))
-        for request in choice.cancelled:
-            self.work.forget_cancelled(request)
-        step = self.work.form(choice)
+        step = self.batcher.form(monotonic())
         if step is not None:
-            self.submit(step)
+            self.run(step)
 
-    def submit(self, step: Step) -> None:
+    def run_canary(self, now_s: float) -> None:
+        self.health.last_canary_s = now_s
+        self.run(self.batcher.form_canary())
+
+    def run(self, step: AnyStep) -> None:
+        self.under_way.append(step)
+        if len(self.under_way) == 1:
+            self.note_start(step)
+        self.executor.submit(step)
+
+    def note_start(self, step: AnyStep) -> None:
         now_s = monotonic()
-        self.running.steps.append(step)
-        if len(self.running.steps) == 1:
-            self.running.predicted_end_s = now_s + step.predicted_s
-        self.device.submit(step)
+        self.predicted_end_s = now_s + step.predicted_s
+        self.health.begin(now_s, step.predicted_s)
 
-    def deliver(self, result: StepResult) -> None:
-        """On the device thread: pass the result to the loop. The loop may be gone when the process ends."""
+    def deliver(self, result: StepResult[AnyStep]) -> None:
+        """On the executor's thread: pass the result to the loop. The loop may be gone when the process ends."""
         with suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.finish_step, result)
 
-    def finish_step(self, result: StepResult) -> None:
-        running = self.running
-        running.steps.pop(0)
-        if running.steps:
-            running.predicted_end_s = monotonic() + running.steps[0].predicted_s
+    def finish_step(self, result: StepResult[AnyStep]) -> None:
+        self.under_way.pop(0)
+        self.note_outcome(result)
+        if self.under_way:
+            self.note_start(self.under_way[0])
         self.changed.set()
         try:
-            for step in [] if result.step.is_canary else self.work.hand_out(result):
-                self.submit(step)
-        except Exception as error:  # a bug of ours; the calls of this step must hear of it
+            for step in [] if result.step.is_canary else self.batcher.settle(result, monotonic()):
+                self.run(step)
+        except Exception as error:  # a bug of ours; the jobs of this step must hear of it
             logger.exception("the result of a step of model %s could not be handed out", self.model)
-            for request in result.step.owners:
-                self.work.fail(request, EngineFailure(f"{type(error).__name__}: {error}"))
-        if not self.work.can_prefetch and self.pause_s(monotonic()) == 0:
+            self.batcher.fail_step(result.step, EngineFailure(f"{type(error).__name__}: {error}"))
+        if self.batcher.max_steps_under_way == 1 and self.pause_s(monotonic()) == 0:
             self.form_step()  # the device is waiting; counting can be done while it computes
-        self.note_outcome(result)
-
-    def note_outcome(self, result: StepResult) -> None:
-        is_good = self.work.is_good(result)
-        if is_good:
-            self.last_success_s = result.ended_s
-        if is_good or result.step.is_canary:
-            self.num_failed_canaries = 0 if is_good else self.num_failed_canaries + 1
         if result.output is not None:
             self.observe(result)
-        elif not isinstance(result.error, EngineError):
+
+    def note_outcome(self, result: StepResult[AnyStep]) -> None:
+        is_good = result.output is not None and (not result.step.is_canary or is_finite(result.output))
+        self.health.end(result.ended_s, is_good=is_good, is_canary=result.step.is_canary)
+        if result.error is not None and not isinstance(result.error, EngineError):
             logger.error("a step of model %s failed", self.model, exc_info=result.error)
 
-    def observe(self, result: StepResult) -> None:
+    def observe(self, result: StepResult[AnyStep]) -> None:
+        self.batcher.observe(result)
         batch, step = result.step.batch, result.step
-        actual_s = result.ended_s - result.started_s
-        self.scheduler.cost_model.observe(self.work.measure_cost(step), batch.num_seqs, actual_s)
-        if step.is_canary:
-            return
-        self.metrics.observe_step(
-            self.model,
-            self.replica,
-            num_tokens=batch.num_tokens,
-            num_seqs=batch.num_seqs,
-            max_seqlen=batch.max_seqlen,
-            predicted_s=step.predicted_s,
-            actual_s=actual_s,
-            batch_wait_s=max((result.started_s - request.arrival_s for request in step.requests), default=None),
-        )
-        if self.cache_metrics is not None:
-            self.cache_metrics.observe_step(*count_phases(step))
+        if step.oldest_arrival_s is not None:
+            self.metrics.observe_step(
+                self.model,
+                self.replica,
+                num_tokens=batch.num_tokens,
+                num_seqs=batch.num_seqs,
+                max_seqlen=batch.max_seqlen,
+                predicted_s=step.predicted_s,
+                actual_s=result.ended_s - result.started_s,
+                batch_wait_s=result.started_s - step.oldest_arrival_s,
+            )
 
     async def watch(self) -> None:
-        """Publish gauges, and when nothing has run for a while, run a canary and let the engine tidy up.
+        """Publish gauges; run canaries; and when nothing has run for a while, let the engine tidy up.
 
-        Raises EngineError, which ends the process, where canaries go on failing.
+        Raises EngineError, which ends the process, where a step hangs or canaries go on failing.
         """
         while True:
-            memory, queue = self.engine.memory(), self.scheduler.queue
-            self.metrics.observe_engine(self.model, self.replica, memory, queue.num_tokens)
-            if self.cache_metrics is not None and self.generating is not None:
-                self.cache_metrics.observe(self.generating.describe_cache())
-            await asyncio.sleep(OBSERVE_PERIOD_S)
-            if self.num_failed_canaries >= MAX_FAILED_CANARIES:
-                raise EngineError(f"{self.num_failed_canaries} canaries in a row have failed")
-            is_idle = not self.running.steps and self.scheduler.wait_s(monotonic()) is None
-            if is_idle and monotonic() - max(self.last_success_s, self.last_canary_s) >= self.canary_interval_s:
-                self.last_canary_s = monotonic()
-                if self.generating is not None:
-                    self.generating.check_books()
-                self.engine.trim()
-                self.submit(self.work.form_canary(CANARY))
+            now_s = monotonic()
+            problem = self.health.explain_hang(now_s) or self.health.explain_failures()
+            if problem is not None:
+                raise EngineError(problem)
+            if now_s - self.last_observed_s >= OBSERVE_PERIOD_S:
+                self.last_observed_s = now_s
+                self.publish()
+            is_idle = not self.under_way and self.batcher.wait_s(now_s) is None
+            if self.health.is_canary_due(now_s, is_idle=is_idle):
+                if is_idle:
+                    self.batcher.check_books()
+                    self.executor.trim()
+                self.run_canary(now_s)
+            await asyncio.sleep(WATCH_PERIOD_S)
+
+    def publish(self) -> None:
+        queued_tokens = self.batcher.num_queued_tokens
+        self.metrics.observe_engine(self.model, self.replica, self.executor.memory(), queued_tokens)
+        self.batcher.publish(self.metrics)
 
 
-def count_phases(step: Step) -> tuple[int, int]:
-    """Tokens of prompts, and of answers."""
-    is_answer = [part.num_past_tokens >= part.generation.num_prompt_tokens for part in step.parts]
-    num_decoded = sum(part.num_tokens for part, decodes in zip(step.parts, is_answer, strict=True) if decodes)
-    return step.batch.num_tokens - num_decoded, num_decoded
+def is_finite(output: Output) -> bool:
+    """Whether the model computed numbers."""
+    has_tokens = output.tokens is None or not (output.tokens.token_ids == NO_TOKEN).any()
+    return has_tokens and all(np.isfinite(values).all() for values in output.arrays.values())

@@ -2,29 +2,25 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-
-from server.engine.engine_loop import EngineLoop
-from server.wire.event_stream import EventStream
-from server.wire.job import DeadlineExceeded, EngineFailure, EngineStatus, EngineUnavailable, Unservable
+from server.errors import EngineFailure, ServiceError
+from server.wire.client import EngineClient
+from server.wire.job import EngineStatus, Result
 from server.wire.messages import (
-    Answered,
     Cancel,
-    Failed,
-    Generate,
     Message,
-    News,
     Status,
-    Stop,
     Submit,
-    decode_call,
     frame,
+    read_job,
     read_message,
+    write_failure,
+    write_result,
 )
+from server.wire.result_stream import ResultStream
 
 logger = logging.getLogger("padless.engine")
 
@@ -32,11 +28,12 @@ STATUS_PERIOD_S = 0.25
 
 
 class EngineServer:
-    """Mutable: the open connections. A connection that ends takes its calls with it."""
+    """`params`: the type of `Job.params`, by task. Mutable: the open connections; one that ends takes its jobs along."""
 
-    def __init__(self, loop: EngineLoop, path: Path) -> None:
-        self.loop = loop
+    def __init__(self, engine: EngineClient, path: Path, params: Mapping[str, type]) -> None:
+        self.engine = engine
         self.path = path
+        self.params = params
         self.connections: set[asyncio.Task[None]] = set()
         self.server: asyncio.Server | None = None
 
@@ -45,7 +42,7 @@ class EngineServer:
         self.server = await asyncio.start_unix_server(self.accept, self.path)
 
     async def close(self) -> None:
-        """Stop accepting and drop the connections; their calls are cancelled."""
+        """Stop accepting and drop the connections; their jobs are cancelled."""
         if self.server is not None:
             self.server.close()
         for connection in list(self.connections):
@@ -55,18 +52,23 @@ class EngineServer:
         self.path.unlink(missing_ok=True)
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = asyncio.ensure_future(Connection(self.loop, reader, writer).serve())
+        connection = asyncio.ensure_future(Connection(self.engine, self.params, reader, writer).serve())
         self.connections.add(connection)
         connection.add_done_callback(self.connections.discard)
 
 
 class Connection:
-    """One HTTP process. Mutable: its calls under way."""
+    """One HTTP process. Mutable: its jobs under way."""
 
-    def __init__(self, loop: EngineLoop, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.loop, self.reader, self.writer = loop, reader, writer
-        self.calls: dict[int, asyncio.Task[None]] = {}
-        self.streams: dict[int, EventStream] = {}
+    def __init__(
+        self,
+        engine: EngineClient,
+        params: Mapping[str, type],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self.engine, self.params, self.reader, self.writer = engine, params, reader, writer
+        self.streams: dict[int, ResultStream] = {}
 
     async def serve(self) -> None:
         reporter = asyncio.create_task(self.report())
@@ -76,54 +78,48 @@ class Connection:
                     self.receive(await read_message(self.reader))
         finally:
             reporter.cancel()
-            for call in self.calls.values():
-                call.cancel()
+            for stream in self.streams.values():
+                stream.cancel()
             self.writer.close()
 
     def receive(self, message: Message) -> None:
         if isinstance(message, Submit):
-            task = asyncio.create_task(self.run(message))
-            self.calls[message.call_id] = task
-            task.add_done_callback(lambda _: self.calls.pop(message.call_id, None))
-        elif isinstance(message, Generate):
-            task = asyncio.create_task(self.generate(message))
-            self.calls[message.call_id] = task
-            task.add_done_callback(lambda _: self.calls.pop(message.call_id, None))
-        elif isinstance(message, Stop) and message.call_id in self.streams:
-            self.streams[message.call_id].stop(message.index)
-        elif isinstance(message, Cancel) and message.call_id in self.calls:
-            self.calls[message.call_id].cancel()
+            self.begin(message)
+        elif isinstance(message, Cancel) and message.job_id in self.streams:
+            self.streams[message.job_id].cancel(message.rows)
+            if not message.rows:
+                del self.streams[message.job_id]
 
-    async def run(self, message: Submit) -> None:
-        with self.telling_failures(message.call_id):
-            answer = await self.loop.run(decode_call(message), message.deadline_s)
-            self.send(Answered(message.call_id, answer.values.tobytes(), answer.queue_s, answer.engine_s))
+    def begin(self, message: Submit) -> None:
+        job_id = message.job_id
 
-    async def generate(self, message: Generate) -> None:
-        with self.telling_failures(message.call_id):
-            prompt = np.frombuffer(message.input_ids, np.int32)
-            stream = self.streams[message.call_id] = self.loop.generate(prompt, message.params, message.deadline_s)
-            try:
-                async for events in stream:
-                    self.send(News(message.call_id, events))
-            finally:
-                self.streams.pop(message.call_id)
-                stream.cancel()
+        def on_result(result: Result) -> None:
+            if result.is_last:
+                self.streams.pop(job_id, None)
+            self.send(write_result(job_id, result))
 
-    @contextmanager
-    def telling_failures(self, call_id: int) -> Iterator[None]:
+        def on_error(error: Exception) -> None:
+            self.streams.pop(job_id, None)
+            self.send_failure(job_id, error)
+
         try:
-            yield
-        except (EngineUnavailable, DeadlineExceeded, EngineFailure, Unservable) as error:
-            self.send(Failed(call_id, type(error).__name__, str(error), getattr(error, "param", None)))
-        except Exception as error:  # a bug of ours; whoever waits must hear of it all the same
-            logger.exception("a call failed")
-            self.send(Failed(call_id, EngineFailure.__name__, f"{type(error).__name__}: {error}"))
+            stream = self.engine.submit(read_job(message, self.params[message.task]))
+        except Exception as error:
+            self.send_failure(job_id, error)
+            return
+        self.streams[job_id] = stream
+        stream.listen(on_result, on_error)
+
+    def send_failure(self, job_id: int, error: Exception) -> None:
+        if not isinstance(error, ServiceError):  # a bug of ours; whoever waits must hear of it all the same
+            logger.error("a job failed", exc_info=error)
+            error = EngineFailure(f"{type(error).__name__}: {error}")
+        self.send(write_failure(job_id, error))
 
     async def report(self) -> None:
         """Tell the other side how things stand, now and ever so often."""
         while True:
-            self.send(describe_status(self.loop.status()[0]))
+            self.send(describe_status(self.engine.statuses()[0]))
             await asyncio.sleep(STATUS_PERIOD_S)
 
     def send(self, message: Message) -> None:
@@ -132,4 +128,6 @@ class Connection:
 
 
 def describe_status(status: EngineStatus) -> Status:
-    return Status(status.is_ready, status.reason, status.queued_tokens, status.tokens_per_s, status.info)
+    return Status(
+        status.is_ready, status.reason, status.queued_tokens, status.tokens_per_s, status.step_s, status.info
+    )

@@ -1,23 +1,24 @@
-"""The one thread that owns an engine: takes packed steps from a queue and hands their outputs back."""
+"""What runs steps: today one thread that owns an engine; a group of processes would fit as well.
+
+The engine loop knows no more of engines than stands here.
+"""
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from queue import SimpleQueue
 from time import monotonic
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from runtime.batch import Batch, Output
-from runtime.engine import Engine
-from server.engine.batchers.running_set import Part
-from server.engine.batchers.sampling_rows import Row
-from server.wire.job import Request
+from runtime.batch import Output
+from runtime.engine import Engine, EngineInfo, MemoryStats
+from server.engine.batchers.batcher import AnyStep, StepResult
 
-Result = TypeVar("Result")
+Built = TypeVar("Built")
+OnResult = Callable[[StepResult[AnyStep]], None]
 
 
-def run_in_passing_thread(function: Callable[[], Result]) -> Result:
+def run_in_passing_thread(function: Callable[[], Built]) -> Built:
     """On a thread that ends with it: for building and warming up an engine that another thread is going to run.
 
     OpenMP keeps helpers for each thread that has ever computed, as long as it lives; once those are more than there are
@@ -27,64 +28,65 @@ def run_in_passing_thread(function: Callable[[], Result]) -> Result:
         return pool.submit(function).result()
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A batch and whose it is: row i answers `requests[i]`, or the tokens go to `rows`. A canary belongs to nobody."""
-
-    batch: Batch
-    requests: list[Request]
-    predicted_s: float
-    parts: list[Part] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    """Of generations, as in `Batch.paging.logit_rows`."""
+class Executor(Protocol[AnyStep]):
+    """Runs steps in the order they are submitted."""
 
     @property
-    def owners(self) -> list[Request]:
-        return self.requests or list({id(part.generation): part.generation for part in self.parts}.values())
+    def info(self) -> EngineInfo: ...
 
-    @property
-    def is_canary(self) -> bool:
-        return not self.requests and not self.parts
+    def start(self, on_result: OnResult[AnyStep]) -> None:
+        """`on_result` is called on a thread of the executor's own, once for each step, in their order."""
 
+    def submit(self, step: AnyStep) -> None: ...
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """`output` or `error`. Times are `time.monotonic()`."""
+    def memory(self) -> MemoryStats: ...
 
-    step: Step
-    started_s: float
-    ended_s: float
-    output: Output | None
-    error: Exception | None
-
-
-class DeviceThread:
-    """Mutable: the queue of steps. `on_result` is called on this thread."""
-
-    def __init__(self, engine: Engine, name: str, on_result: Callable[[StepResult], None]) -> None:
-        self.engine = engine
-        self.on_result = on_result
-        self.steps: SimpleQueue[Step | None] = SimpleQueue()
-        self.thread = threading.Thread(target=self.work, name=name, daemon=True)
-
-    def start(self) -> None:
-        self.thread.start()
-
-    def submit(self, step: Step) -> None:
-        self.steps.put(step)
+    def trim(self) -> None:
+        """Give back memory that has long not been needed. Nothing is running."""
 
     def stop(self) -> None:
-        """Finish what was submitted, then end."""
-        self.steps.put(None)
-        self.thread.join()
+        """Finish what was submitted, then end. Blocks."""
 
-    def work(self) -> None:
+
+class DeviceThread(Executor[AnyStep]):
+    """The one thread that owns an engine. Mutable: the queue of steps."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.engine = engine
+        self.steps: SimpleQueue[AnyStep | None] = SimpleQueue()
+        self.name = name
+        self.thread: threading.Thread | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.engine.info
+
+    def start(self, on_result: OnResult[AnyStep]) -> None:
+        self.thread = threading.Thread(target=self.work, args=(on_result,), name=self.name, daemon=True)
+        self.thread.start()
+
+    def submit(self, step: AnyStep) -> None:
+        self.steps.put(step)
+
+    def memory(self) -> MemoryStats:
+        return self.engine.memory()
+
+    def trim(self) -> None:
+        self.engine.trim()
+
+    def stop(self) -> None:
+        self.steps.put(None)
+        if self.thread is not None:
+            self.thread.join()
+        self.engine.close()
+
+    def work(self, on_result: OnResult[AnyStep]) -> None:
         while (step := self.steps.get()) is not None:
             started_s = monotonic()
             output: Output | None = None
             error: Exception | None = None
             try:
                 output = self.engine.run(step.batch)
-            except Exception as failure:  # whatever it was, the calls of this step must hear of it
+            except Exception as failure:  # whatever it was, the jobs of this step must hear of it
                 error = failure
-            self.on_result(StepResult(step, started_s, monotonic(), output, error))
+            on_result(StepResult(step, started_s, monotonic(), output, error))

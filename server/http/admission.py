@@ -40,14 +40,18 @@ class Ticket:
         self._admission.add(0, num_tokens - self._num_tokens)
         self._num_tokens = num_tokens
 
+    def release(self) -> None:
+        """Once; no effect after that."""
+        self._admission.add(-self._num_inputs, -self._num_tokens)
+        self._num_inputs = self._num_tokens = 0
+
     def __enter__(self) -> "Ticket":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission.add(-self._num_inputs, -self._num_tokens)
-        self._num_inputs = self._num_tokens = 0
+        self.release()
 
 
 class TokenEstimator:

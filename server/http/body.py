@@ -7,15 +7,14 @@ import asyncio
 import json
 import re
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeVar
 
-from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.types import Receive
 
 from server.errors import BodyTooLarge, InvalidBody, InvalidField, UnsupportedEncoding
+from server.http.call import Call, ClientGone
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Schema = TypeVar("Schema", bound=BaseModel)
 
 INFLATE_STEP_BYTES = 1 << 20
@@ -24,21 +23,29 @@ MAX_EXPLAINED_BYTES = 1 << 20
 """Broken bodies are parsed a second time for a better message, but not if that takes long."""
 
 
-class ClientGone(Exception):
-    """The client closed the connection: there is nobody to answer."""
+def check_media_type(call: Call) -> None:
+    """JSON, or nothing said. Pages of other sites can make a browser send text/plain or a form here, and no more: so
+    these are refused (the same-origin policy's simple requests). Raises UnsupportedEncoding."""
+    given = call.header(b"content-type")
+    if given is None:
+        return
+    media_type = given.partition(";")[0].strip().lower()
+    if media_type != "application/json" and not (media_type.startswith("application/") and media_type.endswith("+json")):
+        raise UnsupportedEncoding(
+            f"content-type {media_type[:50]!r} is not supported; send application/json", param="content-type"
+        )
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+async def read_body(call: Call, max_bytes: int) -> bytes:
     """The decompressed body. Raises BodyTooLarge, UnsupportedEncoding, InvalidBody, ClientGone."""
-    headers = request.headers
-    check_length(headers.get("content-length"), max_bytes)
-    encoding = headers.get("content-encoding", "identity").strip().lower()
+    check_length(call.header(b"content-length"), max_bytes)
+    encoding = (call.header(b"content-encoding") or "identity").strip().lower()
     if encoding == "identity":
-        return await read_plain(request.receive, max_bytes)
+        return await read_plain(call.receive, max_bytes)
     if encoding in ("gzip", "x-gzip"):
-        return await Inflater(zlib.MAX_WBITS | 16, max_bytes).read(request.receive)
+        return await Inflater(zlib.MAX_WBITS | 16, max_bytes).read(call.receive)
     if encoding == "deflate":
-        return await Inflater(zlib.MAX_WBITS, max_bytes).read(request.receive)
+        return await Inflater(zlib.MAX_WBITS, max_bytes).read(call.receive)
     raise UnsupportedEncoding(
         f"content-encoding {encoding[:50]!r} is not supported; send gzip, deflate or none", param="content-encoding"
     )

@@ -1,154 +1,208 @@
-"""What every route that computes has in common: deadline, body, disconnect, errors, metrics.
+"""A job's way through the HTTP side: take a place, turn text into tokens, submit, and hand on what comes. Knows no
+protocol and no task."""
 
-A protocol file gives the work: bytes in, bytes out.
-"""
-
-import asyncio
-import logging
-import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
 from typing import Any
 
-import orjson
-from fastapi import Request, Response
-from fastapi.routing import APIRoute
+import numpy as np
 
-from server.errors import InvalidField, Protocol, describe_error
-from server.http.body import ClientGone, Receive, read_body
-from server.http.pipeline import HttpCall
-from server.http.state import ServerState
-from server.wire.job import DeadlineExceeded, EngineUnavailable
+from server.errors import DeadlineExceeded, EmptyInput, EngineUnavailable, InvalidAnswer, InvalidField
+from server.http.admission import Ticket
+from server.http.call import Call
+from server.http.state import ServedModel
+from server.text.tokenizer import Input, Truncation, count_chars
+from server.wire.job import EngineStatus, Job, Ragged, Result, TokenSequence, write_inputs
+from server.wire.result_stream import ResultStream
 
-logger = logging.getLogger("padless.http")
-
-Work = Callable[[HttpCall, ServerState, bytes], Awaitable[bytes]]
-TIMEOUT_HEADER = "x-request-timeout-ms"
-MAX_TIMEOUT_MS = 86_400_000.0
-CLIENT_GONE_STATUS = 499
-"""nginx's number; nobody reads it."""
+Settle = Callable[[Sequence[TokenSequence]], Awaitable[Any]]
 
 
-class LeanRoute(APIRoute):
-    """A route FastAPI documents and matches, and otherwise leaves alone: the endpoint takes the request as it is."""
+@dataclass(frozen=True, slots=True)
+class TextJob:
+    """A Job before its texts are tokenised: what a protocol file makes of a body.
 
-    def get_route_handler(self) -> Callable[[Request], Any]:
-        return self.endpoint
-
-
-class DisconnectWatch:
-    """While it is open, a client that goes away cancels the task inside, and ClientGone comes out.
-
-    To be opened once the body has been read: the next message can only be the disconnect.
+    `field`: the request's field the inputs came in, for error messages. `settle` makes the Job's params once it is known
+    how long the inputs are. `num_answers` to each input take a place each, of up to `num_answer_tokens`.
     """
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._is_gone = False
+    inputs: Sequence[Input]
+    field: str
+    settle: Settle
+    truncation: Truncation = "error"
+    add_special_tokens: bool = True
+    num_answers: int = 1
+    num_sequences: int = 1
+    """Of each input at one time."""
+    num_answer_tokens: int = 0
+    priority: int = 0
 
-    async def __aenter__(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._watcher = asyncio.create_task(self._watch())
 
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._is_gone = True
-        self._task.cancel()
+class OpenJob:
+    """An async context manager: inside, the job has its place and its results come; leaving frees both.
+
+    Raises ServiceError's kinds on entering. Mutable: what is known of the job.
+    """
+
+    def __init__(self, call: Call, model: ServedModel, job: TextJob) -> None:
+        self.call, self.model, self.job = call, model, job
+        self.sequences: list[TokenSequence] = []
+        self.params: Any = None
+        self.ticket: Ticket | None = None
+        self.results: ResultStream | None = None
+
+    async def __aenter__(self) -> "OpenJob":
+        check_count(self.job, self.model)
+        tokens_per_s = check_engine(self.model)
+        self.num_expected = self.estimate_answers()
+        self.ticket = self.model.admission.admit(
+            len(self.job.inputs) * self.job.num_answers,
+            self.estimate_inputs() + self.num_expected * len(self.job.inputs),
+            deadline_s=self.call.deadline_s,
+            tokens_per_s=tokens_per_s,
+        )
+        try:
+            await self.tokenise()
+            self.results = self.model.engine.submit(self.build_job())
+        except BaseException:
+            self.ticket.release()
+            raise
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._watcher.cancel()
-        # A second cancellation, by the server's shutdown, goes its own way.
-        if self._is_gone and self._task.uncancel() == 0:
-            raise ClientGone from None
+        assert self.ticket is not None and self.results is not None
+        self.results.cancel()
+        self.ticket.release()
 
+    def estimate_inputs(self) -> int:
+        """Exact for token ids, guessed from the characters for text."""
+        inputs = self.job.inputs
+        num_ids = sum(len(item) for item in inputs if isinstance(item, list))
+        num_chars = count_chars(inputs)
+        if not num_chars:
+            return num_ids
+        estimator, most = self.model.admission.estimator, self.model.tokenizer.max_input_tokens
+        return num_ids + estimator.estimate(num_chars, num_texts=len(inputs), max_input_tokens=most)
 
-async def serve_call(
-    request: Request, *, route: str, protocol: Protocol, work: Work, timeout_ms: float | None = None
-) -> Response:
-    """Run `work` on the body and answer; every error in the protocol's shape, every outcome counted once.
+    def estimate_answers(self) -> int:
+        """Tokens, of all answers to one input."""
+        if not self.job.num_answer_tokens:
+            return 0
+        return self.job.num_sequences * self.model.admission.estimator.estimate_generated(self.job.num_answer_tokens)
 
-    `timeout_ms`: the deadline without the client's header, if not `server.default_timeout_ms`.
-    """
-    state = find_state(request)
-    start_s = monotonic()
-    timeout_ms = state.config.server.default_timeout_ms if timeout_ms is None else timeout_ms
-    call = HttpCall(route, start_s, start_s + timeout_ms / 1000)
-    outcome = "failed"
-    try:
-        answer = await run_work(request, state, call, work)
-        outcome = "ok"
-        return Response(answer, media_type="application/json")
-    except ClientGone:
-        outcome = "cancelled"
-        return Response(status_code=CLIENT_GONE_STATUS)
-    except asyncio.CancelledError:
-        outcome = "cancelled"
-        raise
-    except Exception as error:
-        reply = describe_error(error, protocol)
-        outcome = reply.outcome
-        if reply.status == 500:
-            logger.exception("%s failed, request id %s", route, request.scope.get("request_id"))
-        return Response(orjson.dumps(reply.body), reply.status, reply.headers, "application/json")
-    finally:
-        state.metrics.observe_call(
-            route=route, model=call.model, outcome=outcome, total_s=monotonic() - start_s, times=call.times
+    async def tokenise(self) -> None:
+        begin_s = monotonic()
+        call, job, tokenizer = self.call, self.job, self.model.tokenizer
+        self.sequences = await tokenizer.encode(
+            job.inputs, truncation=job.truncation, field=job.field, add_special_tokens=job.add_special_tokens
+        )
+        self.params = await job.settle(self.sequences)
+        num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
+        now_s = monotonic()
+        call.times.num_inputs, call.times.num_tokens = len(self.sequences), num_tokens
+        call.times.tokenize_s = now_s - begin_s
+        assert self.ticket is not None
+        self.ticket.correct(num_tokens + self.num_expected * len(self.sequences))
+        num_chars = count_chars(job.inputs)
+        if num_chars:
+            self.model.admission.estimator.learn(num_chars, num_tokens)
+        if now_s >= call.deadline_s:
+            raise DeadlineExceeded("the deadline passed while the text was tokenised")
+
+    def build_job(self) -> Job:
+        return Job(
+            task=self.model.task.name,
+            inputs=write_inputs(self.sequences),
+            timeout_s=self.call.deadline_s - monotonic(),
+            params=self.params,
+            priority=self.job.priority,
+            rows_per_input=self.job.num_answers,
+            num_answer_tokens=self.num_expected,
         )
 
-
-async def run_work(request: Request, state: ServerState, call: HttpCall, work: Work) -> bytes:
-    """Everything that may take time, under the deadline."""
-    if state.is_draining:
-        raise EngineUnavailable("the server is shutting down")
-    timeout_ms = request.headers.get(TIMEOUT_HEADER)
-    if timeout_ms is not None:
-        call.deadline_s = call.start_s + parse_timeout(timeout_ms) / 1000
-    timeout = asyncio.timeout(call.deadline_s - monotonic())
-    try:
-        async with timeout:
-            body = await read_body(request, int(state.config.server.max_body_mb * 1e6))
-            async with DisconnectWatch(request.receive):
-                return await work(call, state, body)
-    except TimeoutError:
-        if not timeout.expired():
-            raise
-        raise DeadlineExceeded(
-            f"the answer was not complete within {(call.deadline_s - call.start_s) * 1000:.0f} ms"
-        ) from None
+    async def collect(self) -> dict[str, Ragged]:
+        """All results as one, in the order of the inputs. Raises InvalidAnswer where there is no number."""
+        assert self.results is not None
+        results: list[Result] = [result async for result in self.results]
+        times = self.call.times
+        times.queue_s = max(result.queue_s for result in results)
+        times.engine_s = max(result.engine_s for result in results)
+        rows = np.concatenate([result.rows for result in results])
+        if len(rows) != len(self.sequences):
+            raise RuntimeError(f"{len(self.sequences)} inputs got {len(rows)} rows. This is a bug.")
+        arrays = {name: join_results([result.arrays[name] for result in results], rows) for name in results[0].arrays}
+        for array in arrays.values():
+            check_finite(array)
+        return arrays
 
 
-def parse_timeout(value: str) -> float:
-    """Milliseconds. Raises InvalidField naming the header."""
-    try:
-        timeout_ms = float(value)
-    except ValueError:
-        timeout_ms = math.nan
-    if not 0 < timeout_ms <= MAX_TIMEOUT_MS:
+async def run_job(call: Call, model: ServedModel, job: TextJob) -> dict[str, Ragged]:
+    """From text to arrays in one piece."""
+    async with OpenJob(call, model, job) as opened:
+        return await opened.collect()
+
+
+def join_results(parts: Sequence[Ragged], rows: "np.ndarray[Any, np.dtype[np.int32]]") -> Ragged:
+    """Row i of the parts end to end belongs to row `rows[i]`: sorted by it."""
+    order = np.argsort(rows, kind="stable").tolist()
+    if len(parts) == 1:
+        whole = parts[0]
+    elif parts[0].row_splits is None:
+        whole = Ragged(np.concatenate([part.values for part in parts]))
+    else:
+        lengths = np.concatenate([part.lengths for part in parts])
+        splits = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        whole = Ragged(np.concatenate([part.values for part in parts]), splits)
+    return whole if order == list(range(len(order))) else whole.pick(order)
+
+
+def check_finite(array: Ragged) -> None:
+    """JSON has no NaN, and a client could not use one. Raises InvalidAnswer naming the rows."""
+    values = array.values
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return
+    rows = [index for index in range(len(array)) if not np.isfinite(array.row(index)).all()]
+    shown = ", ".join(str(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+    raise InvalidAnswer(f"the model computed NaN or infinity for {len(rows)} of {len(array)} inputs (index {shown})")
+
+
+def check_count(job: TextJob, model: ServedModel) -> None:
+    """Raises EmptyInput, InvalidField."""
+    limit = model.config.limits.max_client_batch_size
+    num_places = len(job.inputs) * job.num_answers
+    if job.num_answers > 1 and num_places > limit:
         raise InvalidField(
-            f"{TIMEOUT_HEADER} must be a number of milliseconds above 0 and at most {MAX_TIMEOUT_MS:.0f}, "
-            f"not {value[:50]!r}",
-            param=TIMEOUT_HEADER,
+            f"{job.field} and n ask for {num_places} answers; the limit is {limit}, send several requests",
+            param=job.field,
         )
-    return timeout_ms
+    check_places(num_places, model, job.field)
 
 
-def find_state(request: Request) -> ServerState:
-    """What `create_app` was given."""
-    state = request.app.state.server
-    assert isinstance(state, ServerState)
-    return state
+def check_places(num_inputs: int, model: ServedModel, field: str) -> None:
+    """Raises EmptyInput, InvalidField."""
+    if not num_inputs:
+        raise EmptyInput(f"{field} must not be empty", param=field)
+    limit = model.config.limits.max_client_batch_size
+    if num_inputs > limit:
+        raise InvalidField(
+            f"{field} has {num_inputs} items; the limit is {limit} per request, send several", param=field
+        )
 
 
-def answer_json(content: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(content), status, media_type="application/json")
+def check_engine(model: ServedModel) -> float:
+    """The replicas' measured tokens per second, 0 before the first step. Raises EngineUnavailable if none is ready."""
+    statuses = model.engine.statuses()
+    ready = [status for status in statuses if status.is_ready]
+    if not ready:
+        raise EngineUnavailable(f"model {model.name!r} is not ready: {describe_statuses(statuses)}")
+    return sum(status.tokens_per_s for status in ready)
 
 
-def describe_request(schema: dict[str, Any]) -> dict[str, Any]:
-    """`openapi_extra` of a route that reads its body by itself."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def describe_statuses(statuses: tuple[EngineStatus, ...]) -> str:
+    """Why the replicas that are not ready are not."""
+    reasons = [f"replica {i}: {status.reason}" for i, status in enumerate(statuses) if not status.is_ready]
+    return "; ".join(reasons) or "it has no replica"

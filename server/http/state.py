@@ -9,14 +9,9 @@ from server.errors import InvalidField, UnknownModel, WrongTask
 from server.http.admission import Admission
 from server.metrics import Metrics
 from server.text.chat_template import NO_CHAT_TEMPLATE, ChatTemplate
+from server.tasks.task import Task
 from server.text.tokenizer import Tokenizer
-from server.wire.job import EngineClient
-
-TASK_ROUTES = {
-    "embed": "POST /v1/embeddings",
-    "classify": "POST /predict",
-    "generate": "POST /v1/completions and POST /v1/chat/completions",
-}
+from server.wire.client import EngineClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +20,7 @@ class ServedModel:
 
     name: str
     config: ModelConfig
+    task: Task
     info: ModelInfo
     tokenizer: Tokenizer
     admission: Admission
@@ -33,12 +29,12 @@ class ServedModel:
     created_s: int = field(default_factory=lambda: int(time()))
     """Unix time, for `/v1/models`."""
 
-    def check_task(self, task: str) -> None:
+    def check_task(self, task: Task) -> None:
         """Raises WrongTask, naming the route that would work."""
-        if self.info.task != task:
+        if self.task is not task:
             raise WrongTask(
-                f"model {self.name!r} cannot be used here: its task is {self.info.task}, "
-                f"served by {TASK_ROUTES[self.info.task]}",
+                f"model {self.name!r} cannot be used here: its task is {self.task.name}, served by "
+                f"{' and '.join(self.task.routes)}",
                 param="model",
             )
 
@@ -61,15 +57,24 @@ class ServerState:
             )
         return model
 
-    def pick_model(self, name: str | None, task: str | None) -> ServedModel:
-        """The named model, or the only one for the task where the protocol names none. Raises UnknownModel."""
-        if name is not None:
-            return self.find_model(name)
-        fitting = [model for model in self.models.values() if task in (None, model.info.task)]
+    def pick_model(self, name: str | None, task: Task | None) -> ServedModel:
+        """The named model, or the only one for the task where the request names none; None: for whatever it does.
+
+        Raises UnknownModel, InvalidField, WrongTask.
+        """
+        if name is None:
+            return self.pick_only(task)
+        model = self.find_model(name)
+        if task is not None:
+            model.check_task(task)
+        return model
+
+    def pick_only(self, task: Task | None) -> ServedModel:
+        fitting = [model for model in self.models.values() if task is None or model.task is task]
         if len(fitting) == 1:
             return fitting[0]
         if not fitting:
-            raise UnknownModel(f"no model here has the task {task}", param="model")
+            raise UnknownModel(f"no model here has the task {task.name if task else ''}", param="model")
         raise InvalidField(
             f"several models could answer; add a field 'model' with one of {', '.join(m.name for m in fitting)}",
             param="model",

@@ -1,4 +1,4 @@
-"""An engine's own process: `python -m server.processes.engine_process RUN_DIR MODEL_INDEX REPLICA NUM_STARTS`.
+"""An engine's own process: `... engine_process RUN_DIR MODEL_INDEX REPLICA NUM_STARTS`.
 
 Started by the supervisor. Loads the model, builds and warms up the engine, and serves calls from a Unix socket until
 SIGTERM.
@@ -8,60 +8,105 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
 from runtime.build import BatchLimits, DraftModel, build_engine, build_null
 from runtime.config import UnusableConfig
-from runtime.engine import Engine, Progress
-from server.deployment import DeployedModel, Deployment, load
-from server.engine.batchers.scheduler import SchedulerLimits
+from runtime.engine import Engine, EngineInfo, Progress
+from server.processes.deployment import DeployedModel, Deployment, load
+from server.engine.batchers.batcher import Batcher, StepLimits
+from server.engine.batchers.cache_metrics import CacheMetrics
+from server.engine.batchers.decoding import DecodingBatcher, DecodingOptions
+from server.engine.batchers.packed import PackedBatcher
 from server.engine.calibration import calibrate
 from server.engine.cost_model import CostModel
-from server.engine.engine_loop import EngineLoop, GenerationOptions
+from server.engine.engine_loop import EngineLoop
 from server.engine.engine_server import EngineServer
-from server.engine.executor import run_in_passing_thread
+from server.engine.executor import DeviceThread, run_in_passing_thread
 from server.metrics import Metrics
 from server.processes.startup import CANNOT_START, CRASHED, end_with_parent, make_progress, set_up_logging
+from server.tasks.registry import TASKS
+from server.tasks.task import Work
 from server.text.grammar import GrammarFactory
 
 
-def build_loop(deployment: Deployment, model: DeployedModel, replica: int, metrics: Metrics) -> EngineLoop:
+def build_loop(deployment: Deployment, model: DeployedModel, replica: int, metrics: Metrics) -> EngineLoop[Any]:
     """Everything from the model directory to a loop that can be started. Takes seconds; shows progress."""
     progress = make_progress(f"{model.config.name}/{replica}")
     engine = build(model, progress)
     limits = model.config.limits
-    max_batch_tokens = min(limits.max_batch_tokens, engine.info.max_batch_tokens)
+    step_limits = StepLimits(
+        min(limits.max_batch_tokens, engine.info.max_batch_tokens),
+        limits.max_batch_requests,
+        limits.max_wait_ms / 1e3,
+        engine.info.max_batch_logits,
+    )
     cost_model = CostModel()
     if model.config.engine.warmup:
         engine.warmup(progress)
         cost_model = calibrate(
             engine,
-            max_batch_tokens=max_batch_tokens,
+            max_batch_tokens=step_limits.max_batch_tokens,
             max_batch_requests=limits.max_batch_requests,
             max_input_tokens=model.max_input_tokens,
             progress=progress,
         )
+    changed = asyncio.Event()
     return EngineLoop(
-        engine,
-        SchedulerLimits(
-            max_batch_tokens, limits.max_batch_requests, limits.max_wait_ms / 1e3, engine.info.max_batch_logits
-        ),
-        cost_model,
+        BATCHERS[model.task.work](model, replica, engine.info, step_limits, cost_model, metrics, changed.set),
+        DeviceThread(engine, f"engine-{model.config.name}-{replica}"),
         metrics,
+        changed,
         model=model.config.name,
         replica=replica,
         canary_interval_s=deployment.config.server.canary_interval_s,
-        generation=plan_generation(model) if model.info.task == "generate" else None,
     )
 
 
-def plan_generation(model: DeployedModel) -> GenerationOptions:
+def build_packed(
+    model: DeployedModel,
+    replica: int,
+    info: EngineInfo,
+    limits: StepLimits,
+    cost_model: CostModel,
+    metrics: Metrics,
+    wake: Callable[[], None],
+) -> PackedBatcher:
+    return PackedBatcher(limits, cost_model, info.outputs, {task.name: task.reduce for task in TASKS.values()})
+
+
+def build_decoding(
+    model: DeployedModel,
+    replica: int,
+    info: EngineInfo,
+    limits: StepLimits,
+    cost_model: CostModel,
+    metrics: Metrics,
+    wake: Callable[[], None],
+) -> DecodingBatcher:
+    return DecodingBatcher(
+        limits,
+        cost_model,
+        info,
+        plan_decoding(model),
+        vocab_size=model.info.vocab_size,
+        wake=wake,
+        metrics=CacheMetrics(metrics.registry, model.config.name, replica),
+    )
+
+
+BATCHERS: dict[Work, Callable[..., Batcher[Any]]] = {Work.ENCODE: build_packed, Work.DECODE: build_decoding}
+
+
+def plan_decoding(model: DeployedModel) -> DecodingOptions:
     speculative = model.config.speculative
-    options = GenerationOptions(
+    options = DecodingOptions(
         model.max_input_tokens,
         prefill_chunk_tokens=model.config.limits.prefill_chunk_tokens,
         has_prefix_cache=model.config.engine.kv_cache.prefix_caching,
@@ -110,7 +155,7 @@ def load_draft(model: DeployedModel) -> DraftModel | None:
 
 def count_logits(model: DeployedModel) -> int:
     """Rows of logits of a step: of every sequence the next token, and as many as are guessed ahead."""
-    if model.info.task != "generate":
+    if model.task.work is not Work.DECODE:
         return 0
     limits, speculative = model.config.limits, model.config.speculative
     num_drafts = 0 if speculative is None else speculative.num_tokens
@@ -150,7 +195,8 @@ async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) 
     engine_loop = await asyncio.to_thread(run_in_passing_thread, build)
     is_loading = False
     await engine_loop.start()
-    server = EngineServer(engine_loop, deployment.socket_path(model, replica))
+    params = {task.name: task.params for task in TASKS.values()}
+    server = EngineServer(engine_loop, deployment.socket_path(model, replica), params)
     await server.start()
     ends = [asyncio.create_task(event.wait()) for event in (stopping, engine_loop.crashed)]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

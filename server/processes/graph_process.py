@@ -11,7 +11,7 @@ from models.load import load_model
 from runtime.build import BatchLimits, trace_passes
 from runtime.listing import format_graph, format_program
 from server.config import ConfigError, load_config
-from server.deployment import DeployedModel, resolve
+from server.processes.deployment import DeployedModel, resolve
 
 
 def print_graph(model: DeployedModel) -> None:

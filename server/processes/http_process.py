@@ -1,4 +1,4 @@
-"""An HTTP process: `python -m server.processes.http_process RUN_DIR WORKER SOCKET_FD NUM_STARTS`.
+"""An HTTP process: `... http_process RUN_DIR WORKER SOCKET_FD NUM_STARTS`.
 
 Started by the supervisor. Several of them share the listening socket, the engines, and the count of admitted requests.
 """
@@ -14,16 +14,17 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from server.deployment import DeployedModel, Deployment, load
+from server.processes.deployment import DeployedModel, Deployment, load
 from server.http.admission import Admission
-from server.http.app import create_app
+from server.http.app import App
 from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
 from server.processes.startup import end_with_parent, set_up_logging
 from server.text.chat_template import load_chat_template
 from server.text.tokenizer import load_tokenizer
-from server.wire.client import ReplicaSet, SocketEngine
-from server.wire.job import EngineClient
+from server.tasks.task import Work
+from server.wire.client import EngineClient, SocketClient
+from server.wire.replica_set import ReplicaSet
 
 logger = logging.getLogger("padless.http")
 
@@ -41,17 +42,19 @@ def build_state(
         models[model.config.name] = ServedModel(
             name=model.config.name,
             config=model.config,
+            task=model.task,
             info=model.info,
             tokenizer=load_tokenizer(
                 model.directory,
                 lowercase=model.info.do_lower_case,
-                is_required=model.info.task != "generate",
-                can_truncate=model.info.task != "generate",
+                is_required=model.task.work is Work.ENCODE,
+                can_truncate=model.task.work is Work.ENCODE,
                 max_input_tokens=model.max_input_tokens,
                 vocab_size=model.info.vocab_size,
                 type_vocab_size=model.info.type_vocab_size,
                 pool=pool,
                 num_threads=deployment.config.server.tokenizer_threads,
+                chat_template=load_chat_template(model.directory),
             ),
             admission=Admission(
                 model.config.limits.max_concurrent_requests,
@@ -60,13 +63,12 @@ def build_state(
                 num_workers=deployment.config.server.http_workers,
             ),
             engine=engine,
-            chat_template=load_chat_template(model.directory),
         )
     return ServerState(deployment.config, models, metrics)
 
 
 async def connect(deployment: Deployment, model: DeployedModel) -> ReplicaSet:
-    sockets = [SocketEngine(deployment.socket_path(model, replica)) for replica in range(model.config.engine.replicas)]
+    sockets = [SocketClient(deployment.socket_path(model, replica)) for replica in range(model.config.engine.replicas)]
     for engine in sockets:
         await engine.start()
     return ReplicaSet(sockets)
@@ -77,7 +79,7 @@ async def serve_http(state: ServerState, listener: socket.socket) -> None:
     http = state.config.server
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(state),
+            App(state),
             http="httptools",
             access_log=False,
             log_config=None,

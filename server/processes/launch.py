@@ -22,7 +22,7 @@ import msgspec
 
 from runtime.engine import EngineInfo
 from server.config import ConfigError, ServerConfig
-from server.deployment import DeployedModel, Deployment, resolve, save
+from server.processes.deployment import DeployedModel, Deployment, resolve, save
 from server.http.admission import clear_slot
 from server.metrics import METRICS_DIR_VARIABLE, forget_process
 from server.processes.startup import CANNOT_START, set_up_logging
@@ -201,10 +201,10 @@ def describe_model(model: DeployedModel, info: EngineInfo) -> str:
     replicas = model.config.engine.replicas
     kernels = f" with {info.kernels} kernels" if info.device == "cpu" else ""
     unplanned = f"; ops that allocate for themselves: {', '.join(info.unplanned_ops)}" if info.unplanned_ops else ""
-    outcome = "answer included" if model.info.task == "generate" else f"{model.info.output_dim} numbers out"
+    outcome = model.task.describe_output(model.info)
     return "\n".join(
         [
-            f"{model.config.name}: {model.info.architecture}, {model.info.task}, from {model.directory}",
+            f"{model.config.name}: {model.info.architecture}, {model.task.name}, from {model.directory}",
             f"  engine     {info.kind}, {info.precision} ({info.precision_reason}), on {info.device}{kernels}, "
             f"{replicas} replica{'s' * (replicas > 1)} with {info.threads} thread{'s' * (info.threads > 1)}",
             f"  memory     weights {weights:.1f} MB + activations {activations:.1f} MB at the largest batch "
@@ -215,25 +215,14 @@ def describe_model(model: DeployedModel, info: EngineInfo) -> str:
 
 
 def describe_access(deployment: Deployment, url: str, seconds: float) -> str:
-    route, body = choose_example(deployment.models[0])
+    model = deployment.models[0]
+    has_tokenizer = (model.directory / "tokenizer.json").exists()
+    has_chat_template = load_chat_template(model.directory).is_there
+    route, body = model.task.make_example(model.config.name, has_tokenizer, has_chat_template)
     return (
         f"Ready after {seconds:.1f} s on {url} (docs at /docs, metrics at /metrics). Try:\n"
         f"  curl {url}{route} -H 'content-type: application/json' -d '{json.dumps(body)}'"
     )
-
-
-def choose_example(model: DeployedModel) -> tuple[str, dict[str, object]]:
-    """A route that this model answers, and a body for it."""
-    name, task = model.config.name, model.info.task
-    if task == "embed":
-        return "/v1/embeddings", {"model": name, "input": "Hello, world", "encoding_format": "float"}
-    if task == "classify":
-        return "/predict", {"inputs": "Hello, world"}
-    if load_chat_template(model.directory).is_there:
-        messages = [{"role": "user", "content": "Hello"}]
-        return "/v1/chat/completions", {"model": name, "messages": messages, "stream": True}
-    prompt = "Once upon a time" if (model.directory / "tokenizer.json").exists() else [1, 2, 3]
-    return "/v1/completions", {"model": name, "prompt": prompt, "max_tokens": 50}
 
 
 def listen(host: str, port: int) -> socket.socket:

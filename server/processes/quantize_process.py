@@ -25,8 +25,8 @@ from runtime.quantization.observe import trace_linears
 from runtime.quantization.report import Speed, compare_speed, format_json, format_markdown
 from runtime.quantization.scheme import save_quantization
 from server.config import ConfigError, load_config
-from server.deployment import DeployedModel, count_cores, resolve
-from server.engine.batchers.packing import pack, sort_by_length
+from server.processes.deployment import DeployedModel, count_cores, resolve
+from server.engine.batchers.packing import pack_sequences, sort_by_length
 from server.text.tokenizer import load_tokenizer
 from server.wire.job import TokenSequence
 
@@ -139,14 +139,14 @@ def make_batches(sequences: Sequence[TokenSequence], model: DeployedModel) -> li
     budget = model.config.limits.max_batch_tokens
     batches: list[list[TokenSequence]] = [[]]
     num_tokens = 0
-    for index in sort_by_length(sequences):
+    for index in sort_by_length([sequence.num_tokens for sequence in sequences]):
         sequence = sequences[index]
         if num_tokens + sequence.num_tokens > budget:
             batches.append([])
             num_tokens = 0
         batches[-1].append(sequence)
         num_tokens += sequence.num_tokens
-    return [pack(batch) for batch in batches]
+    return [pack_sequences(batch) for batch in batches]
 
 
 class Bar:
@@ -191,7 +191,7 @@ def main() -> None:
         if arguments.model not in models:
             raise ConfigError(f"--model {arguments.model}: no such model; there are {', '.join(models)}")
         model, out = models[arguments.model], Path(arguments.out)
-        agrees_on: AgreesOn = "labels" if model.info.task == "classify" else "neighbours"
+        agrees_on: AgreesOn = "labels" if model.info.id2label else "neighbours"
         options = Options(
             activations="static" if arguments.activations == "static" else "dynamic",
             agrees_on=agrees_on,

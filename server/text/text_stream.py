@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from server.text.detokenizer import Detokenizer, TokenTexts
 from server.text.stop_strings import StopStrings
-from server.wire.job import FinishReason, GenerationEvent, TokenLogprob
+from server.wire.generation import AnswerNews, FinishReason, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +53,20 @@ class TextStream:
         self._detokenizer.prime(prompt)
         self._stops = StopStrings(rules.stop, is_included=rules.include_stop)
 
-    def push(self, event: GenerationEvent) -> Delta:
-        """What an event of the engine means for the client. A stop string ends the answer: later tokens are dropped."""
+    def push(self, news: AnswerNews) -> Delta:
+        """What news of the engine mean for the client. A stop string ends the answer: later tokens are dropped."""
         parts: list[str] = []
         tokens: list[TokenNews] = []
-        last = len(event.token_ids) - 1
-        for place, token_id in enumerate(event.token_ids):
-            ends_here = place == last and event.finish_reason == "stop"
-            tokens.append(TokenNews(token_id, self._num_chars, event.logprobs[place] if event.logprobs else None))
+        last = len(news.token_ids) - 1
+        for place, token_id in enumerate(news.token_ids):
+            ends_here = place == last and news.finish_reason == "stop"
+            tokens.append(TokenNews(token_id, self._num_chars, news.logprobs[place] if news.logprobs else None))
             parts.append(self._read(token_id, is_end=ends_here and token_id in self._rules.stop_token_ids))
             if self._stops.is_hit:
                 self.finish_reason = "stop"
                 break
-        if event.finish_reason and not self.finish_reason:
-            self.finish_reason = event.finish_reason
+        if news.finish_reason and not self.finish_reason:
+            self.finish_reason = news.finish_reason
             parts += [self._stops.push(self._detokenizer.finish()), self._stops.finish()]
         return Delta(self.index, "".join(parts), tuple(tokens), self.finish_reason)
 

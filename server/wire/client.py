@@ -1,137 +1,107 @@
-"""The HTTP side of the process boundary: calls go out over a Unix socket, answers come back, a dead engine is noticed.
-
-`SocketEngine` talks to one engine process, `ReplicaSet` spreads calls over several.
-"""
+"""The HTTP side's view of engines, and the one that talks to an engine process over its Unix socket."""
 
 import asyncio
 import itertools
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Protocol
 
-import numpy as np
-
-from server.wire.event_stream import EventStream
-from server.wire.job import (
-    Answer,
-    DeadlineExceeded,
-    EngineClient,
-    EngineFailure,
-    EngineStatus,
-    EngineUnavailable,
-    GenerationParams,
-    GenerationStream,
-    TokenArray,
-    TokenSequence,
-    Unservable,
-)
-from server.wire.messages import (
-    Answered,
-    Cancel,
-    Failed,
-    Generate,
-    Message,
-    News,
-    Status,
-    Stop,
-    encode_call,
-    frame,
-    read_message,
-)
+from server.errors import EngineUnavailable
+from server.wire.job import EngineStatus, Job, Result
+from server.wire.messages import Cancel, Message, Results, Status, frame, read_message, read_result, write_job
+from server.wire.result_stream import ResultStream
 
 logger = logging.getLogger("padless.http")
 
 RECONNECT_S = 0.05
-STALE_AFTER_S = 3.0
-"""An engine that has said nothing for so long is stuck; it speaks four times a second."""
-SPLIT_TOKENS = 1024
-"""Calls of more tokens than this are cut and spread over the replicas."""
-
-FAILURES: dict[str, type[RuntimeError]] = {
-    error.__name__: error for error in (EngineUnavailable, DeadlineExceeded, EngineFailure)
-}
+WATCH_PERIOD_S = 0.25
+SILENT_S = 2.0
+"""An engine that has said nothing for so long hangs; it speaks four times a second."""
 
 
-class SocketEngine:
-    """Mutable: the connection, the calls waiting for an answer, and the engine's last status."""
+class EngineClient(Protocol):
+    """One model's engine, or several of them."""
+
+    def statuses(self) -> tuple[EngineStatus, ...]:
+        """One entry per replica."""
+
+    def submit(self, job: Job) -> ResultStream:
+        """Begin a job; it may be split over steps and replicas, and comes back in any order.
+
+        Raises EngineUnavailable and Unservable, at once or from the stream; from there also DeadlineExceeded and
+        EngineFailure. Whoever does not read the stream to its end must cancel it, which frees the job's place.
+        """
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A job that an engine works on."""
+
+    stream: ResultStream
+    load_tokens: int
+
+
+class SocketClient:
+    """Mutable: the connection, the jobs under way, and the engine's last status."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ids = itertools.count()
-        self.pending: dict[int, asyncio.Future[Answer]] = {}
-        self.streams: dict[int, Streaming] = {}
+        self.pending: dict[int, Pending] = {}
         self.pending_tokens = 0
         self.writer: asyncio.StreamWriter | None = None
         self.num_connections = 0
         self.last = EngineStatus(False, "starting")
         self.last_heard_s = 0.0
-        self.task: asyncio.Task[None] | None = None
+        self.tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        self.task = asyncio.create_task(self.stay_connected())
+        self.tasks = [asyncio.create_task(self.stay_connected()), asyncio.create_task(self.watch())]
 
     async def close(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
+        for task in self.tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self.task
+                await task
         self.disconnect("the server is stopping")
 
-    def status(self) -> tuple[EngineStatus, ...]:
-        silent_s = monotonic() - self.last_heard_s
-        if self.last.is_ready and silent_s > STALE_AFTER_S:
-            return (replace(self.last, is_ready=False, reason=f"the engine has said nothing for {silent_s:.0f} s"),)
+    @property
+    def status(self) -> EngineStatus:
+        return self.last
+
+    def statuses(self) -> tuple[EngineStatus, ...]:
         return (self.last,)
 
-    async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
+    def submit(self, job: Job) -> ResultStream:
         """See EngineClient."""
         if self.writer is None:
             raise EngineUnavailable(f"the engine is not there: {self.last.reason}")
-        call_id = next(self.ids)
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        num_tokens = sum(sequence.num_tokens for sequence in sequences)
-        self.pending[call_id] = future
-        self.pending_tokens += num_tokens
-        self.writer.write(frame(encode_call(call_id, sequences, deadline_s)))
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self.send(Cancel(call_id))
-            raise
-        finally:
-            self.pending.pop(call_id, None)
-            self.pending_tokens -= num_tokens
+        job_id = next(self.ids)
 
-    def generate(self, prompt: TokenArray, params: GenerationParams, deadline_s: float) -> EventStream:
-        """See EngineClient."""
-        if self.writer is None:
-            raise EngineUnavailable(f"the engine is not there: {self.last.reason}")
-        call_id = next(self.ids)
+        def cancel(rows: Sequence[int]) -> None:
+            if job_id in self.pending:
+                self.send(Cancel(job_id, tuple(rows)))
+            if not rows:
+                self.forget(job_id)
 
-        def cancel() -> None:
-            self.end_stream(call_id)
-            self.send(Cancel(call_id))
-
-        def stop(index: int) -> None:
-            self.send(Stop(call_id, index))
-            if stream.is_complete:
-                self.end_stream(call_id)
-
-        stream = EventStream(params.num_sequences, stop, cancel)
-        num_tokens = len(prompt) + params.max_tokens * max(params.num_sequences, params.beam_width)
-        self.streams[call_id] = Streaming(stream, num_tokens)
-        self.pending_tokens += num_tokens
-        self.send(Generate(call_id, deadline_s, prompt.astype(np.int32).tobytes(), params))
+        stream = ResultStream(cancel)
+        self.pending[job_id] = Pending(stream, job.load_tokens)
+        self.pending_tokens += job.load_tokens
+        self.send(write_job(job_id, job))
         return stream
 
-    def end_stream(self, call_id: int) -> EventStream | None:
-        """Forget it; nothing more is to come."""
-        found = self.streams.pop(call_id, None)
+    def forget(self, job_id: int) -> ResultStream | None:
+        """Nothing more is to come of it."""
+        found = self.pending.pop(job_id, None)
         if found is None:
             return None
-        self.pending_tokens -= found.num_tokens
+        self.pending_tokens -= found.load_tokens
         return found.stream
 
     def send(self, message: Message) -> None:
@@ -147,8 +117,9 @@ class SocketEngine:
                 await asyncio.sleep(RECONNECT_S)
                 continue
             self.num_connections += 1
+            self.last_heard_s = monotonic()
             try:
-                while True:
+                while self.writer is not None:
                     self.receive(await read_message(reader))
             except (asyncio.IncompleteReadError, ConnectionError):
                 self.disconnect("the engine process ended and is being started again")
@@ -157,17 +128,22 @@ class SocketEngine:
                 self.disconnect(f"the connection to the engine broke: {type(error).__name__}: {error}")
             await asyncio.sleep(RECONNECT_S)
 
+    async def watch(self) -> None:
+        """An engine may also stop without an end: its process stopped, or its loop stuck."""
+        while True:
+            await asyncio.sleep(WATCH_PERIOD_S)
+            silent_s = monotonic() - self.last_heard_s
+            if self.writer is not None and silent_s > SILENT_S:
+                self.disconnect(f"the engine has said nothing for {silent_s:.1f} s")
+
     def disconnect(self, reason: str) -> None:
-        """Nothing may hang: every call that waits is told now."""
+        """Nothing may hang: every job under way is told now."""
         self.last = EngineStatus(False, reason, num_restarts=self.num_connections, info=self.last.info)
         if self.writer is not None:
             self.writer.close()
             self.writer = None
-        for future in self.pending.values():
-            if not future.done():
-                future.set_exception(EngineUnavailable(reason))
-        for call_id in list(self.streams):
-            stream = self.end_stream(call_id)
+        for job_id in list(self.pending):
+            stream = self.forget(job_id)
             assert stream is not None
             stream.fail(EngineUnavailable(reason))
 
@@ -179,105 +155,19 @@ class SocketEngine:
                 message.reason,
                 message.queued_tokens,
                 message.tokens_per_s,
+                message.step_s,
                 num_restarts=self.num_connections - 1,
                 info=message.info,
             )
             return
-        assert isinstance(message, (Answered, News, Failed)), "An engine sends nothing else. This is a bug."
-        if message.call_id in self.streams:
-            self.receive_news(message)
+        assert isinstance(message, Results), "An engine sends nothing else. This is a bug."
+        if message.job_id not in self.pending:
             return
-        future = self.pending.get(message.call_id)
-        if future is None or future.done() or isinstance(message, News):
-            return
-        if isinstance(message, Failed):
-            future.set_exception(make_failure(message))
-            return
-        info = self.last.info
-        assert info is not None, "An engine says what it is before it answers. This is a bug."
-        values = np.frombuffer(message.values, np.float32).reshape(-1, info.output_dim)
-        future.set_result(Answer(values, message.queue_s, message.engine_s))
-
-    def receive_news(self, message: Answered | News | Failed) -> None:
-        stream = self.streams[message.call_id].stream
-        if isinstance(message, News):
-            stream.put(message.events)
-            if stream.is_complete:
-                self.end_stream(message.call_id)
-        elif isinstance(message, Failed):
-            stream.fail(make_failure(message))
-            self.end_stream(message.call_id)
-
-
-def make_failure(message: Failed) -> Exception:
-    if message.kind == Unservable.__name__:
-        return Unservable(message.message, message.param)
-    return FAILURES[message.kind](message.message)
-
-
-@dataclass(frozen=True, slots=True)
-class Streaming:
-    """A generation that an engine works on."""
-
-    stream: EventStream
-    num_tokens: int
-    """At most; how replicas are compared."""
-
-
-class ReplicaSet:
-    """Several engines as one: each part of a call goes to the replica with the fewest tokens waiting."""
-
-    def __init__(self, engines: list[SocketEngine]) -> None:
-        self.engines = engines
-
-    def status(self) -> tuple[EngineStatus, ...]:
-        return tuple(status for engine in self.engines for status in engine.status())
-
-    async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
-        """See EngineClient."""
-        parts = split_call(sequences, SPLIT_TOKENS if len(self.engines) > 1 else None)
-        if len(parts) == 1:
-            return await self.pick().run(sequences, deadline_s)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self.pick_and_run(part, deadline_s)) for part in parts]
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        answers = [task.result() for task in tasks]
-        return Answer(
-            np.concatenate([answer.values for answer in answers]),
-            max(answer.queue_s for answer in answers),
-            max(answer.engine_s for answer in answers),
-        )
-
-    def generate(self, prompt: TokenArray, params: GenerationParams, deadline_s: float) -> GenerationStream:
-        """See EngineClient."""
-        return self.pick().generate(prompt, params, deadline_s)
-
-    async def pick_and_run(self, part: list[TokenSequence], deadline_s: float) -> Answer:
-        return await self.pick().run(part, deadline_s)
-
-    def pick(self) -> EngineClient:
-        ready = [engine for engine in self.engines if engine.status()[0].is_ready]
-        if not ready:
-            raise EngineUnavailable(f"no replica is ready: {self.engines[0].status()[0].reason}")
-        return min(ready, key=lambda engine: engine.pending_tokens)
-
-    async def close(self) -> None:
-        for engine in self.engines:
-            await engine.close()
-
-
-def split_call(sequences: list[TokenSequence], max_tokens: int | None) -> list[list[TokenSequence]]:
-    """Consecutive parts of at most `max_tokens` each, or of one longer sequence."""
-    if max_tokens is None:
-        return [sequences]
-    parts: list[list[TokenSequence]] = []
-    room = 0
-    for sequence in sequences:
-        if not parts or sequence.num_tokens > room:
-            parts.append([])
-            room = max_tokens
-        parts[-1].append(sequence)
-        room -= sequence.num_tokens
-    return parts
+        result = read_result(message)
+        stream = self.pending[message.job_id].stream
+        if message.is_last:
+            self.forget(message.job_id)
+        if isinstance(result, Result):
+            stream.put(result)
+        else:
+            stream.fail(result)

@@ -1,18 +1,65 @@
-"""What crosses from the HTTP side to an engine and back, and the interface between them. Knows no text and no torch.
+"""What crosses from the HTTP side to an engine and back: a Job goes, a stream of Results comes. Knows no text, no torch.
 
-Times are `time.monotonic()` seconds, which on one machine mean the same in every process.
+Everything is ragged, named arrays: the token ids of inputs of any length, one vector for each of them, labels for each
+of their tokens.
 """
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.engine import EngineInfo
 
+Array = npt.NDArray[Any]
+Splits = npt.NDArray[np.int32]
 TokenArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ragged:
+    """Rows of any length, end to end: row i is `values[row_splits[i]:row_splits[i + 1]]`.
+
+    `row_splits`: int32 `[num_rows + 1]`; None: each row is one entry of `values`.
+    """
+
+    values: Array
+    row_splits: Splits | None = None
+
+    def __len__(self) -> int:
+        return len(self.values) if self.row_splits is None else len(self.row_splits) - 1
+
+    @property
+    def lengths(self) -> Splits:
+        """int32 `[num_rows]`."""
+        return np.ones(len(self.values), np.int32) if self.row_splits is None else np.diff(self.row_splits)
+
+    def row(self, index: int) -> Array:
+        if self.row_splits is None:
+            return self.values[index : index + 1]
+        return self.values[self.row_splits[index] : self.row_splits[index + 1]]
+
+    def cut(self, first: int, last: int) -> "Ragged":
+        """Rows `first` to `last`, that one left out. Views, where there are no splits to shift."""
+        if self.row_splits is None:
+            return Ragged(self.values[first:last])
+        splits = self.row_splits[first : last + 1]
+        return Ragged(self.values[splits[0] : splits[-1]], splits - splits[0])
+
+    def pick(self, indices: Sequence[int]) -> "Ragged":
+        """These rows, in this order."""
+        if self.row_splits is None:
+            return Ragged(self.values[list(indices)])
+        return join_rows([self.row(index) for index in indices])
+
+
+def join_rows(rows: Sequence[Array]) -> Ragged:
+    """Rows end to end. There must be one at least."""
+    splits = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum([len(row) for row in rows], out=splits[1:])
+    return Ragged(rows[0] if len(rows) == 1 else np.concatenate(rows), splits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,173 +74,90 @@ class TokenSequence:
         return len(self.input_ids)
 
 
-FinishReason = Literal["", "stop", "length"]
+def write_inputs(sequences: Sequence[TokenSequence]) -> dict[str, Ragged]:
+    """`Job.inputs` of these sequences, in their order."""
+    inputs = {"input_ids": join_rows([sequence.input_ids for sequence in sequences])}
+    if any(sequence.token_type_ids is not None for sequence in sequences):
+        inputs["token_type_ids"] = join_rows([fill_types(sequence) for sequence in sequences])
+    return inputs
 
-GRAMMAR_FIELDS = {"regex": "regex", "json_schema": "response_format", "json": "response_format"}
-"""Where a client puts each kind of `GenerationParams.grammar`."""
+
+def fill_types(sequence: TokenSequence) -> TokenArray:
+    types = sequence.token_type_ids
+    return np.zeros(sequence.num_tokens, np.int32) if types is None else types
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationParams:
-    """What is wanted of one prompt. Everything is in tokens; texts (stop strings) are the HTTP side's business."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One piece of work: what a client asked for in one call, or the part of it that one engine does.
 
-    max_tokens: int
-    """New tokens; 0 only looks at the prompt."""
-    min_tokens: int = 0
-    """No end token before this many."""
-    num_sequences: int = 1
-    """Answers to generate: OpenAI's n, or best_of."""
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = field(default_factory=dict)
-    bad_words: tuple[tuple[int, ...], ...] = ()
-    """Runs of tokens that must not be generated."""
-    stop_token_ids: tuple[int, ...] = ()
-    """The model's own end tokens included, unless they are to be ignored. A stop token ends the answer and is its last
-    token."""
-    seed: int = 0
-    """The same seed gives the same answer, whatever else is in the batch."""
-    num_logprobs: int = -1
-    """-1: none; 0: of the tokens; k: and of the k most probable ones."""
-    num_prompt_logprobs: int = -1
-    """The same for the prompt's tokens but the first."""
-    beam_width: int = 0
-    """Over 0: beam search, `num_sequences` (at most beam_width) best answers, all given at the end."""
-    length_penalty: float = 1.0
-    """Beam search: scores are sums of logprobs divided by length ** length_penalty."""
-    early_stopping: bool = False
-    """Beam search: end as soon as there are beam_width answers, not only once no better one is likely."""
-    grammar: tuple[Literal["", "json_schema", "regex", "json"], str] = ("", "")
-    """What the answer must conform to: any JSON, a JSON schema (as JSON text), or a regular expression."""
+    `inputs` all have as many rows as there are inputs. `params` are the task's own. `timeout_s` is the time left, which
+    means the same to every process, whatever their clocks say.
+    """
+
+    task: str
+    inputs: dict[str, Ragged]
+    timeout_s: float
+    params: Any = None
     priority: int = 0
     """Lower is earlier; of equal ones the nearer deadline."""
+    salt: str = ""
+    """Jobs of different salts share nothing that one could learn of the other from."""
+    rows_per_input: int = 1
+    """Answers to each input: input i's are rows i * rows_per_input and so on."""
+    num_answer_tokens: int = 0
+    """That each input's answers are expected to have; how loads are compared."""
 
+    @property
+    def input_ids(self) -> Ragged:
+        """int32."""
+        return self.inputs["input_ids"]
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """One token's logprob, and the most probable tokens in its place."""
-
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-    """(token, logprob), the most probable first."""
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationEvent:
-    """News of one answer of a generation: its next tokens, and at its end why it ended."""
-
-    index: int
-    """Which answer, from 0."""
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-    """One per token where they were asked for."""
-    finish_reason: FinishReason = ""
-    num_cached_tokens: int = 0
-    """In the very first event: how many of the prompt's tokens were in the prefix cache."""
-    prompt_logprobs: tuple[TokenLogprob, ...] = ()
-    """In the very first event, where asked for: of the prompt's tokens from the second on."""
-
-
-class GenerationStream(Protocol):
-    """A generation under way: iterate over its events until every answer has a finish_reason.
-
-    Iterating raises EngineUnavailable, DeadlineExceeded, EngineFailure, Unservable. Whoever leaves before the end must
-    `cancel`.
-    """
-
-    def __aiter__(self) -> AsyncIterator[list[GenerationEvent]]: ...
-
-    def stop(self, index: int) -> None:
-        """No more of this answer is wanted (a stop string was found): it has no further events, nor a finish_reason."""
-
-    def cancel(self) -> None:
-        """Nothing more is wanted. No effect after the end."""
-
-
-@dataclass(slots=True)
-class Request:
-    """One sequence in the queue of an engine. `call_id` names the client call it is part of.
-
-    Mutable: `is_cancelled`, set when nobody waits for the answer any more; its place in the queue, set by the queue.
-    """
-
-    request_id: int
-    call_id: int
-    sequence: TokenSequence
-    deadline_s: float
-    arrival_s: float
-    priority: int = 0
-    """Lower is earlier, whatever the deadlines."""
-    virtual_deadline_s: float = 0.0
-    queue_number: int = 0
-    is_queued: bool = False
-    is_cancelled: bool = False
+    @property
+    def num_inputs(self) -> int:
+        return len(self.input_ids)
 
     @property
     def num_tokens(self) -> int:
-        return len(self.sequence.input_ids)
+        return len(self.input_ids.values)
+
+    @property
+    def load_tokens(self) -> int:
+        """Tokens that an engine will have computed when the job is done."""
+        return self.num_tokens + self.num_inputs * self.num_answer_tokens
+
+    def cut(self, first: int, last: int) -> "Job":
+        """The part of it that is about inputs `first` to `last`, that one left out."""
+        if (first, last) == (0, self.num_inputs):
+            return self
+        return replace(self, inputs={name: array.cut(first, last) for name, array in self.inputs.items()})
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Rows in the order of the sequences: float32 `[num_seqs, output_dim]`; and the slowest sequence's times."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """News of some rows of a job: of inputs, or of the answers to them.
 
-    values: npt.NDArray[np.float32]
+    `rows`: int32 `[n]`, which ones; row i of every array is `rows[i]`'s. `is_last`: nothing more comes of this job.
+    `queue_s`, `engine_s`: the longest that any of these inputs waited, and was computed.
+    """
+
+    rows: npt.NDArray[np.int32]
+    arrays: dict[str, Ragged]
+    is_last: bool
     queue_s: float = 0.0
     engine_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """What an engine last said of itself. `is_ready`: connected, warmed up, and a recent forward pass succeeded."""
+    """What an engine last said of itself. `is_ready`: connected, warmed up, and computing."""
 
     is_ready: bool
     reason: str
     queued_tokens: int = 0
     tokens_per_s: float = 0.0
-    """Measured rate of full batches; 0 before the first step."""
+    """Measured rate: of full batches, or of answers' tokens where those are what takes time; 0: not known yet."""
+    step_s: float = 0.0
+    """What a step of one short input takes; 0: not known yet."""
     num_restarts: int = 0
     info: EngineInfo | None = None
-
-
-class EngineUnavailable(RuntimeError):
-    """The engine is starting, has died, or is draining: the client may try again."""
-
-
-class DeadlineExceeded(RuntimeError):
-    """The deadline passed before the answer was there."""
-
-
-class Unservable(ValueError):
-    """This request could never run here; the text names what to change, `param` the field at fault."""
-
-    def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
-
-
-class EngineFailure(RuntimeError):
-    """The step that held this call failed."""
-
-
-class EngineClient(Protocol):
-    """The HTTP side's view of one model's engines."""
-
-    def status(self) -> tuple[EngineStatus, ...]:
-        """One entry per replica."""
-
-    async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
-        """Compute one client call; it may be split over steps and replicas, and comes back whole.
-
-        Cancelling the task frees its place in the queue. Raises EngineUnavailable, DeadlineExceeded, EngineFailure.
-        """
-
-    def generate(self, prompt: TokenArray, params: GenerationParams, deadline_s: float) -> GenerationStream:
-        """Begin to generate after `prompt`. Raises EngineUnavailable and Unservable, at once or from the stream."""
-
-    async def close(self) -> None: ...

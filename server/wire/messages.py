@@ -6,70 +6,64 @@ its end tells at once, on both sides, that the other process is gone (docs/decis
 
 import asyncio
 import struct
+from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from runtime.engine import EngineInfo
-from server.wire.job import GenerationEvent, GenerationParams, TokenArray, TokenSequence
+from server.errors import ServiceError, make_error
+from server.wire.job import Job, Ragged, Result
 
 LENGTH = struct.Struct("<I")
 
 
+class WireArray(msgspec.Struct, array_like=True):
+    """A Ragged. `row_splits`: int32; empty where each row is one entry of `values`, which have this `shape`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    values: bytes
+    row_splits: bytes
+
+
 class Submit(msgspec.Struct, tag=True, array_like=True):
-    """One client call, int32 arrays as bytes. `seqlens` cuts `input_ids`; `token_type_ids` may be empty."""
+    """A job. `params` are its task's, as MessagePack."""
 
-    call_id: int
-    deadline_s: float
-    seqlens: bytes
-    input_ids: bytes
-    token_type_ids: bytes
-
-
-class Generate(msgspec.Struct, tag=True, array_like=True):
-    """One prompt, int32 as bytes."""
-
-    call_id: int
-    deadline_s: float
-    input_ids: bytes
-    params: GenerationParams
-
-
-class Stop(msgspec.Struct, tag=True, array_like=True):
-    """No more of one answer."""
-
-    call_id: int
-    index: int
+    job_id: int
+    task: str
+    inputs: dict[str, WireArray]
+    timeout_s: float
+    params: bytes
+    priority: int
+    salt: str
 
 
 class Cancel(msgspec.Struct, tag=True, array_like=True):
-    call_id: int
+    """Nothing more of these rows is wanted; no rows: of none."""
+
+    job_id: int
+    rows: tuple[int, ...] = ()
 
 
-class Answered(msgspec.Struct, tag=True, array_like=True):
-    """float32 rows as bytes."""
+class Failure(msgspec.Struct, array_like=True):
+    """A `ServiceError`."""
 
-    call_id: int
-    values: bytes
-    queue_s: float
-    engine_s: float
-
-
-class News(msgspec.Struct, tag=True, array_like=True):
-    """Of a generation, as often as there are any."""
-
-    call_id: int
-    events: list[GenerationEvent]
-
-
-class Failed(msgspec.Struct, tag=True, array_like=True):
-    """`kind` is the name of one of the exceptions of `server.wire.job`."""
-
-    call_id: int
     kind: str
     message: str
-    param: str | None = None
+    param: str | None
+
+
+class Results(msgspec.Struct, tag=True, array_like=True):
+    """A result of a job, or why there are no more. `rows`: int32."""
+
+    job_id: int
+    rows: bytes
+    arrays: dict[str, WireArray]
+    is_last: bool
+    queue_s: float = 0.0
+    engine_s: float = 0.0
+    failure: Failure | None = None
 
 
 class Status(msgspec.Struct, tag=True, array_like=True):
@@ -79,10 +73,11 @@ class Status(msgspec.Struct, tag=True, array_like=True):
     reason: str
     queued_tokens: int
     tokens_per_s: float
+    step_s: float
     info: EngineInfo | None
 
 
-Message = Submit | Generate | Stop | Cancel | Answered | News | Failed | Status
+Message = Submit | Cancel | Results | Status
 ENCODER = msgspec.msgpack.Encoder()
 DECODER = msgspec.msgpack.Decoder(Message)
 
@@ -99,31 +94,47 @@ async def read_message(reader: asyncio.StreamReader) -> Message:
     return message
 
 
-def encode_call(call_id: int, sequences: list[TokenSequence], deadline_s: float) -> Submit:
-    has_types = any(sequence.token_type_ids is not None for sequence in sequences)
-    return Submit(
-        call_id,
-        deadline_s,
-        np.array([sequence.num_tokens for sequence in sequences], np.int32).tobytes(),
-        join([sequence.input_ids for sequence in sequences]),
-        join([types_of(sequence) for sequence in sequences]) if has_types else b"",
+def write_job(job_id: int, job: Job) -> Submit:
+    inputs = {name: write_array(array) for name, array in job.inputs.items()}
+    params = ENCODER.encode(job.params)
+    return Submit(job_id, job.task, inputs, job.timeout_s, params, job.priority, job.salt)
+
+
+def read_job(message: Submit, params: type) -> Job:
+    """`params`: what the task's are. Raises msgspec.ValidationError."""
+    return Job(
+        task=message.task,
+        inputs={name: read_array(array) for name, array in message.inputs.items()},
+        timeout_s=message.timeout_s,
+        params=msgspec.msgpack.decode(message.params, type=params),
+        priority=message.priority,
+        salt=message.salt,
     )
 
 
-def decode_call(message: Submit) -> list[TokenSequence]:
-    borders = np.cumsum(np.frombuffer(message.seqlens, np.int32))[:-1]
-    input_ids = np.split(np.frombuffer(message.input_ids, np.int32), borders)
-    if not message.token_type_ids:
-        return [TokenSequence(ids) for ids in input_ids]
-    types = np.split(np.frombuffer(message.token_type_ids, np.int32), borders)
-    return [TokenSequence(ids, token_types) for ids, token_types in zip(input_ids, types, strict=True)]
+def write_result(job_id: int, result: Result) -> Results:
+    arrays = {name: write_array(array) for name, array in result.arrays.items()}
+    return Results(job_id, result.rows.tobytes(), arrays, result.is_last, result.queue_s, result.engine_s)
 
 
-def join(arrays: list[TokenArray]) -> bytes:
-    return b"".join(np.ascontiguousarray(array, np.int32).tobytes() for array in arrays)
+def write_failure(job_id: int, error: ServiceError) -> Results:
+    return Results(job_id, b"", {}, is_last=True, failure=Failure(error.kind, error.message, error.param))
 
 
-def types_of(sequence: TokenSequence) -> npt.NDArray[np.int32]:
-    if sequence.token_type_ids is None:
-        return np.zeros(sequence.num_tokens, np.int32)
-    return sequence.token_type_ids
+def read_result(message: Results) -> Result | ServiceError:
+    failure = message.failure
+    if failure is not None:
+        return make_error(failure.kind, failure.message, failure.param)
+    rows = np.frombuffer(message.rows, np.int32)
+    arrays = {name: read_array(array) for name, array in message.arrays.items()}
+    return Result(rows, arrays, message.is_last, message.queue_s, message.engine_s)
+
+
+def write_array(array: Ragged) -> WireArray:
+    values, splits = np.ascontiguousarray(array.values), array.row_splits
+    return WireArray(values.dtype.str, values.shape, values.tobytes(), b"" if splits is None else splits.tobytes())
+
+
+def read_array(array: WireArray) -> Ragged:
+    values: np.ndarray[Any, Any] = np.frombuffer(array.values, np.dtype(array.dtype)).reshape(array.shape)
+    return Ragged(values, np.frombuffer(array.row_splits, np.int32) if array.row_splits else None)

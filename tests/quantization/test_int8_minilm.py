@@ -13,7 +13,7 @@ from runtime.quantization.calibrate import Options, calibrate, smooth_blindly
 from runtime.quantization.observe import trace_linears
 from runtime.quantization.simulate import compute_float, linear_weights, replace_linears, run_batches, simulate_linear
 from server.config import ModelConfig, SourceConfig
-from server.deployment import DeployedModel
+from server.processes.deployment import DeployedModel
 from server.processes.quantize_process import choose_texts, make_batches, read_texts, tokenize
 from tests.quantization.sharegpt import NotAvailable, find_sharegpt
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from models.info import ModelDirectoryError, ModelInfo
 from server.config import ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
-from server.deployment import DeployedModel, resolve
+from server.processes.deployment import DeployedModel, resolve
 from server.errors import InvalidField
 from server.processes.launch import choose_example
 from server.text.tokenizer import load_tokenizer

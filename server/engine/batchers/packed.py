@@ -1,143 +1,223 @@
-"""Calls whose inputs are computed in one step each: they go in as sequences and come out as rows."""
+"""Work whose inputs go through the model once: whichever of them fit are packed into a step, and come out as rows."""
 
-import asyncio
-import itertools
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from time import monotonic
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from runtime.batch import ArraySpec
 from runtime.engine import EngineError
-from server.engine.batchers.packing import pack, sort_by_length
-from server.engine.batchers.scheduler import Choice, Scheduler
-from server.engine.cost_model import CostModel, StepCost
-from server.engine.executor import Step, StepResult
-from server.wire.job import Answer, DeadlineExceeded, EngineFailure, Request, TokenSequence
+from server.engine.batchers.batcher import CANARY, Step, StepLimits, StepResult
+from server.engine.batchers.job_queue import JobQueue, Waiting
+from server.engine.batchers.packing import pack, pack_sequences, sort_by_length
+from server.engine.cost_model import CostModel, StepCost, cost_of_lengths
+from server.errors import DeadlineExceeded, EngineFailure
+from server.metrics import Metrics
+from server.wire.job import Array, Job, Ragged, Result
+from server.wire.result_stream import ResultStream
 
-logger = logging.getLogger("padless.engine")
+Reduce = Callable[[dict[str, Ragged], Any], dict[str, Ragged]]
+"""What a step has computed of a job's inputs to what crosses the wire, by the job's params."""
 
-
-@dataclass(slots=True)
-class Call:
-    """One client call under way. Mutable: rows are filled in as steps end, in whatever order."""
-
-    future: asyncio.Future[Answer]
-    requests: list[Request]
-    values: npt.NDArray[np.float32]
-    num_missing: int
-    queue_s: float = 0.0
-    engine_s: float = 0.0
+MAX_LOOK_AHEAD = 64
+"""Inputs passed over in search of one that still fits the budget."""
+SHORT_TOKENS = 16
 
 
+@dataclass(slots=True, eq=False)
 class Encoding:
-    """Mutable: the calls under way. Belongs to the event loop's thread."""
+    """A job under way. Mutable: how many of its inputs have not been answered."""
 
-    can_prefetch = True
-    """The next step does not depend on what the running one gives."""
+    job: Job
+    stream: ResultStream
+    waiting: Waiting["PackedInput"]
+    num_missing: int
 
-    def __init__(self, scheduler: Scheduler, output_dim: int, wake: Callable[[], None]) -> None:
-        self.scheduler = scheduler
-        self.output_dim = output_dim
-        self.wake = wake
-        self.calls: dict[int, Call] = {}
-        self.ids = itertools.count()
 
-    async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
-        """See EngineClient."""
-        too_long = max(sequence.num_tokens for sequence in sequences)
-        if too_long > self.scheduler.limits.max_batch_tokens:
-            raise EngineFailure(f"an input of {too_long} tokens is over the budget of a step. This is a bug.")
-        call_id, now_s = next(self.ids), monotonic()
-        requests = [
-            Request(index, call_id, sequence, deadline_s=deadline_s, arrival_s=now_s)
-            for index, sequence in enumerate(sequences)
-        ]
-        values = np.empty((len(requests), self.output_dim), np.float32)
-        call = Call(asyncio.get_running_loop().create_future(), requests, values, len(requests))
-        self.calls[call_id] = call
-        self.scheduler.add(requests)
-        self.wake()
-        try:
-            return await call.future
-        finally:
-            self.calls.pop(call_id, None)
-            # After a failure or a cancellation: what is still queued is dropped when the scheduler meets it.
-            self.scheduler.queue.cancel(requests)
+@dataclass(frozen=True, slots=True)
+class PackedInput:
+    encoding: Encoding
+    index: int
+    num_tokens: int
 
-    def form(self, choice: Choice) -> Step | None:
-        return self.pack_step(choice.requests) if choice.requests else None
 
-    def form_canary(self, sequence: TokenSequence) -> Step:
-        return Step(pack([sequence]), [], self.cost_model.predict(cost_of_lengths([1])))
+@dataclass(frozen=True, slots=True)
+class PackedStep(Step):
+    """Sequence i of the batch is `inputs[i]`."""
 
-    def pack_step(self, requests: list[Request]) -> Step:
-        order = sort_by_length([request.sequence for request in requests])
-        ordered = [requests[index] for index in order]
-        predicted_s = self.cost_model.predict(cost_of_lengths([request.num_tokens for request in ordered]))
-        return Step(pack([request.sequence for request in ordered]), ordered, predicted_s)
+    inputs: list[PackedInput] = field(default_factory=list)
+
+
+class PackedBatcher:
+    """A Batcher. Mutable: the queue, and the jobs that are not answered.
+
+    `outputs`: what the graph computes; `reducers`: by task.
+    """
+
+    max_steps_under_way = 2
+    """One runs and one is ready behind it."""
+
+    def __init__(
+        self,
+        limits: StepLimits,
+        cost_model: CostModel,
+        outputs: Sequence[ArraySpec],
+        reducers: Mapping[str, Reduce],
+    ) -> None:
+        self.limits = limits
+        self.cost_model = cost_model
+        self.outputs = outputs
+        self.reducers = reducers
+        self.queue: JobQueue[PackedInput] = JobQueue()
+        self.encodings: dict[ResultStream, Encoding] = {}
 
     @property
-    def cost_model(self) -> CostModel:
-        return self.scheduler.cost_model
+    def num_queued_tokens(self) -> int:
+        return self.queue.num_tokens
 
-    def measure_cost(self, step: Step) -> StepCost:
-        return cost_of_lengths(step.batch.seqlens)
+    def tokens_per_s(self) -> float:
+        return self.cost_model.tokens_per_s(self.limits.max_batch_tokens)
 
-    def is_good(self, result: StepResult) -> bool:
-        """Whether the model computed numbers."""
-        return result.output is not None and bool(np.isfinite(result.output.values).all())
+    def predict_short_s(self) -> float:
+        return self.cost_model.predict(cost_of_lengths([SHORT_TOKENS]))
 
-    def hand_out(self, result: StepResult) -> list[Step]:
-        """Give the rows to their calls. Returns what has to be tried again."""
+    def add(self, job: Job, stream: ResultStream, now_s: float) -> None:
+        """See Batcher. No input may be longer than the budget: it would never run."""
+        lengths = job.input_ids.lengths.tolist()
+        if max(lengths) > self.limits.max_batch_tokens:
+            raise EngineFailure(f"an input of {max(lengths)} tokens is over the budget of a step. This is a bug.")
+        waiting = self.queue.enter(priority=job.priority, deadline_s=now_s + job.timeout_s, arrival_s=now_s)
+        encoding = self.encodings[stream] = Encoding(job, stream, waiting, job.num_inputs)
+        for index, num_tokens in enumerate(lengths):
+            self.queue.push(waiting, index, PackedInput(encoding, index, num_tokens))
+
+    def cancel(self, stream: ResultStream, rows: Sequence[int]) -> None:
+        """Single rows cost no more than to forget them would."""
+        if not rows:
+            self.forget(stream)
+
+    def forget(self, stream: ResultStream) -> Encoding | None:
+        encoding = self.encodings.pop(stream, None)
+        if encoding is not None:
+            self.queue.drop(encoding.waiting)
+        return encoding
+
+    def wait_s(self, now_s: float) -> float | None:
+        """Hungry with max_wait_s 0. Otherwise lazy: until the budget is full, the oldest has waited long enough, or the
+        most urgent deadline is only two predicted steps away."""
+        queue, limits = self.queue, self.limits
+        if not queue.order:
+            return None
+        is_full = queue.num_tokens >= limits.max_batch_tokens or queue.num_items >= limits.max_batch_requests
+        if is_full or limits.max_wait_s == 0:
+            return 0.0
+        step_s = self.cost_model.predict(StepCost(queue.num_tokens, 0))
+        until_old = min(waiting.arrival_s for waiting in queue.order) + limits.max_wait_s - now_s
+        until_urgent = min(waiting.deadline_s for waiting in queue.order) - 2 * step_s - now_s
+        return max(0.0, min(until_old, until_urgent))
+
+    def form(self, now_s: float) -> PackedStep | None:
+        for waiting in self.queue.list_late(now_s):
+            late = next(iter(waiting.items.values())).encoding
+            self.fail(late.stream, DeadlineExceeded("the deadline passed before the answer was complete"))
+        chosen = self.choose()
+        return self.pack_step(chosen) if chosen else None
+
+    def choose(self) -> list[PackedInput]:
+        """What goes into the next step; an input that does not fit is passed over, and is there next time."""
+        chosen: list[PackedInput] = []
+        num_tokens, num_requests = self.limits.max_batch_tokens, self.limits.max_batch_requests
+        num_passed_over = 0
+        for waiting, index, item in self.queue.share_out(num_tokens):
+            if item.num_tokens <= num_tokens:
+                chosen.append(self.queue.take(waiting, index))
+                num_tokens -= item.num_tokens
+            else:
+                num_passed_over += 1
+            if num_tokens == 0 or len(chosen) == num_requests or num_passed_over == MAX_LOOK_AHEAD:
+                break
+        return chosen
+
+    def pack_step(self, inputs: Sequence[PackedInput]) -> PackedStep:
+        order = sort_by_length([item.num_tokens for item in inputs])
+        ordered = [inputs[place] for place in order]
+        cost = cost_of_lengths([item.num_tokens for item in ordered])
+        return PackedStep(
+            pack([(item.encoding.job, item.index) for item in ordered]),
+            cost,
+            self.cost_model.predict(cost),
+            min(item.encoding.waiting.arrival_s for item in ordered),
+            ordered,
+        )
+
+    def form_canary(self) -> PackedStep:
+        cost = cost_of_lengths([1])
+        return PackedStep(pack_sequences([CANARY]), cost, self.cost_model.predict(cost))
+
+    def settle(self, result: StepResult[PackedStep], now_s: float) -> list[PackedStep]:
         if result.output is None:
-            return self.retry_or_fail(result.step, result.error or EngineError("the engine gave no reason"))
-        for request, row in zip(result.step.requests, result.output.values, strict=False):
-            self.answer(request, row, result)
+            return self.retry_or_fail(result.step, result.error or EngineError("the engine gave no reason"), now_s)
+        by_job: dict[ResultStream, list[int]] = {}
+        for place, item in enumerate(result.step.inputs):
+            by_job.setdefault(item.encoding.stream, []).append(place)
+        for stream, places in by_job.items():
+            if stream in self.encodings:
+                self.answer(self.encodings[stream], places, result)
         return []
 
-    def answer(self, request: Request, row: npt.NDArray[np.float32], result: StepResult) -> None:
-        call = self.calls.get(request.call_id)
-        if call is None:
-            return
-        call.values[request.request_id] = row
-        call.queue_s = max(call.queue_s, result.started_s - request.arrival_s)
-        call.engine_s = max(call.engine_s, result.ended_s - result.started_s)
-        call.num_missing -= 1
-        if call.num_missing == 0 and not call.future.done():
-            call.future.set_result(Answer(call.values, call.queue_s, call.engine_s))
+    def answer(self, encoding: Encoding, places: list[int], result: StepResult[PackedStep]) -> None:
+        """Give a job the rows of its inputs, which are at these places of the batch."""
+        assert result.output is not None
+        indices = np.array([result.step.inputs[place].index for place in places], np.int32)
+        arrays = {spec.name: self.pick(spec, result.output.arrays[spec.name], result.step, places) for spec in self.outputs}
+        reduced = self.reducers[encoding.job.task](arrays, encoding.job.params)
+        encoding.num_missing -= len(places)
+        is_last = encoding.num_missing == 0
+        queue_s = result.started_s - encoding.waiting.arrival_s
+        encoding.stream.put(Result(indices, reduced, is_last, queue_s, result.ended_s - result.started_s))
+        if is_last:
+            del self.encodings[encoding.stream]
 
-    def retry_or_fail(self, step: Step, error: Exception) -> list[Step]:
+    def pick(self, spec: ArraySpec, values: Array, step: PackedStep, places: list[int]) -> Ragged:
+        """The rows of some sequences of the batch: one each, or one for each of their tokens."""
+        if spec.dims[0] == "num_tokens":
+            return Ragged(values, step.batch.cu_seqlens).pick(places)
+        return Ragged(values[places])
+
+    def retry_or_fail(self, step: PackedStep, error: Exception, now_s: float) -> list[PackedStep]:
         """Halve a failed step until the culprit is alone: the others of its batch must not fail with it."""
-        now_s = monotonic()
-        late = [request for request in step.requests if request.deadline_s <= now_s]
-        for request in late:
-            self.fail(request, DeadlineExceeded("the deadline passed while a failed step was tried again"))
-        waiting = [request for request in step.requests if not request.is_cancelled and request not in late]
-        if len(step.requests) > 1:
+        for item in step.inputs:
+            if item.encoding.waiting.deadline_s <= now_s:
+                late = DeadlineExceeded("the deadline passed while a failed step was tried again")
+                self.fail(item.encoding.stream, late)
+        waiting = [item for item in step.inputs if item.encoding.stream in self.encodings]
+        if len(step.inputs) > 1:
             middle = len(waiting) // 2
             return [self.pack_step(half) for half in (waiting[:middle], waiting[middle:]) if half]
-        for request in waiting:
-            self.fail(request, EngineFailure(str(error)))
+        for item in waiting:
+            self.fail(item.encoding.stream, EngineFailure(str(error)))
         return []
 
-    def fail(self, request: Request, error: Exception) -> None:
-        """The whole call of this request."""
-        call = self.calls.get(request.call_id)
-        if call is not None and not call.future.done():
-            call.future.set_exception(error)
+    def observe(self, result: StepResult[PackedStep]) -> None:
+        actual_s = result.ended_s - result.started_s
+        self.cost_model.observe(result.step.cost, result.step.batch.num_seqs, actual_s)
 
-    def forget_cancelled(self, request: Request) -> None:
-        """`run` has forgotten the call already."""
+    def fail(self, stream: ResultStream, error: Exception) -> None:
+        """A whole job."""
+        if self.forget(stream) is not None:
+            stream.fail(error)
+
+    def fail_step(self, step: PackedStep, error: Exception) -> None:
+        for item in step.inputs:
+            self.fail(item.encoding.stream, error)
 
     def fail_all(self, error: Exception) -> None:
-        for call in list(self.calls.values()):
-            if not call.future.done():
-                call.future.set_exception(error)
+        for stream in list(self.encodings):
+            self.fail(stream, error)
 
+    def publish(self, metrics: Metrics) -> None:
+        """There is nothing but what the loop publishes."""
 
-def cost_of_lengths(seqlens: list[int] | npt.NDArray[np.int32]) -> StepCost:
-    lengths = np.asarray(seqlens, np.int64)
-    return StepCost(int(lengths.sum()), int(np.square(lengths).sum()))
+    def check_books(self) -> None:
+        assert self.encodings or (self.queue.num_items, self.queue.num_tokens) == (0, 0), "Inputs wait for nobody."

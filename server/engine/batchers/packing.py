@@ -7,38 +7,50 @@ import numpy.typing as npt
 
 from runtime.batch import Batch, Paging
 from runtime.kv_cache.blocks import BLOCK_SIZE
-from server.engine.batchers.running_set import GenerationPlan, Part
+from server.engine.batchers.running_set import Part
 from server.engine.batchers.sampling_rows import Row, build_sampling
-from server.wire.job import TokenSequence
+from server.wire.job import Job, TokenSequence, write_inputs
 
 
-def sort_by_length(sequences: Sequence[TokenSequence]) -> list[int]:
+def sort_by_length(lengths: Sequence[int]) -> list[int]:
     """The order to pack in. Equal lengths become neighbours, which kernels run as one dense block."""
-    return sorted(range(len(sequences)), key=lambda index: sequences[index].num_tokens)
+    return sorted(range(len(lengths)), key=lengths.__getitem__)
 
 
-def pack(sequences: Sequence[TokenSequence]) -> Batch:
-    """Lay the sequences end to end, in the order given. None may be empty."""
-    seqlens = np.array([sequence.num_tokens for sequence in sequences], dtype=np.int32)
-    cu_seqlens = np.zeros(len(sequences) + 1, dtype=np.int32)
+def pack(inputs: Sequence[tuple[Job, int]]) -> Batch:
+    """Lay inputs of jobs, each given by its number, end to end in this order. None may be empty."""
+    rows = [job.input_ids.row(index) for job, index in inputs]
+    seqlens = np.array([len(row) for row in rows], dtype=np.int32)
+    cu_seqlens = np.zeros(len(rows) + 1, dtype=np.int32)
     np.cumsum(seqlens, out=cu_seqlens[1:])
     num_tokens = int(cu_seqlens[-1])
     token_type_ids = np.zeros(num_tokens, dtype=np.int64)
-    for start, sequence in zip(cu_seqlens, sequences, strict=False):
-        if sequence.token_type_ids is not None:
-            token_type_ids[start : start + sequence.num_tokens] = sequence.token_type_ids
+    for start, (job, index) in zip(cu_seqlens, inputs, strict=False):
+        types = job.inputs.get("token_type_ids")
+        if types is not None:
+            row = types.row(index)
+            token_type_ids[start : start + len(row)] = row
     return Batch(
-        input_ids=np.concatenate([sequence.input_ids for sequence in sequences]).astype(np.int64),
-        position_ids=np.arange(num_tokens) - np.repeat(cu_seqlens[:-1], seqlens),
-        token_type_ids=token_type_ids,
+        arrays={
+            "input_ids": np.concatenate(rows).astype(np.int64),
+            "position_ids": np.arange(num_tokens) - np.repeat(cu_seqlens[:-1], seqlens),
+            "token_type_ids": token_type_ids,
+        },
         cu_seqlens=cu_seqlens,
         max_seqlen=int(seqlens.max()),
     )
 
 
-def pack_parts(plan: GenerationPlan, rows: Sequence[Row], vocab_size: int) -> Batch:
-    """The parts of generations, in their order; `rows` as `list_rows` gives them."""
-    parts = plan.parts
+def pack_sequences(sequences: Sequence[TokenSequence]) -> Batch:
+    """The same of inputs that belong to no job."""
+    job = Job("", write_inputs(sequences), 0.0)
+    return pack([(job, index) for index in range(len(sequences))])
+
+
+def pack_parts(
+    parts: Sequence[Part], copies: Sequence[tuple[int, int]], rows: Sequence[Row], vocab_size: int
+) -> Batch:
+    """The parts of generations, in their order; `rows` as `list_rows` gives them; `copies` of blocks come first."""
     seqlens = np.array([part.num_tokens for part in parts], dtype=np.int32)
     computed = np.array([part.num_past_tokens for part in parts], dtype=np.int64)
     cu_seqlens = np.zeros(len(parts) + 1, dtype=np.int32)
@@ -57,10 +69,10 @@ def pack_parts(plan: GenerationPlan, rows: Sequence[Row], vocab_size: int) -> Ba
         slot_mapping=blocks * BLOCK_SIZE + position_ids % BLOCK_SIZE,
         logit_rows=np.array([row.token_row for row in rows], np.int64),
         sampling=build_sampling(rows, vocab_size),
-        block_copies=np.array(plan.copies, np.int64).reshape(-1, 2),
+        block_copies=np.array(copies, np.int64).reshape(-1, 2),
     )
     ids = np.array(input_ids, np.int64)
-    return Batch(ids, position_ids, np.zeros_like(ids), cu_seqlens, int(seqlens.max()), paging)
+    return Batch({"input_ids": ids, "position_ids": position_ids}, cu_seqlens, int(seqlens.max()), paging)
 
 
 def list_tokens(part: Part) -> list[int]:

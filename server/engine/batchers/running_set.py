@@ -8,7 +8,7 @@ blocks that the prefix cache has kept (Yu et al., 2022: Orca; Kwon et al., 2023;
 
 from dataclasses import dataclass, field
 
-from runtime.kv_cache.blocks import BlockAllocator, count_blocks
+from runtime.kv_cache.blocks import BlockAllocator
 from server.engine.batchers.sequences import Generation, Sequence
 
 
@@ -30,7 +30,11 @@ class Part:
         return self.is_complete_at(self.num_past_tokens + self.num_tokens - len(self.drafts))
 
     def is_complete_at(self, num_computed_tokens: int) -> bool:
-        return num_computed_tokens == len(self.sequence.token_ids)
+        return num_computed_tokens == len(self.sequence.token_ids) and not self.generation.branches
+
+    def has_grown_again(self, num_computed_tokens: int) -> bool:
+        """Whether the prompt of answers that had lost their blocks is there again."""
+        return num_computed_tokens == len(self.sequence.token_ids) and bool(self.generation.branches)
 
 
 @dataclass(slots=True)
@@ -54,7 +58,7 @@ class GenerationPlan:
 
 
 @dataclass(slots=True)
-class Residents:
+class RunningSet:
     """Mutable: the generations, and through them the allocator's blocks.
 
     `prefill_chunk_tokens`: the most prompt tokens of a step while others wait for their next token; 0: no limit.
@@ -168,10 +172,21 @@ class Residents:
         ]
         return max(behind, key=lambda other: other.place, default=None)
 
-    def find_less_urgent(self, generation: Generation) -> Generation | None:
-        """The last in order of a lower priority."""
+    def list_less_urgent(self, generation: Generation) -> list[Generation]:
+        """Those of a lower priority, the last in order first."""
         others = [other for other in self.generations if other.priority > generation.priority]
-        return max(others, key=lambda other: other.place, default=None)
+        return sorted(others, key=lambda other: other.place, reverse=True)
+
+    def would_fit(self, generation: Generation, num_sequences: int, victims: list[Generation]) -> bool:
+        """Whether `generation` could be admitted in the place of `victims`, where a step has room for so many sequences
+        without them. Its prompt's beginning may be in the cache: this is the most that it needs."""
+        staying = [other for other in self.generations if other not in victims]
+        promised = sum(other.num_missing_blocks + other.num_rows for other in staying)
+        free = self.allocator.num_free_blocks + self.allocator.count_freed(
+            [sequence.table for victim in victims for sequence in victim.live]
+        )
+        room = num_sequences + sum(victim.num_rows for victim in victims)
+        return generation.num_rows <= room and generation.num_missing_blocks + promised <= free
 
     def give_up(self, generation: Generation, plan: GenerationPlan) -> None:
         """No blocks are to be had: back to the queue, or to its end if nobody else could ever free any."""
@@ -186,6 +201,7 @@ class Residents:
         plan.parts = [part for part in plan.parts if part.generation is not generation]
         plan.copies = [copy for copy in plan.copies if copy[1] not in own]
         self.release(generation)
+        generation.fold()
         generation.num_preemptions += 1
         plan.preempted.append(generation)
 
@@ -203,13 +219,13 @@ class Residents:
         """Take a generation in, if there are blocks for all that is known of it; its prompt's beginning may be here."""
         for sequence in generation.live:
             if not generation.num_missing_prompt_logprobs:
-                sequence.table = self.allocator.find_prefix(sequence.token_ids, sequence.hashes)
+                sequence.table = self.allocator.find_prefix(sequence.token_ids, sequence.hashes, generation.salt)
             sequence.num_computed_tokens = sequence.table.num_slots
         # What the others still need for what is known of them is promised, and one block more for each, so that they do
         # not push the newcomer out again at once.
-        promised = sum(count_missing(other) for other in self.generations) + self.num_sequences
+        promised = sum(other.num_missing_blocks for other in self.generations) + self.num_sequences
         self.generations.append(generation)
-        if count_missing(generation) + promised > self.allocator.num_free_blocks:
+        if generation.num_missing_blocks + promised > self.allocator.num_free_blocks:
             self.release(generation)
             return False
         if generation.num_preemptions == 0:
@@ -220,25 +236,49 @@ class Residents:
 
     def fork(self, parent: Sequence, index: int) -> Sequence:
         """A second sequence that goes on from where `parent` is, sharing its blocks."""
-        table = self.allocator.fork(parent.table)
-        matcher = None if parent.matcher is None else parent.matcher.fork()
         return Sequence(
             index=index,
             token_ids=list(parent.token_ids),
-            table=table,
+            table=self.allocator.fork(parent.table),
             num_computed_tokens=parent.num_computed_tokens,
-            matcher=matcher,
+            matcher=None if parent.matcher is None else parent.matcher.fork(),
             hashes=list(parent.hashes),
         )
+
+    def branch(self, generation: Generation) -> None:
+        """The prompt is there again: the answers that had lost their blocks go on from it."""
+        (prompt,) = generation.live
+        for branch in generation.branches:
+            branch.table = self.allocator.fork(prompt.table)
+            branch.num_computed_tokens = prompt.num_computed_tokens
+        self.allocator.release(prompt.table)
+        generation.live, generation.branches = generation.branches, []
+
+    def publish(self, generation: Generation, sequence: Sequence) -> None:
+        """Let others find what is computed; nothing if the sequence has given up its blocks meanwhile."""
+        if sequence.table.block_ids:
+            computed = sequence.num_computed_tokens
+            self.allocator.publish(
+                sequence.table, sequence.token_ids, computed, sequence.hashes, generation.salt
+            )
+
+    def drop(self, generation: Generation, sequence: Sequence) -> None:
+        """An answer has ended: its blocks are free, and what is in them may still be found."""
+        self.publish(generation, sequence)
+        self.allocator.release(sequence.table)
+        generation.live.remove(sequence)
+
+    def replace(self, generation: Generation, parents: list[Sequence], children: list[Sequence]) -> None:
+        """Beams that go on take the place of those they come from."""
+        generation.live = children
+        for parent in parents:
+            self.allocator.release(parent.table)
+
+    def check(self) -> None:
+        """Every block is free or held by somebody we know. Raises AssertionError."""
+        self.allocator.check()
+        assert self.generations or not self.allocator.num_used_blocks, "Blocks are held by nobody."
 
 
 def holds_blocks(generation: Generation) -> bool:
     return any(sequence.table.block_ids for sequence in generation.live)
-
-
-def count_missing(generation: Generation) -> int:
-    """Blocks it needs for its known tokens and one more, and does not have yet."""
-    return sum(
-        max(0, count_blocks(len(sequence.token_ids) + 1) - len(sequence.table.block_ids))
-        for sequence in generation.live
-    )

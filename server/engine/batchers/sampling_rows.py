@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from runtime.batch import NO_TOKEN, History, Sampling, SparseBias, TokenMasks
 from server.engine.batchers.running_set import Part
-from server.engine.batchers.sequences import Generation, Sequence, draw_uniforms
+from server.engine.batchers.sequences import Generation, Sequence
+from server.engine.batchers.uniforms import draw_uniforms
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def build_sampling(rows: Seq[Row], vocab_size: int) -> Sampling:
 
 def draw_row_uniforms(rows: Seq[Row]) -> npt.NDArray[np.float64]:
     """One for each row, by its request's seed, its answer and how far that is."""
-    seeds = [row.generation.params.seed for row in rows]
+    seeds = [row.generation.seed for row in rows]
     return draw_uniforms(seeds, [row.index for row in rows], [row.num_generated for row in rows])
 
 

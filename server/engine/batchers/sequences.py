@@ -1,4 +1,4 @@
-"""A request whose tokens are computed over many steps: its answers under way, and what becomes of each new token. Pure.
+"""A prompt whose answers are computed over many steps: which are under way, and what becomes of each new token. Pure.
 
 A generation begins with one sequence, the prompt. Once that is computed it is forked into as many as answers are
 wanted, or into beams; forks share the blocks of what they have in common. A sequence's newest token is known but not
@@ -7,25 +7,11 @@ computed yet: computing it gives the next one.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from runtime.kv_cache.blocks import BlockHash, BlockTable
+from runtime.kv_cache.blocks import BLOCK_SIZE, BlockHash, BlockTable, count_blocks
 from server.engine.batchers.beam_search import BeamSearch
-from server.wire.job import FinishReason, GenerationEvent, GenerationParams, Request, TokenLogprob
-
-
-class Matcher(Protocol):
-    """How far an answer has followed its grammar."""
-
-    def compute_mask(self) -> npt.NDArray[np.uint32]:
-        """The tokens that may come next, as in `TokenMasks`."""
-
-    def accept(self, token_id: int) -> None: ...
-
-    def fork(self) -> "Matcher": ...
+from server.engine.batchers.matcher import Matcher
+from server.wire.generation import AnswerNews, FinishReason, GenerationParams, TokenLogprob
 
 
 @dataclass(slots=True, eq=False)
@@ -52,29 +38,40 @@ class Sequence:
 
 
 @dataclass(slots=True, eq=False)
-class Generation(Request):
-    """Mutable: the sequences that still run, and how far they are. `emit` gets the news of each step."""
+class Generation:
+    """Mutable: the sequences that still run, and how far they are. `emit` gets the news of each step.
 
-    params: GenerationParams = field(default_factory=lambda: GenerationParams(1))
-    emit: Callable[[list[GenerationEvent]], None] = lambda events: None
+    `place`: its order among others. `seed`: of its random numbers. `salt`: whose prefixes it may share.
+    """
+
+    prompt: list[int]
+    params: GenerationParams
+    place: tuple[int, float, int, int]
+    deadline_s: float
     max_total_tokens: int = 1 << 30
     """Of prompt and answer; the model's limit."""
+    seed: int = 0
+    salt: str = ""
+    emit: Callable[[list[AnswerNews]], None] = lambda news: None
     live: list[Sequence] = field(default_factory=list)
+    branches: list[Sequence] = field(default_factory=list)
+    """Answers that have lost their blocks: once their prompt, now in `live` by itself, is computed again, they go on."""
     beams: BeamSearch | None = None
     has_forked: bool = False
     num_cached_tokens: int = 0
     """Of the prompt, found in the prefix cache at its first admission."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-    news: dict[int, GenerationEvent] = field(default_factory=dict)
+    news: dict[int, AnswerNews] = field(default_factory=dict)
     """Of this step, by answer."""
     has_told: bool = False
     stopped: set[int] = field(default_factory=set)
     """Answers of which nobody wants to hear any more."""
     num_preemptions: int = 0
+    is_over: bool = False
+    """It has given up its blocks for good; what a step under way computes of it means nothing."""
 
     def __post_init__(self) -> None:
-        self.priority = self.params.priority
-        self.live = [Sequence(0, self.sequence.input_ids.tolist())]
+        self.live = [Sequence(0, list(self.prompt))]
         if self.params.beam_width:
             self.beams = BeamSearch(
                 self.params.beam_width,
@@ -85,8 +82,12 @@ class Generation(Request):
             )
 
     @property
+    def priority(self) -> int:
+        return self.place[0]
+
+    @property
     def num_prompt_tokens(self) -> int:
-        return self.sequence.num_tokens
+        return len(self.prompt)
 
     @property
     def max_new_tokens(self) -> int:
@@ -100,12 +101,12 @@ class Generation(Request):
     @property
     def num_rows(self) -> int:
         """Most sequences it will ever have at one time."""
-        return max(self.params.num_sequences, self.params.beam_width, 1)
+        return self.params.num_rows
 
     @property
     def is_decoding(self) -> bool:
         """Every sequence waits for its next token only."""
-        return self.has_forked and all(sequence.num_remaining_tokens == 1 for sequence in self.live)
+        return self.has_forked and not self.branches and all(each.num_remaining_tokens == 1 for each in self.live)
 
     @property
     def num_missing_prompt_logprobs(self) -> int:
@@ -114,12 +115,21 @@ class Generation(Request):
         return self.num_prompt_tokens - 1 - len(self.prompt_logprobs)
 
     @property
-    def place(self) -> tuple[int, float, int]:
-        """Its order among others: priority, then deadline, then arrival."""
-        return (self.priority, self.virtual_deadline_s, self.queue_number)
+    def num_missing_blocks(self) -> int:
+        """For its known tokens and one more of each sequence, beyond those it has. Branches share the prompt's."""
+        missing = sum(
+            max(0, count_blocks(len(sequence.token_ids) + 1) - len(sequence.table.block_ids)) for sequence in self.live
+        )
+        shared = self.num_prompt_tokens // BLOCK_SIZE
+        return missing + sum(count_blocks(len(branch.token_ids) + 1) - shared for branch in self.branches)
 
     def count_generated(self, sequence: Sequence) -> int:
         return len(sequence.token_ids) - self.num_prompt_tokens
+
+    def fold(self) -> None:
+        """All blocks are lost. Several answers become branches of their prompt, so that it is computed once."""
+        if self.has_forked and len(self.live) > 1:
+            self.branches, self.live = self.live, [Sequence(0, list(self.prompt))]
 
     def append(self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None) -> FinishReason:
         """One more token of an answer. Says why the answer has ended, or ''."""
@@ -142,8 +152,8 @@ class Generation(Request):
     ) -> None:
         """Add to this step's news."""
         if index not in self.stopped:
-            last = self.news.get(index, GenerationEvent(index))
-            self.news[index] = GenerationEvent(index, last.token_ids + token_ids, last.logprobs + logprobs, reason)
+            last = self.news.get(index, AnswerNews(index))
+            self.news[index] = AnswerNews(index, last.token_ids + token_ids, last.logprobs + logprobs, reason)
 
     def tell_beams(self) -> None:
         """Give out the best answers of a beam search that is over."""
@@ -160,26 +170,9 @@ class Generation(Request):
         """Hand this step's news over; the first also say what there is to say of the prompt."""
         if not self.news:
             return
-        events, self.news = list(self.news.values()), {}
+        news, self.news = list(self.news.values()), {}
         if not self.has_told:
             self.has_told = True
             prompt_logprobs = tuple(self.prompt_logprobs)
-            events[0] = replace(events[0], num_cached_tokens=self.num_cached_tokens, prompt_logprobs=prompt_logprobs)
-        self.emit(events)
-
-
-def draw_uniforms(seeds: list[int], indices: list[int], positions: list[int]) -> npt.NDArray[np.float64]:
-    """Random numbers in [0, 1): one for each (seed, answer, how many tokens it has), the same each time.
-
-    Rounds of SplitMix64's finaliser (Steele et al., 2014) over the three numbers: no state that batch-mates, preemption
-    or the order of steps could disturb.
-    """
-    state = np.zeros(len(seeds), np.uint64)
-    with np.errstate(over="ignore"):
-        for numbers in (seeds, indices, positions):
-            words = np.array([number & 0xFFFFFFFFFFFFFFFF for number in numbers], np.uint64)
-            state = (state ^ words) + np.uint64(0x9E3779B97F4A7C15)
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = state ^ (state >> np.uint64(31))
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+            news[0] = replace(news[0], num_cached_tokens=self.num_cached_tokens, prompt_logprobs=prompt_logprobs)
+        self.emit(news)

@@ -4,22 +4,20 @@ import asyncio
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from server.http.endpoint import LeanRoute, answer_json, find_state
-from server.http.state import ServedModel
+from server.http.api.openai_errors import render_error
+from server.http.call import Call, Reply, reply_json
+from server.http.docs import find_version
+from server.http.route import Route
+from server.http.state import ServedModel, ServerState
 
-router = APIRouter(route_class=LeanRoute, tags=["admin"])
 
-
-@router.get("/info", summary="Models, engines and the effective configuration")
-async def get_info(request: Request) -> Response:
-    state = find_state(request)
-    return answer_json(
+async def get_info(call: Call, state: ServerState) -> Reply:
+    return reply_json(
         {
             "server": "padless",
-            "version": request.app.version,
+            "version": find_version(),
             "is_draining": state.is_draining,
             "models": [describe_model(model) for model in state.models.values()],
             "config": state.config.model_dump(mode="json"),
@@ -33,20 +31,31 @@ def describe_model(model: ServedModel) -> dict[str, Any]:
     return {
         "name": model.name,
         **info,
+        "task": model.task.name,
         "max_input_tokens": model.tokenizer.max_input_tokens,
         "admitted_inputs": model.admission.num_inputs,
         "admitted_tokens": model.admission.num_tokens,
-        "replicas": [asdict(status) for status in model.engine.status()],
+        "replicas": [asdict(status) for status in model.engine.statuses()],
     }
 
 
-@router.get("/metrics", summary="Prometheus metrics of all processes")
-async def get_metrics(request: Request) -> Response:
-    state = find_state(request)
+async def get_metrics(call: Call, state: ServerState) -> Reply:
     for model in state.models.values():
         state.metrics.observe_admitted(
             model.name, num_inputs=model.admission.num_inputs, num_tokens=model.admission.num_tokens
         )
     # Some milliseconds with many processes: not on the event loop.
     text = await asyncio.to_thread(state.metrics.render)
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+    return Reply(text, content_type=CONTENT_TYPE_LATEST)
+
+
+ROUTES = (
+    Route(
+        *("GET", "/info", get_info, render_error, "Models, engines and the effective configuration", "admin"),
+        is_admin=True,
+    ),
+    Route(
+        *("GET", "/metrics", get_metrics, render_error, "Prometheus metrics of all processes", "admin"),
+        is_admin=True,
+    ),
+)

@@ -32,7 +32,7 @@ class GenerationFields(BaseModel):
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
-    model: str
+    model: str | None = Field(None, description="Needed only where several models generate.")
     max_tokens: Count | None = None
     min_tokens: Count | None = Field(None, description="No end before so many tokens.")
 

@@ -8,7 +8,7 @@ from server.errors import InvalidField
 from server.http.api.generation_fields import MAX_BIASES, MAX_GRAMMAR_CHARS, MAX_STOPS, GenerationFields
 from server.http.state import ServedModel
 from server.text.text_stream import TextRules
-from server.wire.job import GenerationParams
+from server.wire.generation import GenerationParams
 
 Grammar = tuple[Literal["", "json_schema", "regex", "json"], str]
 
@@ -44,7 +44,7 @@ def build_params(
         length_penalty=1.0 if asked.length_penalty is None else asked.length_penalty,
         early_stopping=bool(asked.early_stopping),
         grammar=choose_grammar(asked),
-        priority=asked.priority or 0,
+        seed=asked.seed,
     )
 
 

@@ -1,29 +1,24 @@
 """Alive, and ready: two questions that orchestrators ask separately."""
 
-from fastapi import APIRouter, Request, Response
+from dataclasses import replace
 
-from server.http.endpoint import LeanRoute, answer_json, find_state
-from server.http.pipeline import describe_statuses
+from server.errors import EngineUnavailable
+from server.http.api.openai_errors import render_error
+from server.http.call import Call, Reply, reply_json
+from server.http.endpoint import describe_statuses
+from server.http.route import Route
 from server.http.state import ServerState
-from server.wire.job import EngineUnavailable
-
-router = APIRouter(route_class=LeanRoute, tags=["health"])
 
 
-@router.get("/health", summary="The HTTP process answers")
-@router.get("/healthz", include_in_schema=False)
-@router.get("/ping", include_in_schema=False)
-async def get_health(request: Request) -> Response:
-    return answer_json({"status": "alive"})
+async def get_health(call: Call, state: ServerState) -> Reply:
+    return reply_json({"status": "alive"})
 
 
-@router.get("/ready", summary="Every replica of every model has computed something recently")
-async def get_ready(request: Request) -> Response:
-    state = find_state(request)
+async def get_ready(call: Call, state: ServerState) -> Reply:
     problems = find_problems(state)
     if problems:
         raise EngineUnavailable("; ".join(problems))
-    return answer_json({"status": "ready", "models": list(state.models)})
+    return reply_json({"status": "ready", "models": list(state.models)})
 
 
 def find_problems(state: ServerState) -> list[str]:
@@ -32,7 +27,19 @@ def find_problems(state: ServerState) -> list[str]:
         return ["the server is shutting down"]
     problems = []
     for model in state.models.values():
-        statuses = model.engine.status()
+        statuses = model.engine.statuses()
         if not statuses or not all(status.is_ready for status in statuses):
             problems.append(f"model {model.name!r} is not ready: {describe_statuses(statuses)}")
     return problems
+
+
+HEALTH = Route("GET", "/health", get_health, render_error, "The HTTP process answers", "health", is_open=True)
+ROUTES = (
+    HEALTH,
+    replace(HEALTH, path="/healthz", is_listed=False),
+    replace(HEALTH, path="/ping", is_listed=False),
+    Route(
+        *("GET", "/ready", get_ready, render_error, "Every replica of every model computes", "health"),
+        is_open=True,
+    ),
+)

@@ -5,7 +5,7 @@ from typing import Any
 
 from server.text.detokenizer import TokenTexts
 from server.text.text_stream import TokenNews
-from server.wire.job import TokenLogprob
+from server.wire.generation import TokenLogprob
 
 LEAST_LOGPROB = -9999.0
 """JSON has no infinity; what OpenAI documents for the very unlikely."""

@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
 from pydantic import Field, StrictBool, StrictInt
 
 from server.errors import InvalidField
@@ -11,18 +10,17 @@ from server.http.api.generation_fields import MAX_LOGPROBS, GenerationFields
 from server.http.api.generation_params import build_params, build_rules
 from server.http.api.logprobs import format_objects
 from server.http.api.messages import read_messages
-from server.http.api.openai_generation import Answer, Choice, Envelope, answer_generation
+from server.http.api.openai_errors import render_error
+from server.http.api.openai_generation import Answer, Choice, Choices, Envelope, generate
 from server.http.body import parse_body
-from server.http.endpoint import LeanRoute, describe_request
-from server.http.events import EventWriter, GeneratedResponse
-from server.http.generation_pipeline import GenerationOrder, begin_generation
-from server.http.pipeline import HttpCall
+from server.http.call import Call, Reply
+from server.http.endpoint import TextJob
+from server.http.route import Route
 from server.http.state import ServedModel, ServerState
-from server.text.chat_template import Message
+from server.http.text_generation import TextGeneration
+from server.tasks.generate import TASK, GenerationWish
+from server.text.chat_template import Chat
 from server.text.text_stream import Delta
-from server.wire.job import TokenSequence
-
-router = APIRouter(route_class=LeanRoute, tags=["openai"])
 
 
 class ChatRequest(GenerationFields):
@@ -43,49 +41,43 @@ class ChatRequest(GenerationFields):
     function_call: Any = None
 
 
-@router.post(
-    "/v1/chat/completions",
-    summary="Answer a chat",
-    openapi_extra=describe_request(ChatRequest.model_json_schema()),
-)
-async def create_chat_completion(request: Request) -> Response:
-    return GeneratedResponse(request, route="/v1/chat/completions", work=chat)
-
-
-async def chat(call: HttpCall, state: ServerState, body: bytes, writer: EventWriter) -> bytes:
-    """One call from body to body, or to events."""
-    asked = parse_body(ChatRequest, body)
-    model = state.find_model(asked.model)
+async def create_chat_completion(call: Call, state: ServerState) -> Reply | None:
+    asked = parse_body(ChatRequest, call.body)
+    model = state.pick_model(asked.model, TASK)
     call.model = model.name
-    model.check_task("generate")
-    order = build_order(asked, model)
-    metrics = state.metrics.bind_tokens(route=call.route, model=model.name)
-    async with begin_generation(call, model, order, metrics) as generation:
-        kind = "chat.completion.chunk" if asked.stream else "chat.completion"
-        envelope = Envelope("chatcmpl", kind, model.name)
-        return await answer_generation(generation, asked, ChatChoices(asked, model), envelope, writer)
+    job = build_job(asked, model)
+    kind = "chat.completion.chunk" if asked.stream else "chat.completion"
+
+    async def make_choices(generation: TextGeneration) -> Choices:
+        return ChatChoices(asked, model)
+
+    return await generate(
+        *(call, state, model, asked, job),
+        rules=build_rules(asked, model),
+        make_choices=make_choices,
+        envelope=Envelope("chatcmpl", kind, model.name),
+    )
 
 
-def build_order(asked: ChatRequest, model: ServedModel) -> GenerationOrder:
+def build_job(asked: ChatRequest, model: ServedModel) -> TextJob:
     """Raises InvalidField and its kinds."""
     check_tools(asked)
     messages = read_messages(asked.messages)
-    if not model.chat_template.is_there:
-        raise InvalidField(model.chat_template.problem, param="messages")
+    if not model.tokenizer.chat_template.is_there:
+        raise InvalidField(model.tokenizer.chat_template.problem, param="messages")
     if asked.top_logprobs is not None and not asked.logprobs:
         raise InvalidField("top_logprobs needs logprobs; set logprobs to true or leave it out", param="top_logprobs")
-    return GenerationOrder(
-        field="messages",
-        num_prompts=1,
-        num_chars=sum(len(message["content"]) for message in messages),
-        num_ids=0,
-        encode=partial(encode_messages, messages, model),
-        params=build_params(asked, model, num_logprobs=(asked.top_logprobs or 0) if asked.logprobs else -1),
-        max_tokens=choose_max_tokens(asked),
-        default_max_tokens=model.tokenizer.max_input_tokens,
-        seed=asked.seed,
-        bad_words=tuple(asked.bad_words or ()),
-        rules=build_rules(asked, model),
+    params = build_params(asked, model, num_logprobs=(asked.top_logprobs or 0) if asked.logprobs else -1)
+    context = model.tokenizer.max_input_tokens
+    wish = GenerationWish(params, choose_max_tokens(asked), context, tuple(asked.bad_words or ()))
+    return TextJob(
+        [Chat(tuple(messages))],
+        "messages",
+        partial(wish.settle, tokenizer=model.tokenizer, field="messages"),
+        num_answers=params.num_sequences,
+        num_sequences=params.num_rows,
+        num_answer_tokens=wish.most_tokens,
+        priority=asked.priority or 0,
     )
 
 
@@ -108,12 +100,6 @@ def choose_max_tokens(asked: ChatRequest) -> int | None:
             param="max_completion_tokens",
         )
     return old if new is None else new
-
-
-async def encode_messages(messages: list[Message], model: ServedModel) -> list[TokenSequence]:
-    """Templates bring their own special tokens. Raises InvalidField and its kinds."""
-    text = await model.tokenizer.run(partial(model.chat_template.render, messages))
-    return await model.tokenizer.encode([text], truncation="error", field="messages", add_special_tokens=False)
 
 
 class ChatChoices:
@@ -154,3 +140,17 @@ class ChatChoices:
         if self._has_token_ids:
             choice["token_ids"] = [token.token_id for token in answer.tokens]
         return choice
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/v1/chat/completions",
+        create_chat_completion,
+        render_error,
+        "Answer a chat",
+        "openai",
+        schema=ChatRequest.model_json_schema(),
+        deadline="generation",
+    ),
+)

@@ -1,10 +1,10 @@
 """OpenAI's completions: text goes on where the prompt ends."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
 from pydantic import Field, StrictBool, StrictInt
 
 from server.errors import InvalidField
@@ -12,19 +12,19 @@ from server.http.api.generation_fields import MAX_LOGPROBS, GenerationFields, Te
 from server.http.api.generation_params import build_params, build_rules
 from server.http.api.logprobs import format_lists
 from server.http.api.openai_embeddings import list_inputs
-from server.http.api.openai_generation import Answer, Choice, Envelope, answer_generation
+from server.http.api.openai_errors import render_error
+from server.http.api.openai_generation import Answer, Choice, Choices, Envelope, generate
 from server.http.body import parse_body
-from server.http.endpoint import LeanRoute, describe_request
-from server.http.events import EventWriter, GeneratedResponse
-from server.http.generation_pipeline import GenerationOrder, TextGeneration, begin_generation
-from server.http.pipeline import HttpCall, check_count
+from server.http.call import Call, Reply
+from server.http.endpoint import TextJob
+from server.http.route import Route
 from server.http.state import ServedModel, ServerState
+from server.http.text_generation import TextGeneration
+from server.tasks.generate import TASK, GenerationWish
 from server.text.detokenizer import Detokenizer, TokenTexts
 from server.text.text_stream import Delta, TokenNews
-from server.text.tokenizer import Input, count_chars
-from server.wire.job import TokenLogprob
-
-router = APIRouter(route_class=LeanRoute, tags=["openai"])
+from server.text.tokenizer import Input
+from server.wire.generation import TokenLogprob
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -46,38 +46,32 @@ class CompletionRequest(GenerationFields):
     suffix: str | None = None
 
 
-@router.post(
-    "/v1/completions",
-    summary="Complete texts or token ids",
-    openapi_extra=describe_request(CompletionRequest.model_json_schema()),
-)
-async def create_completion(request: Request) -> Response:
-    return GeneratedResponse(request, route="/v1/completions", work=complete)
-
-
-async def complete(call: HttpCall, state: ServerState, body: bytes, writer: EventWriter) -> bytes:
-    """One call from body to body, or to events."""
-    asked = parse_body(CompletionRequest, body)
-    model = state.find_model(asked.model)
+async def create_completion(call: Call, state: ServerState) -> Reply | None:
+    asked = parse_body(CompletionRequest, call.body)
+    model = state.pick_model(asked.model, TASK)
     call.model = model.name
-    model.check_task("generate")
     inputs = list_inputs(asked.prompt)
-    order = build_order(asked, model, inputs)
-    metrics = state.metrics.bind_tokens(route=call.route, model=model.name)
-    async with begin_generation(call, model, order, metrics) as generation:
+    job, rules = build_job(asked, model, inputs), build_rules(asked, model)
+
+    async def make_choices(generation: TextGeneration) -> Choices:
         echoes = [Echo()] * len(inputs)
         if asked.echo:
+            texts = model.tokenizer.texts
             echoes = await model.tokenizer.run(
-                partial(build_echoes, inputs, generation, model.tokenizer.texts, order.rules.skip_special_tokens)
+                partial(build_echoes, inputs, generation, texts, rules.skip_special_tokens)
             )
-        choices = CompletionChoices(asked, model, generation, echoes)
-        envelope = Envelope("cmpl", "text_completion", model.name)
-        return await answer_generation(generation, asked, choices, envelope, writer)
+        return CompletionChoices(asked, model, generation, echoes)
+
+    return await generate(
+        *(call, state, model, asked, job),
+        rules=rules,
+        make_choices=make_choices,
+        envelope=Envelope("cmpl", "text_completion", model.name),
+    )
 
 
-def build_order(asked: CompletionRequest, model: ServedModel, inputs: list[Input]) -> GenerationOrder:
+def build_job(asked: CompletionRequest, model: ServedModel, inputs: Sequence[Input]) -> TextJob:
     """Raises InvalidField and its kinds."""
-    check_count(inputs, model, "prompt")
     if asked.suffix:
         raise InvalidField(
             "suffix is not supported: models here only go on from the prompt; leave it out", param="suffix"
@@ -87,20 +81,18 @@ def build_order(asked: CompletionRequest, model: ServedModel, inputs: list[Input
             "max_tokens is 0; ask for at least 1, or set echo to true for the prompt alone", param="max_tokens"
         )
     num_logprobs = -1 if asked.logprobs is None else asked.logprobs
-    return GenerationOrder(
-        field="prompt",
-        num_prompts=len(inputs),
-        num_chars=count_chars(inputs),
-        num_ids=sum(len(item) for item in inputs if isinstance(item, list)),
-        encode=partial(model.tokenizer.encode, inputs, truncation="error", field="prompt"),
-        params=build_params(
-            asked, model, num_logprobs=num_logprobs, num_prompt_logprobs=num_logprobs if asked.echo else -1
-        ),
-        max_tokens=asked.max_tokens,
-        default_max_tokens=DEFAULT_MAX_TOKENS,
-        seed=asked.seed,
-        bad_words=tuple(asked.bad_words or ()),
-        rules=build_rules(asked, model),
+    params = build_params(
+        asked, model, num_logprobs=num_logprobs, num_prompt_logprobs=num_logprobs if asked.echo else -1
+    )
+    wish = GenerationWish(params, asked.max_tokens, DEFAULT_MAX_TOKENS, tuple(asked.bad_words or ()))
+    return TextJob(
+        inputs,
+        "prompt",
+        partial(wish.settle, tokenizer=model.tokenizer, field="prompt"),
+        num_answers=params.num_sequences,
+        num_sequences=params.num_rows,
+        num_answer_tokens=wish.most_tokens,
+        priority=asked.priority or 0,
     )
 
 
@@ -182,3 +174,17 @@ class CompletionChoices:
         if self._has_token_ids:
             choice["token_ids"] = [token.token_id for token in tokens]
         return choice
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/v1/completions",
+        create_completion,
+        render_error,
+        "Complete texts or token ids",
+        "openai",
+        schema=CompletionRequest.model_json_schema(),
+        deadline="generation",
+    ),
+)

@@ -1,20 +1,24 @@
-"""OpenAI's embeddings and models, as its clients speak them."""
+"""OpenAI's embeddings."""
 
+import binascii
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import orjson
-from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
+from server.http.api.openai_errors import render_error
 from server.http.body import parse_body
-from server.http.endpoint import LeanRoute, answer_json, describe_request, find_state, serve_call
-from server.http.pipeline import HttpCall, run_inputs
-from server.http.state import ServedModel, ServerState
-from server.tasks.scores import Rows, check_dimensions, encode_base64, shorten_embeddings
+from server.http.call import Call, Reply
+from server.http.endpoint import TextJob, run_job
+from server.http.route import Route
+from server.http.state import ServerState
+from server.tasks import embed
 from server.text.tokenizer import Input
-
-router = APIRouter(route_class=LeanRoute, tags=["openai"])
+from server.wire.job import TokenSequence
 
 Texts = Annotated[list[str], Field(fail_fast=True)]
 TokenIds = Annotated[list[StrictInt], Field(fail_fast=True)]
@@ -25,7 +29,7 @@ class EmbeddingsRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
-    model: str
+    model: str | None = Field(None, description="Needed only where several models embed.")
     input: Annotated[
         str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)],
         Field(
@@ -42,28 +46,20 @@ class EmbeddingsRequest(BaseModel):
     user: str | None = None
 
 
-@router.post(
-    "/v1/embeddings",
-    summary="Embed texts or token ids",
-    openapi_extra=describe_request(EmbeddingsRequest.model_json_schema()),
-)
-@router.post("/embeddings", include_in_schema=False)
-async def create_embeddings(request: Request) -> Response:
-    return await serve_call(request, route="/v1/embeddings", protocol="openai", work=embed)
-
-
-async def embed(call: HttpCall, state: ServerState, body: bytes) -> bytes:
-    """One call from body to body."""
-    asked = parse_body(EmbeddingsRequest, body)
-    model = state.find_model(asked.model)
+async def create_embeddings(call: Call, state: ServerState) -> Reply:
+    asked = parse_body(EmbeddingsRequest, call.body)
+    model = state.pick_model(asked.model, embed.TASK)
     call.model = model.name
-    model.check_task("embed")
-    check_dimensions(asked.dimensions, model.info)
-    answer = await run_inputs(
-        call, model, list_inputs(asked.input), field="input", truncation=model.config.limits.truncation
-    )
-    rows = shorten_embeddings(answer.values, asked.dimensions)
-    return format_embeddings(rows, model.name, call.times.num_tokens, is_base64=asked.encoding_format == "base64")
+    embed.check_dimensions(asked.dimensions, model.info)
+    params = embed.EmbedParams(asked.dimensions)
+
+    async def settle(sequences: Sequence[TokenSequence]) -> embed.EmbedParams:
+        return params
+
+    job = TextJob(list_inputs(asked.input), "input", settle, model.config.limits.truncation)
+    rows = (await run_job(call, model, job))["embeddings"].values
+    is_base64 = asked.encoding_format == "base64"
+    return Reply(format_embeddings(rows, model.name, call.times.num_tokens, is_base64=is_base64))
 
 
 def list_inputs(given: str | list[Any]) -> list[Input]:
@@ -73,7 +69,7 @@ def list_inputs(given: str | list[Any]) -> list[Input]:
     return given
 
 
-def format_embeddings(rows: Rows, model: str, num_tokens: int, *, is_base64: bool) -> bytes:
+def format_embeddings(rows: npt.NDArray[np.float32], model: str, num_tokens: int, *, is_base64: bool) -> bytes:
     values: list[Any] = [encode_base64(row) for row in rows] if is_base64 else list(np.ascontiguousarray(rows))
     data = [{"object": "embedding", "index": index, "embedding": value} for index, value in enumerate(values)]
     usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
@@ -81,25 +77,19 @@ def format_embeddings(rows: Rows, model: str, num_tokens: int, *, is_base64: boo
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-@router.get("/v1/models", summary="List the models")
-async def list_models(request: Request) -> Response:
-    models = find_state(request).models.values()
-    return answer_json({"object": "list", "data": [describe_model(model) for model in models]})
+def encode_base64(row: npt.NDArray[np.float32]) -> str:
+    """Little-endian float32, what OpenAI's clients decode."""
+    return binascii.b2a_base64(row.astype("<f4", copy=False).tobytes(), newline=False).decode("ascii")
 
 
-@router.get("/v1/models/{name:path}", summary="One model")
-async def get_model(request: Request) -> Response:
-    return answer_json(describe_model(find_state(request).find_model(request.path_params["name"])))
-
-
-def describe_model(model: ServedModel) -> dict[str, Any]:
-    """OpenAI's fields, then those benchmark tools look for."""
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.created_s,
-        "owned_by": "padless",
-        "root": model.name,
-        "max_model_len": model.tokenizer.max_input_tokens,
-        "task": model.info.task,
-    }
+ROUTE = Route(
+    "POST",
+    "/v1/embeddings",
+    create_embeddings,
+    render_error,
+    "Embed texts or token ids",
+    "openai",
+    schema=EmbeddingsRequest.model_json_schema(),
+    deadline="default",
+)
+ROUTES = (ROUTE, replace(ROUTE, path="/embeddings", is_listed=False, label=ROUTE.path))

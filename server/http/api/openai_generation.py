@@ -1,21 +1,25 @@
 """Generated answers as bodies or as chunks: what completions and chat do alike around their different choices."""
 
 import secrets
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from time import time
 from typing import Any, Protocol
 
 import orjson
 
+from server.errors import Unservable
 from server.http.api.generation_fields import GenerationFields
-from server.http.events import DONE, EventWriter
-from server.http.generation_pipeline import TextGeneration
-from server.text.text_stream import Delta, TokenNews
-from server.wire.job import FinishReason
+from server.http.call import Call, Reply
+from server.http.endpoint import OpenJob, TextJob
+from server.http.state import ServedModel, ServerState
+from server.http.text_generation import TextGeneration
+from server.text.text_stream import Delta, TextRules, TokenNews
+from server.wire.generation import FinishReason
 
 Choice = dict[str, Any]
+DONE = b"[DONE]"
 
 
 @dataclass(slots=True)
@@ -67,20 +71,51 @@ class Envelope:
         return orjson.dumps(self._fields | {"choices": choices} | more)
 
 
-async def answer_generation(
-    generation: TextGeneration, asked: GenerationFields, choices: Choices, envelope: Envelope, writer: EventWriter
-) -> bytes:
-    """The body, or none where the answer has been streamed. Raises what the engine's streams raise."""
-    if asked.stream:
-        await write_chunks(generation, choices, envelope, writer, has_usage=asked.has_usage_chunk)
-        return b""
-    answers = choose_best(await collect_answers(generation), generation.num_per_prompt, asked.num_answers)
-    described = [choices.describe(index, answer) for index, answer in enumerate(answers)]
-    return envelope.wrap(described, usage=describe_usage(generation))
+MakeChoices = Callable[[TextGeneration], Awaitable[Choices]]
+
+
+async def generate(
+    call: Call,
+    state: ServerState,
+    model: ServedModel,
+    asked: GenerationFields,
+    job: TextJob,
+    *,
+    rules: TextRules,
+    make_choices: MakeChoices,
+    envelope: Envelope,
+) -> Reply | None:
+    """The answer, or None where it has been streamed. Raises ServiceError's kinds, naming the fields of the body."""
+    metrics = state.metrics.bind_tokens(route=call.path, model=model.name)
+    with naming_fields(asked):
+        async with OpenJob(call, model, job) as opened:
+            generation = TextGeneration(call, opened, rules, metrics)
+            try:
+                choices = await make_choices(generation)
+                if asked.stream:
+                    await write_chunks(call, generation, choices, envelope, has_usage=asked.has_usage_chunk)
+                    return None
+                answers = choose_best(await collect_answers(generation), generation.num_per_prompt, asked.num_answers)
+            finally:
+                generation.finish()
+        described = [choices.describe(index, answer) for index, answer in enumerate(answers)]
+        return Reply(envelope.wrap(described, usage=describe_usage(generation)))
+
+
+@contextmanager
+def naming_fields(asked: GenerationFields) -> Iterator[None]:
+    """What the engine calls a parameter, clients know by the field that they have sent."""
+    try:
+        yield
+    except Unservable as error:
+        grammar = "regex" if asked.regex is not None else "response_format"
+        names = {"grammar": grammar, "num_sequences": "n"}
+        field = names.get(error.param or "", error.param)
+        raise Unservable(f"{field}: {error.message}" if field else error.message, field) from error
 
 
 async def write_chunks(
-    generation: TextGeneration, choices: Choices, envelope: Envelope, writer: EventWriter, *, has_usage: bool
+    call: Call, generation: TextGeneration, choices: Choices, envelope: Envelope, *, has_usage: bool
 ) -> None:
     """Every step's news as they come."""
     more = {"usage": None} if has_usage else {}
@@ -88,9 +123,10 @@ async def write_chunks(
         async for deltas in news:
             chunks = [envelope.wrap([choice], **more) for delta in deltas for choice in choices.list_chunks(delta)]
             if chunks:
-                await writer.write(*chunks)
+                await call.write_events(*chunks)
     last = [envelope.wrap([], usage=describe_usage(generation))] if has_usage else []
-    await writer.write(*last, DONE)
+    await call.write_events(*last, DONE)
+    await call.end()
 
 
 async def collect_answers(generation: TextGeneration) -> list[Answer]:

@@ -1,20 +1,20 @@
 """text-embeddings-inference's classifier and tokenizer routes, as its clients speak them."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator
 
-from server.errors import InvalidField
+from server.errors import InvalidField, Kind, ServiceError
 from server.http.body import parse_body
-from server.http.endpoint import LeanRoute, describe_request, serve_call
-from server.http.pipeline import HttpCall, check_count, run_inputs
+from server.http.call import Call, Reply
+from server.http.endpoint import TextJob, check_places, run_job
+from server.http.route import Route, Shape
 from server.http.state import ServerState
-from server.tasks.scores import compute_scores, rank_labels
+from server.tasks import classify
 from server.text.tokenizer import Input, Text, Truncation
-
-router = APIRouter(route_class=LeanRoute, tags=["text-embeddings-inference"])
+from server.wire.job import TokenSequence
 
 Texts = Annotated[list[str], Field(fail_fast=True)]
 
@@ -60,27 +60,21 @@ class TokenizeRequest(BaseModel):
     model: str | None = Field(None, description="Needed only where several models are served.")
 
 
-@router.post(
-    "/predict",
-    summary="Classify texts or pairs of texts",
-    openapi_extra=describe_request(PredictRequest.model_json_schema()),
-)
-async def predict(request: Request) -> Response:
-    return await serve_call(request, route="/predict", protocol="tei", work=classify)
-
-
-async def classify(call: HttpCall, state: ServerState, body: bytes) -> bytes:
-    """One call from body to body: a list of labels for a single input, a list of those for a batch."""
-    asked = parse_body(PredictRequest, body)
-    model = state.pick_model(asked.model, "classify")
+async def predict(call: Call, state: ServerState) -> Reply:
+    """A list of labels for a single input, a list of those for a batch."""
+    asked = parse_body(PredictRequest, call.body)
+    model = state.pick_model(asked.model, classify.TASK)
     call.model = model.name
-    model.check_task("classify")
     inputs, is_batch = list_inputs(asked.inputs)
+
+    async def settle(sequences: Sequence[TokenSequence]) -> classify.ClassifyParams:
+        return classify.ClassifyParams()
+
     truncation = asked.choose_truncation(model.config.limits.truncation)
-    answer = await run_inputs(call, model, inputs, field="inputs", truncation=truncation)
-    scores = answer.values if asked.raw_scores else compute_scores(answer.values, model.info)
-    ranked = rank_labels(scores, model.info)
-    return orjson.dumps(ranked if is_batch else ranked[0])
+    logits = (await run_job(call, model, TextJob(inputs, "inputs", settle, truncation)))["logits"].values
+    scores = logits if asked.raw_scores else classify.compute_scores(logits, model.info)
+    ranked = classify.rank_labels(scores, model.info)
+    return Reply(orjson.dumps(ranked if is_batch else ranked[0]))
 
 
 def list_inputs(given: str | list[str] | list[list[str]]) -> tuple[list[Input], bool]:
@@ -104,24 +98,65 @@ def build_text(item: Any, place: str) -> Text:
     )
 
 
-@router.post(
-    "/tokenize",
-    summary="Show the tokens of texts",
-    openapi_extra=describe_request(TokenizeRequest.model_json_schema()),
-)
-async def tokenize(request: Request) -> Response:
-    return await serve_call(request, route="/tokenize", protocol="tei", work=describe_tokens)
-
-
-async def describe_tokens(call: HttpCall, state: ServerState, body: bytes) -> bytes:
-    """One call from body to body. It takes a place like any other: tokenising costs time too."""
-    asked = parse_body(TokenizeRequest, body)
+async def tokenize(call: Call, state: ServerState) -> Reply:
+    """It takes a place like any other call: tokenising costs time too."""
+    asked = parse_body(TokenizeRequest, call.body)
     model = state.pick_model(asked.model, None)
     call.model = model.name
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
-    check_count(list(texts), model, "inputs")
+    check_places(len(texts), model, "inputs")
     with model.admission.admit(len(texts), 0, deadline_s=call.deadline_s, tokens_per_s=0.0):
         pieces = await model.tokenizer.describe(texts, add_special_tokens=asked.add_special_tokens, field="inputs")
     call.times.num_inputs = len(texts)
     call.times.num_tokens = sum(len(item) for item in pieces)
-    return orjson.dumps([[piece._asdict() for piece in item] for item in pieces])
+    return Reply(orjson.dumps([[piece._asdict() for piece in item] for item in pieces]))
+
+
+SHAPES: dict[Kind, tuple[int, str]] = {
+    Kind.EMPTY_INPUT: (400, "Empty"),
+    Kind.TOKENIZER: (422, "Tokenizer"),
+    Kind.UNAUTHENTICATED: (401, "Unauthorized"),
+    Kind.FORBIDDEN: (403, "Forbidden"),
+    Kind.UNKNOWN_MODEL: (404, "Validation"),
+    Kind.UNKNOWN_ROUTE: (404, "Validation"),
+    Kind.METHOD_NOT_ALLOWED: (405, "Validation"),
+    Kind.BODY_TOO_LARGE: (413, "Validation"),
+    Kind.UNSUPPORTED_ENCODING: (415, "Validation"),
+    Kind.OVERLOADED: (429, "Overloaded"),
+    Kind.UNAVAILABLE: (503, "Unhealthy"),
+    Kind.DEADLINE: (504, "Timeout"),
+    Kind.ENGINE_FAILURE: (500, "Backend"),
+    Kind.INVALID_ANSWER: (500, "Backend"),
+    Kind.INTERNAL: (500, "Backend"),
+}
+"""Status and type; of other kinds 422 and Validation. TEI answers a failed backend with 424, which no client retries and
+no proxy counts as a server error: 500 here."""
+
+
+def render_error(error: ServiceError) -> Shape:
+    status, kind = SHAPES.get(error.kind, (422, "Validation"))
+    return Shape(status, {"error": error.message, "error_type": kind})
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/predict",
+        predict,
+        render_error,
+        "Classify texts or pairs of texts",
+        "text-embeddings-inference",
+        schema=PredictRequest.model_json_schema(),
+        deadline="default",
+    ),
+    Route(
+        "POST",
+        "/tokenize",
+        tokenize,
+        render_error,
+        "Show the tokens of texts",
+        "text-embeddings-inference",
+        schema=TokenizeRequest.model_json_schema(),
+        deadline="default",
+    ),
+)

@@ -12,6 +12,8 @@ import msgspec
 from models.info import ModelDirectoryError, ModelInfo, read_info
 from models.source import find_directory
 from server.config import ConfigError, ModelConfig, ServerConfig
+from server.tasks.registry import TASKS, check_name
+from server.tasks.task import Task, Work
 
 FILE_NAME = "deployment.json"
 
@@ -28,10 +30,14 @@ class DeployedModel:
     """Of the model that guesses ahead, if there is one."""
 
     @property
+    def task(self) -> Task:
+        return TASKS[self.info.task]
+
+    @property
     def max_input_tokens(self) -> int:
         """The configured limit, or the model's own; within the budget of a step, but for prompts, which are cut."""
         limits = self.config.limits
-        if self.info.task == "generate":
+        if self.task.work is Work.DECODE:
             return limits.max_input_tokens or self.info.max_input_tokens
         return limits.max_input_tokens or min(self.info.max_input_tokens, limits.max_batch_tokens)
 
@@ -76,13 +82,16 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
     models = []
     for index, model in enumerate(config.models):
         source = model.source
+        check_name(model.name, model.task)
         try:
             directory = find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
             info = read_info(directory, task=model.task, pooling=model.pooling, normalize=model.normalize)
         except ModelDirectoryError as error:
             raise ModelDirectoryError(f"model {model.name}: {error}") from None
-        check_limits(model, info)
-        models.append(DeployedModel(index, model, directory, info, find_draft(model)))
+        deployed = DeployedModel(index, model, directory, info, find_draft(model))
+        check_limits(deployed)
+        deployed.task.check_config(model)
+        models.append(deployed)
     return Deployment(config, tuple(models), run_dir)
 
 
@@ -93,36 +102,34 @@ def find_draft(model: ModelConfig) -> Path | None:
     source = model.speculative.draft
     try:
         directory = find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
-        if read_info(directory).task != "generate":
+        if TASKS[read_info(directory).task].work is not Work.DECODE:
             raise ModelDirectoryError(f"{directory} does not generate text; name a small model that does")
     except ModelDirectoryError as error:
         raise ModelDirectoryError(f"model {model.name}: speculative.draft: {error}") from None
     return directory
 
 
-def check_limits(model: ModelConfig, info: ModelInfo) -> None:
-    wanted = model.limits.max_input_tokens
+def check_limits(deployed: DeployedModel) -> None:
+    """Raises ConfigError."""
+    model, info = deployed.config, deployed.info
+    wanted, max_batch_tokens = model.limits.max_input_tokens, model.limits.max_batch_tokens
     if wanted is not None and wanted > info.max_input_tokens:
         raise ConfigError(
             f"model {model.name}: limits.max_input_tokens ({wanted}) is over what the model takes "
             f"({info.max_input_tokens}). Lower it, or leave it out"
         )
-    max_batch_tokens = model.limits.max_batch_tokens
-    if info.task != "generate" and wanted is not None and wanted > max_batch_tokens:
+    if deployed.task.work is Work.DECODE:
+        return
+    if wanted is not None and wanted > max_batch_tokens:
         raise ConfigError(
             f"model {model.name}: limits.max_input_tokens ({wanted}) is over limits.max_batch_tokens "
             f"({max_batch_tokens}): such an input would never run. Raise max_batch_tokens to at least {wanted} or "
             "lower max_input_tokens"
         )
-    if info.task == "generate" and model.limits.truncation != "error":
+    if model.speculative is not None:
         raise ConfigError(
-            f"model {model.name}: limits.truncation is for inputs to be embedded or classified, and this model "
-            "generates: a prompt cut short would be another prompt. Leave it out"
-        )
-    if info.task != "generate" and model.speculative is not None:
-        raise ConfigError(
-            f"model {model.name}: speculative is for models that generate, and this one's task is {info.task}. "
-            "Leave it out"
+            f"model {model.name}: speculative is for models that generate, and this one's task is "
+            f"{deployed.task.name}. Leave it out"
         )
 
 

@@ -1,0 +1,35 @@
+"""OpenAI's list of models."""
+
+from typing import Any
+
+from server.http.api.openai_errors import render_error
+from server.http.call import Call, Reply, reply_json
+from server.http.route import Route
+from server.http.state import ServedModel, ServerState
+
+
+async def list_models(call: Call, state: ServerState) -> Reply:
+    return reply_json({"object": "list", "data": [describe_model(model) for model in state.models.values()]})
+
+
+async def get_model(call: Call, state: ServerState) -> Reply:
+    return reply_json(describe_model(state.find_model(call.rest)))
+
+
+def describe_model(model: ServedModel) -> dict[str, Any]:
+    """OpenAI's fields, then those benchmark tools look for."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created_s,
+        "owned_by": "padless",
+        "root": model.name,
+        "max_model_len": model.tokenizer.max_input_tokens,
+        "task": model.task.name,
+    }
+
+
+ROUTES = (
+    Route("GET", "/v1/models", list_models, render_error, "List the models", "openai"),
+    Route("GET", "/v1/models/{name}", get_model, render_error, "One model", "openai"),
+)

@@ -1,0 +1,102 @@
+"""One HTTP exchange on its way: what the client sent, what is learned of it, and the answer's way out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, NamedTuple
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from server.metrics import UNKNOWN_MODEL, CallTimes
+
+JSON = "application/json"
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+EVENT_HEADERS = [
+    (b"content-type", EVENT_STREAM.encode()),
+    (b"cache-control", b"no-cache"),
+    # nginx would otherwise collect the events.
+    (b"x-accel-buffering", b"no"),
+]
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Reply(NamedTuple):
+    """A whole answer."""
+
+    body: bytes
+    status: int = 200
+    content_type: str = JSON
+    headers: Mapping[str, str] = {}
+
+
+def reply_json(content: Any, status: int = 200) -> Reply:
+    return Reply(orjson.dumps(content), status)
+
+
+class ClientGone(Exception):
+    """The client closed the connection: there is nobody to answer."""
+
+
+@dataclass(slots=True)
+class Call:
+    """Mutable: `body` once it is read, `deadline_s` once it is known, what metrics and the access log want to know, and
+    whether the answer has begun. Times are `time.monotonic()` seconds. `model` is a configured name or UNKNOWN_MODEL.
+    """
+
+    scope: Scope
+    receive: Receive
+    send: Send
+    request_id: bytes
+    start_s: float = field(default_factory=monotonic)
+    deadline_s: float = float("inf")
+    body: bytes = b""
+    rest: str = ""
+    """What the `{name}` at the end of the route's path stands for."""
+    model: str = UNKNOWN_MODEL
+    times: CallTimes = field(default_factory=CallTimes)
+    status: int = 0
+    extra_headers: Headers = ()
+    """Of every answer, whatever it is."""
+
+    @property
+    def has_started(self) -> bool:
+        return self.status != 0
+
+    @property
+    def path(self) -> str:
+        path: str = self.scope["path"]
+        return path
+
+    def header(self, name: bytes) -> str | None:
+        """The first one of this name, in lower case."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                text: str = value.decode("latin-1")
+                return text
+        return None
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.status = status
+        own = ((b"x-request-id", self.request_id), *self.extra_headers)
+        await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
+
+    async def answer(self, reply: Reply) -> None:
+        headers = [(b"content-type", reply.content_type.encode()), (b"content-length", b"%d" % len(reply.body))]
+        headers += [(name.encode(), value.encode()) for name, value in reply.headers.items()]
+        await self.start(reply.status, headers)
+        await self.send({"type": "http.response.body", "body": reply.body})
+
+    async def write_events(self, *events: bytes) -> None:
+        """Server-sent events, JSON on one line each; they leave at once, in one piece."""
+        await self.write(b"".join(b"data: " + event + b"\n\n" for event in events))
+
+    async def write(self, chunk: bytes) -> None:
+        """A piece of a stream, its head with the first."""
+        if not self.has_started:
+            await self.start(200, EVENT_HEADERS)
+        await self.send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def end(self) -> None:
+        """Of a stream."""
+        await self.send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,46 @@
+"""What the application knows of a route: protocols list theirs, `app` mounts them, and `docs` describes them."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from server.errors import ServiceError
+from server.http.call import Call, Reply
+from server.http.state import ServerState
+
+Answer = Callable[[Call, ServerState], Awaitable[Reply | None]]
+"""None: the answer has been sent already, as a stream."""
+
+
+class Shape(NamedTuple):
+    """An error as a protocol writes it."""
+
+    status: int
+    body: dict[str, Any]
+
+
+RenderError = Callable[[ServiceError], Shape]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`path` may end in `{name}`, which then matches the rest. `schema`: of the body, which a POST has.
+
+    `deadline`: which of the server's settings limits it; None: none does.
+    `is_open`: needs no key. `is_admin`: belongs on the port of its own, where there is one.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    answer: Answer
+    render_error: RenderError
+    summary: str
+    tag: str
+    schema: Mapping[str, Any] | None = None
+    responses: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    deadline: Literal["default", "generation"] | None = None
+    is_open: bool = False
+    is_admin: bool = False
+    is_listed: bool = True
+    label: str = ""
+    """In metrics; the path where empty."""

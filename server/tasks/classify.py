@@ -1,0 +1,79 @@
+"""Classification: scores of labels for each input, which is a text or a pair of texts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.info import ModelInfo
+from server.config import ConfigError, ModelConfig
+from server.tasks.task import Arrays, Example, Task, Work
+
+Rows = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyParams:
+    """Nothing is to be chosen: what clients ask for is made of the logits."""
+
+
+def reduce(arrays: Arrays, params: ClassifyParams) -> Arrays:
+    return arrays
+
+
+def compute_softmax(logits: Rows) -> Rows:
+    """Row-wise. The largest is subtracted first, so that nothing overflows."""
+    exps: Rows = np.exp(logits - logits.max(axis=1, keepdims=True))
+    exps /= exps.sum(axis=1, keepdims=True)
+    return exps
+
+
+def compute_sigmoid(logits: Rows) -> Rows:
+    """Element-wise, with the exponential of the negative absolute value only, so that nothing overflows."""
+    exps: Rows = np.exp(-np.abs(logits))
+    scores: Rows = np.where(logits >= 0, np.float32(1), exps) / (np.float32(1) + exps)
+    return scores
+
+
+def compute_scores(logits: Rows, info: ModelInfo) -> Rows:
+    """Probabilities. A softmax over a single label would always be 1, so that is a sigmoid too."""
+    if info.problem_type == "multi_label_classification" or logits.shape[1] == 1:
+        return compute_sigmoid(logits)
+    return compute_softmax(logits)
+
+
+def rank_labels(scores: Rows, info: ModelInfo) -> list[list[dict[str, str | float]]]:
+    """Per row, labels with their scores, best first; equal scores in the order of the labels."""
+    names = [info.id2label.get(index, f"LABEL_{index}") for index in range(scores.shape[1])]
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return [
+        [{"score": float(row[index]), "label": names[index]} for index in ranks]
+        for row, ranks in zip(scores, order, strict=True)
+    ]
+
+
+def check_config(model: ModelConfig) -> None:
+    if model.pooling != "auto" or model.normalize is not None:
+        raise ConfigError(
+            f"model {model.name}: pooling and normalize are for embeddings, and this model classifies. Leave them out"
+        )
+
+
+def describe_output(info: ModelInfo) -> str:
+    return f"{info.output_dim} labels out"
+
+
+def make_example(name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
+    return Example("/predict", {"inputs": "Hello, world"})
+
+
+TASK = Task(
+    name="classify",
+    work=Work.ENCODE,
+    params=ClassifyParams,
+    routes=("POST /predict",),
+    reduce=reduce,
+    check_config=check_config,
+    describe_output=describe_output,
+    make_example=make_example,
+)

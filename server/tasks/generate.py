@@ -1,0 +1,106 @@
+"""Generation: a prompt is gone on from, token by token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from models.info import ModelInfo
+from server.config import ConfigError, ModelConfig
+from server.errors import InputTooLong, InvalidField
+from server.tasks.task import Arrays, Example, Task, Work
+from server.text.bad_words import encode_bad_words
+from server.text.tokenizer import Tokenizer
+from server.wire.generation import GenerationParams
+from server.wire.job import TokenSequence
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationWish:
+    """What a client wants before its prompts are tokenised: `params` but for max_tokens and bad_words."""
+
+    params: GenerationParams
+    max_tokens: int | None
+    default_max_tokens: int
+    """As many as there is room for, where `max_tokens` is None and there is room for less."""
+    bad_words: tuple[str, ...] = ()
+
+    @property
+    def most_tokens(self) -> int:
+        """Of one answer."""
+        return self.default_max_tokens if self.max_tokens is None else self.max_tokens
+
+    async def settle(
+        self, prompts: Sequence[TokenSequence], tokenizer: Tokenizer, field: str
+    ) -> GenerationParams:
+        """`field` is the request's field the prompts came in. Raises InvalidField and its kinds."""
+        context = tokenizer.max_input_tokens
+        for prompt in prompts:
+            self.check_room(prompt.num_tokens, context, field)
+        # No answer outgrows the context: what is over its room is not generated.
+        params = replace(self.params, max_tokens=min(self.most_tokens, context))
+        if self.bad_words:
+            params = replace(params, bad_words=await encode_bad_words(self.bad_words, tokenizer))
+        return params
+
+    def check_room(self, num_prompt_tokens: int, context: int, field: str) -> None:
+        """Raises InputTooLong where prompt and answer are longer than the context, InvalidField."""
+        room = context - num_prompt_tokens
+        least = 1 if self.max_tokens is None else self.max_tokens
+        if least > room:
+            raise InputTooLong(
+                f"{field} has {num_prompt_tokens} tokens; with {least} to generate that is over the maximum "
+                f"context length of {context} tokens. {explain_room(room)}",
+                param=field,
+            )
+        max_tokens = min(self.default_max_tokens, room) if self.max_tokens is None else self.max_tokens
+        if self.params.min_tokens > max_tokens:
+            raise InvalidField(
+                f"min_tokens is {self.params.min_tokens}, and at most {max_tokens} tokens are to be generated; lower "
+                "it or raise max_tokens",
+                param="min_tokens",
+            )
+
+
+def explain_room(room: int) -> str:
+    """`room`: tokens that the prompt leaves."""
+    return f"Lower max_tokens to at most {room}, or shorten it" if room > 0 else "Shorten it"
+
+
+def reduce(arrays: Arrays, params: GenerationParams) -> Arrays:
+    """Tokens are small already."""
+    return arrays
+
+
+def check_config(model: ModelConfig) -> None:
+    if model.pooling != "auto" or model.normalize is not None:
+        raise ConfigError(
+            f"model {model.name}: pooling and normalize are for embeddings, and this model generates. Leave them out"
+        )
+    if model.limits.truncation != "error":
+        raise ConfigError(
+            f"model {model.name}: limits.truncation is for inputs to be embedded or classified, and this model "
+            "generates: a prompt cut short would be another prompt. Leave it out"
+        )
+
+
+def describe_output(info: ModelInfo) -> str:
+    return "answer included"
+
+
+def make_example(name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
+    if has_chat_template:
+        messages = [{"role": "user", "content": "Hello"}]
+        return Example("/v1/chat/completions", {"model": name, "messages": messages, "stream": True})
+    prompt = "Once upon a time" if has_tokenizer else [1, 2, 3]
+    return Example("/v1/completions", {"model": name, "prompt": prompt, "max_tokens": 50})
+
+
+TASK = Task(
+    name="generate",
+    work=Work.DECODE,
+    params=GenerationParams,
+    routes=("POST /v1/completions", "POST /v1/chat/completions"),
+    reduce=reduce,
+    check_config=check_config,
+    describe_output=describe_output,
+    make_example=make_example,
+)

@@ -1,0 +1,142 @@
+"""What a job that generates asks for, and how the news of its answers are written as named arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from runtime.batch import NO_TOKEN
+from server.wire.job import Ragged, Result, join_rows
+
+FinishReason = Literal["", "stop", "length"]
+REASONS: tuple[FinishReason, ...] = ("", "stop", "length")
+"""By the number that crosses the wire."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParams:
+    """What is wanted of each prompt. Everything is in tokens; texts (stop strings) are the HTTP side's business."""
+
+    max_tokens: int
+    """New tokens, as far as the model's context has room for them; 0 only looks at the prompt."""
+    min_tokens: int = 0
+    """No end token before this many."""
+    num_sequences: int = 1
+    """Answers to generate: OpenAI's n, or best_of."""
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Runs of tokens that must not be generated."""
+    stop_token_ids: tuple[int, ...] = ()
+    """The model's own end tokens included, unless they are to be ignored. A stop token ends the answer and is its last
+    token."""
+    seed: int | None = None
+    """The same seed gives the same answer, whatever else is in the batch. None: a new one for each prompt."""
+    num_logprobs: int = -1
+    """-1: none; 0: of the tokens; k: and of the k most probable ones."""
+    num_prompt_logprobs: int = -1
+    """The same for the prompt's tokens but the first."""
+    beam_width: int = 0
+    """Over 0: beam search, `num_sequences` (at most beam_width) best answers, all given at the end."""
+    length_penalty: float = 1.0
+    """Beam search: scores are sums of logprobs divided by length ** length_penalty."""
+    early_stopping: bool = False
+    """Beam search: end as soon as there are beam_width answers, not only once no better one is likely."""
+    grammar: tuple[Literal["", "json_schema", "regex", "json"], str] = ("", "")
+    """What the answer must conform to: any JSON, a JSON schema (as JSON text), or a regular expression."""
+
+    @property
+    def num_rows(self) -> int:
+        """Most sequences that one prompt ever has at one time."""
+        return max(self.num_sequences, self.beam_width, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token's logprob, and the most probable tokens in its place."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """(token, logprob), the most probable first."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerNews:
+    """News of one answer: its next tokens, and at its end why it ended."""
+
+    row: int
+    """Which answer of the job: those to the first prompt come first."""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One per token where they were asked for."""
+    finish_reason: FinishReason = ""
+    num_cached_tokens: int = 0
+    """In a prompt's very first news: how many of its tokens were in the prefix cache."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """In a prompt's very first news, where asked for: of its tokens from the second on."""
+
+
+def write_news(news: Sequence[AnswerNews], *, is_last: bool) -> Result:
+    """Arrays that would be empty are left out: most news are one token of one answer."""
+    arrays = {"token_ids": join_rows([np.array(item.token_ids, np.int32) for item in news])}
+    if any(item.finish_reason for item in news):
+        arrays["finish_reasons"] = Ragged(np.array([REASONS.index(item.finish_reason) for item in news], np.int8))
+    if any(item.num_cached_tokens for item in news):
+        arrays["num_cached_tokens"] = Ragged(np.array([item.num_cached_tokens for item in news], np.int32))
+    if any(item.logprobs for item in news):
+        arrays |= write_logprobs("", [item.logprobs for item in news])
+    if any(item.prompt_logprobs for item in news):
+        arrays |= write_logprobs("prompt_", [item.prompt_logprobs for item in news])
+    return Result(np.array([item.row for item in news], np.int32), arrays, is_last)
+
+
+def read_news(result: Result) -> list[AnswerNews]:
+    """What `write_news` was given."""
+    arrays = result.arrays
+    reasons, cached = arrays.get("finish_reasons"), arrays.get("num_cached_tokens")
+    return [
+        AnswerNews(
+            int(row),
+            tuple(arrays["token_ids"].row(place).tolist()),
+            read_logprobs("", arrays, place),
+            REASONS[int(reasons.values[place])] if reasons is not None else "",
+            int(cached.values[place]) if cached is not None else 0,
+            read_logprobs("prompt_", arrays, place),
+        )
+        for place, row in enumerate(result.rows)
+    ]
+
+
+def write_logprobs(prefix: str, rows: Sequence[Sequence[TokenLogprob]]) -> dict[str, Ragged]:
+    """float32 `[num_tokens]` of the tokens, int32 and float32 `[num_tokens, k]` of the most probable ones, filled up
+    with NO_TOKEN."""
+    found = [logprob for row in rows for logprob in row]
+    width = max(len(logprob.top) for logprob in found)
+    top_ids = np.full((len(found), width), NO_TOKEN, np.int32)
+    top_logprobs = np.full((len(found), width), np.nan, np.float32)
+    for place, logprob in enumerate(found):
+        for rank, pair in enumerate(logprob.top):
+            top_ids[place, rank], top_logprobs[place, rank] = pair
+    splits = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int32)
+    return {
+        f"{prefix}logprobs": Ragged(np.array([logprob.logprob for logprob in found], np.float32), splits),
+        f"{prefix}top_ids": Ragged(top_ids, splits),
+        f"{prefix}top_logprobs": Ragged(top_logprobs, splits),
+    }
+
+
+def read_logprobs(prefix: str, arrays: dict[str, Ragged], place: int) -> tuple[TokenLogprob, ...]:
+    if f"{prefix}logprobs" not in arrays:
+        return ()
+    rows = (arrays[f"{prefix}{name}"].row(place).tolist() for name in ("logprobs", "top_ids", "top_logprobs"))
+    return tuple(
+        TokenLogprob(logprob, tuple((token, value) for token, value in zip(ids, values, strict=True) if token != NO_TOKEN))
+        for logprob, ids, values in zip(*rows, strict=True)
+    )

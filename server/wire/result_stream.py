@@ -1,0 +1,75 @@
+"""The results of one job, between whoever makes them and whoever reads them, on one event loop."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from server.wire.job import Result
+
+
+class ResultStream:
+    """Iterate over it until the last result; iterating raises the error that ended the job, if one did.
+
+    Whoever leaves before the end must `cancel`. Mutable: what has not been read, and whether all has been put in.
+    `on_cancel(rows)` tells the engine's side what is no longer wanted; no rows: nothing is.
+    """
+
+    def __init__(self, on_cancel: Callable[[Sequence[int]], None]) -> None:
+        self.on_cancel = on_cancel
+        self.is_over = False
+        self._waiting: deque[Result | Exception] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        self._listener: tuple[Callable[[Result], None], Callable[[Exception], None]] | None = None
+
+    def put(self, result: Result) -> None:
+        if self.is_over:
+            return
+        self.is_over = result.is_last
+        if self._listener is not None:
+            self._listener[0](result)
+        else:
+            self._hand_over(result)
+
+    def fail(self, error: Exception) -> None:
+        """The last thing that is heard."""
+        if self.is_over:
+            return
+        self.is_over = True
+        if self._listener is not None:
+            self._listener[1](error)
+        else:
+            self._hand_over(error)
+
+    def _hand_over(self, news: Result | Exception) -> None:
+        self._waiting.append(news)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def listen(self, on_result: Callable[[Result], None], on_error: Callable[[Exception], None]) -> None:
+        """Be called instead of iterating; at once for what is there already."""
+        self._listener = (on_result, on_error)
+        while self._waiting:
+            news = self._waiting.popleft()
+            if isinstance(news, Exception):
+                on_error(news)
+            else:
+                on_result(news)
+
+    async def __aiter__(self) -> AsyncIterator[Result]:
+        while True:
+            while not self._waiting:
+                self._reader = asyncio.get_running_loop().create_future()
+                await self._reader
+            news = self._waiting.popleft()
+            if isinstance(news, Exception):
+                raise news
+            yield news
+            if news.is_last:
+                return
+
+    def cancel(self, rows: Sequence[int] = ()) -> None:
+        """Nothing more is wanted of these rows, or of any. No effect after the end."""
+        if self.is_over:
+            return
+        self.is_over = not rows
+        self.on_cancel(rows)
