@@ -118,7 +118,7 @@ class EngineLoop:
         self.encoding: Encoding | None = None
         self.generating: Generating | None = None
         if generation is None:
-            self.work: Work = Encoding(self.scheduler, engine.info.output_dim, self.wake)
+            self.work: Work = Encoding(self.scheduler, engine.info.outputs[0], self.wake)
             self.encoding = self.work
         else:
             self.work = self.generating = self.make_generating(generation)
@@ -144,7 +144,7 @@ class EngineLoop:
         self.scheduler.residents = Residents(allocator, options.prefill_chunk_tokens, lookahead)
         return Generating(
             self.scheduler,
-            vocab_size=info.output_dim,
+            vocab_size=int(info.outputs[0].dims[-1]),
             max_total_tokens=options.max_total_tokens,
             wake=self.wake,
             make_matcher=options.make_matcher,

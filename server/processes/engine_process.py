@@ -14,6 +14,7 @@ from pathlib import Path
 
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
+from runtime.batch import ArraySpec
 from runtime.build import BatchLimits, DraftModel, build_engine, build_null
 from runtime.config import UnusableConfig
 from runtime.engine import Engine, Progress
@@ -80,12 +81,20 @@ def build(model: DeployedModel, progress: Progress) -> Engine:
     )
     config = model.config.engine.model_copy(update={"threads": model.threads})
     if config.kind == "null":
-        return build_null(model.info.output_dim, config, batch_limits)
+        return build_null(describe_outputs(model), config, batch_limits)
     progress("reading weights", 0, 1)
     module = load_model(model.directory, model.info)
     draft = load_draft(model)
     progress("reading weights", 1, 1)
-    return build_engine(module, model.info.output_dim, config, batch_limits, progress, draft)
+    return build_engine(module, config, batch_limits, progress, draft)
+
+
+def describe_outputs(model: DeployedModel) -> tuple[ArraySpec, ...]:
+    """As the model's graph would give them."""
+    name, rows = {"embed": ("embeddings", "num_seqs"), "classify": ("logits", "num_seqs")}.get(
+        model.info.task, ("logits", "num_logits")
+    )
+    return (ArraySpec(name, "float32", (rows, model.info.output_dim)),)
 
 
 def load_draft(model: DeployedModel) -> DraftModel | None:

@@ -195,7 +195,7 @@ class SocketEngine:
             return
         info = self.last.info
         assert info is not None, "An engine says what it is before it answers. This is a bug."
-        values = np.frombuffer(message.values, np.float32).reshape(-1, info.output_dim)
+        values = np.frombuffer(message.values, np.float32).reshape(-1, int(info.outputs[0].dims[-1]))
         future.set_result(Answer(values, message.queue_s, message.engine_s))
 
     def receive_news(self, message: Answered | News | Failed) -> None:

@@ -10,6 +10,7 @@ from time import monotonic
 import numpy as np
 import numpy.typing as npt
 
+from runtime.batch import ArraySpec
 from runtime.engine import EngineError
 from server.engine.batchers.packing import pack, sort_by_length
 from server.engine.batchers.scheduler import Choice, Scheduler
@@ -38,9 +39,9 @@ class Encoding:
     can_prefetch = True
     """The next step does not depend on what the running one gives."""
 
-    def __init__(self, scheduler: Scheduler, output_dim: int, wake: Callable[[], None]) -> None:
+    def __init__(self, scheduler: Scheduler, output: ArraySpec, wake: Callable[[], None]) -> None:
         self.scheduler = scheduler
-        self.output_dim = output_dim
+        self.output_name, self.output_dim = output.name, int(output.dims[-1])
         self.wake = wake
         self.calls: dict[int, Call] = {}
         self.ids = itertools.count()
@@ -88,13 +89,13 @@ class Encoding:
 
     def is_good(self, result: StepResult) -> bool:
         """Whether the model computed numbers."""
-        return result.output is not None and bool(np.isfinite(result.output.values).all())
+        return result.output is not None and bool(np.isfinite(result.output.arrays[self.output_name]).all())
 
     def hand_out(self, result: StepResult) -> list[Step]:
         """Give the rows to their calls. Returns what has to be tried again."""
         if result.output is None:
             return self.retry_or_fail(result.step, result.error or EngineError("the engine gave no reason"))
-        for request, row in zip(result.step.requests, result.output.values, strict=False):
+        for request, row in zip(result.step.requests, result.output.arrays[self.output_name], strict=False):
             self.answer(request, row, result)
         return []
 

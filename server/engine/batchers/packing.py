@@ -28,9 +28,11 @@ def pack(sequences: Sequence[TokenSequence]) -> Batch:
         if sequence.token_type_ids is not None:
             token_type_ids[start : start + sequence.num_tokens] = sequence.token_type_ids
     return Batch(
-        input_ids=np.concatenate([sequence.input_ids for sequence in sequences]).astype(np.int64),
-        position_ids=np.arange(num_tokens) - np.repeat(cu_seqlens[:-1], seqlens),
-        token_type_ids=token_type_ids,
+        {
+            "input_ids": np.concatenate([sequence.input_ids for sequence in sequences]).astype(np.int64),
+            "position_ids": np.arange(num_tokens) - np.repeat(cu_seqlens[:-1], seqlens),
+            "token_type_ids": token_type_ids,
+        },
         cu_seqlens=cu_seqlens,
         max_seqlen=int(seqlens.max()),
     )
@@ -59,8 +61,8 @@ def pack_parts(plan: GenerationPlan, rows: Sequence[Row], vocab_size: int) -> Ba
         sampling=build_sampling(rows, vocab_size),
         block_copies=np.array(plan.copies, np.int64).reshape(-1, 2),
     )
-    ids = np.array(input_ids, np.int64)
-    return Batch(ids, position_ids, np.zeros_like(ids), cu_seqlens, int(seqlens.max()), paging)
+    arrays = {"input_ids": np.array(input_ids, np.int64), "position_ids": position_ids}
+    return Batch(arrays, cu_seqlens, int(seqlens.max()), paging)
 
 
 def list_tokens(part: Part) -> list[int]:
