@@ -81,8 +81,12 @@ def build_engine(
     limits: BatchLimits,
     progress: Progress,
     draft: DraftModel | None = None,
+    share: float = 1.0,
 ) -> Engine:
-    """Capture, rewrite, plan. Sets torch's thread count for this process. Raises UnusableConfig."""
+    """Capture, rewrite, plan. Sets torch's thread count for this process. Raises UnusableConfig.
+
+    `share`: see `plan_blocks`.
+    """
     device = torch.device(config.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UnusableConfig(
@@ -92,7 +96,7 @@ def build_engine(
         torch.set_num_threads(config.threads)
     module = module.eval().requires_grad_(False).to(device)
     if isinstance(module, Decodes):
-        return build_decoder(module, config, limits, progress, draft)
+        return build_decoder(module, config, limits, progress, draft, share)
     if config.kind == "reference":
         return build_reference(module, limits, device, progress)
     library = find_library(config, device, progress)
@@ -121,6 +125,7 @@ def build_decoder(
     limits: BatchLimits,
     progress: Progress,
     draft: DraftModel | None = None,
+    share: float = 1.0,
 ) -> Engine:
     """With a KV cache, shared out over both models where there is a draft model."""
     device = torch.device(config.device)
@@ -138,7 +143,7 @@ def build_decoder(
         max_sequences=limits.max_batch_requests,
         max_input_tokens=limits.max_input_tokens,
         device=device,
-        replicas=config.replicas,
+        share=share,
     )
     engines = [
         DecoderEngine(inner, layout.allocate(num_blocks, device), name_dtype(layout.dtype))

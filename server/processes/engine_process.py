@@ -33,7 +33,7 @@ from server.text.grammar import GrammarFactory
 def build_loop(deployment: Deployment, model: DeployedModel, replica: int, metrics: Metrics) -> EngineLoop:
     """Everything from the model directory to a loop that can be started. Takes seconds; shows progress."""
     progress = make_progress(f"{model.config.name}/{replica}")
-    engine = build(model, progress)
+    engine = build(model, progress, deployment.share_memory(model))
     limits = model.config.limits
     max_batch_tokens = min(limits.max_batch_tokens, engine.info.max_batch_tokens)
     cost_model = CostModel()
@@ -74,7 +74,7 @@ def plan_generation(model: DeployedModel) -> GenerationOptions:
     return replace(options, make_matcher=grammars.make_matcher)
 
 
-def build(model: DeployedModel, progress: Progress) -> Engine:
+def build(model: DeployedModel, progress: Progress, share: float) -> Engine:
     limits = model.config.limits
     batch_limits = BatchLimits(
         limits.max_batch_tokens, limits.max_batch_requests, model.max_input_tokens, count_logits(model)
@@ -86,7 +86,7 @@ def build(model: DeployedModel, progress: Progress) -> Engine:
     module = load_model(model.directory, model.info)
     draft = load_draft(model)
     progress("reading weights", 1, 1)
-    return build_engine(module, config, batch_limits, progress, draft)
+    return build_engine(module, config, batch_limits, progress, draft, share)
 
 
 def describe_outputs(model: DeployedModel) -> tuple[ArraySpec, ...]:
