@@ -26,7 +26,7 @@ def build_ours(*, precision: str = "fp32", kind: str = "planned", threads: int) 
     """An engine that has run its largest batch once."""
     config = EngineConfig.model_validate({"kind": kind, "precision": precision, "threads": threads})
     model = info()
-    engine = build_engine(load_model(DIRECTORY, model), model.output_dim, config, LIMITS, lambda *_: None)
+    engine = build_engine(load_model(DIRECTORY, model), config, LIMITS, lambda *_: None)
     engine.warmup(lambda *_: None)
     return engine
 

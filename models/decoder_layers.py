@@ -145,8 +145,8 @@ class Decoder(nn.Module):
         cache_seqlens: Tensor,
         logit_rows: Tensor,
         kv_cache: Tensor,
-    ) -> Tensor:
-        """fp32 [num_logits, vocab_size], of the tokens `logit_rows`."""
+    ) -> dict[str, Tensor]:
+        """`logits`: fp32 [num_logits, vocab_size], of the tokens `logit_rows`."""
         step = Step(
             position_ids, cu_seqlens, max_seqlen, slot_mapping, block_table, cache_seqlens, self.rotary, kv_cache
         )
@@ -157,5 +157,5 @@ class Decoder(nn.Module):
         head = self.embedding if self.lm_head is None else self.lm_head
         logits = functional.linear(chosen, head.weight).float()
         if self.config.logit_softcap:
-            return torch.tanh(logits / self.config.logit_softcap) * self.config.logit_softcap
-        return logits
+            logits = torch.tanh(logits / self.config.logit_softcap) * self.config.logit_softcap
+        return {"logits": logits}

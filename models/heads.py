@@ -1,5 +1,6 @@
 """What turns token rows into answers: pooled embeddings, or class logits. Everything here is fp32."""
 
+import inspect
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -30,13 +31,14 @@ class EmbeddingHead(nn.Module):
         self.activations = [spec.activation for spec in dense]
         self.dense = nn.ModuleList(nn.Linear(spec.in_features, spec.out_features, spec.has_bias) for spec in dense)
 
-    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor) -> dict[str, Tensor]:
+        """`embeddings`: fp32 [num_seqs, width]."""
         rows = pool.OP(hidden_states, cu_seqlens, self.pooling)
         for linear, activation in zip(self.dense, self.activations, strict=True):
             rows = linear(rows)
             if activation != "none":
                 rows = ACTIVATIONS[activation](rows)
-        return functional.normalize(rows, dim=-1) if self.normalize else rows
+        return {"embeddings": functional.normalize(rows, dim=-1) if self.normalize else rows}
 
 
 class ClassificationHead(nn.Module):
@@ -48,21 +50,33 @@ class ClassificationHead(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.output = nn.Linear(hidden_size, num_labels)
 
-    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor) -> dict[str, Tensor]:
+        """`logits`: fp32 [num_seqs, num_labels]."""
         first = pool.OP(hidden_states, cu_seqlens, "cls")
-        return self.output(self.activation(self.dense(first)))
+        return {"logits": self.output(self.activation(self.dense(first)))}
 
 
 class TextModel(nn.Module):
-    """An encoder and its head: the module engines are built from. Returns fp32 [num_seqs, output_dim]."""
+    """An encoder and its head: the module engines are built from. Returns what the head does.
+
+    Beside the token rows a head may read `cu_seqlens` and `num_prompt_tokens`: it declares them as parameters.
+    """
 
     def __init__(self, encoder: nn.Module, head: nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.head_inputs = [name for name in inspect.signature(head.forward).parameters if name != "hidden_states"]
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
-    ) -> Tensor:
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        token_type_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        num_prompt_tokens: Tensor,
+    ) -> dict[str, Tensor]:
         hidden_states = self.encoder(input_ids, position_ids, token_type_ids, cu_seqlens, max_seqlen)
-        return self.head(hidden_states, cu_seqlens)
+        inputs = {"cu_seqlens": cu_seqlens, "num_prompt_tokens": num_prompt_tokens}
+        return self.head(hidden_states, **{name: inputs[name] for name in self.head_inputs})

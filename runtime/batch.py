@@ -1,9 +1,10 @@
-"""THE CONTRACT between serving and runtime: a packed batch goes in; out come numbers per sequence, or the next tokens.
+"""THE CONTRACT between serving and runtime: named arrays of a packed batch go in; arrays or tokens come out.
 
 All are plain numpy in a dataclass, so the border can be a process boundary.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,42 @@ IntArray = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 
+Arrays = dict[str, npt.NDArray[Any]]
+
 NO_TOKEN = -1
 """In place of a token: none is forced, or none could be chosen because the model computed NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array of a graph: its name, numpy's name of its type, and its dimensions.
+
+    These are numbers, or symbols: num_tokens, num_seqs, num_seqs + 1, num_logits and max_blocks of the batch.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[str | int, ...]
+
+
+INPUTS: dict[str, ArraySpec] = {
+    spec.name: spec
+    for spec in (
+        ArraySpec("input_ids", "int64", ("num_tokens",)),
+        ArraySpec("position_ids", "int64", ("num_tokens",)),
+        ArraySpec("token_type_ids", "int64", ("num_tokens",)),
+        ArraySpec("num_prompt_tokens", "int32", ("num_seqs",)),
+        ArraySpec("cu_seqlens", "int32", ("num_seqs + 1",)),
+        ArraySpec("max_seqlen", "int64", ()),
+        ArraySpec("slot_mapping", "int64", ("num_tokens",)),
+        ArraySpec("block_table", "int32", ("num_seqs", "max_blocks")),
+        ArraySpec("cache_seqlens", "int32", ("num_seqs",)),
+        ArraySpec("logit_rows", "int64", ("num_logits",)),
+        # The memory of the engine and not of a batch; its type, and the dimensions but num_blocks, are the model's.
+        ArraySpec("kv_cache", "float32", ("num_layers", "num_blocks", 2, "num_kv_heads", "head_size")),
+    )
+}
+"""All that a model's forward may take, by name: `Batch.arrays`, the rest of `Batch`, `Paging`, and the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +136,9 @@ class Paging:
 class Batch:
     """Sequences laid end to end, with no padding between or after them.
 
-    `input_ids`, `position_ids`, `token_type_ids`: int64 `[num_tokens]`; positions restart at 0 in each sequence.
+    `arrays`: what the model reads of these, as `INPUTS` describes them; more may be there.
+        `input_ids`, `position_ids`, `token_type_ids`: int64 `[num_tokens]`; positions restart at 0 in each sequence.
+        `num_prompt_tokens`: int32 `[num_seqs]`, tokens at the beginning of each sequence that pooling leaves out.
     `cu_seqlens`: int32 `[num_seqs + 1]`, starts at 0, strictly increasing, ends at `num_tokens`.
     `max_seqlen`: length of the longest sequence.
 
@@ -109,23 +146,21 @@ class Batch:
     positions go on where the last step ended, and `paging` says where its past lies.
     """
 
-    input_ids: IntArray
-    position_ids: IntArray
-    token_type_ids: IntArray
-    cu_seqlens: npt.NDArray[np.int32]
+    arrays: Arrays
+    cu_seqlens: Int32Array
     max_seqlen: int
     paging: Paging | None = None
 
     @property
     def num_tokens(self) -> int:
-        return len(self.input_ids)
+        return int(self.cu_seqlens[-1])
 
     @property
     def num_seqs(self) -> int:
         return len(self.cu_seqlens) - 1
 
     @property
-    def seqlens(self) -> npt.NDArray[np.int32]:
+    def seqlens(self) -> Int32Array:
         return np.diff(self.cu_seqlens)
 
     @property
@@ -151,8 +186,9 @@ class SampledTokens:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one step computed: for encoders `values`, for decoders `tokens`."""
+    """What one step computed."""
 
-    values: FloatArray
-    """float32 `[num_seqs, output_dim]`, in the order of the batch; `[num_seqs, 0]` of a decoder."""
+    arrays: dict[str, FloatArray]
+    """By the names of `EngineInfo.outputs`, in their dimensions and in the order of the batch; not a decoder's logits,
+    of which it makes `tokens`."""
     tokens: SampledTokens | None = None

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from runtime.batch import Batch
-from runtime.capture import Decodes, capture
+from runtime.batch import ArraySpec, Batch
+from runtime.capture import Decodes, capture, describe_outputs, read_inputs
 from runtime.config import EngineConfig, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.adaptive import AdaptiveEngine
@@ -77,13 +77,16 @@ class DraftModel:
 
 def build_engine(
     module: nn.Module,
-    output_dim: int,
     config: EngineConfig,
     limits: BatchLimits,
     progress: Progress,
     draft: DraftModel | None = None,
+    share: float = 1.0,
 ) -> Engine:
-    """Capture, rewrite, plan. Sets torch's thread count for this process. Raises UnusableConfig."""
+    """Capture, rewrite, plan. Sets torch's thread count for this process. Raises UnusableConfig.
+
+    `share`: see `plan_blocks`.
+    """
     device = torch.device(config.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UnusableConfig(
@@ -93,15 +96,13 @@ def build_engine(
         torch.set_num_threads(config.threads)
     module = module.eval().requires_grad_(False).to(device)
     if isinstance(module, Decodes):
-        return build_decoder(module, output_dim, config, limits, progress, draft)
+        return build_decoder(module, config, limits, progress, draft, share)
     if config.kind == "reference":
-        return build_reference(module, output_dim, limits, device)
+        return build_reference(module, limits, device, progress)
     library = find_library(config, device, progress)
     target = find_target(config, device, library)
     choices = list_candidates(device) if config.precision == "auto" else [choose_precision(config.precision, device)]
-    progress("capturing the graph", 0, 1)
-    graph_module = capture(module, device)
-    progress("capturing the graph", 1, 1)
+    graph_module = capture_module(module, device, progress)
     cap_bytes = find_cap(config, len(choices))
     if len(choices) == 1:
         return plan_engine(graph_module, choices[0], target, library, limits, cap_bytes)
@@ -120,17 +121,17 @@ def build_engine(
 
 def build_decoder(
     module: nn.Module,
-    output_dim: int,
     config: EngineConfig,
     limits: BatchLimits,
     progress: Progress,
     draft: DraftModel | None = None,
+    share: float = 1.0,
 ) -> Engine:
     """With a KV cache, shared out over both models where there is a draft model."""
     device = torch.device(config.device)
     modules = [module] if draft is None else [module, draft.module.eval().requires_grad_(False).to(device)]
     library = None if config.kind == "reference" else find_library(config, device, progress)
-    inners = [build_logits(each, output_dim, config, library, limits, progress) for each in modules]
+    inners = [build_logits(each, config, library, limits, progress) for each in modules]
     name = config.kv_cache.dtype
     dtypes = [KV_DTYPES[name] if name != "auto" else choose_cache_dtype(inner.info, dtype) for inner, dtype in inners]
     layouts = [each.kv_layout(dtype) for each, dtype in zip(modules, dtypes, strict=True) if isinstance(each, Decodes)]
@@ -142,7 +143,7 @@ def build_decoder(
         max_sequences=limits.max_batch_requests,
         max_input_tokens=limits.max_input_tokens,
         device=device,
-        replicas=config.replicas,
+        share=share,
     )
     engines = [
         DecoderEngine(inner, layout.allocate(num_blocks, device), name_dtype(layout.dtype))
@@ -157,7 +158,6 @@ def build_decoder(
 
 def build_logits(
     module: nn.Module,
-    output_dim: int,
     config: EngineConfig,
     library: CpuLibrary | None,
     limits: BatchLimits,
@@ -167,16 +167,21 @@ def build_logits(
     INT8 has to be asked for."""
     device = torch.device(config.device)
     if config.kind == "reference":
-        return build_reference(module, output_dim, limits, device), torch.float32
+        return build_reference(module, limits, device, progress), torch.float32
     target = find_target(config, device, library)
     choice = choose_float(device) if config.precision == "auto" else choose_precision(config.precision, device)
     if choice.precision == "int8":
         # All layers add to one sum, which 16 bits would wear away; beside the weights its rows are nothing to read.
         choice = PrecisionChoice("int8", torch.float32, True, "configured; what int8 layers hand on is fp32")
+    graph_module = capture_module(module, device, progress)
+    return plan_engine(graph_module, choice, target, library, limits, find_cap(config, 1)), choice.dtype
+
+
+def capture_module(module: nn.Module, device: torch.device, progress: Progress) -> GraphModule:
     progress("capturing the graph", 0, 1)
     graph_module = capture(module, device)
     progress("capturing the graph", 1, 1)
-    return plan_engine(graph_module, choice, target, library, limits, find_cap(config, 1)), choice.dtype
+    return graph_module
 
 
 def choose_float(device: torch.device) -> PrecisionChoice:
@@ -286,7 +291,7 @@ def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, tar
         device=str(target.device),
         kernels=target.isa or "torch",
         threads=torch.get_num_threads(),
-        output_dim=program.output_dim,
+        outputs=program.outputs,
         weight_bytes=program.weight_bytes,
         activation_bytes=peak_bytes(program, largest),
         max_batch_tokens=largest.num_tokens,
@@ -294,7 +299,11 @@ def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, tar
     )
 
 
-def build_reference(module: nn.Module, output_dim: int, limits: BatchLimits, device: torch.device) -> ReferenceEngine:
+def build_reference(
+    module: nn.Module, limits: BatchLimits, device: torch.device, progress: Progress
+) -> ReferenceEngine:
+    """The module is captured to know what it reads and gives; it runs as it is."""
+    graph_module = capture_module(module, device, progress)
     weight_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
     info = EngineInfo(
         kind="reference",
@@ -302,18 +311,18 @@ def build_reference(module: nn.Module, output_dim: int, limits: BatchLimits, dev
         precision_reason="the reference is always fp32",
         device=str(device),
         threads=torch.get_num_threads(),
-        output_dim=output_dim,
+        outputs=describe_outputs(graph_module),
         weight_bytes=weight_bytes,
         max_batch_tokens=limits.max_batch_tokens,
     )
-    return ReferenceEngine(module, limits.largest(), device, info)
+    return ReferenceEngine(module, read_inputs(graph_module), limits.largest(), device, info)
 
 
-def build_null(output_dim: int, config: EngineConfig, limits: BatchLimits) -> Engine:
-    """A decoder where the limits say that there are logits."""
+def build_null(outputs: tuple[ArraySpec, ...], config: EngineConfig, limits: BatchLimits) -> Engine:
+    """Gives `outputs`; a decoder where the limits say that there are logits."""
     num_blocks = 1 + limits.max_batch_requests * count_blocks(limits.max_input_tokens) if limits.max_batch_logits else 0
     info = EngineInfo(
-        *("null", "none", "computes nothing", "cpu", 1, output_dim),
+        *("null", "none", "computes nothing", "cpu", 1, outputs),
         max_batch_tokens=limits.max_batch_tokens,
         num_blocks=num_blocks,
         max_batch_logits=limits.max_batch_logits,

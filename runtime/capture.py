@@ -1,45 +1,46 @@
 """From an nn.Module over packed tensors to the framework's own graph, symbolic in the shape of the batch."""
 
+import inspect
 import re
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import sympy
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import GraphModule, Node
-from torch.nn import functional
 
+from runtime.batch import INPUTS, ArraySpec
 from runtime.kv_cache.layout import KVLayout
 from runtime.memory.lifetimes import BatchShape, Formula
 
-ENCODER_INPUTS = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "max_seqlen")
-DECODER_INPUTS = (
-    *("input_ids", "position_ids", "cu_seqlens", "max_seqlen"),
-    *("slot_mapping", "block_table", "cache_seqlens", "logit_rows", "kv_cache"),
-)
-"""The arguments of a model's forward, in order: those of `Batch`, and the memory of its cache."""
-
-EXAMPLE_SEQLENS = (3, 4, 6)
-EXAMPLE_BLOCKS, EXAMPLE_LOGITS = 5, 7
+VARYING = ("num_tokens", "num_seqs", "num_logits", "num_blocks", "max_blocks")
+"""The symbols of `INPUTS` that differ from batch to batch, or from engine to engine."""
+EXAMPLE_SIZES = {"num_tokens": 13, "num_seqs": 3, "num_logits": 7, "num_blocks": 5, "max_blocks": 4}
+EXAMPLE_MAX_SEQLEN = 6
 
 
 def capture(module: nn.Module, device: torch.device) -> GraphModule:
-    """Trace `module` once, on an example that stands for every batch. Takes seconds for a small model."""
-    examples, shapes = example_inputs(device), dynamic_shapes()
-    names: tuple[str, ...] = ENCODER_INPUTS
+    """Trace `module` once, on an example that stands for every batch. Takes seconds for a small model.
+
+    The parameters of its forward are names of `INPUTS`; it returns its outputs by name. Raises ValueError where not.
+    """
+    names = list_inputs(module)
+    examples = {name: make_example(INPUTS[name], device) for name in names if name != "kv_cache"}
     if isinstance(module, Decodes):
-        names = DECODER_INPUTS
-        examples["kv_cache"] = module.kv_layout(torch.float32).allocate(EXAMPLE_BLOCKS, device)
+        examples["kv_cache"] = module.kv_layout(torch.float32).allocate(EXAMPLE_SIZES["num_blocks"], device)
     with torch.no_grad():
         program = torch.export.export(
-            module, tuple(examples[name] for name in names), dynamic_shapes={name: shapes[name] for name in names}
+            module, tuple(examples[name] for name in names), dynamic_shapes=dynamic_shapes(names)
         )
+    out_spec = program.call_spec.out_spec
+    if out_spec is None or out_spec.type is not dict or not all(child.is_leaf() for child in out_spec.children()):
+        raise ValueError(f"{type(module).__name__}.forward must return a dict of tensors, its outputs by name")
     # The guards only repeat the ranges below, which start at 2 because torch specialises on 1; nothing depends on it.
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, GraphModule)
-    return tidy_graph(graph_module)
+    return tidy_graph(graph_module, out_spec.context)
 
 
 @runtime_checkable
@@ -49,47 +50,59 @@ class Decodes(Protocol):
     def kv_layout(self, dtype: torch.dtype) -> KVLayout: ...
 
 
-def dynamic_shapes() -> dict[str, object]:
-    """Which dimensions of each input differ from batch to batch."""
-    most = 1 << 30
-    num_tokens, num_seqs, num_logits = (Dim(name, min=2, max=most) for name in ("num_tokens", "num_seqs", "num_logits"))
-    num_blocks, max_blocks = Dim("num_blocks", min=2, max=most), Dim("max_blocks", min=2, max=most)
-    per_token = {name: {0: num_tokens} for name in ("input_ids", "position_ids", "token_type_ids", "slot_mapping")}
+def list_inputs(module: nn.Module) -> list[str]:
+    """The parameters of a module's forward, in order. Raises ValueError where one is no input."""
+    names = list(inspect.signature(module.forward).parameters)
+    unknown = [name for name in names if name not in INPUTS]
+    if unknown:
+        raise ValueError(
+            f"{type(module).__name__}.forward takes {', '.join(unknown)}; an engine has {', '.join(INPUTS)}"
+        )
+    return names
+
+
+def dynamic_shapes(names: Iterable[str]) -> dict[str, object]:
+    """Which dimensions of each input differ from batch to batch; a number of no dimensions always does."""
+    symbols = {name: Dim(name, min=2, max=1 << 30) for name in VARYING}
     return {
-        **per_token,
-        "cu_seqlens": {0: num_seqs + 1},
-        "max_seqlen": Dim.DYNAMIC,
-        "block_table": {0: num_seqs, 1: max_blocks},
-        "cache_seqlens": {0: num_seqs},
-        "logit_rows": {0: num_logits},
-        "kv_cache": {1: num_blocks},
+        name: {
+            place: symbols[symbol] + extra
+            for place, (symbol, extra) in enumerate(map(split_dim, INPUTS[name].dims))
+            if symbol in VARYING
+        }
+        if INPUTS[name].dims
+        else Dim.DYNAMIC
+        for name in names
     }
 
 
-def example_inputs(device: torch.device) -> dict[str, Any]:
-    """All but the cache, whose shape is the model's."""
-    position_ids = torch.cat([torch.arange(seqlen) for seqlen in EXAMPLE_SEQLENS]).to(device)
-    seqlens = torch.tensor(EXAMPLE_SEQLENS, dtype=torch.int32, device=device)
-    ids = torch.zeros_like(position_ids)
-    return {
-        "input_ids": ids,
-        "position_ids": position_ids,
-        "token_type_ids": ids.clone(),
-        "cu_seqlens": functional.pad(seqlens.cumsum(0, dtype=torch.int32), (1, 0)),
-        "max_seqlen": max(EXAMPLE_SEQLENS),
-        "slot_mapping": torch.arange(len(ids), device=device),
-        "block_table": torch.zeros(len(seqlens), EXAMPLE_BLOCKS - 1, dtype=torch.int32, device=device),
-        "cache_seqlens": seqlens,
-        "logit_rows": torch.zeros(EXAMPLE_LOGITS, dtype=torch.int64, device=device),
-    }
+def split_dim(dim: str | int) -> tuple[str, int]:
+    """`num_seqs + 1` as its symbol and what is added; a number has no symbol."""
+    symbol, _, extra = str(dim).partition(" + ")
+    return ("", int(dim)) if isinstance(dim, int) else (symbol, int(extra or 0))
 
 
-def tidy_graph(graph_module: GraphModule) -> GraphModule:
-    """Drop the assertions torch.export leaves behind: they guard the exporter's assumptions, not our inputs."""
+def make_example(spec: ArraySpec, device: torch.device) -> Tensor | int:
+    """Zeros: what an input holds is never looked at."""
+    if not spec.dims:
+        return EXAMPLE_MAX_SEQLEN
+    sizes = [EXAMPLE_SIZES.get(symbol, 0) + extra for symbol, extra in map(split_dim, spec.dims)]
+    return torch.zeros(sizes, dtype=getattr(torch, spec.dtype), device=device)
+
+
+def tidy_graph(graph_module: GraphModule, output_names: Sequence[str]) -> GraphModule:
+    """Drop the assertions torch.export leaves behind: they guard the exporter's assumptions, not our inputs.
+
+    The graph then returns its outputs by name.
+    """
     for node in list(graph_module.graph.nodes):
         if node.op == "call_function" and "_assert" in str(node.target):
             graph_module.graph.erase_node(node)
     graph_module.graph.eliminate_dead_code()
+    output = graph_module.graph.output_node()
+    values = output.args[0]
+    assert isinstance(values, (tuple, list)), "The exporter returns a flat tuple. This is a bug."
+    output.args = (dict(zip(output_names, values, strict=True)),)
     # A plain Graph without the exporter's calling convention: engines call nodes, never the module.
     graph_module.graph.set_codegen(torch.fx.graph.CodeGen())
     graph_module.recompile()
@@ -106,13 +119,48 @@ def constant(graph_module: GraphModule, node: Node) -> Tensor:
 
 
 def symbol_names(graph_module: GraphModule) -> dict[str, str]:
-    """The exporter's symbols (s27 and the like) by the names of the design."""
-    values = {node.name: node.meta["val"] for node in graph_module.graph.nodes if node.op == "placeholder"}
-    found = {"max_seqlen": values["max_seqlen"], "num_tokens": values["input_ids"].shape[0]}
-    found["num_seqs"] = values["cu_seqlens"].shape[0]
-    if "logit_rows" in values:
-        found["num_logits"] = values["logit_rows"].shape[0]
-    return {str(symbol): name for name, value in found.items() for symbol in sympify(value).free_symbols}
+    """The exporter's symbols (s27 and the like) by the names of `BatchShape`."""
+    found: dict[str, str] = {}
+    for node in graph_module.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        value, spec = node.meta["val"], INPUTS[node.name]
+        pairs = zip(value.shape, map(split_dim, spec.dims), strict=True) if spec.dims else [(value, (spec.name, 0))]
+        for size, (name, _) in pairs:
+            if name in BatchShape._fields:
+                found |= {str(symbol): name for symbol in sympify(size).free_symbols}
+    return found
+
+
+def find_outputs(graph_module: GraphModule) -> dict[str, Node]:
+    """The nodes whose values the graph returns, by name."""
+    outputs = graph_module.graph.output_node().args[0]
+    assert isinstance(outputs, dict), "A captured graph returns its outputs by name. This is a bug."
+    return dict(outputs)
+
+
+def describe_outputs(graph_module: GraphModule) -> tuple[ArraySpec, ...]:
+    """What engines give: fp32, whatever the graph computes in."""
+    names = symbol_names(graph_module)
+    return tuple(
+        ArraySpec(name, "float32", tuple(describe_dim(dim, names) for dim in node.meta["val"].shape))
+        for name, node in find_outputs(graph_module).items()
+    )
+
+
+def describe_dim(value: object, names: Mapping[str, str]) -> str | int:
+    expression = sympify(value)
+    return int(expression) if expression.is_Integer else rename_symbols(str(expression), names)
+
+
+def is_paged(graph_module: GraphModule) -> bool:
+    """Whether the graph keeps keys and values in a cache, so that its batches need `Paging`."""
+    return any(node.op == "placeholder" and node.name == "kv_cache" for node in graph_module.graph.nodes)
+
+
+def read_inputs(graph_module: GraphModule) -> frozenset[str]:
+    """The names of the inputs that something is computed from, or that are outputs themselves."""
+    return frozenset(node.name for node in graph_module.graph.nodes if node.op == "placeholder" and node.users)
 
 
 def sympify(value: object) -> sympy.Expr:
@@ -128,6 +176,9 @@ def to_formula(value: object, names: Mapping[str, str]) -> Formula:
     """
     expression = sympify(value)
     symbols = [sympy.Symbol(name) for name in BatchShape._fields]
+    unknown = [str(symbol) for symbol in expression.free_symbols if str(symbol) not in names]
+    if unknown:
+        raise ValueError(f"{expression} depends on {', '.join(unknown)}, which are not of the batch's shape")
     renamed = expression.subs({symbol: sympy.Symbol(names[str(symbol)]) for symbol in expression.free_symbols})
     try:
         terms = sympy.Poly(renamed, *symbols).terms()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from runtime.batch import Batch, Output
+from runtime.batch import ArraySpec, Batch, Output
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all) during long work."""
@@ -37,7 +37,8 @@ class EngineInfo:
     precision_reason: str
     device: str
     threads: int
-    output_dim: int
+    outputs: tuple[ArraySpec, ...]
+    """What the graph computes. The first is what calibration measures; a decoder's is its `logits`."""
     weight_bytes: int = 0
     activation_bytes: int = 0
     """Planned peak at the largest batch."""
@@ -69,7 +70,8 @@ class Engine(Protocol):
         """Run batches up to the largest one, so that no later batch allocates."""
 
     def run(self, batch: Batch) -> Output:
-        """Compute one step. Raises EngineError; ValueError where the batch is over `info.max_batch_tokens`.
+        """Compute one step. Raises EngineError; ValueError where the batch is over `info.max_batch_tokens`, or lacks an
+        array that the model reads.
 
         A decoder changes its KV cache where the batch's `paging` says.
         """

@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from runtime.batch import Batch
+from runtime.batch import Batch, FloatArray
 from runtime.cache import cache_dir
 from runtime.engine import Engine, Progress
 
@@ -105,12 +104,17 @@ def merge_equal(table: PrecisionTable) -> PrecisionTable:
     return PrecisionTable(by_tokens, table.agreement, tuple(table.speed[index] for index in ends))
 
 
-def measure_agreement(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-    """Of the worst row: 1 - |a - b|^2 / (2 |b|^2), which is the cosine where rows have length 1.
+def measure_agreement(found: Mapping[str, FloatArray], expected: Mapping[str, FloatArray]) -> float:
+    """Of the worst row of all outputs: 1 - |a - b|^2 / (2 |b|^2), which is the cosine where rows have length 1.
 
     Unlike a cosine it sees a wrong length, and a wrong number where a row is one number.
     """
-    lost = ((found - expected) ** 2).sum(1) / np.maximum((expected**2).sum(1), 1e-12)
+    return min(compare_rows(found[name], rows) for name, rows in expected.items())
+
+
+def compare_rows(found: FloatArray, expected: FloatArray) -> float:
+    axes = tuple(range(1, expected.ndim))
+    lost = ((found - expected) ** 2).sum(axes) / np.maximum((expected**2).sum(axes), 1e-12)
     return float(1 - lost.max() / 2)
 
 

@@ -6,7 +6,7 @@ is counted, and freed after its last use.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from runtime.capture import constant, symbol_names, to_formula
+from runtime.batch import ArraySpec
+from runtime.capture import constant, describe_outputs, find_outputs, symbol_names, to_formula
 from runtime.kernels.cpu.native import NativeKernel
 from runtime.kernels.table import TORCH_KERNELS, VIEW_OPS, Kernel
 from runtime.memory.lifetimes import BatchShape, Formula, Lifetime, TensorLife, live_peak, size_lifetimes
@@ -67,10 +68,11 @@ class Program:
     slots: tuple[object, ...]
     input_slots: dict[str, int]
     """By the name of the argument; those that nothing reads are there too."""
-    output_slot: int
+    output_slots: dict[str, int]
+    """By the name of the output."""
     tensors: tuple[PlannedTensor, ...]
     weight_bytes: int
-    output_dim: int
+    outputs: tuple[ArraySpec, ...]
 
     @property
     def unplanned(self) -> tuple[Instruction, ...]:
@@ -85,8 +87,8 @@ class Program:
     @property
     def read_inputs(self) -> frozenset[str]:
         """The inputs that any instruction reads."""
-        read = {slot for instruction in self.instructions for slot in instruction.args}
-        return frozenset(name for name, slot in self.input_slots.items() if slot in read or slot == self.output_slot)
+        read = {slot for instruction in self.instructions for slot in instruction.args} | {*self.output_slots.values()}
+        return frozenset(name for name, slot in self.input_slots.items() if slot in read)
 
     def lifetimes(self, shape: BatchShape) -> list[Lifetime]:
         return size_lifetimes((tensor.life for tensor in self.tensors), shape)
@@ -115,7 +117,8 @@ class Lowering:
     def lower(self) -> Program:
         calls = [node for node in self.graph_module.graph.nodes if node.op == "call_function"]
         step_of = {node: index for index, node in enumerate(calls)}
-        deaths = find_deaths(calls, step_of, self.output_node())
+        outputs = find_outputs(self.graph_module)
+        deaths = find_deaths(calls, step_of, outputs.values())
         dead_after: dict[int, list[Node]] = {}
         for node, death in deaths.items():
             dead_after.setdefault(death, []).append(node)
@@ -132,23 +135,15 @@ class Lowering:
             elif node.op == "call_function":
                 step = step_of[node]
                 instructions.append(self.lower_call(node, step, deaths[node], dead_after.get(step, [])))
-        output = self.output_node()
         return Program(
             instructions=tuple(instructions),
             slots=tuple(self.slots),
             input_slots=inputs,
-            output_slot=self.slot_of[output],
+            output_slots={name: self.slot_of[node] for name, node in outputs.items()},
             tensors=tuple(each.tensor for each in instructions if each.tensor is not None),
             weight_bytes=sum(weights.values()),
-            output_dim=int(output.meta["val"].shape[-1]),
+            outputs=describe_outputs(self.graph_module),
         )
-
-    def output_node(self) -> Node:
-        result = self.graph_module.graph.output_node().args[0]
-        while isinstance(result, (tuple, list)):
-            result = result[0]
-        assert isinstance(result, Node)
-        return result
 
     def lower_call(self, node: Node, step: int, death: int, dead: list[Node]) -> Instruction:
         value, kernel = node.meta["val"], self.kernels.get(node.target)
@@ -251,13 +246,14 @@ def may_share_memory(node: Node) -> bool:
     return schema is not None and any(argument.alias_info is not None for argument in schema.arguments)
 
 
-def find_deaths(calls: Sequence[Node], step_of: dict[Node, int], output: Node) -> dict[Node, int]:
-    """For each call the last step that reads its memory, under whatever name; the output outlives all steps."""
+def find_deaths(calls: Sequence[Node], step_of: dict[Node, int], outputs: Iterable[Node]) -> dict[Node, int]:
+    """For each call the last step that reads its memory, under whatever name; outputs outlive all steps."""
+    kept = set(outputs)
     deaths: dict[Node, int] = {}
     for node in reversed(calls):
         last = step_of[node]
         for user in node.users:
             if user in step_of:
                 last = max(last, deaths[user] if may_share_memory(user) else step_of[user])
-        deaths[node] = len(calls) if node is output else last
+        deaths[node] = len(calls) if node in kept else last
     return deaths

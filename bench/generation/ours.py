@@ -73,7 +73,7 @@ def build_loop(
     limits = BatchLimits(max_batch_tokens, max_batch_requests, max_total_tokens, num_logits)
 
     def build() -> Engine:
-        engine = build_engine(load_model(model, info), info.output_dim, config, limits, lambda *_: None)
+        engine = build_engine(load_model(model, info), config, limits, lambda *_: None)
         engine.warmup(lambda *_: None)
         return engine
 

@@ -19,10 +19,10 @@ LIMITS = BatchLimits(max_batch_tokens=16_384, max_batch_requests=512, max_input_
 def load(model: Path, converted: Path, options: dict[str, Any], threads: int) -> Embed:
     info = read_info(model, pooling="mean", normalize=True)
     config = EngineConfig.model_validate({"precision": options["precision"], "threads": threads})
-    engine = build_engine(load_model(model, info), info.output_dim, config, LIMITS, lambda *_: None)
+    engine = build_engine(load_model(model, info), config, LIMITS, lambda *_: None)
 
     def embed(batches: Sequence[Sequences]) -> list[Rows]:
-        return [engine.run(pack([TokenSequence(ids) for ids in batch])).values for batch in batches]
+        return [engine.run(pack([TokenSequence(ids) for ids in batch])).arrays["embeddings"] for batch in batches]
 
     return embed
 

@@ -65,9 +65,9 @@ class AdaptiveEngine:
     def measure(self, progress: Progress) -> PrecisionTable:
         batches = [self.example(num_tokens) for num_tokens in list_sizes(self.largest)]
         sample = batches[len(batches) // 2]
-        expected = next(iter(self.engines.values())).run(sample).values
-        found = {name: engine.run(sample).values for name, engine in self.engines.items()}
-        agreement = {name: measure_agreement(values, expected) for name, values in found.items()} | self.known_agreement
+        found = {name: engine.run(sample).arrays for name, engine in self.engines.items()}
+        expected = next(iter(found.values()))
+        agreement = {name: measure_agreement(arrays, expected) for name, arrays in found.items()} | self.known_agreement
         return measure_table(self.engines, batches, agreement, self.min_agreement, progress)
 
     def run(self, batch: Batch) -> Output:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from runtime.batch import Arrays
 from runtime.engine import EngineError
 from runtime.kernels.cpu.native import NativeCall, NativeKernel
 from runtime.kernels.cpu.tape import Tape
@@ -22,7 +23,6 @@ from runtime.memory.lifetimes import ALIGNMENT, BatchShape
 from runtime.program import Instruction, Program
 
 aten = torch.ops.aten
-Arrays = dict[str, npt.NDArray[Any]]
 Step = NativeCall | Callable[[], object]
 
 
@@ -62,7 +62,7 @@ class BoundProgram:
         if missing:
             raise EngineError(f"the model reads {', '.join(sorted(missing))}, which the batch does not have")
         self.slots = list(program.slots)
-        self.output_slot = program.output_slot
+        self.output_slots = program.output_slots
         self.inputs = inputs
         changing = {instruction.slot for instruction in program.instructions} | set(program.input_slots.values())
         self.is_fixed = [slot not in changing for slot in range(len(program.slots))]
@@ -113,6 +113,11 @@ class BoundProgram:
     def fetch(self, instruction: Instruction) -> list[object]:
         return [self.slots[slot] for slot in instruction.args]
 
+    def fetch_tensor(self, slot: int) -> Tensor:
+        value = self.slots[slot]
+        assert isinstance(value, Tensor)
+        return value
+
     def run_late(self, instruction: Instruction) -> None:
         """What depends on a result that torch allocates anew in each step, or is one."""
         if instruction.tensor is None:
@@ -123,8 +128,8 @@ class BoundProgram:
             if not self.is_fixed[slot]:
                 self.slots[slot] = None
 
-    def run(self, arrays: Arrays) -> Tensor:
-        """The result, in memory that belongs to the next step. `arrays`: by their names, in the shapes that were bound.
+    def run(self, arrays: Arrays) -> dict[str, Tensor]:
+        """The outputs by name, in memory that belongs to the next step. `arrays`: in the shapes that were bound.
 
         Raises RuntimeError or IndexError where a kernel fails.
         """
@@ -133,12 +138,11 @@ class BoundProgram:
         try:
             for step in self.steps:
                 step()
-            result = self.slots[self.output_slot]
+            outputs = {name: self.fetch_tensor(slot) for name, slot in self.output_slots.items()}
         finally:
             for slot in self.late_slots:  # what torch has allocated must not outlive the step
                 self.slots[slot] = None
-        assert isinstance(result, Tensor)
-        return result
+        return outputs
 
 
 def join_calls(steps: Iterable[Step]) -> list[Callable[[], object]]:

@@ -3,13 +3,12 @@
 from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from runtime.batch import Batch, Output
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
-from runtime.engines.transfer import run_warmup
+from runtime.engines.transfer import run_warmup, to_output
 from runtime.kv_cache.examples import page_alone
 from runtime.memory.lifetimes import BatchShape
 from runtime.sampling import sample
@@ -21,7 +20,7 @@ class Computes(Protocol):
     info: EngineInfo
     largest: BatchShape
 
-    def compute(self, batch: Batch, **memory: Tensor) -> Tensor: ...
+    def compute(self, batch: Batch, **memory: Tensor) -> dict[str, Tensor]: ...
 
     def prepare(self) -> None: ...
 
@@ -63,11 +62,11 @@ class DecoderEngine:
         try:
             with torch.inference_mode():
                 self.copy_blocks(torch.from_numpy(batch.paging.block_copies).to(self.kv_cache.device))
-                logits = self.inner.compute(batch, kv_cache=self.kv_cache)
-                tokens = sample(logits, batch.paging.sampling)
+                outputs = dict(self.inner.compute(batch, kv_cache=self.kv_cache))
+                tokens = sample(outputs.pop("logits"), batch.paging.sampling)
+                return replace(to_output(outputs), tokens=tokens)
         except (RuntimeError, IndexError) as error:
             raise error if isinstance(error, EngineError) else EngineError(f"sampling failed: {error}") from error
-        return Output(np.zeros((batch.num_seqs, 0), np.float32), tokens)
 
     def copy_blocks(self, copies: Tensor) -> None:
         """In all layers. All are read before any is written: one copy may write where another reads."""

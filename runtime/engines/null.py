@@ -3,12 +3,13 @@
 A row depends on its own sequence alone, so a test sees when answers are mixed up.
 """
 
+import math
 import time
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.batch import Batch, Output
+from runtime.batch import ArraySpec, Batch, FloatArray, Output
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
 
 
@@ -30,9 +31,9 @@ class NullEngine:
         sleep_s = self.step_s + self.s_per_token * batch.num_tokens
         if sleep_s:
             time.sleep(sleep_s)
-        if self.fail_token_id is not None and self.fail_token_id in batch.input_ids:
+        if self.fail_token_id is not None and self.fail_token_id in batch.arrays["input_ids"]:
             raise EngineError(f"asked to fail by token {self.fail_token_id}")
-        return Output(null_rows(batch, self.info.output_dim))
+        return Output({spec.name: make_rows(batch, spec) for spec in self.info.outputs})
 
     def memory(self) -> MemoryStats:
         return MemoryStats()
@@ -44,11 +45,20 @@ class NullEngine:
         """Nothing is held."""
 
 
-def null_rows(batch: Batch, output_dim: int) -> npt.NDArray[np.float32]:
-    """Per sequence: its length, its first and last token, and the sum of its tokens, repeated over the row."""
-    starts, ends = batch.cu_seqlens[:-1], batch.cu_seqlens[1:]
-    facts = np.stack(
-        [batch.seqlens, batch.input_ids[starts], batch.input_ids[ends - 1], np.add.reduceat(batch.input_ids, starts)], 1
-    )
-    repeats = -(-output_dim // facts.shape[1])
-    return np.tile(facts, (1, repeats))[:, :output_dim].astype(np.float32)
+def make_rows(batch: Batch, spec: ArraySpec) -> FloatArray:
+    """Facts of each sequence, or of each token where the rows are `num_tokens`, repeated over the row."""
+    facts = list_token_facts(batch) if spec.dims[0] == "num_tokens" else list_facts(batch)
+    sizes = [int(dim) for dim in spec.dims[1:]]
+    return np.resize(facts.T, (math.prod(sizes), len(facts))).T.reshape(-1, *sizes).astype(np.float32)
+
+
+def list_facts(batch: Batch) -> npt.NDArray[np.int64]:
+    """Per sequence: its length, its first and last token, and the sum of its tokens."""
+    starts, ends, input_ids = batch.cu_seqlens[:-1], batch.cu_seqlens[1:], batch.arrays["input_ids"]
+    return np.stack([batch.seqlens, input_ids[starts], input_ids[ends - 1], np.add.reduceat(input_ids, starts)], 1)
+
+
+def list_token_facts(batch: Batch) -> npt.NDArray[np.int64]:
+    """Per token: what it is, its position, and the length of its sequence."""
+    positions = np.arange(batch.num_tokens) - np.repeat(batch.cu_seqlens[:-1], batch.seqlens)
+    return np.stack([batch.arrays["input_ids"], positions, np.repeat(batch.seqlens, batch.seqlens)], 1)

@@ -32,6 +32,7 @@ class NullDecoder:
         nan_token_id: int | None = None,
     ) -> None:
         self.info = info
+        self.vocab_size = int(info.outputs[0].dims[-1])
         self.step_s, self.s_per_token = step_ms / 1e3, us_per_token / 1e6
         self.fail_token_id, self.nan_token_id = fail_token_id, nan_token_id
         self.cache = np.full((info.num_blocks, BLOCK_SIZE), EMPTY, np.int64)
@@ -45,12 +46,12 @@ class NullDecoder:
         sleep_s = self.step_s + self.s_per_token * batch.num_tokens
         if sleep_s:
             time.sleep(sleep_s)
-        if self.fail_token_id is not None and self.fail_token_id in batch.input_ids:
+        if self.fail_token_id is not None and self.fail_token_id in batch.arrays["input_ids"]:
             raise EngineError(f"asked to fail by token {self.fail_token_id}")
         if len(paging.block_copies):
             self.cache[paging.block_copies[:, 1]] = self.cache[paging.block_copies[:, 0]]
-        self.cache.reshape(-1)[paging.slot_mapping] = batch.input_ids
-        return Output(np.zeros((batch.num_seqs, 0), np.float32), self.choose(batch, paging))
+        self.cache.reshape(-1)[paging.slot_mapping] = batch.arrays["input_ids"]
+        return Output({}, self.choose(batch, paging))
 
     def choose(self, batch: Batch, paging: Paging) -> SampledTokens:
         sampling = paging.sampling
@@ -65,19 +66,19 @@ class NullDecoder:
                 continue
             noise = int(sampling.uniforms[row] * 2**30) if sampling.temperature[row] > 0 else 0
             forced = int(sampling.forced_ids[row])
-            tokens[row] = choose_token(past, noise, self.info.output_dim) if forced == NO_TOKEN else forced
+            tokens[row] = choose_token(past, noise, self.vocab_size) if forced == NO_TOKEN else forced
             count = int(sampling.num_top[row])
             if count >= 0:
                 logprobs[row] = -float(past[-1] % 7) / 7 - 0.1
             for rank in range(max(count, 0)):
-                top_ids[row, rank] = choose_token(past, rank, self.info.output_dim)
+                top_ids[row, rank] = choose_token(past, rank, self.vocab_size)
                 top_logprobs[row, rank] = -0.1 - rank
         return SampledTokens(tokens, logprobs, top_ids, top_logprobs)
 
     def read_past(self, batch: Batch, paging: Paging, place: int) -> npt.NDArray[np.int64]:
         """All tokens up to the batch's token number `place`, as the cache has them."""
         seq = int(np.searchsorted(batch.cu_seqlens, place, side="right")) - 1
-        last = int(batch.position_ids[place])
+        last = int(batch.arrays["position_ids"][place])
         blocks = paging.block_table[seq, : last // BLOCK_SIZE + 1]
         return self.cache[blocks].reshape(-1)[: last + 1]
 

@@ -6,11 +6,11 @@ from collections.abc import Hashable, Mapping
 import torch
 from torch import Tensor
 
-from runtime.batch import Batch, Output
+from runtime.batch import Arrays, Batch, Output
 from runtime.config import UnusableConfig
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
-from runtime.engines.bound import Arrays, BoundProgram, Inputs
-from runtime.engines.transfer import find_shape, list_arrays, run_warmup
+from runtime.engines.bound import BoundProgram, Inputs
+from runtime.engines.transfer import find_shape, run_warmup, take_arrays, to_output
 from runtime.memory.arena import Arena, CapExceeded
 from runtime.memory.lifetimes import BatchShape, round_shape
 from runtime.memory.planner import plan_region
@@ -51,16 +51,16 @@ class PlannedEngine:
         self.arena.layout(self.largest, lambda: self.program.lifetimes(self.largest))
 
     def run(self, batch: Batch) -> Output:
-        return Output(self.compute(batch).to(device="cpu", dtype=torch.float32, copy=True).numpy())
+        return to_output(self.compute(batch))
 
-    def compute(self, batch: Batch, **memory: Tensor) -> Tensor:
-        """The result, in memory that belongs to the next step. `memory`: what the model keeps between steps, by name.
+    def compute(self, batch: Batch, **memory: Tensor) -> dict[str, Tensor]:
+        """The outputs by name, in memory that belongs to the next step. `memory`: what the model keeps between steps.
 
-        Raises EngineError; ValueError where the batch is too large.
+        Raises EngineError; ValueError where the batch is too large, or lacks what the model reads.
         """
         shape = find_shape(batch, self.largest)
         use_threads(self.info.threads)
-        arrays = {name: array for name, array in list_arrays(batch).items() if name in self.read}
+        arrays = take_arrays(batch, self.read)
         others: dict[str, Tensor | int] = {**memory}
         if "max_seqlen" in self.read:
             others["max_seqlen"] = batch.max_seqlen

@@ -1,18 +1,28 @@
 """The module itself, op by op in plain PyTorch: the oracle that fast engines are compared with."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
 from runtime.batch import Batch, Output
+from runtime.capture import list_inputs
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
-from runtime.engines.transfer import find_shape, run_warmup, to_tensors
+from runtime.engines.transfer import find_shape, run_warmup, take_arrays, to_output, to_tensors
 from runtime.memory.lifetimes import BatchShape
 from runtime.threads import use_threads
 
 
 class ReferenceEngine:
-    def __init__(self, module: nn.Module, largest: BatchShape, device: torch.device, info: EngineInfo):
+    """`read`: the inputs of the module's forward that its answer depends on; the others are None where a batch lacks
+    them."""
+
+    def __init__(
+        self, module: nn.Module, read: Collection[str], largest: BatchShape, device: torch.device, info: EngineInfo
+    ):
         self.module = module
+        self.read = read
+        self.names = list_inputs(module)
         self.largest = largest
         self.device = device
         self.info = info
@@ -24,16 +34,18 @@ class ReferenceEngine:
         """Nothing is planned."""
 
     def run(self, batch: Batch) -> Output:
-        return Output(self.compute(batch).to(device="cpu", dtype=torch.float32).numpy())
+        return to_output(self.compute(batch))
 
-    def compute(self, batch: Batch, **memory: Tensor) -> Tensor:
+    def compute(self, batch: Batch, **memory: Tensor) -> dict[str, Tensor]:
         """See PlannedEngine."""
         find_shape(batch, self.largest)
+        take_arrays(batch, self.read)
         use_threads(self.info.threads)
         try:
             with torch.inference_mode():
-                result: Tensor = self.module(**to_tensors(batch, self.device), **memory)
-                return result
+                inputs = to_tensors(batch, self.device) | memory
+                outputs: dict[str, Tensor] = self.module(**{name: inputs.get(name) for name in self.names})
+                return outputs
         except (RuntimeError, IndexError) as error:
             raise EngineError(f"a step of {batch.num_seqs} sequences failed: {error}") from error
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from runtime.batch import NO_TOKEN, Batch, IntArray, Output, Paging, SampledTokens
+from runtime.batch import NO_TOKEN, Arrays, Batch, IntArray, Output, Paging, SampledTokens
 from runtime.engine import EngineInfo, MemoryStats, Progress
 from runtime.engines.decoder import DecoderEngine
 from runtime.kv_cache.blocks import BLOCK_SIZE, SCRATCH_BLOCK
@@ -53,13 +53,14 @@ class SpeculatingEngine:
         """Guesses after the newest token of each sequence, in the row that gave that token."""
         drafts = np.full((batch.num_logits, self.num_drafts), NO_TOKEN, np.int64)
         rows = find_newest(batch, paging, tokens)
-        last_positions = batch.position_ids[paging.logit_rows[rows]] + self.num_drafts
+        position_ids = batch.arrays["position_ids"]
+        last_positions = position_ids[paging.logit_rows[rows]] + self.num_drafts
         rows = rows[last_positions < self.max_positions]
         if not len(rows):
             return tokens
         places = paging.logit_rows[rows]
         owners = np.searchsorted(batch.cu_seqlens, places, side="right") - 1
-        newest, positions, tables = tokens.token_ids[rows], batch.position_ids[places] + 1, paging.block_table[owners]
+        newest, positions, tables = tokens.token_ids[rows], position_ids[places] + 1, paging.block_table[owners]
         for step in range(self.num_drafts):
             # Rows go on as far as they have blocks to write to, and tokens to go on from.
             num_slots = (tables != SCRATCH_BLOCK).sum(1) * BLOCK_SIZE
@@ -103,13 +104,14 @@ def find_newest(batch: Batch, paging: Paging, tokens: SampledTokens) -> IntArray
     None of a sequence with several answers, which are forked only after this step, and none without a token.
     """
     places, chosen = paging.logit_rows, paging.sampling.forced_ids == NO_TOKEN
+    input_ids = batch.arrays["input_ids"]
     owners = np.searchsorted(batch.cu_seqlens, places, side="right") - 1
     newest: list[int] = []
     for owner in np.unique(owners[chosen]):
         rows = np.flatnonzero(chosen & (owners == owner))
         if len(np.unique(places[rows])) < len(rows):
             continue
-        row = next(row for row in rows if row == rows[-1] or tokens.token_ids[row] != batch.input_ids[places[row] + 1])
+        row = next(row for row in rows if row == rows[-1] or tokens.token_ids[row] != input_ids[places[row] + 1])
         if tokens.token_ids[row] != NO_TOKEN:
             newest.append(int(row))
     return np.array(newest, np.int64)
@@ -126,4 +128,5 @@ def pack_newest(token_ids: IntArray, positions: IntArray, block_table: npt.NDArr
         logit_rows=np.arange(count),
         sampling=sample_greedily(count),
     )
-    return Batch(token_ids, positions, np.zeros_like(token_ids), np.arange(count + 1, dtype=np.int32), 1, paging)
+    arrays: Arrays = {"input_ids": token_ids, "position_ids": positions}
+    return Batch(arrays, np.arange(count + 1, dtype=np.int32), 1, paging)

@@ -1,47 +1,86 @@
 """What engines do with a batch on its way in: check it, make it tensors; and the batches they warm up with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from runtime.batch import Batch
+from runtime.batch import INPUTS, Arrays, Batch, Output
 from runtime.engine import Progress
 from runtime.memory.lifetimes import BatchShape
 
 
-def list_arrays(batch: Batch) -> dict[str, npt.NDArray[Any]]:
-    """The arguments of a model's forward by their names, all but `max_seqlen` and a decoder's cache."""
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "input_ids": batch.input_ids,
-        "position_ids": batch.position_ids,
-        "token_type_ids": batch.token_type_ids,
-        "cu_seqlens": batch.cu_seqlens,
-    }
+def list_arrays(batch: Batch) -> Arrays:
+    """All arrays of the batch by their names in `INPUTS`."""
+    arrays = batch.arrays | {"cu_seqlens": batch.cu_seqlens}
     if batch.paging is not None:
         paging = batch.paging
-        del arrays["token_type_ids"]
         arrays["slot_mapping"], arrays["block_table"] = paging.slot_mapping, paging.block_table
         arrays["cache_seqlens"], arrays["logit_rows"] = paging.cache_seqlens, paging.logit_rows
     return arrays
 
 
-def to_tensors(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """The arrays as tensors on the device, and `max_seqlen`."""
+def take_arrays(batch: Batch, read: Collection[str]) -> Arrays:
+    """Those that a model reads. `max_seqlen` and a cache are no arrays of the batch.
+
+    Raises ValueError where the batch lacks one, or one has another type or shape than `INPUTS` says.
+    """
     arrays = list_arrays(batch)
-    tensors: dict[str, Any] = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    wanted = [name for name in INPUTS if name in read and name not in ("max_seqlen", "kv_cache")]
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        raise ValueError(f"the model reads {', '.join(missing)}, which the batch does not have: put it into its arrays")
+    sizes: dict[str | int, int] = {
+        "num_tokens": batch.num_tokens,
+        "num_seqs": batch.num_seqs,
+        "num_seqs + 1": batch.num_seqs + 1,
+    }
+    for name in wanted:
+        check_array(name, arrays[name], sizes)
+    return {name: arrays[name] for name in wanted}
+
+
+def check_array(name: str, array: npt.NDArray[Any], sizes: Mapping[str | int, int]) -> None:
+    """Kernels trust types and lengths. `sizes`: of the symbols that are known; others may be anything."""
+    spec = INPUTS[name]
+    is_shaped = array.ndim == len(spec.dims) and all(
+        sizes.get(dim, size) == size for dim, size in zip(spec.dims, array.shape, strict=True)
+    )
+    if array.dtype != spec.dtype or not is_shaped:
+        wanted = ", ".join(f"{sizes[dim]} ({dim})" if dim in sizes else str(dim) for dim in spec.dims)
+        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}; it must be {spec.dtype} [{wanted}]")
+
+
+def to_tensors(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """All arrays of the batch as tensors on the device, and `max_seqlen`."""
+    tensors: dict[str, Any] = {name: torch.from_numpy(array).to(device) for name, array in list_arrays(batch).items()}
     return tensors | {"max_seqlen": batch.max_seqlen}
 
 
+def to_output(tensors: Mapping[str, Tensor]) -> Output:
+    """Copies in fp32, which the next step does not write to."""
+    return Output(
+        {name: tensor.to(device="cpu", dtype=torch.float32, copy=True).numpy() for name, tensor in tensors.items()}
+    )
+
+
 def make_batch(seqlens: list[int], token_id: int = 0) -> Batch:
-    """A batch of sequences of these lengths, all of one token."""
-    num_tokens = sum(seqlens)
+    """A batch of sequences of these lengths, all of one token, with everything that a model may read but paging."""
+    return lay_out(seqlens, np.full(sum(seqlens), token_id, np.int64))
+
+
+def lay_out(seqlens: list[int], input_ids: npt.NDArray[np.int64]) -> Batch:
+    """These tokens as sequences of these lengths, all of type 0 and none of a prompt."""
     return Batch(
-        input_ids=np.full(num_tokens, token_id, np.int64),
-        position_ids=np.concatenate([np.arange(seqlen) for seqlen in seqlens]),
-        token_type_ids=np.zeros(num_tokens, np.int64),
+        {
+            "input_ids": input_ids,
+            "position_ids": np.concatenate([np.arange(seqlen) for seqlen in seqlens]),
+            "token_type_ids": np.zeros_like(input_ids),
+            "num_prompt_tokens": np.zeros(len(seqlens), np.int32),
+        },
         cu_seqlens=np.cumsum([0, *seqlens], dtype=np.int32),
         max_seqlen=max(seqlens),
     )

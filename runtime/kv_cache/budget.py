@@ -21,9 +21,12 @@ def plan_blocks(
     max_sequences: int,
     max_input_tokens: int,
     device: torch.device,
-    replicas: int,
+    share: float,
 ) -> int:
     """Blocks, the scratch block included.
+
+    `share`: the part of the free memory that this engine may take, where others of its device take theirs; it does not
+    concern a configured budget.
 
     Raises UnusableConfig where not even one sequence of `max_input_tokens` has room.
     """
@@ -31,7 +34,7 @@ def plan_blocks(
     least = count_blocks(max_input_tokens) + 1
     if config.budget_mb is None:
         # Weights are there already; activations are not.
-        left = int(find_free_bytes(device) / replicas) - activation_bytes
+        left = int(find_free_bytes(device) * share) - activation_bytes
     else:
         left = int(config.budget_mb * 2**20) - weight_bytes - activation_bytes
     fitting = left // block_bytes

@@ -21,12 +21,12 @@ def page_alone(batch: Batch, *, num_blocks: int, past: int = 0, every_token: boo
     usable = max(num_blocks - 1, 1)
     table = (first[:, None] + np.arange(max_blocks)[None, :]) % usable + (1 if num_blocks > 1 else 0)
     table = np.where(np.arange(max_blocks)[None, :] < needed[:, None], table, SCRATCH_BLOCK).astype(np.int32)
-    positions = batch.position_ids + past
+    positions = batch.arrays["position_ids"] + past
     owner = np.repeat(np.arange(batch.num_seqs), batch.seqlens)
     slots = table[owner, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
     rows = np.arange(batch.num_tokens) if every_token else batch.cu_seqlens[1:].astype(np.int64) - 1
     paging = Paging(lengths.astype(np.int32), table, slots, rows, sample_greedily(len(rows)))
-    return replace(batch, position_ids=positions, paging=paging)
+    return replace(batch, arrays=batch.arrays | {"position_ids": positions}, paging=paging)
 
 
 def sample_greedily(num_logits: int) -> Sampling:

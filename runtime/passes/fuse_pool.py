@@ -13,7 +13,7 @@ def fuse_pool(graph_module: GraphModule) -> None:
     for node in list(graph_module.graph.nodes):
         if is_call(node, aten.div.Tensor) and is_normalize(node):
             (rows,) = arguments(node, 1)
-            replace_node(node, pool.OP, (*rows.args, True), "pool_normalize")
+            replace_node(node, pool.OP, (*rows.args[:3], True, *rows.args[4:]), "pool_normalize")
 
 
 def is_normalize(div: Node) -> bool:
@@ -27,5 +27,6 @@ def is_normalize(div: Node) -> bool:
         divisor = divisor.args[0]
     expand, clamp, norm = chain
     is_l2 = norm.args[1:4] == (2, [-1], True) or norm.args[1:4] == (2.0, [-1], True)
-    is_pool = is_call(rows, pool.OP) and len(rows.args) == 3 and set(rows.users) == {norm, expand, div}
-    return is_l2 and clamp.args[1] == 1e-12 and norm.args[0] is rows and is_pool
+    is_pool = is_call(rows, pool.OP) and not rows.kwargs and not arguments(rows, 4)[3]
+    is_only_scaled = norm.args[0] is rows and set(rows.users) == {norm, expand, div}
+    return is_l2 and clamp.args[1] == 1e-12 and is_pool and is_only_scaled

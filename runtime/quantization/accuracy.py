@@ -15,7 +15,7 @@ AgreesOn = Literal["neighbours", "labels"]
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Of rows [num_texts, output_dim] against those of FP32. The cosines are percentiles over the texts."""
+    """Of rows [num_texts, width] against those of FP32. The cosines are percentiles over the texts."""
 
     num_texts: int = 0
     error: float = 0.0
@@ -50,7 +50,7 @@ BOUNDS: dict[AgreesOn, Bound] = {
 
 
 def measure_accuracy(found: Tensor, expected: Tensor, agrees_on: AgreesOn) -> Accuracy:
-    """Of two sets of rows, fp32 [num_texts, output_dim] on the CPU."""
+    """Of two sets of rows, fp32 [num_texts, width] on the CPU."""
     cosines = functional.cosine_similarity(found, expected, dim=-1)
     least, first, median = torch.quantile(cosines, torch.tensor([0.0, 0.01, 0.5], dtype=cosines.dtype)).tolist()
     agree = count_neighbours if agrees_on == "neighbours" else count_labels

@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional
 
 from runtime.batch import Batch
-from runtime.capture import constant
+from runtime.capture import constant, is_paged
 from runtime.engine import Progress
 from runtime.kv_cache.examples import page_alone
 from runtime.ops import embed_norm
@@ -89,7 +89,7 @@ def calibrate(
         schemes,
         fingerprint_weights(weights),
         options.activations,
-        num_texts=len(observation.output),
+        num_texts=observation.num_texts,
         num_tokens=observation.num_tokens,
         accuracy=measure_accuracy(found, expected, options.agrees_on),
     )
@@ -190,7 +190,7 @@ def smooth_blindly(graph_module: GraphModule) -> dict[str, LinearScheme]:
     text, so one batch of random tokens shows it. `graph_module` may be fused further than that of `trace_linears`.
     """
     batch = random_batch(find_vocab_size(graph_module), num_seqs=16, seqlen=32)
-    if any(node.op == "placeholder" and node.name == "kv_cache" for node in graph_module.graph.nodes):
+    if is_paged(graph_module):
         batch = page_alone(batch, num_blocks=1 + 16 * 2, every_token=True)
     observation = observe(graph_module, [batch], lambda *_: None)
     weights = linear_weights(graph_module)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from runtime.batch import Batch
 from runtime.capture import capture
 from runtime.engine import Progress
+from runtime.engines.transfer import lay_out
 from runtime.passes.fuse_linear_act import fuse_linear_act
 from runtime.passes.fuse_qkv import fuse_qkv
 from runtime.passes.rewriting import infer_shapes
@@ -54,10 +55,11 @@ class InputStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """By weight's name, and what the fp32 model answered: [num_seqs of all batches, output_dim]."""
+    """By weight's name, and the first output of the fp32 model, see `run_batches`."""
 
     inputs: dict[str, InputStatistics]
     output: Tensor
+    num_texts: int
     num_tokens: int
 
 
@@ -81,16 +83,11 @@ def observe(graph_module: GraphModule, batches: Sequence[Batch], progress: Progr
         return functional.linear(x, weight, bias)
 
     output = run_batches(graph_module, batches, compute, progress, "observing")
-    return Observation(inputs, output, sum(batch.num_tokens for batch in batches))
+    num_texts, num_tokens = sum(batch.num_seqs for batch in batches), sum(batch.num_tokens for batch in batches)
+    return Observation(inputs, output, num_texts, num_tokens)
 
 
 def random_batch(vocab_size: int, num_seqs: int, seqlen: int) -> Batch:
     """Sequences of random tokens, the same each time: what to observe where there are no texts."""
-    num_tokens = num_seqs * seqlen
-    return Batch(
-        input_ids=np.random.default_rng(0).integers(0, vocab_size, num_tokens),
-        position_ids=np.tile(np.arange(seqlen), num_seqs),
-        token_type_ids=np.zeros(num_tokens, np.int64),
-        cu_seqlens=np.arange(0, num_tokens + 1, seqlen, dtype=np.int32),
-        max_seqlen=seqlen,
-    )
+    input_ids = np.random.default_rng(0).integers(0, vocab_size, num_seqs * seqlen)
+    return lay_out([seqlen] * num_seqs, input_ids)

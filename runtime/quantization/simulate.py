@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional
 
 from runtime.batch import Batch
-from runtime.capture import constant
+from runtime.capture import constant, is_paged
 from runtime.engine import Progress
 from runtime.engines.transfer import to_tensors
 from runtime.ops import linear_act
@@ -75,7 +75,10 @@ class LinearInterpreter(Interpreter):
 def run_batches(
     graph_module: GraphModule, batches: Sequence[Batch], compute: Compute, progress: Progress, what: str
 ) -> Tensor:
-    """The graph's rows for all batches, fp32 [num_seqs of all, output_dim], in their order."""
+    """The graph's first output for all batches in their order, fp32 [num_rows of all, ...].
+
+    It is the one that accuracy is measured on: what else a graph gives comes from the same rows.
+    """
     interpreter = LinearInterpreter(graph_module, compute)
     device = next(iter(linear_weights(graph_module).values())).device
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
@@ -85,22 +88,20 @@ def run_batches(
         for index, batch in enumerate(batches):
             progress(what, index, len(batches))
             inputs = to_tensors(batch, device)
-            result = interpreter.run(*(inputs.get(node.name, memory) for node in placeholders))
-            while isinstance(result, (tuple, list)):
-                result = result[0]
-            rows.append(result.float().cpu())
+            outputs = interpreter.run(*(inputs.get(node.name, memory) for node in placeholders))
+            rows.append(next(iter(outputs.values())).float().cpu())
     progress(what, len(batches), len(batches))
     return torch.cat(rows)
 
 
 def allocate_cache(graph_module: GraphModule, batches: Sequence[Batch], device: torch.device) -> Tensor | None:
     """What a decoder needs to run these batches, one after the other; None for encoders."""
+    if not is_paged(graph_module):
+        return None
     used = [int(batch.paging.block_table.max()) for batch in batches if batch.paging is not None]
-    for node in graph_module.graph.nodes:
-        if node.op == "placeholder" and node.name == "kv_cache":
-            num_layers, _, *rest = node.meta["val"].shape
-            return torch.zeros(num_layers, max(used) + 1, *rest, device=device)
-    return None
+    (cache,) = (node for node in graph_module.graph.nodes if node.name == "kv_cache")
+    num_layers, _, *rest = cache.meta["val"].shape
+    return torch.zeros(num_layers, max(used) + 1, *rest, device=device)
 
 
 def compute_float(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -57,6 +57,13 @@ class Deployment:
     def socket_path(self, model: DeployedModel, replica: int) -> Path:
         return self.run_dir / f"engine-{model.index}-{replica}.sock"
 
+    def share_memory(self, model: DeployedModel) -> float:
+        """The part of its device's free memory that the KV cache of one replica may take: all that generate there
+        share it."""
+        engines = [other.config.engine for other in self.models if other.info.task == "generate"]
+        num_caches = sum(engine.replicas for engine in engines if engine.device == model.config.engine.device)
+        return 1 / max(num_caches, 1)
+
     def admission_path(self, model: DeployedModel) -> Path:
         return self.run_dir / f"admission-{model.index}"
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
+from runtime.batch import ArraySpec
 from runtime.build import BatchLimits, DraftModel, build_engine, build_null
 from runtime.config import UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
@@ -39,7 +40,7 @@ from server.text.grammar import GrammarFactory
 def build_loop(deployment: Deployment, model: DeployedModel, replica: int, metrics: Metrics) -> EngineLoop[Any]:
     """Everything from the model directory to a loop that can be started. Takes seconds; shows progress."""
     progress = make_progress(f"{model.config.name}/{replica}")
-    engine = build(model, progress)
+    engine = build(model, progress, deployment.share_memory(model))
     limits = model.config.limits
     step_limits = StepLimits(
         min(limits.max_batch_tokens, engine.info.max_batch_tokens),
@@ -118,19 +119,27 @@ def plan_decoding(model: DeployedModel) -> DecodingOptions:
     return replace(options, make_matcher=grammars.make_matcher)
 
 
-def build(model: DeployedModel, progress: Progress) -> Engine:
+def build(model: DeployedModel, progress: Progress, share: float) -> Engine:
     limits = model.config.limits
     batch_limits = BatchLimits(
         limits.max_batch_tokens, limits.max_batch_requests, model.max_input_tokens, count_logits(model)
     )
     config = model.config.engine.model_copy(update={"threads": model.threads})
     if config.kind == "null":
-        return build_null(model.info.output_dim, config, batch_limits)
+        return build_null(describe_outputs(model), config, batch_limits)
     progress("reading weights", 0, 1)
     module = load_model(model.directory, model.info)
     draft = load_draft(model)
     progress("reading weights", 1, 1)
-    return build_engine(module, model.info.output_dim, config, batch_limits, progress, draft)
+    return build_engine(module, config, batch_limits, progress, draft, share)
+
+
+def describe_outputs(model: DeployedModel) -> tuple[ArraySpec, ...]:
+    """As the model's graph would give them."""
+    name, rows = {"embed": ("embeddings", "num_seqs"), "classify": ("logits", "num_seqs")}.get(
+        model.info.task, ("logits", "num_logits")
+    )
+    return (ArraySpec(name, "float32", (rows, model.info.output_dim)),)
 
 
 def load_draft(model: DeployedModel) -> DraftModel | None:

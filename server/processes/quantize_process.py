@@ -87,7 +87,7 @@ def build_like(
     config = model.config.engine.model_copy(update=fixed | changes)
     most_seqs = max(batch.num_seqs for batch in batches)
     limits = BatchLimits(model.config.limits.max_batch_tokens, most_seqs, model.max_input_tokens)
-    return build_engine(load_model(model.directory, model.info), model.info.output_dim, config, limits, progress)
+    return build_engine(load_model(model.directory, model.info), config, limits, progress)
 
 
 def read_texts(path: Path) -> Iterator[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from runtime.batch import ArraySpec
 from runtime.engine import Engine, EngineInfo
 from runtime.engines.null_decoder import NullDecoder, choose_token
 from runtime.kv_cache.blocks import BlockAllocator
@@ -18,6 +19,7 @@ from server.wire.event_stream import EventStream
 from server.wire.job import GenerationEvent, GenerationParams
 
 VOCAB_SIZE = 97
+LOGITS = (ArraySpec("logits", "float32", ("num_logits", VOCAB_SIZE)),)
 MAX_TOTAL_TOKENS = 200
 
 
@@ -34,6 +36,10 @@ class Heard:
     @property
     def is_over(self) -> bool:
         return self.error is not None or not self.stream.open
+
+
+def count_vocab(engine: Engine) -> int:
+    return int(engine.info.outputs[0].dims[-1])
 
 
 class Continuous:
@@ -53,7 +59,7 @@ class Continuous:
         make_matcher: MakeMatcher = refuse_grammar,
         max_total_tokens: int = MAX_TOTAL_TOKENS,
     ) -> None:
-        info = EngineInfo("null", "none", "", "cpu", 1, VOCAB_SIZE, num_blocks=num_blocks)
+        info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=num_blocks)
         self.engine = NullDecoder(info) if engine is None else engine
         self.allocator = BlockAllocator(num_blocks, has_prefix_cache=has_prefix_cache)
         limits = SchedulerLimits(max_batch_tokens, max_batch_requests, 0.0, max_batch_logits)
@@ -61,7 +67,7 @@ class Continuous:
         self.scheduler = Scheduler(limits, CostModel(), residents)
         self.generating = Generating(
             self.scheduler,
-            vocab_size=self.engine.info.output_dim,
+            vocab_size=count_vocab(self.engine),
             max_total_tokens=max_total_tokens,
             wake=lambda: None,
             make_matcher=make_matcher,

@@ -29,13 +29,11 @@ def find(name: str) -> Path:
 
 @cache
 def build(name: str, precision: str = "fp32", kv_dtype: str = "auto", draft: str = "") -> Engine:
-    directory = find(name)
-    info = read_info(directory)
     config = EngineConfig.model_validate(
         {"precision": precision, "kv_cache": KVCacheConfig(dtype=kv_dtype, budget_mb=4000)}
     )
     draft_model = DraftModel(load(draft), 3) if draft else None
-    return build_engine(load(name), info.output_dim, config, LIMITS, lambda *_: None, draft_model)
+    return build_engine(load(name), config, LIMITS, lambda *_: None, draft_model)
 
 
 def load(name: str) -> Any:

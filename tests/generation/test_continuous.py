@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runtime.engine import EngineInfo
 from runtime.engines.null_decoder import NullDecoder
 from server.wire.job import EngineFailure, GenerationParams, Unservable
-from tests.generation.continuous import VOCAB_SIZE, Continuous, expected_answer
+from tests.generation.continuous import LOGITS, VOCAB_SIZE, Continuous, expected_answer
 
 
 def greedy(max_tokens: int, **options: object) -> GenerationParams:
@@ -185,7 +185,7 @@ def test_guesses_never_push_others_out() -> None:
             drafts = np.full((batch.num_logits, 4), 3, np.int64)
             return replace(output, tokens=replace(output.tokens, draft_ids=drafts))
 
-    info = EngineInfo("null", "none", "", "cpu", 1, VOCAB_SIZE, num_blocks=5, num_drafts=4)
+    info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=5, num_drafts=4)
     run = Continuous(num_blocks=5, engine=Guessing(info), max_total_tokens=64)
     heard = run.start(list(range(40)), greedy(24))
     run.run()
@@ -205,7 +205,7 @@ def test_beams_with_fewer_answers_than_were_asked_for_all_end() -> None:
             tokens.top_logprobs[:, 1:] = np.nan
             return tokens
 
-    info = EngineInfo("null", "none", "", "cpu", 1, VOCAB_SIZE, num_blocks=64)
+    info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=64)
     run = Continuous(engine=OnlyOne(info))
     heard = run.start([1, 2], greedy(9, num_sequences=4, beam_width=4, stop_token_ids=(STOP,)))
     run.run()
@@ -304,7 +304,7 @@ def test_what_can_never_run_is_refused_and_others_go_on() -> None:
 
 
 def test_failing_request_fails_alone() -> None:
-    info = EngineInfo("null", "none", "", "cpu", 1, VOCAB_SIZE, num_blocks=64)
+    info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=64)
     run = Continuous(engine=NullDecoder(info, fail_token_id=1000, nan_token_id=1001))
     good = [run.start([number, 7], greedy(10)) for number in range(4)]
     bad = run.start([1000], greedy(10))
@@ -334,7 +334,7 @@ class Ending:
 
 def test_what_a_client_makes_impossible_is_its_own_error(caplog: pytest.LogCaptureFixture) -> None:
     """And nobody else's; the log has no traceback of it."""
-    info = EngineInfo("null", "none", "", "cpu", 1, VOCAB_SIZE, num_blocks=64)
+    info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=64)
     run = Continuous(engine=NullDecoder(info, nan_token_id=1001), make_matcher=lambda *_: Ending())
     good = run.start([5, 7], greedy(10))
     banned = run.start([1001], greedy(10, bad_words=((3,),)))
@@ -362,10 +362,10 @@ def test_drafts_are_found_and_only_right_ones_count() -> None:
     class Circle(NullDecoder):
         def choose(self, batch, paging):  # type: ignore[no-untyped-def]
             tokens = super().choose(batch, paging)
-            tokens.token_ids[:] = (batch.input_ids[paging.logit_rows] + 1) % 10
+            tokens.token_ids[:] = (batch.arrays["input_ids"][paging.logit_rows] + 1) % 10
             return tokens
 
-    info = EngineInfo("null", "none", "", "cpu", 1, VOCAB_SIZE, num_blocks=64)
+    info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=64)
     run = Continuous(engine=Circle(info), num_drafts=4)
     heard = run.start([0], greedy(60))
     run.run()

@@ -26,7 +26,7 @@ from server.wire.job import (
     GenerationStream,
     Unservable,
 )
-from tests.generation.continuous import VOCAB_SIZE, expected_answer
+from tests.generation.continuous import LOGITS, expected_answer
 
 POISON = 5_000
 PATIENCE_S = 20.0
@@ -34,7 +34,7 @@ PATIENCE_S = 20.0
 
 @asynccontextmanager
 async def make_engine(folder: Path, *, step_ms: float = 0.0) -> AsyncIterator[tuple[ReplicaSet, EngineLoop]]:
-    info = EngineInfo("null", "none", "", "cpu", 1, VOCAB_SIZE, max_batch_tokens=64, num_blocks=40, max_batch_logits=64)
+    info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, max_batch_tokens=64, num_blocks=40, max_batch_logits=64)
     loop = EngineLoop(
         NullDecoder(info, step_ms=step_ms, fail_token_id=POISON),
         SchedulerLimits(64, 16, 0.0, 64),

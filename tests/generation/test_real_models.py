@@ -8,7 +8,7 @@ import torch
 
 from runtime.engine import Engine
 from server.wire.job import GenerationParams
-from tests.generation.continuous import Continuous, Heard
+from tests.generation.continuous import Continuous, Heard, count_vocab
 from tests.generation.real_engines import build, load_reference, reference_logprobs
 from tests.tolerances import check_close
 
@@ -64,7 +64,7 @@ def check_against_reference(name: str, prompts: list[list[int]], heard: list[Hea
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_tokens_and_logprobs_are_transformers(name: str, scenario: str) -> None:
     engine = build(name)
-    prompts = make_prompts(engine.info.output_dim, 64)
+    prompts = make_prompts(count_vocab(engine), 64)
     params = GenerationParams(NUM_TOKENS, temperature=0.0, num_logprobs=NUM_TOP)
     check_against_reference(name, prompts, generate(engine, prompts, params, **SCENARIOS[scenario]))
 
@@ -76,7 +76,7 @@ def test_sampled_answer_is_the_same_alone_and_in_any_batch(name: str, draft: str
     if draft and name != draft:
         pytest.skip("a draft model needs the same vocabulary")
     engine = build(name)
-    prompts = make_prompts(engine.info.output_dim, 8, seed=1)
+    prompts = make_prompts(count_vocab(engine), 8, seed=1)
     params = GenerationParams(
         20, temperature=0.9, top_p=0.95, top_k=100, seed=7, num_sequences=2, num_logprobs=2, repetition_penalty=1.1
     )
@@ -97,7 +97,7 @@ def list_logprobs(heard: Heard) -> dict[int, list[float]]:
 
 def test_draft_model_that_is_the_model_is_always_right() -> None:
     engine = build("stories15m", draft="stories15m")
-    prompts = make_prompts(engine.info.output_dim, 8, seed=2)
+    prompts = make_prompts(count_vocab(engine), 8, seed=2)
     params = GenerationParams(NUM_TOKENS, temperature=0.0, num_logprobs=NUM_TOP)
     run = Continuous(engine=engine, num_blocks=600, max_batch_tokens=256, max_total_tokens=256)
     heard = [run.start(prompt, params) for prompt in prompts]
@@ -108,7 +108,7 @@ def test_draft_model_that_is_the_model_is_always_right() -> None:
 
 def test_prompt_logprobs_are_transformers() -> None:
     engine = build("stories15m")
-    prompts = [prompt for prompt in make_prompts(engine.info.output_dim, 6, seed=3) if len(prompt) > 1]
+    prompts = [prompt for prompt in make_prompts(count_vocab(engine), 6, seed=3) if len(prompt) > 1]
     params = GenerationParams(0, temperature=0.0, num_prompt_logprobs=3)
     heard = generate(engine, prompts, params, max_batch_tokens=40)
     for prompt, each, expected in zip(prompts, heard, reference_logprobs("stories15m", prompts), strict=True):
@@ -130,7 +130,7 @@ def test_prompt_logprobs_are_transformers() -> None:
 )
 def test_beam_search_is_transformers(name: str, early_stopping: bool, length_penalty: float) -> None:
     engine, reference = build(name), load_reference(name)
-    prompts = make_prompts(engine.info.output_dim, 13, seed=4)
+    prompts = make_prompts(count_vocab(engine), 13, seed=4)
     stop = reference.generation_config.eos_token_id or reference.config.eos_token_id
     # Frequent tokens as ends too, so that beams do end.
     ends = (stop, *frequent_tokens(engine, prompts))

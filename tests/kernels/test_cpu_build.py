@@ -13,7 +13,7 @@ from runtime.engine import Engine
 from runtime.kernels.cpu import build, library
 from runtime.kernels.cpu.build import CannotBuild, find_library, hash_inputs, list_isas
 from runtime.kernels.cpu.library import CpuLibrary, check_library, load_library
-from tests.kernels.tiny_graphs import HIDDEN_SIZE, random_batch, tiny_bert
+from tests.kernels.tiny_graphs import random_batch, tiny_bert
 from tests.tolerances import check_close
 
 ISAS = list_isas()
@@ -38,7 +38,7 @@ def write_compiler(path: Path, script: str) -> str:
 
 def build_tiny(**options: object) -> Engine:
     config = EngineConfig(threads=1, **options)  # type: ignore[arg-type]
-    return build_engine(tiny_bert(), HIDDEN_SIZE, config, BatchLimits(512, 64, 128), silent)
+    return build_engine(tiny_bert(), config, BatchLimits(512, 64, 128), silent)
 
 
 class TestWithoutACompiler:
@@ -61,8 +61,8 @@ class TestWithoutACompiler:
         batch = random_batch([5, 1, 30])
         engine = build_tiny(precision=precision)
         assert engine.info.kernels == "torch"
-        expected = build_tiny(kind="reference").run(batch).values
-        check_close(engine.run(batch).values, expected, torch.bfloat16)
+        expected = build_tiny(kind="reference").run(batch).arrays["embeddings"]
+        check_close(engine.run(batch).arrays["embeddings"], expected, torch.bfloat16)
 
 
 class TestCache:

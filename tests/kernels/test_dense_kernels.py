@@ -161,6 +161,26 @@ def test_pool(implementation: str, name: str, mode: str, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("mode", ["mean", "max", "cls", "last"])
+def test_pool_without_prompts(implementation: str, mode: str, normalize: bool, dtype: torch.dtype) -> None:
+    """None of a sequence, some and all of it. What is left is pooled as if it were alone; all gone, it is 0 or cls."""
+    seqlens, prompts = [5, 1, 30, 24, 3, 7], [2, 0, 29, 24, 5, 0]
+    hidden_states, cu_seqlens = random_tensor(sum(seqlens), 33, dtype=dtype), borders(seqlens)
+    args = (hidden_states, cu_seqlens, mode, normalize, torch.tensor(prompts, dtype=torch.int32))
+    actual = run_kernel(find_kernels(implementation)[pool_op.OP], (len(seqlens), 33), FP32, *args)
+    check_close(actual, pool_op.OP(*args), tolerance=KERNEL_TOLERANCES[FP32])
+    for index, (rows, skipped) in enumerate(zip(hidden_states.split(seqlens), prompts, strict=True)):
+        if skipped < len(rows):
+            left = rows[skipped:]
+            alone = pool_op.OP(left, borders([len(left)]), mode, normalize)
+            check_close(actual[index], alone[0], tolerance=KERNEL_TOLERANCES[FP32], what=str(index))
+        elif mode in ("mean", "max"):
+            assert not actual[index].any()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("mode", ["mean", "max", "cls", "last"])
 def test_pool_of_strided_rows(implementation: str, mode: str) -> None:
     hidden_states, cu_seqlens = random_tensor(30, 48)[:, 10:20], borders([4, 4, 22])

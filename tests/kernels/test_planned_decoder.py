@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.batch import Batch
+from runtime.batch import ArraySpec, Batch
 from runtime.capture import capture
 from runtime.engine import EngineInfo
 from runtime.engines.planned import PlannedEngine
@@ -23,7 +23,9 @@ from tests.kernels.tiny_graphs import CPU, LLAMA_CONFIG, rewrite, tiny_llama
 from tests.tolerances import check_close
 
 LARGEST = BatchShape(64, 8, 64, 16)
-INFO = EngineInfo("planned", "fp32", "", "cpu", 1, LLAMA_CONFIG.vocab_size)
+INFO = EngineInfo(
+    "planned", "fp32", "", "cpu", 1, (ArraySpec("logits", "float32", ("num_logits", LLAMA_CONFIG.vocab_size)),)
+)
 NUM_BLOCKS = 24
 LAYOUT = KVLayout(LLAMA_CONFIG.num_layers, LLAMA_CONFIG.num_kv_heads, LLAMA_CONFIG.head_dim, torch.float32)
 
@@ -42,7 +44,7 @@ def make_engine(implementation: str) -> PlannedEngine:
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_steps_are_the_modules(implementation: str) -> None:
     planned = make_engine(implementation)
-    reference = ReferenceEngine(tiny_llama(), LARGEST, CPU, INFO)
+    reference = ReferenceEngine(tiny_llama(), planned.read, LARGEST, CPU, INFO)
     mine, theirs = ([LAYOUT.allocate(NUM_BLOCKS, CPU) for _ in range(2)] for _ in range(2))
     steps = [
         (0, page([7, 20], 3)),
@@ -55,8 +57,8 @@ def test_steps_are_the_modules(implementation: str) -> None:
         (0, page([1, 1], 7, past=20)),
     ]
     for index, batch in steps:
-        found = planned.compute(batch, kv_cache=mine[index]).numpy()
-        check_close(found, reference.compute(batch, kv_cache=theirs[index]).numpy())
+        found = planned.compute(batch, kv_cache=mine[index])["logits"].numpy()
+        check_close(found, reference.compute(batch, kv_cache=theirs[index])["logits"].numpy())
         check_close(mine[index].numpy(), theirs[index].numpy())
 
 
@@ -69,5 +71,5 @@ def test_step_without_logits(implementation: str) -> None:
     planned.compute(batch, kv_cache=expected)
     assert batch.paging is not None
     without = replace(batch, paging=without_logits(batch.paging))
-    assert planned.compute(without, kv_cache=cache).shape == (0, LLAMA_CONFIG.vocab_size)
+    assert planned.compute(without, kv_cache=cache)["logits"].shape == (0, LLAMA_CONFIG.vocab_size)
     np.testing.assert_array_equal(cache.numpy(), expected.numpy())

@@ -11,7 +11,7 @@ from torch import nn
 
 from models.bert import Bert
 from models.heads import DenseSpec, EmbeddingHead, TextModel
-from runtime.batch import Batch
+from runtime.batch import INPUTS, ArraySpec, Batch
 from runtime.build import BatchLimits, build_engine
 from runtime.capture import capture
 from runtime.config import EngineConfig, UnusableConfig
@@ -38,6 +38,7 @@ from tests.tolerances import SAME_ENGINE, Tolerance, check_close
 
 LIMITS = BatchLimits(max_batch_tokens=512, max_batch_requests=64, max_input_tokens=MAX_POSITIONS)
 LARGEST = LIMITS.largest()
+EMBEDDINGS = ArraySpec("embeddings", "float32", ("num_seqs", HIDDEN_SIZE))
 INT8 = Tolerance(norm=6e-2, bound=4e-1)
 """Two layers of random weights; measured: 2e-2 and 8e-2."""
 
@@ -68,9 +69,7 @@ def find_engine(kind: str, reference: Engine) -> Engine:
 
 
 def make_planned(program: Program, largest: BatchShape = LARGEST, cap_bytes: int | None = None) -> PlannedEngine:
-    info = EngineInfo(
-        "planned", "fp32", "", "cpu", 1, program.output_dim, activation_bytes=peak_bytes(program, largest)
-    )
+    info = EngineInfo("planned", "fp32", "", "cpu", 1, program.outputs, activation_bytes=peak_bytes(program, largest))
     return PlannedEngine(program, largest, CPU, info, cap_bytes)
 
 
@@ -81,16 +80,20 @@ def planned(program: Program) -> PlannedEngine:
 
 @pytest.fixture(scope="module")
 def reference() -> Engine:
-    info = EngineInfo("reference", "fp32", "", "cpu", 1, HIDDEN_SIZE)
-    return ReferenceEngine(tiny_bert(), LARGEST, CPU, info)
+    program = lower_bert("torch")
+    info = EngineInfo("reference", "fp32", "", "cpu", 1, program.outputs)
+    return ReferenceEngine(tiny_bert(), program.read_inputs, LARGEST, CPU, info)
 
 
 def cut(batch: Batch, index: int) -> Batch:
     """One sequence of a batch, alone."""
     span = slice(batch.cu_seqlens[index], batch.cu_seqlens[index + 1])
     length = span.stop - span.start
-    arrays = (array[span].copy() for array in (batch.input_ids, batch.position_ids, batch.token_type_ids))
-    return Batch(*arrays, np.array([0, length], np.int32), int(length))
+    arrays = {
+        name: array[[index] if INPUTS[name].dims == ("num_seqs",) else span].copy()
+        for name, array in batch.arrays.items()
+    }
+    return Batch(arrays, np.array([0, length], np.int32), int(length))
 
 
 def random_seqlens(rng: random.Random) -> list[int]:
@@ -107,7 +110,7 @@ def random_seqlens(rng: random.Random) -> list[int]:
 @pytest.mark.parametrize("seqlens", [[1], [2], [7], [1] * 64, [128] * 4, [5, 1, 30, 30, 2], [128, 1]], ids=str)
 def test_planned_is_the_reference(planned: PlannedEngine, reference: Engine, seqlens: list[int]) -> None:
     batch = random_batch(seqlens)
-    check_close(planned.run(batch).values, reference.run(batch).values)
+    check_close(planned.run(batch).arrays["embeddings"], reference.run(batch).arrays["embeddings"])
 
 
 def test_every_intermediate_is_planned(program: Program) -> None:
@@ -119,9 +122,9 @@ def test_alone_is_the_same_as_in_a_batch(kind: str, reference: Engine) -> None:
     engine = find_engine(kind, reference)
     rng = random.Random(0)
     batch = random_batch([rng.randint(1, 12) for _ in range(64)])
-    together = engine.run(batch).values
+    together = engine.run(batch).arrays["embeddings"]
     for index in range(batch.num_seqs):
-        alone = engine.run(cut(batch, index)).values
+        alone = engine.run(cut(batch, index)).arrays["embeddings"]
         check_close(alone[0], together[index], tolerance=SAME_ENGINE, what=f"sequence {index}")
 
 
@@ -131,9 +134,9 @@ def test_thousand_random_batches_after_warmup_allocate_nothing(planned: PlannedE
     rng = random.Random(0)
     for index in range(1000):
         batch = random_batch(random_seqlens(rng), seed=index)
-        values = planned.run(batch).values
+        values = planned.run(batch).arrays["embeddings"]
         if index % 25 == 0:
-            check_close(values, reference.run(batch).values)
+            check_close(values, reference.run(batch).arrays["embeddings"])
     after = planned.memory()
     assert after.num_arena_allocations == before.num_arena_allocations == 1
     assert after.arena_reserved_bytes == planned.info.activation_bytes
@@ -162,7 +165,7 @@ def test_cap_shrinks_the_budget_and_holds(program: Program, reference: Engine) -
     engine = make_planned(program, largest, cap_bytes)
     engine.warmup(silent)
     batch = random_batch([MAX_POSITIONS, largest.num_tokens - MAX_POSITIONS])
-    check_close(engine.run(batch).values, reference.run(batch).values)
+    check_close(engine.run(batch).arrays["embeddings"], reference.run(batch).arrays["embeddings"])
     assert engine.memory().arena_reserved_bytes <= cap_bytes
     with pytest.raises(ValueError, match="over the largest planned"):
         engine.run(random_batch([MAX_POSITIONS, largest.num_tokens - MAX_POSITIONS + 1]))
@@ -200,10 +203,10 @@ def test_id_outside_the_vocabulary_fails_its_step_and_no_other(
     engine = find_engine(kind, reference)
     good = random_batch([5, 3])
     bad = random_batch([5, 3])
-    bad.input_ids[4] = bad_id
+    bad.arrays["input_ids"][4] = bad_id
     with pytest.raises(EngineError, match="2 sequences failed"):
         engine.run(bad)
-    check_close(engine.run(good).values, reference.run(good).values)
+    check_close(engine.run(good).arrays["embeddings"], reference.run(good).arrays["embeddings"])
 
 
 def test_failed_step_leaves_nothing_in_the_next(planned: PlannedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,13 +230,13 @@ class TestBuild:
 
     def build(self, **options: object) -> Engine:
         config = EngineConfig(threads=1, **options)  # type: ignore[arg-type]
-        return build_engine(tiny_bert(), HIDDEN_SIZE, config, LIMITS, silent)
+        return build_engine(tiny_bert(), config, LIMITS, silent)
 
     def test_bf16_is_close_to_fp32(self, reference: Engine) -> None:
         """On any CPU: where there are no bf16 instructions, linear layers multiply in fp32."""
         engine = self.build(precision="bf16")
         batch = random_batch([5, 1, 30, 30, 2])
-        check_close(engine.run(batch).values, reference.run(batch).values, torch.bfloat16)
+        check_close(engine.run(batch).arrays["embeddings"], reference.run(batch).arrays["embeddings"], torch.bfloat16)
         assert engine.info.precision == "bf16"
         assert engine.memory().weight_bytes == engine.info.weight_bytes
 
@@ -241,11 +244,11 @@ class TestBuild:
     def test_int8_is_close_to_fp32(self, reference: Engine, cpu_kernels: str) -> None:
         engine = self.build(precision="int8", cpu_kernels=cpu_kernels)
         batch = random_batch([5, 1, 30, 30, 2])
-        check_close(engine.run(batch).values, reference.run(batch).values, tolerance=INT8)
+        check_close(engine.run(batch).arrays["embeddings"], reference.run(batch).arrays["embeddings"], tolerance=INT8)
         assert engine.info.precision == "int8"
         assert not engine.info.unplanned_ops
-        alone = engine.run(cut(batch, 2)).values
-        check_close(alone[0], engine.run(batch).values[2], tolerance=SAME_ENGINE)
+        alone = engine.run(cut(batch, 2)).arrays["embeddings"]
+        check_close(alone[0], engine.run(batch).arrays["embeddings"][2], tolerance=SAME_ENGINE)
 
     def test_second_start_makes_only_what_the_first_has_chosen(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -275,8 +278,8 @@ class TestBuild:
 
     def test_reference_is_the_module(self) -> None:
         engine = self.build(kind="reference", precision="fp32")
-        assert (engine.info.kind, engine.info.output_dim) == ("reference", HIDDEN_SIZE)
-        assert np.isfinite(engine.run(make_batch([1])).values).all()
+        assert (engine.info.kind, engine.info.outputs) == ("reference", (EMBEDDINGS,))
+        assert np.isfinite(engine.run(make_batch([1])).arrays["embeddings"]).all()
 
 
 def test_inputs_that_outgrow_their_memory_leave_nothing_stale(program: Program, reference: Engine) -> None:
@@ -284,4 +287,4 @@ def test_inputs_that_outgrow_their_memory_leave_nothing_stale(program: Program, 
     engine = make_planned(program)
     small, large = random_batch([5, 3], seed=1), random_batch([100, 90, 120], seed=2)
     for batch in (small, large, small, random_batch([5, 3], seed=3), large):
-        check_close(engine.run(batch).values, reference.run(batch).values)
+        check_close(engine.run(batch).arrays["embeddings"], reference.run(batch).arrays["embeddings"])

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.batch import Batch, Output
+from runtime.batch import ArraySpec, Batch, Output
 from runtime.engine import EngineInfo, MemoryStats, Progress
 from runtime.engines.adaptive import AdaptiveEngine, list_sizes
 from runtime.engines.transfer import make_batch
 from runtime.precision_choice import (
     PrecisionTable,
     choose_fastest,
+    compare_rows,
     measure_agreement,
     measure_table,
     merge_equal,
@@ -28,7 +29,9 @@ class FakeEngine:
     """Answers with `value` for every sequence after `fixed_ms` and `us_per_token`."""
 
     def __init__(self, name: str, value: list[float], fixed_ms: float = 0.0, us_per_token: float = 0.0) -> None:
-        self.info = EngineInfo("planned", name, "", "cpu", 1, len(value), 100, 10, 256)
+        self.info = EngineInfo(
+            "planned", name, "", "cpu", 1, (ArraySpec("rows", "float32", ("num_seqs", len(value))),), 100, 10, 256
+        )
         self.value, self.fixed_s, self.s_per_token = value, fixed_ms / 1e3, us_per_token / 1e6
         self.num_runs = 0
         self.is_closed = False
@@ -38,7 +41,7 @@ class FakeEngine:
     def run(self, batch: Batch) -> Output:
         self.num_runs += 1
         time.sleep(self.fixed_s + batch.num_tokens * self.s_per_token)
-        return Output(np.tile(np.array(self.value, np.float32), (batch.num_seqs, 1)))
+        return Output({"rows": np.tile(np.array(self.value, np.float32), (batch.num_seqs, 1))})
 
     def memory(self) -> MemoryStats:
         return MemoryStats(weight_bytes=100, num_arena_allocations=1)
@@ -143,8 +146,9 @@ def test_one_candidate_is_not_timed() -> None:
 def test_agreement_is_the_cosine_of_the_worst_unit_row() -> None:
     expected = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
     found = np.array([[1.0, 0.0], [0.6, 0.8]], np.float32)
-    assert measure_agreement(found, expected) == pytest.approx(0.8)
-    assert measure_agreement(np.array([[3.0]], np.float32), np.array([[1.0]], np.float32)) < 0
+    assert measure_agreement({"rows": found}, {"rows": expected}) == pytest.approx(0.8)
+    assert measure_agreement({"a": expected, "b": found}, {"a": expected, "b": expected}) == pytest.approx(0.8)
+    assert compare_rows(np.array([[3.0]], np.float32), np.array([[1.0]], np.float32)) < 0
 
 
 @given(st.integers(1, 5000))

@@ -29,7 +29,7 @@ BATCH = random_batch([5, 1, 9])
 
 
 def make_engine(program: Program) -> PlannedEngine:
-    info = EngineInfo("planned", "fp32", "", "cpu", 1, program.output_dim)
+    info = EngineInfo("planned", "fp32", "", "cpu", 1, program.outputs)
     return PlannedEngine(program, LARGEST, CPU, info, cap_bytes=None)
 
 
@@ -40,11 +40,11 @@ def check_program(body: Body, batch: Batch = BATCH) -> Program:
     for implementation in IMPLEMENTATIONS[1:]:
         engine = make_engine(lower(graph_module, find_kernels(implementation)))
         for each in (batch, *others):
-            check_close(engine.run(each).values, run_graph(graph_module, each))
+            check_close(engine.run(each).arrays["rows"], run_graph(graph_module, each))
     program = lower(graph_module)
     engine = make_engine(program)
     for each in (batch, *others):
-        check_close(engine.run(each).values, run_graph(graph_module, each))
+        check_close(engine.run(each).arrays["rows"], run_graph(graph_module, each))
     return program
 
 
@@ -169,7 +169,7 @@ def test_shared_weights_are_counted_once() -> None:
 def test_result_is_a_copy() -> None:
     """The arena's memory belongs to the next step."""
     engine = make_engine(lower(capture_body(lambda m, x, _: m.a(x))))
-    first = engine.run(BATCH).values
+    first = engine.run(BATCH).arrays["rows"]
     kept = first.copy()
     engine.run(random_batch([9, 3, 3], seed=1))
     np.testing.assert_array_equal(first, kept)
@@ -225,7 +225,7 @@ def test_results_in_a_tuple_are_computed_anew_each_time() -> None:
     """Nothing of them may be remembered with the batch's shape."""
     engine = make_engine(lower(capture_body(lambda m, x, _: m.a(x.sort(dim=1)[0]))))
     batches = [random_batch([9, 3, 3], seed=seed) for seed in (1, 2, 1)]
-    first, second, again = (engine.run(batch).values for batch in batches)
+    first, second, again = (engine.run(batch).arrays["rows"] for batch in batches)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, second)
 

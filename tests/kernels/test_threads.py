@@ -22,7 +22,7 @@ def build(implementation: str, num_threads: int) -> Engine:
         if implementation != "reference"
         else {"kind": "reference", "threads": num_threads}
     )
-    return build_engine(tiny_bert(), 32, config, LIMITS, lambda *_: None)
+    return build_engine(tiny_bert(), config, LIMITS, lambda *_: None)
 
 
 def run_elsewhere(work: Callable[[], object]) -> int:

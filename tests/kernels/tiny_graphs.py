@@ -14,8 +14,8 @@ from models.decoder_layers import Decoder
 from models.heads import EmbeddingHead, TextModel
 from models.rotary import RotaryConfig
 from runtime.batch import Batch
-from runtime.capture import ENCODER_INPUTS, capture
-from runtime.engines.transfer import to_tensors
+from runtime.capture import capture
+from runtime.engines.transfer import lay_out, to_tensors
 from runtime.passes.pipeline import Pass, run_passes
 
 CPU = torch.device("cpu")
@@ -108,8 +108,8 @@ class Tiny(nn.Module):
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
-    ) -> Tensor:
-        return self.body(self, self.word(input_ids), cu_seqlens)
+    ) -> dict[str, Tensor]:
+        return {"rows": self.body(self, self.word(input_ids), cu_seqlens)}
 
 
 def capture_body(body: Body) -> GraphModule:
@@ -123,24 +123,19 @@ def rewrite(graph_module: GraphModule, *passes: tuple[str, Pass]) -> GraphModule
 
 def random_batch(seqlens: Sequence[int], seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)
-    num_tokens = sum(seqlens)
-    return Batch(
-        input_ids=rng.integers(1, VOCAB_SIZE, num_tokens),
-        position_ids=np.concatenate([np.arange(seqlen) for seqlen in seqlens]),
-        token_type_ids=rng.integers(0, 2, num_tokens),
-        cu_seqlens=np.cumsum([0, *seqlens], dtype=np.int32),
-        max_seqlen=max(seqlens),
-    )
+    batch = lay_out(list(seqlens), rng.integers(1, VOCAB_SIZE, sum(seqlens)))
+    batch.arrays["token_type_ids"] = rng.integers(0, 2, sum(seqlens))
+    return batch
 
 
 def run_graph(graph_module: GraphModule, batch: Batch) -> Tensor:
+    """The only output."""
     graph_module.recompile()  # engines call nodes, so passes leave the generated code as it is
     with torch.inference_mode():
-        result = graph_module(*(to_tensors(batch, CPU)[name] for name in ENCODER_INPUTS))
-    while isinstance(result, tuple | list):
-        result = result[0]
-    assert isinstance(result, Tensor)
-    return result
+        inputs = [node.name for node in graph_module.graph.nodes if node.op == "placeholder"]
+        outputs: dict[str, Tensor] = graph_module(*(to_tensors(batch, CPU)[name] for name in inputs))
+    (output,) = outputs.values()
+    return output
 
 
 def count_calls(graph_module: GraphModule) -> dict[str, int]:

@@ -72,7 +72,7 @@ def run_step(
     block_table = np.zeros((len(active), max(len(tables[index]) for index in active)), np.int32)
     for row, index in enumerate(active):
         block_table[row, : len(tables[index])] = tables[index]
-    logits: Tensor = module(
+    outputs: dict[str, Tensor] = module(
         input_ids=torch.from_numpy(
             np.concatenate([ids[index][place] for index, place in zip(active, places, strict=True)])
         ),
@@ -85,7 +85,7 @@ def run_step(
         logit_rows=torch.arange(sum(lengths)),
         kv_cache=kv_cache,
     )
-    return logits
+    return outputs["logits"]
 
 
 def draw_tables(seqlens: Sequence[int], seed: int = 0) -> list[list[int]]:

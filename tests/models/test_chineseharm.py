@@ -41,7 +41,7 @@ def texts(chineseharm: TinyModel) -> list[Ids]:
 def test_logits(chineseharm: TinyModel, texts: list[Ids], precision: str, dtype: torch.dtype) -> None:
     expected, _ = run_padded(chineseharm.theirs, texts)
     engine = build(chineseharm, precision=precision)
-    values = engine.run(pack(texts)).values
+    values = engine.run(pack(texts)).arrays["logits"]
     check_close(values, expected, dtype)
     temperature = json.loads((chineseharm.directory / "config.json").read_text(encoding="utf-8"))["binary_temperature"]
     clean = torch.softmax(torch.from_numpy(values) / temperature, -1)[:, 0]

@@ -65,7 +65,7 @@ def test_dense_modules(activation: str, tmp_path: Path) -> None:
     expected = functional.normalize(ACTIVATIONS[activation](pooled @ first.T + bias) @ second.T, dim=-1)
     kinds = ("planned", "reference") if activation.endswith("Tanh") else ("reference",)
     for kind in kinds:
-        check_close(build(model, kind=kind).run(pack(*inputs)).values, expected, what=kind)
+        check_close(build(model, kind=kind).run(pack(*inputs)).arrays["embeddings"], expected, what=kind)
 
 
 def test_heads_stay_fp32(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_heads_stay_fp32(tmp_path: Path) -> None:
     model = make_model("bert", tmp_path)
     write_modules(tmp_path, "Transformer", "Normalize")
     model = TinyModel(tmp_path, model.theirs, read_info(tmp_path))
-    rows = build(model, precision="bf16").run(pack(*make_sequences(model, SEQLENS))).values
+    rows = build(model, precision="bf16").run(pack(*make_sequences(model, SEQLENS))).arrays["embeddings"]
     check_close((rows**2).sum(1), torch.ones(len(SEQLENS)))
 
 
@@ -123,4 +123,4 @@ def test_sentence_transformers_own_files(tmp_path: Path) -> None:
     features = {"token_embeddings": hidden_states, "attention_mask": mask}
     for module in chain:
         features = module(features)
-    check_close(build(model).run(pack(ids, types)).values, features["sentence_embedding"])
+    check_close(build(model).run(pack(ids, types)).arrays["embeddings"], features["sentence_embedding"])

@@ -101,7 +101,7 @@ def test_200_texts(
     engine = build(minilm, precision=precision)
     order = np.random.default_rng(1).permutation(NUM_TEXTS)
     for chosen in np.array_split(order, 5):
-        values = engine.run(pack([texts[index] for index in chosen])).values
+        values = engine.run(pack([texts[index] for index in chosen])).arrays["embeddings"]
         check_close(values, expected[chosen], dtype, what=f"texts {chosen[:3]}...")
     assert engine.info.unplanned_ops == () or precision == "bf16"
 
@@ -110,6 +110,6 @@ def test_meaning(minilm: TinyModel, tokenizer: tokenizers.Tokenizer) -> None:
     tokenizer.enable_truncation(LONGEST)
     sentences = ("A man is eating food.", "A person eats a meal.", "The stock market fell sharply.")
     ids = [np.array(encoding.ids) for encoding in tokenizer.encode_batch(sentences)]
-    first, second, third = build(minilm, kind="reference").run(pack(ids)).values
+    first, second, third = build(minilm, kind="reference").run(pack(ids)).arrays["embeddings"]
     assert first @ second > 0.7
     assert first @ third < 0.2

@@ -74,26 +74,26 @@ def test_rows_match_transformers(name: str, tmp_path: Path) -> None:
 def test_planned_engine_matches_transformers_and_reference(case: Case) -> None:
     hidden_states, mask = run_padded(case.model.theirs, case.ids, case.types)
     expected = (hidden_states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-    planned, reference = (engine.run(case.batch).values for engine in (case.planned, case.reference))
+    planned, reference = (engine.run(case.batch).arrays["embeddings"] for engine in (case.planned, case.reference))
     check_close(planned, expected, what="planned")
     check_close(planned, reference, what="planned against reference")
 
 
 def test_alone_is_as_in_a_batch(case: Case) -> None:
     """One token in one sequence is among them, which the captured graph was never traced with."""
-    together = case.planned.run(case.batch).values
+    together = case.planned.run(case.batch).arrays["embeddings"]
     for index, (ids, types) in enumerate(zip(case.ids, case.types, strict=True)):
-        alone = case.planned.run(pack([ids], [types])).values[0]
+        alone = case.planned.run(pack([ids], [types])).arrays["embeddings"][0]
         check_close(alone, together[index], tolerance=SAME_ENGINE, what=f"sequence {index} of {len(ids)} tokens")
 
 
 def test_bf16(case: Case) -> None:
-    expected = case.reference.run(case.batch).values
+    expected = case.reference.run(case.batch).arrays["embeddings"]
     for kind in ("planned", "reference"):
         engine = build(case.model, kind=kind, precision="bf16")
-        check_close(engine.run(case.batch).values, expected, torch.bfloat16, what=kind)
+        check_close(engine.run(case.batch).arrays["embeddings"], expected, torch.bfloat16, what=kind)
         single = pack(case.ids[:1], case.types[:1])
-        check_close(engine.run(single).values, expected[:1], torch.bfloat16, what=f"{kind}, one token")
+        check_close(engine.run(single).arrays["embeddings"], expected[:1], torch.bfloat16, what=f"{kind}, one token")
 
 
 def test_everything_but_positions_is_planned(case: Case) -> None:
@@ -132,7 +132,7 @@ def test_poolings(pooling: str, tmp_path: Path) -> None:
     reduce = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "max": lambda x: x.amax(0), "last": lambda x: x[-1]}
     expected = torch.nn.functional.normalize(torch.stack([reduce[pooling](row) for row in rows]), dim=-1)
     for kind in ("planned", "reference"):
-        check_close(build(pooled, kind=kind).run(pack(ids, types)).values, expected, what=kind)
+        check_close(build(pooled, kind=kind).run(pack(ids, types)).arrays["embeddings"], expected, what=kind)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -144,6 +144,8 @@ def test_logits_match_transformers(name: str, tmp_path: Path) -> None:
     types[1][:] = 0
     logits, _ = run_padded(model.theirs, ids, types)
     engine = build(model, kind="planned" if name in FAMILIES else "reference")
-    check_close(engine.run(pack(ids, types)).values, logits)
-    alone = np.concatenate([engine.run(pack([row], [kinds])).values for row, kinds in zip(ids, types, strict=True)])
+    check_close(engine.run(pack(ids, types)).arrays["embeddings"], logits)
+    alone = np.concatenate(
+        [engine.run(pack([row], [kinds])).arrays["embeddings"] for row, kinds in zip(ids, types, strict=True)]
+    )
     check_close(alone, logits, what="alone")

@@ -16,6 +16,7 @@ from runtime.batch import Batch
 from runtime.build import BatchLimits, build_engine
 from runtime.config import EngineConfig
 from runtime.engine import Engine
+from runtime.engines.transfer import lay_out
 
 Ids = npt.NDArray[np.int64]
 
@@ -109,13 +110,10 @@ def make_sequences(model: TinyModel, seqlens: Sequence[int], seed: int = 0) -> t
 
 def pack(ids: Sequence[Ids], types: Sequence[Ids] | None = None) -> Batch:
     seqlens = [len(sequence) for sequence in ids]
-    return Batch(
-        input_ids=np.concatenate(ids),
-        position_ids=np.concatenate([np.arange(seqlen) for seqlen in seqlens]),
-        token_type_ids=np.concatenate(types or [np.zeros(seqlen, np.int64) for seqlen in seqlens]),
-        cu_seqlens=np.cumsum([0, *seqlens], dtype=np.int32),
-        max_seqlen=max(seqlens),
-    )
+    batch = lay_out(seqlens, np.concatenate(ids))
+    if types:
+        batch.arrays["token_type_ids"] = np.concatenate(types)
+    return batch
 
 
 @torch.no_grad()
@@ -141,4 +139,4 @@ def build(model: TinyModel, **options: str) -> Engine:
     limits = BatchLimits(max_batch_tokens=8192, max_batch_requests=64, max_input_tokens=model.info.max_input_tokens)
     config = EngineConfig.model_validate({"precision": "fp32", "threads": 1} | options)
     module = load_model(model.directory, model.info)
-    return build_engine(module, model.info.output_dim, config, limits, lambda *_: None)
+    return build_engine(module, config, limits, lambda *_: None)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from runtime.batch import Batch, Output
+from runtime.batch import ArraySpec, Batch, Output
 from runtime.engine import EngineInfo
 from runtime.engines.null import NullEngine
 from server.engine.batchers.packing import pack
@@ -18,6 +18,7 @@ from server.metrics import Metrics
 from server.wire.job import TokenSequence
 
 OUTPUT_DIM = 4
+OUTPUT = ArraySpec("embeddings", "float32", ("num_seqs", OUTPUT_DIM))
 POISON = 1_000_000
 PATIENCE_S = 30.0
 """How long anything may take before a test fails: far more than it does, as the machine may be busy."""
@@ -27,7 +28,7 @@ class GatedEngine(NullEngine):
     """Mutable: what was run. While the gate is closed each step waits for a permit."""
 
     def __init__(self) -> None:
-        info = EngineInfo("null", "none", "computes nothing", "cpu", 1, OUTPUT_DIM, max_batch_tokens=100)
+        info = EngineInfo("null", "none", "computes nothing", "cpu", 1, (OUTPUT,), max_batch_tokens=100)
         super().__init__(info, fail_token_id=POISON)
         self.permits = threading.Semaphore(0)
         self.is_open = True
@@ -37,13 +38,13 @@ class GatedEngine(NullEngine):
         self.num_trims = 0
 
     def run(self, batch: Batch) -> Output:
-        self.batches.append([ids.tolist() for ids in np.split(batch.input_ids, batch.cu_seqlens[1:-1])])
+        self.batches.append([ids.tolist() for ids in np.split(batch.arrays["input_ids"], batch.cu_seqlens[1:-1])])
         if not self.is_open:
             assert self.permits.acquire(timeout=PATIENCE_S)
         if self.error is not None:
             raise self.error
         output = super().run(batch)
-        return Output(output.values * np.nan) if self.makes_nan else output
+        return Output({name: array * np.nan for name, array in output.arrays.items()}) if self.makes_nan else output
 
     def close_gate(self) -> None:
         self.is_open = False
@@ -69,7 +70,7 @@ def make_loop(engine: GatedEngine, *, max_wait_s: float = 0.0, canary_interval_s
 def expected_rows(sequences: list[TokenSequence]) -> list[list[float]]:
     """What the null engine says to each alone."""
     engine = GatedEngine()
-    return [engine.run(pack([sequence])).values[0].tolist() for sequence in sequences]
+    return [engine.run(pack([sequence])).arrays["embeddings"][0].tolist() for sequence in sequences]
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -14,6 +14,7 @@ from runtime.engines.null import NullEngine
 from server.engine import calibration
 from server.engine.calibration import calibrate, list_shapes
 from server.engine.cost_model import StepCost
+from tests.pure.gated_engine import OUTPUT
 
 
 @given(st.integers(1, 20_000), st.integers(1, 600), st.integers(1, 20_000))
@@ -41,7 +42,7 @@ class TimedEngine(NullEngine):
     progress: list[tuple[str, int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        super().__init__(EngineInfo("null", "none", "", "cpu", 1, output_dim=4))
+        super().__init__(EngineInfo("null", "none", "", "cpu", 1, (OUTPUT,)))
 
     def run(self, batch: Batch) -> Output:
         squares = int(np.square(batch.seqlens.astype(np.int64)).sum())

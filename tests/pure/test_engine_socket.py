@@ -22,7 +22,7 @@ from server.wire.job import (
     TokenSequence,
 )
 from tests.pure.fake_requests import make_sequence
-from tests.pure.gated_engine import PATIENCE_S, POISON, GatedEngine, expected_rows, make_loop, until
+from tests.pure.gated_engine import OUTPUT, PATIENCE_S, POISON, GatedEngine, expected_rows, make_loop, until
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +43,7 @@ class FakeLoop:
     num_cancelled: int = 0
 
     def status(self) -> tuple[EngineStatus, ...]:
-        return (EngineStatus(True, "ready", 7, 123.5, info=EngineInfo("null", "none", "", "cpu", 1, 4)),)
+        return (EngineStatus(True, "ready", 7, 123.5, info=EngineInfo("null", "none", "", "cpu", 1, (OUTPUT,))),)
 
     async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
         self.calls.append(sequences)
@@ -155,7 +155,7 @@ async def test_status_travels(client: SocketEngine, fake: FakeLoop) -> None:
     (status,) = client.status()
     assert (status.is_ready, status.queued_tokens, status.tokens_per_s, status.num_restarts) == (True, 7, 123.5, 0)
     assert status.info is not None
-    assert status.info.output_dim == 4
+    assert status.info.outputs == (OUTPUT,)
 
 
 async def test_cancel_travels(client: SocketEngine, fake: FakeLoop) -> None:

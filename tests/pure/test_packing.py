@@ -33,14 +33,14 @@ def test_batch_holds_each_sequence_between_its_borders(given_sequences: list[Tok
     for index, sequence in enumerate(given_sequences):
         span = slice(batch.cu_seqlens[index], batch.cu_seqlens[index + 1])
         types = np.zeros(sequence.num_tokens) if sequence.token_type_ids is None else sequence.token_type_ids
-        np.testing.assert_array_equal(batch.input_ids[span], sequence.input_ids)
-        np.testing.assert_array_equal(batch.position_ids[span], np.arange(sequence.num_tokens))
-        np.testing.assert_array_equal(batch.token_type_ids[span], types)
+        np.testing.assert_array_equal(batch.arrays["input_ids"][span], sequence.input_ids)
+        np.testing.assert_array_equal(batch.arrays["position_ids"][span], np.arange(sequence.num_tokens))
+        np.testing.assert_array_equal(batch.arrays["token_type_ids"][span], types)
 
 
 def test_types_are_those_of_the_contract() -> None:
     batch = pack([make_sequence(3), make_sequence(1)])
-    assert batch.input_ids.dtype == batch.position_ids.dtype == batch.token_type_ids.dtype == np.int64
+    assert {array.dtype for array in batch.arrays.values()} == {np.dtype(np.int64)}
     assert batch.cu_seqlens.dtype == np.int32
     assert type(batch.max_seqlen) is int
     assert batch.seqlens.tolist() == [3, 1]

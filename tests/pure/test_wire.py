@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.batch import ArraySpec
 from runtime.engine import EngineInfo
 from server.wire.job import TokenSequence
 from server.wire.messages import (
@@ -24,6 +25,12 @@ from server.wire.messages import (
 
 numbers = st.integers(0, 2**31 - 1)
 seconds = st.floats(0, 1e9)
+specs = st.builds(
+    ArraySpec,
+    st.text(max_size=5),
+    st.text(max_size=5),
+    st.lists(st.one_of(numbers, st.text(max_size=9)), max_size=3).map(tuple),
+)
 infos = st.builds(
     EngineInfo,
     kind=st.text(max_size=5),
@@ -31,7 +38,7 @@ infos = st.builds(
     precision_reason=st.text(),
     device=st.text(max_size=5),
     threads=numbers,
-    output_dim=numbers,
+    outputs=st.lists(specs, max_size=3).map(tuple),
     unplanned_ops=st.lists(st.text(max_size=9), max_size=3).map(tuple),
 )
 messages = st.one_of(

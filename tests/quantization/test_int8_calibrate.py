@@ -96,7 +96,7 @@ class TestObserve:
 
 @torch.inference_mode()
 def embed(batch: Batch) -> Tensor:
-    ids = (torch.from_numpy(array) for array in (batch.input_ids, batch.position_ids, batch.token_type_ids))
+    ids = (torch.from_numpy(batch.arrays[name]) for name in ("input_ids", "position_ids", "token_type_ids"))
     rows: Tensor = tiny_bert().encoder.embeddings(*ids)  # type: ignore[union-attr, operator]
     return rows
 

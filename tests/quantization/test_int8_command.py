@@ -160,7 +160,7 @@ class TestReport:
             def step(batch: Batch) -> Output:
                 nonlocal clock
                 clock += seconds
-                return Output(np.zeros((batch.num_seqs, 1), np.float32))
+                return Output({"embeddings": np.zeros((batch.num_seqs, 1), np.float32)})
 
             return type("Timed", (), {"run": staticmethod(step)})()
 

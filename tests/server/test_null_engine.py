@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import CLS, EMBED_DIM, SEP, VOCAB, MakeServer, RawCall, Server, wait_until
 
-from runtime.batch import Batch, Output
+from runtime.batch import ArraySpec, Batch, Output
 from runtime.engine import EngineInfo
 from runtime.engines.null import NullEngine
 from server.engine.batchers.scheduler import SchedulerLimits
@@ -38,7 +38,14 @@ class Stack:
     """The server, and the loop and the engine behind its `embedder`."""
 
     def __init__(self, server: Server) -> None:
-        info = EngineInfo("null", "fp32", "it computes nothing", "cpu", 1, EMBED_DIM)
+        info = EngineInfo(
+            "null",
+            "fp32",
+            "it computes nothing",
+            "cpu",
+            1,
+            (ArraySpec("embeddings", "float32", ("num_seqs", EMBED_DIM)),),
+        )
         self.server = server
         self.engine = GatedEngine(info)
         self.loop = EngineLoop(

@@ -66,7 +66,7 @@ SIGNATURES: dict[str, tuple[CType, ...]] = {
     ),
     "gated_act": (*MATRIX, *(c_int64,) * 3, *MATRIX, c_void_p, c_float, c_int64),
     "embed_norm": (*(c_void_p,) * 3, *(c_int64,) * 4, c_void_p, c_void_p, c_float, *MATRIX),
-    "pool": (*MATRIX, c_void_p, *(c_int64,) * 4, c_void_p),
+    "pool": (*MATRIX, c_void_p, *(c_int64,) * 4, c_void_p, c_void_p),
 }
 COUNTS_WRONG = frozenset({"paged_attention", "embed_norm"})
 """Kernels that count how many of their inputs are wrong."""

@@ -276,11 +276,20 @@ class CpuKernels:
         return NativeCall(self.library.embed_norm, args, not dense.has_copied, wrong, keeps)
 
     def pool(
-        self, hidden_states: Tensor, cu_seqlens: Tensor, mode: str, normalize: bool = False, *, out: Tensor
+        self,
+        hidden_states: Tensor,
+        cu_seqlens: Tensor,
+        mode: str,
+        normalize: bool = False,
+        num_prompt_tokens: Tensor | None = None,
+        *,
+        out: Tensor,
     ) -> NativeCall:
+        dense = Dense()
+        skipped = None if num_prompt_tokens is None else dense.whole(num_prompt_tokens)
         shape = (len(cu_seqlens) - 1, hidden_states.shape[1])
-        args = (*matrix(hidden_states), cu_seqlens, *shape, POOLINGS.index(mode), normalize, out)
-        return NativeCall(self.library.pool, args)
+        args = (*matrix(hidden_states), cu_seqlens, *shape, POOLINGS.index(mode), normalize, skipped, out)
+        return NativeCall(self.library.pool, args, not dense.has_copied)
 
     def round_channels(self, weight: Tensor, limits: tuple[float, ...], overflow_free: bool) -> tuple[Tensor, Tensor]:
         """`quantization.weights.RoundChannels`, computed at once."""

@@ -1,4 +1,4 @@
-// `padless::pool`: one fp32 row per sequence, scaled to length 1 if asked.
+// `padless::pool`: one fp32 row per sequence, without the tokens of its prompt and scaled to length 1 if asked.
 #include <algorithm>
 
 #include "norm.h"
@@ -26,6 +26,12 @@ inline void pool_sequence(const Matrix& x, int64_t first, int64_t end, int64_t w
             x.kind == BF16 ? take_maximum(row, x.bf16(r), width) : take_maximum(row, x.fp32(r), width);
 }
 
+// The first token to pool: behind the prompt, or `end` where a mean or maximum has nothing left.
+inline int64_t find_start(int64_t first, int64_t end, int64_t num_prompt_tokens, int64_t mode) {
+    if (num_prompt_tokens < end - first) return first + std::max<int64_t>(num_prompt_tokens, 0);
+    return mode == MEAN || mode == MAX ? end : first;
+}
+
 // As torch.nn.functional.normalize: rows shorter than 1e-12 are divided by that.
 inline void scale_to_one(float* row, int64_t width) {
     Vec squares{};
@@ -43,12 +49,17 @@ using namespace padless;
 
 extern "C" void padless_pool(
     const void* x, int64_t x_stride, int64_t x_kind, const int32_t* cu_seqlens, int64_t num_seqs, int64_t width,
-    int64_t mode, int64_t normalize, float* out) {
+    int64_t mode, int64_t normalize, const int32_t* num_prompt_tokens, float* out) {
     const Matrix from{x, x_stride, Kind(x_kind)};
 #pragma omp parallel for schedule(dynamic, 4)
     for (int64_t seq = 0; seq < num_seqs; ++seq) {
         float* row = out + seq * width;
-        pool_sequence(from, cu_seqlens[seq], cu_seqlens[seq + 1], width, mode, row);
+        const int64_t end = cu_seqlens[seq + 1];
+        const int64_t first = find_start(cu_seqlens[seq], end, num_prompt_tokens ? num_prompt_tokens[seq] : 0, mode);
+        if (first < end)
+            pool_sequence(from, first, end, width, mode, row);
+        else
+            std::fill(row, row + width, 0.0f);
         if (normalize) scale_to_one(row, width);
     }
 }

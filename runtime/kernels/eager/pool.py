@@ -4,10 +4,22 @@ import torch
 from torch import Tensor
 
 from runtime.kernels.eager.runs import iter_runs
+from runtime.ops.pool import pool as pool_each
 
 
-def pool(hidden_states: Tensor, cu_seqlens: Tensor, mode: str, normalize: bool = False, *, out: Tensor) -> None:
-    pool_rows(hidden_states, cu_seqlens, mode, out)
+def pool(
+    hidden_states: Tensor,
+    cu_seqlens: Tensor,
+    mode: str,
+    normalize: bool = False,
+    num_prompt_tokens: Tensor | None = None,
+    *,
+    out: Tensor,
+) -> None:
+    if num_prompt_tokens is None:
+        pool_rows(hidden_states, cu_seqlens, mode, out)
+    else:
+        out.copy_(pool_each(hidden_states, cu_seqlens, mode, False, num_prompt_tokens))
     if normalize:
         out.div_(torch.linalg.vector_norm(out, dim=1, keepdim=True).clamp_min_(1e-12))
 
