@@ -155,7 +155,8 @@ class InvalidAnswer(ServiceError):
 
 
 ENGINE_ERRORS: dict[str, type[ServiceError]] = {
-    error.kind: error for error in (InvalidField, Unservable, EngineUnavailable, DeadlineExceeded, EngineFailure, InvalidAnswer)
+    error.kind: error
+    for error in (InvalidField, Unservable, EngineUnavailable, DeadlineExceeded, EngineFailure, InvalidAnswer)
 }
 """Those that an engine may tell."""
 

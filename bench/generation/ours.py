@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 import numpy as np
+from server.engine.batchers.scheduler import SchedulerLimits
 
 from bench.generation.session import Task
 from models.info import read_info
@@ -15,7 +16,6 @@ from models.load import load_model
 from runtime.build import BatchLimits, build_engine
 from runtime.config import EngineConfig
 from runtime.engine import Engine
-from server.engine.batchers.scheduler import SchedulerLimits
 from server.engine.cost_model import CostModel
 from server.engine.engine_loop import EngineLoop, GenerationOptions
 from server.engine.executor import run_in_passing_thread

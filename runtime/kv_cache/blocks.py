@@ -175,7 +175,8 @@ def count_blocks(num_tokens: int) -> int:
 
 def extend_hashes(hashes: list[BlockHash], token_ids: Sequence[int], num_blocks: int, salt: str) -> None:
     """Add what is missing of the hashes of the first `num_blocks` blocks: each over its tokens and the hash before it,
-    so that two are equal only where all of the past and the salt is. What is known of a sequence stays true: tokens are only added.
+    so that two are equal only where all of the past is, and the salt. What is known of a sequence stays true: tokens
+    are only added.
 
     128 bits of BLAKE2: two different prompts meet by chance never, and by intent not in practice.
     """

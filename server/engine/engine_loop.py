@@ -35,7 +35,7 @@ WATCH_PERIOD_S = 0.1
 
 
 class EngineLoop(Generic[AnyStep]):
-    """`changed` wakes it. Mutable: the steps on the device, oldest first, and when the oldest should end; its health."""
+    """`changed` wakes it. Mutable: the steps on the device, the oldest first, and when that should end; its health."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ STATUS_PERIOD_S = 0.25
 
 
 class EngineServer:
-    """`params`: the type of `Job.params`, by task. Mutable: the open connections; one that ends takes its jobs along."""
+    """`params`: the type of `Job.params`, by task. Mutable: the open connections; one that ends takes its jobs away."""
 
     def __init__(self, engine: EngineClient, path: Path, params: Mapping[str, type]) -> None:
         self.engine = engine
@@ -128,6 +128,4 @@ class Connection:
 
 
 def describe_status(status: EngineStatus) -> Status:
-    return Status(
-        status.is_ready, status.reason, status.queued_tokens, status.tokens_per_s, status.step_s, status.info
-    )
+    return Status(status.is_ready, status.reason, status.queued_tokens, status.tokens_per_s, status.step_s, status.info)

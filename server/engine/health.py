@@ -1,7 +1,8 @@
 """Whether an engine computes: judged by its steps, by what they should take, and by canaries. Pure.
 
-Clients' jobs alone never make an engine look sick: an input may fail by its own fault, and a row of NaN may come of what
-somebody asked for. But failing steps call for a canary, which is nobody's, and canaries that fail are the engine's.
+Clients' jobs alone never make an engine look sick: an input may fail by its own fault, and a row of NaN may come of
+what somebody asked for. But failing steps call for a canary, which is nobody's, and canaries that fail are the
+engine's.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ import asyncio
 import json
 import re
 import zlib
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.types import Receive
@@ -30,7 +30,7 @@ def check_media_type(call: Call) -> None:
     if given is None:
         return
     media_type = given.partition(";")[0].strip().lower()
-    if media_type != "application/json" and not (media_type.startswith("application/") and media_type.endswith("+json")):
+    if not re.fullmatch(r"application/([\w.-]+\+)?json", media_type):
         raise UnsupportedEncoding(
             f"content-type {media_type[:50]!r} is not supported; send application/json", param="content-type"
         )

@@ -24,8 +24,8 @@ Settle = Callable[[Sequence[TokenSequence]], Awaitable[Any]]
 class TextJob:
     """A Job before its texts are tokenised: what a protocol file makes of a body.
 
-    `field`: the request's field the inputs came in, for error messages. `settle` makes the Job's params once it is known
-    how long the inputs are. `num_answers` to each input take a place each, of up to `num_answer_tokens`.
+    `field`: the request's field the inputs came in, for error messages. `settle` makes the Job's params once it is
+    known how long the inputs are. `num_answers` to each input take a place each, of up to `num_answer_tokens`.
     """
 
     inputs: Sequence[Input]

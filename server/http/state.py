@@ -8,7 +8,6 @@ from server.config import ModelConfig, ServerConfig
 from server.errors import InvalidField, UnknownModel, WrongTask
 from server.http.admission import Admission
 from server.metrics import Metrics
-from server.text.chat_template import NO_CHAT_TEMPLATE, ChatTemplate
 from server.tasks.task import Task
 from server.text.tokenizer import Tokenizer
 from server.wire.client import EngineClient
@@ -25,7 +24,6 @@ class ServedModel:
     tokenizer: Tokenizer
     admission: Admission
     engine: EngineClient
-    chat_template: ChatTemplate = NO_CHAT_TEMPLATE
     created_s: int = field(default_factory=lambda: int(time()))
     """Unix time, for `/v1/models`."""
 

@@ -39,7 +39,8 @@ class TextGeneration:
         async for result in results:
             news = read_news(result)
             deltas = [delta for item in news if (delta := self._read(item)) is not None]
-            stopped = [delta.index for delta, item in pair(deltas, news) if delta.finish_reason and not item.finish_reason]
+            ended = {item.row for item in news if item.finish_reason}
+            stopped = [delta.index for delta in deltas if delta.finish_reason and delta.index not in ended]
             if stopped and self._num_open:
                 results.cancel(stopped)
             if deltas:
@@ -83,8 +84,3 @@ class TextGeneration:
         if not self._num_open and self._opened.params.max_tokens:
             estimator = self._opened.model.admission.estimator
             estimator.learn_generated(self.num_generated_tokens / len(self._texts))
-
-
-def pair(deltas: list[Delta], news: list[AnswerNews]) -> list[tuple[Delta, AnswerNews]]:
-    by_row = {item.row: item for item in news}
-    return [(delta, by_row[delta.index]) for delta in deltas]

@@ -20,7 +20,6 @@ from runtime.batch import ArraySpec
 from runtime.build import BatchLimits, DraftModel, build_engine, build_null
 from runtime.config import UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
-from server.processes.deployment import DeployedModel, Deployment, load
 from server.engine.batchers.batcher import Batcher, StepLimits
 from server.engine.batchers.cache_metrics import CacheMetrics
 from server.engine.batchers.decoding import DecodingBatcher, DecodingOptions
@@ -31,6 +30,7 @@ from server.engine.engine_loop import EngineLoop
 from server.engine.engine_server import EngineServer
 from server.engine.executor import DeviceThread, run_in_passing_thread
 from server.metrics import Metrics
+from server.processes.deployment import DeployedModel, Deployment, load
 from server.processes.startup import CANNOT_START, CRASHED, end_with_parent, make_progress, set_up_logging
 from server.tasks.registry import TASKS
 from server.tasks.task import Work

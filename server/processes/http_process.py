@@ -14,15 +14,15 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from server.processes.deployment import DeployedModel, Deployment, load
 from server.http.admission import Admission
 from server.http.app import App
 from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
+from server.processes.deployment import DeployedModel, Deployment, load
 from server.processes.startup import end_with_parent, set_up_logging
+from server.tasks.task import Work
 from server.text.chat_template import load_chat_template
 from server.text.tokenizer import load_tokenizer
-from server.tasks.task import Work
 from server.wire.client import EngineClient, SocketClient
 from server.wire.replica_set import ReplicaSet
 

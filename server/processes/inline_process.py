@@ -9,9 +9,9 @@ from pathlib import Path
 
 import uvloop
 
-from server.processes.deployment import load
 from server.engine.executor import run_in_passing_thread
 from server.metrics import Metrics
+from server.processes.deployment import load
 from server.processes.engine_process import build_loop
 from server.processes.http_process import build_state, connect, serve_http
 from server.processes.startup import set_up_logging

@@ -22,9 +22,9 @@ import msgspec
 
 from runtime.engine import EngineInfo
 from server.config import ConfigError, ServerConfig
-from server.processes.deployment import DeployedModel, Deployment, resolve, save
 from server.http.admission import clear_slot
 from server.metrics import METRICS_DIR_VARIABLE, forget_process
+from server.processes.deployment import DeployedModel, Deployment, resolve, save
 from server.processes.startup import CANNOT_START, set_up_logging
 from server.text.chat_template import load_chat_template
 

@@ -25,8 +25,8 @@ from runtime.quantization.observe import trace_linears
 from runtime.quantization.report import Speed, compare_speed, format_json, format_markdown
 from runtime.quantization.scheme import save_quantization
 from server.config import ConfigError, load_config
-from server.processes.deployment import DeployedModel, count_cores, resolve
 from server.engine.batchers.packing import pack_sequences, sort_by_length
+from server.processes.deployment import DeployedModel, count_cores, resolve
 from server.text.tokenizer import load_tokenizer
 from server.wire.job import TokenSequence
 

@@ -28,9 +28,7 @@ class GenerationWish:
         """Of one answer."""
         return self.default_max_tokens if self.max_tokens is None else self.max_tokens
 
-    async def settle(
-        self, prompts: Sequence[TokenSequence], tokenizer: Tokenizer, field: str
-    ) -> GenerationParams:
+    async def settle(self, prompts: Sequence[TokenSequence], tokenizer: Tokenizer, field: str) -> GenerationParams:
         """`field` is the request's field the prompts came in. Raises InvalidField and its kinds."""
         context = tokenizer.max_input_tokens
         for prompt in prompts:

@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from server.engine.batchers.sequences import Matcher
-from server.wire.job import GRAMMAR_FIELDS, Unservable
+from server.errors import Unservable
 
 LIMITS = LLParserLimits(initial_lexer_fuel=250_000, verbose_errors=False)
 """Of the work that one grammar may cause: some 0.1 s at a time, in which nobody else's tokens go on."""
@@ -35,7 +34,7 @@ class GrammarMatcher:
         if self.inner.is_error():
             is_empty = "NoExtension" in self.inner.get_error()
             reason = "nothing conforms to it" if is_empty else "it is too complex to follow; simplify it"
-            raise Unservable(f"{self.kind.replace('_', ' ')}: {reason}", GRAMMAR_FIELDS[self.kind])
+            raise Unservable(f"{self.kind.replace('_', ' ')}: {reason}", "grammar")
 
     def compute_mask(self) -> npt.NDArray[np.uint32]:
         return self.mask
@@ -47,7 +46,7 @@ class GrammarMatcher:
             raise ValueError(f"token {token_id} does not follow the grammar. This is a bug.")
         self.mask = self.find_mask()
 
-    def fork(self) -> Matcher:
+    def fork(self) -> "GrammarMatcher":
         other = copy(self)  # the mask is the same, and takes long to find
         other.inner = self.inner.deep_copy()
         return other
@@ -60,9 +59,8 @@ class GrammarFactory:
         text = (directory / "tokenizer.json").read_text(encoding="utf-8")
         self.tokenizer = LLTokenizer(text, n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
 
-    def make_matcher(self, kind: str, text: str) -> Matcher:
+    def make_matcher(self, kind: str, text: str) -> GrammarMatcher:
         """See `GenerationParams.grammar`. Raises Unservable where the grammar is not understood."""
-        field = GRAMMAR_FIELDS[kind]
         try:
             if kind == "regex":
                 grammar = LLMatcher.grammar_from_regex(text)
@@ -72,8 +70,8 @@ class GrammarFactory:
                 grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
             matcher = LLMatcher(self.tokenizer, grammar, limits=LIMITS)
         except ValueError as error:
-            raise Unservable(f"{kind}: {error}", field) from None
+            raise Unservable(f"{kind}: {error}", "grammar") from None
         if matcher.is_error():
             reason = " ".join(str(matcher.get_error()).split())
-            raise Unservable(f"the {kind.replace('_', ' ')} is wrong or not supported: {reason[:300]}", field)
+            raise Unservable(f"the {kind.replace('_', ' ')} is wrong or not supported: {reason[:300]}", "grammar")
         return GrammarMatcher(matcher, kind)

@@ -137,6 +137,6 @@ def read_logprobs(prefix: str, arrays: dict[str, Ragged], place: int) -> tuple[T
         return ()
     rows = (arrays[f"{prefix}{name}"].row(place).tolist() for name in ("logprobs", "top_ids", "top_logprobs"))
     return tuple(
-        TokenLogprob(logprob, tuple((token, value) for token, value in zip(ids, values, strict=True) if token != NO_TOKEN))
+        TokenLogprob(logprob, tuple(pair for pair in zip(ids, values, strict=True) if pair[0] != NO_TOKEN))
         for logprob, ids, values in zip(*rows, strict=True)
     )

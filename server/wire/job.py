@@ -1,4 +1,4 @@
-"""What crosses from the HTTP side to an engine and back: a Job goes, a stream of Results comes. Knows no text, no torch.
+"""What crosses from the HTTP side to an engine and back: a Job goes, a stream of Results comes. Knows no text.
 
 Everything is ragged, named arrays: the token ids of inputs of any length, one vector for each of them, labels for each
 of their tokens.

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from server.engine.batchers.scheduler import Scheduler, SchedulerLimits
+from server.wire.event_stream import EventStream
 
 from runtime.batch import ArraySpec
 from runtime.engine import Engine, EngineInfo
@@ -11,11 +13,9 @@ from runtime.engines.null_decoder import NullDecoder, choose_token
 from runtime.kv_cache.blocks import BlockAllocator
 from server.engine.batchers.decoding import Generating, MakeMatcher
 from server.engine.batchers.running_set import Residents
-from server.engine.batchers.scheduler import Scheduler, SchedulerLimits
 from server.engine.cost_model import CostModel
 from server.engine.engine_loop import refuse_grammar
 from server.engine.executor import StepResult
-from server.wire.event_stream import EventStream
 from server.wire.job import GenerationEvent, GenerationParams
 
 VOCAB_SIZE = 97

@@ -9,10 +9,10 @@ from time import monotonic
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from server.engine.batchers.scheduler import SchedulerLimits
 
 from runtime.engine import EngineInfo
 from runtime.engines.null_decoder import NullDecoder
-from server.engine.batchers.scheduler import SchedulerLimits
 from server.engine.cost_model import CostModel
 from server.engine.engine_loop import EngineLoop, GenerationOptions
 from server.engine.engine_server import EngineServer

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 from prometheus_client import CollectorRegistry
+from server.engine.batchers.scheduler import SchedulerLimits
 
 from runtime.batch import ArraySpec, Batch, Output
 from runtime.engine import EngineInfo
 from runtime.engines.null import NullEngine
 from server.engine.batchers.packing import pack
-from server.engine.batchers.scheduler import SchedulerLimits
 from server.engine.cost_model import CostModel
 from server.engine.engine_loop import EngineLoop
 from server.metrics import Metrics

@@ -12,7 +12,6 @@ import httpx
 import numpy as np
 import pytest
 from fake_generator import GenerationServer, build_generation_server, write_directory
-from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, processors
@@ -20,11 +19,13 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from models.info import ModelInfo
 from server.config import HttpConfig, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
 from server.http.admission import Admission
-from server.http.app import create_app
+from server.http.app import App
 from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
+from server.tasks.registry import TASKS
 from server.text.tokenizer import Tokenizer, load_tokenizer
-from server.wire.job import Answer, EngineStatus, TokenSequence
+from server.wire.job import EngineStatus, Job, Ragged, Result
+from server.wire.result_stream import ResultStream
 
 EMBED_DIM = 8
 MAX_TOKENS = 16
@@ -50,18 +51,28 @@ class FakeEngine:
     gate: asyncio.Event | None = None
     error: Exception | None = None
     nan_rows: tuple[int, ...] = ()
-    statuses: tuple[EngineStatus, ...] = (EngineStatus(is_ready=True, reason="ready"),)
+    reported: tuple[EngineStatus, ...] = (EngineStatus(is_ready=True, reason="ready"),)
     num_running: int = 0
     num_cancelled: int = 0
     calls: list[list[list[int]]] = field(default_factory=list)
     types: list[list[list[int] | None]] = field(default_factory=list)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def status(self) -> tuple[EngineStatus, ...]:
-        return self.statuses
+    def statuses(self) -> tuple[EngineStatus, ...]:
+        return self.reported
 
-    async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
-        self.calls.append([sequence.input_ids.tolist() for sequence in sequences])
-        self.types.append([None if item.token_type_ids is None else item.token_type_ids.tolist() for item in sequences])
+    def submit(self, job: Job) -> ResultStream:
+        types = job.inputs.get("token_type_ids")
+        self.calls.append([job.input_ids.row(index).tolist() for index in range(job.num_inputs)])
+        rows = [None if types is None else types.row(index) for index in range(job.num_inputs)]
+        self.types.append([None if row is None or not row.any() else row.tolist() for row in rows])
+        stream = ResultStream(lambda rows: task.cancel())
+        task = asyncio.create_task(self.compute(job, stream))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return stream
+
+    async def compute(self, job: Job, stream: ResultStream) -> None:
         self.num_running += 1
         try:
             if self.gate is not None:
@@ -72,10 +83,15 @@ class FakeEngine:
         finally:
             self.num_running -= 1
         if self.error is not None:
-            raise self.error
-        values = np.stack([compute_row(sequence.input_ids, self.output_dim) for sequence in sequences])
+            stream.fail(self.error)
+            return
+        rows = [compute_row(job.input_ids.row(index), self.output_dim) for index in range(job.num_inputs)]
+        values = np.stack(rows)
         values[list(self.nan_rows)] = np.nan
-        return Answer(values, queue_s=0.001, engine_s=0.002)
+        task = TASKS[job.task]
+        name = "embeddings" if task.name == "embed" else "logits"
+        arrays = task.reduce({name: Ragged(values)}, job.params)
+        stream.put(Result(np.arange(job.num_inputs, dtype=np.int32), arrays, True, queue_s=0.001, engine_s=0.002))
 
     async def close(self) -> None:
         return None
@@ -126,7 +142,7 @@ def build_tokenizer(model_directory: Path, pool: ThreadPoolExecutor, **options: 
 class Server:
     """The application and what is behind it."""
 
-    app: FastAPI
+    app: App
     state: ServerState
     embed: FakeEngine
     classify: FakeEngine
@@ -166,6 +182,7 @@ def build_state(tokenizer: Tokenizer, limits: LimitsConfig, http: HttpConfig) ->
         config.name: ServedModel(
             config.name,
             config,
+            TASKS[infos[config.name].task],
             infos[config.name],
             tokenizer,
             Admission(limits.max_concurrent_requests),
@@ -185,7 +202,7 @@ def make_server(tokenizer: Tokenizer) -> MakeServer:
 
     def make(*, http: dict[str, Any] | None = None, tokenizer: Tokenizer = tokenizer, **limits: Any) -> Server:
         state = build_state(tokenizer, LimitsConfig(**limits), HttpConfig(**(http or {})))
-        app = create_app(state)
+        app = App(state)
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://padless")
         engines = [model.engine for model in state.models.values()]
         assert isinstance(engines[0], FakeEngine) and isinstance(engines[1], FakeEngine)
@@ -209,7 +226,7 @@ async def wait_until(condition: Callable[[], bool]) -> None:
 class RawCall:
     """One ASGI call whose client can send half a body, wait, and go away."""
 
-    def __init__(self, app: FastAPI, path: str, *chunks: bytes, is_complete: bool = True) -> None:
+    def __init__(self, app: App, path: str, *chunks: bytes, is_complete: bool = True) -> None:
         self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         for index, chunk in enumerate(chunks):
             has_more = not is_complete or index + 1 < len(chunks)

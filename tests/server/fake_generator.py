@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as RawTokenizer
@@ -18,21 +17,15 @@ from tokenizers import Tokenizer as RawTokenizer
 from models.info import ModelInfo
 from server.config import HttpConfig, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
 from server.http.admission import Admission
-from server.http.app import create_app
+from server.http.app import App
 from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
+from server.tasks.registry import TASKS
 from server.text.chat_template import load_chat_template
 from server.text.tokenizer import Tokenizer, load_tokenizer
-from server.wire.job import (
-    Answer,
-    EngineStatus,
-    FinishReason,
-    GenerationEvent,
-    GenerationParams,
-    TokenArray,
-    TokenLogprob,
-    TokenSequence,
-)
+from server.wire.generation import AnswerNews, FinishReason, GenerationParams, TokenLogprob, write_news
+from server.wire.job import EngineStatus, Job
+from server.wire.result_stream import ResultStream
 
 CORPUS = [
     "Once upon a time there was a little girl who lived near the forest. She said hello to the world.",
@@ -104,34 +97,56 @@ def find_logprob(token_id: int) -> float:
     return -0.1 * (1 + token_id % 7)
 
 
-class FakeStream:
-    """What `FakeGenerator.generate` returns."""
+class FakeJob:
+    """What `FakeGenerator` does of a job: one prompt's answers after another's, all prompts in step."""
 
-    def __init__(self, engine: "FakeGenerator", prompt: TokenArray, params: GenerationParams) -> None:
-        self.engine, self.prompt, self.params = engine, prompt.tolist(), params
+    def __init__(self, engine: "FakeGenerator", job: Job) -> None:
+        self.engine, self.params = engine, job.params
+        self.prompts = [job.input_ids.row(index).tolist() for index in range(job.num_inputs)]
         self.stopped: set[int] = set()
         self.num_steps = 0
         self.has_ended = False
         self.is_cancelled = False
+        self.stream = ResultStream(self.cancel)
+        self.task = asyncio.create_task(self.run())
 
-    async def __aiter__(self) -> AsyncIterator[list[GenerationEvent]]:
-        plans = [self.plan(index) for index in range(self.params.num_sequences)]
+    @property
+    def prompt(self) -> list[int]:
+        (prompt,) = self.prompts
+        return prompt
+
+    def cancel(self, rows: Sequence[int]) -> None:
+        self.stopped |= set(rows)
+        if not rows:
+            self.is_cancelled = self.is_cancelled or not self.has_ended
+            self.task.cancel()
+
+    async def run(self) -> None:
+        per_prompt = self.params.num_sequences
+        plans = [
+            self.plan(prompt, index, place * per_prompt + index)
+            for place, prompt in enumerate(self.prompts)
+            for index in range(per_prompt)
+        ]
         num_steps = max(len(plan) for plan in plans)
+        open_rows = set(range(len(plans)))
         for step in range(num_steps):
             if self.engine.gate is not None:
                 await self.engine.gate.acquire()
             if self.engine.error is not None and self.num_steps >= self.engine.error_after:
-                raise self.engine.error
-            events = [plan[step] for plan in plans if step < len(plan)]
-            events = [event for event in events if event.index not in self.stopped]
+                self.stream.fail(self.engine.error)
+                return
+            news = [plan[step] for plan in plans if step < len(plan)]
+            news = [item for item in news if item.row not in self.stopped]
+            open_rows -= {item.row for item in news if item.finish_reason} | self.stopped
             self.num_steps += 1
             self.has_ended = self.num_steps == num_steps
-            if events:
-                yield events
+            if news:
+                self.stream.put(write_news(news, is_last=not open_rows))
             await asyncio.sleep(0)
 
-    def plan(self, index: int) -> list[GenerationEvent]:
-        """All events of one answer: a token each, but `tokens_per_event`."""
+    def plan(self, prompt: list[int], index: int, row: int) -> list[AnswerNews]:
+        """All news of one answer: a token each, but `tokens_per_event`."""
         ids = list(self.engine.answers[index % len(self.engine.answers)])[: self.params.max_tokens]
         for place, token_id in enumerate(ids):
             if token_id in self.params.stop_token_ids:
@@ -142,13 +157,13 @@ class FakeStream:
         size = self.engine.tokens_per_event
         groups = [tuple(ids[begin : begin + size]) for begin in range(0, len(ids), size)] or [()]
         return [
-            GenerationEvent(
-                index,
+            AnswerNews(
+                row,
                 group,
                 self.find_logprobs(group, self.params.num_logprobs),
                 reason if place == len(groups) - 1 else "",
                 self.engine.num_cached_tokens if index == 0 and place == 0 else 0,
-                self.find_logprobs(self.prompt[1:], self.params.num_prompt_logprobs) if index == place == 0 else (),
+                self.find_logprobs(prompt[1:], self.params.num_prompt_logprobs) if index == place == 0 else (),
             )
             for place, group in enumerate(groups)
         ]
@@ -163,12 +178,6 @@ class FakeStream:
             for token_id in ids
         )
 
-    def stop(self, index: int) -> None:
-        self.stopped.add(index)
-
-    def cancel(self) -> None:
-        self.is_cancelled = self.is_cancelled or not self.has_ended
-
 
 @dataclass
 class FakeGenerator:
@@ -181,39 +190,36 @@ class FakeGenerator:
     error: Exception | None = None
     error_after: int = 0
     refusal: Exception | None = None
-    statuses: tuple[EngineStatus, ...] = (EngineStatus(is_ready=True, reason="ready"),)
-    streams: list[FakeStream] = field(default_factory=list)
+    reported: tuple[EngineStatus, ...] = (EngineStatus(is_ready=True, reason="ready"),)
+    jobs: list[FakeJob] = field(default_factory=list)
 
-    def status(self) -> tuple[EngineStatus, ...]:
-        return self.statuses
+    def statuses(self) -> tuple[EngineStatus, ...]:
+        return self.reported
 
-    async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
-        raise AssertionError("generation does not come this way")
-
-    def generate(self, prompt: TokenArray, params: GenerationParams, deadline_s: float) -> FakeStream:
-        assert prompt.dtype == np.int32
+    def submit(self, job: Job) -> ResultStream:
+        assert job.input_ids.values.dtype == np.int32
         if self.refusal is not None:
             raise self.refusal
-        self.streams.append(FakeStream(self, prompt, params))
-        return self.streams[-1]
+        self.jobs.append(FakeJob(self, job))
+        return self.jobs[-1].stream
 
     async def close(self) -> None:
         return None
 
     @property
     def params(self) -> GenerationParams:
-        return self.streams[-1].params
+        return self.jobs[-1].params
 
     @property
     def num_cancelled(self) -> int:
-        return sum(stream.is_cancelled for stream in self.streams)
+        return sum(job.is_cancelled for job in self.jobs)
 
 
 @dataclass
 class GenerationServer:
     """The application and what is behind it: `writer`, a model with texts, and `ids`, one without."""
 
-    app: FastAPI
+    app: App
     state: ServerState
     engine: FakeGenerator
     ids_engine: FakeGenerator
@@ -249,8 +255,8 @@ class GenerationServer:
         """No place is taken, and every stream has ended or been cancelled."""
         for model in self.state.models.values():
             assert (model.admission.num_inputs, model.admission.num_tokens) == (0, 0)
-        for stream in (*self.engine.streams, *self.ids_engine.streams):
-            assert stream.is_cancelled or stream.has_ended or len(stream.stopped) == stream.params.num_sequences
+        for job in (*self.engine.jobs, *self.ids_engine.jobs):
+            assert job.is_cancelled or job.has_ended
 
 
 def build_generation_server(
@@ -261,7 +267,7 @@ def build_generation_server(
     info = ModelInfo("LlamaForCausalLM", "generate", size, 1, CONTEXT, size, eos_token_ids=(EOS,))
     options: dict[str, Any] = {"max_input_tokens": CONTEXT, "vocab_size": size, "type_vocab_size": 1, "pool": pool}
     tokenizers = {
-        "writer": load_tokenizer(directory, can_truncate=False, **options),
+        "writer": load_tokenizer(directory, can_truncate=False, chat_template=load_chat_template(directory), **options),
         "ids": Tokenizer(None, can_truncate=False, **options),
     }
     configs = tuple(
@@ -272,17 +278,17 @@ def build_generation_server(
         config.name: ServedModel(
             config.name,
             config,
+            TASKS[info.task],
             info,
             tokenizers[config.name],
             Admission(config.limits.max_concurrent_requests),
             engine,
-            load_chat_template(directory / ("." if config.name == "writer" else "none")),
         )
         for config, engine in zip(configs, engines, strict=True)
     }
     config = ServerConfig(server=HttpConfig(**(http or {})), models=configs)
     state = ServerState(config, served, Metrics(CollectorRegistry()))
-    app = create_app(state)
+    app = App(state)
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://padless")
     server = GenerationServer(app, state, engines[0], engines[1], tokenizers["writer"], raw, client)
     server.say("Once upon a time")

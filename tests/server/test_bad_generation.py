@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_bad_input import JSON, check_openai_error
 
-from server.wire.job import Unservable
+from server.errors import Unservable
 
 pytestmark = pytest.mark.anyio
 
@@ -160,7 +160,7 @@ async def check_refused(generator: GenerationServer, path: str, fields: dict[str
     response = await generator.client.post(path, json=describe_call(path, fields))
     message = check_openai_error(response, 400, param=param, code=code)
     assert param in message or "template" in message
-    assert generator.engine.streams == [] and generator.ids_engine.streams == []
+    assert generator.engine.jobs == [] and generator.ids_engine.jobs == []
     generator.check_idle()
     assert (await generator.complete()).is_success
 

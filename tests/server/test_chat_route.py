@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 def decode_prompt(generator: GenerationServer) -> str:
-    return str(generator.raw.decode(generator.engine.streams[-1].prompt, skip_special_tokens=False))
+    return str(generator.raw.decode(generator.engine.jobs[-1].prompt, skip_special_tokens=False))
 
 
 async def test_one_answer(generator: GenerationServer) -> None:
@@ -30,13 +30,13 @@ async def test_one_answer(generator: GenerationServer) -> None:
     ]
     prompt = "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     assert decode_prompt(generator) == prompt, "and no special token that the template has not written"
-    assert body["usage"]["prompt_tokens"] == len(generator.engine.streams[0].prompt)
+    assert body["usage"]["prompt_tokens"] == len(generator.engine.jobs[0].prompt)
     generator.check_idle()
 
 
 async def test_it_may_fill_the_context_unless_it_is_told_otherwise(generator: GenerationServer) -> None:
     await generator.chat()
-    assert generator.engine.params.max_tokens == CONTEXT - len(generator.engine.streams[0].prompt)
+    assert generator.engine.params.max_tokens == CONTEXT - len(generator.engine.jobs[0].prompt)
     await generator.chat(max_tokens=5)
     assert generator.engine.params.max_tokens == 5
     await generator.chat(max_completion_tokens=6, max_tokens=6)

@@ -24,7 +24,7 @@ async def test_a_text(generator: GenerationServer) -> None:
         "total_tokens": len(prompt_ids) + num_tokens,
         "prompt_tokens_details": {"cached_tokens": 2},
     }
-    assert generator.engine.streams[0].prompt == prompt_ids
+    assert generator.engine.jobs[0].prompt == prompt_ids
     generator.check_idle()
 
 
@@ -80,7 +80,7 @@ async def test_null_is_as_good_as_absent(generator: GenerationServer) -> None:
 async def test_token_ids_are_taken_as_they_are(generator: GenerationServer, prompt: Any) -> None:
     prompt = prompt if prompt != "ids" else [[5, 6, 7]]
     assert (await generator.complete(prompt)).json()["usage"]["prompt_tokens"] == 3
-    assert generator.engine.streams[0].prompt == [5, 6, 7]
+    assert generator.engine.jobs[0].prompt == [5, 6, 7]
 
 
 async def test_several_prompts_and_several_answers(generator: GenerationServer) -> None:
@@ -89,16 +89,16 @@ async def test_several_prompts_and_several_answers(generator: GenerationServer) 
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
     assert [choice["text"] for choice in body["choices"]] == [" one", " two", " one", " two"]
     prompts = [[BOS, *generator.encode(text)] for text in ("Once", "hello")]
-    assert [stream.prompt for stream in generator.engine.streams] == prompts
+    assert [stream.prompt for stream in generator.engine.jobs] == prompts
     assert body["usage"]["prompt_tokens"] == sum(map(len, prompts))
-    seeds = [stream.params.seed for stream in generator.engine.streams]
+    seeds = [stream.params.seed for stream in generator.engine.jobs]
     assert seeds[0] != seeds[1], "prompts do not share their random numbers"
     generator.check_idle()
 
 
 async def test_a_given_seed_is_every_prompts(generator: GenerationServer) -> None:
     await generator.complete(["Once", "hello"], seed=5)
-    assert [stream.params.seed for stream in generator.engine.streams] == [5, 5]
+    assert [stream.params.seed for stream in generator.engine.jobs] == [5, 5]
 
 
 async def test_the_best_of_several(generator: GenerationServer) -> None:
@@ -127,7 +127,7 @@ async def test_stop_strings(generator: GenerationServer, is_included: bool) -> N
     body = (await generator.complete(**fields)).json()
     text = "hello to the END o" if is_included else "hello to th"
     assert body["choices"][0] == {"index": 0, "text": text, "logprobs": None, "finish_reason": "stop"}
-    stream = generator.engine.streams[0]
+    stream = generator.engine.jobs[0]
     assert stream.stopped == {0} and stream.is_cancelled
     assert body["usage"]["completion_tokens"] < len(generator.engine.answers[0]), "what came later does not count"
     generator.check_idle()

@@ -7,8 +7,19 @@ import pytest
 from conftest import MakeServer, Server
 from fastapi import FastAPI, Query
 
-from server.errors import ERROR_TABLE, ApiError, MethodNotAllowed, Overloaded, describe_error, describe_retry, find_row
-from server.wire.job import DeadlineExceeded, EngineFailure, EngineStatus, EngineUnavailable
+from server.errors import (
+    ERROR_TABLE,
+    ApiError,
+    DeadlineExceeded,
+    EngineFailure,
+    EngineUnavailable,
+    MethodNotAllowed,
+    Overloaded,
+    describe_error,
+    describe_retry,
+    find_row,
+)
+from server.wire.job import EngineStatus
 
 EXPECTED = {
     # error: (OpenAI status, type, code), (TEI status, error_type)
@@ -160,14 +171,14 @@ class TestOverHttp:
         assert response.json()["error_type"] == "Validation" and "/predict" in response.json()["error"]
 
     async def test_no_ready_replica(self, server: Server) -> None:
-        server.embed.statuses = (EngineStatus(is_ready=False, reason="warming up"),)
+        server.embed.reported = (EngineStatus(is_ready=False, reason="warming up"),)
         response = await server.embed_text("word1")
         assert response.status_code == 503
         assert "warming up" in response.json()["error"]["message"]
         assert server.embed.calls == []
 
     async def test_one_ready_replica_is_enough_to_serve(self, server: Server) -> None:
-        server.embed.statuses = (
+        server.embed.reported = (
             EngineStatus(is_ready=False, reason="dead"),
             EngineStatus(is_ready=True, reason="ready"),
         )
@@ -226,7 +237,7 @@ class TestOverHttp:
 @pytest.mark.anyio
 async def test_alive_even_if_not_ready(make_server: MakeServer) -> None:
     server = make_server()
-    server.embed.statuses = ()
+    server.embed.reported = ()
     for path in ("/health", "/healthz", "/ping"):
         assert (await server.client.get(path)).status_code == 200
     assert (await server.client.get("/ready")).status_code == 503

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from models.info import ModelDirectoryError, ModelInfo
 from server.config import ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
-from server.processes.deployment import DeployedModel, resolve
 from server.errors import InvalidField
+from server.processes.deployment import DeployedModel, resolve
 from server.processes.launch import choose_example
 from server.text.tokenizer import load_tokenizer
 

@@ -11,7 +11,8 @@ from fake_generator import GenerationServer, read_events
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.wire.job import DeadlineExceeded, EngineFailure, EngineStatus, EngineUnavailable
+from server.errors import DeadlineExceeded, EngineFailure, EngineUnavailable
+from server.wire.job import EngineStatus
 
 pytestmark = pytest.mark.anyio
 
@@ -62,14 +63,14 @@ async def test_each_token_before_the_next_one_is_made(generator: GenerationServe
     ids = generator.engine.answers[0]
     body = {"model": "writer", "prompt": "Once", "stream": True, "max_tokens": len(ids)}
     call = RawCall(generator.app, "/v1/completions", orjson.dumps(body))
-    await wait_until(lambda: bool(generator.engine.streams))
+    await wait_until(lambda: bool(generator.engine.jobs))
     await asyncio.sleep(0.02)
     assert call.sent == [], "no head before it is known that there is an answer"
     text = ""
     for number, token_id in enumerate(ids):
         gate.release()
         await wait_until(lambda least=number + 2: len(call.sent) >= least)
-        assert generator.engine.streams[0].num_steps == number + 1
+        assert generator.engine.jobs[0].num_steps == number + 1
         choice = orjson.loads(call.sent[number + 1]["body"].removeprefix(b"data: "))["choices"][0]
         text += choice["text"]
         assert text == generator.raw.decode(ids[: number + 1]) and token_id is not None
@@ -171,8 +172,8 @@ async def test_a_client_that_goes_away(
     messages = [{"role": "user", "content": "hello"}]
     body = {"model": "writer", "prompt": "Once", "messages": messages, "n": 2, "stream": is_stream}
     call = RawCall(generator.app, path, orjson.dumps(body))
-    await wait_until(lambda: bool(generator.engine.streams))
-    await wait_until(lambda: generator.engine.streams[0].num_steps == (2 if has_begun else 0))
+    await wait_until(lambda: bool(generator.engine.jobs))
+    await wait_until(lambda: generator.engine.jobs[0].num_steps == (2 if has_begun else 0))
     assert generator.state.models["writer"].admission.num_inputs == 2
     num_sent = len(call.sent)
     call.disconnect()
@@ -199,9 +200,9 @@ async def test_every_sequence_takes_a_place_until_the_stream_ends(make_generator
     generator = make_generator(max_concurrent_requests=4, max_client_batch_size=4)
     gate = generator.engine.gate = asyncio.Semaphore(0)
     first = asyncio.create_task(generator.complete(["Once", "hello"], n=2, stream=True))
-    await wait_until(lambda: len(generator.engine.streams) == 2)
+    await wait_until(lambda: len(generator.engine.jobs) == 2)
     admission = generator.state.models["writer"].admission
-    num_prompt_tokens = sum(len(stream.prompt) for stream in generator.engine.streams)
+    num_prompt_tokens = sum(len(stream.prompt) for stream in generator.engine.jobs)
     assert (admission.num_inputs, admission.num_tokens) == (4, num_prompt_tokens + 4 * 40)
     refused = await generator.chat()
     assert refused.status_code == 429 and refused.json()["error"]["code"] == "queue_full"
@@ -225,7 +226,7 @@ async def test_answers_that_could_be_long_are_expected_to_be_as_long_as_others(g
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_no_engine_is_ready(generator: GenerationServer, stream: bool) -> None:
-    generator.engine.statuses = (EngineStatus(is_ready=False, reason="loading"),)
+    generator.engine.reported = (EngineStatus(is_ready=False, reason="loading"),)
     response = await generator.complete(stream=stream)
     assert response.status_code == 503 and "loading" in response.json()["error"]["message"]
 

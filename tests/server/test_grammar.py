@@ -5,8 +5,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from server.engine.batchers.sequences import Matcher
+from server.errors import Unservable
 from server.text.grammar import GrammarFactory
-from server.wire.job import Unservable
 
 END = 256
 TOO_COMPLEX = "(a{1000}){1000}"

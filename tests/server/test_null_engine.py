@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from conftest import CLS, EMBED_DIM, SEP, VOCAB, MakeServer, RawCall, Server, wait_until
+from server.engine.batchers.scheduler import SchedulerLimits
 
 from runtime.batch import ArraySpec, Batch, Output
 from runtime.engine import EngineInfo
 from runtime.engines.null import NullEngine
-from server.engine.batchers.scheduler import SchedulerLimits
 from server.engine.cost_model import CostModel
 from server.engine.engine_loop import EngineLoop
 

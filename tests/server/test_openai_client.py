@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 from conftest import CLS, EMBED_DIM, MAX_TOKENS, SEP, VOCAB, MakeServer, Server, compute_row
 
-from server.wire.job import DeadlineExceeded, EngineFailure, EngineUnavailable
+from server.errors import DeadlineExceeded, EngineFailure, EngineUnavailable
 
 
 class Live:

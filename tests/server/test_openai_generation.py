@@ -11,7 +11,7 @@ from conftest import MakeGenerator
 from fake_generator import GenerationServer, find_logprob
 from test_openai_client import Live, run_live, wait_for
 
-from server.wire.job import DeadlineExceeded, EngineFailure
+from server.errors import DeadlineExceeded, EngineFailure
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
@@ -110,7 +110,7 @@ def test_a_missed_deadline_is_not_retried(generator: GenerationServer, live: Liv
     generator.engine.error = DeadlineExceeded("late")
     with live.client(max_retries=3) as client, pytest.raises(openai.InternalServerError):
         client.chat.completions.create(model="writer", messages=HELLO)
-    assert len(generator.engine.streams) == 1
+    assert len(generator.engine.jobs) == 1
 
 
 def close_gate(generator: GenerationServer, live: Live, num_steps: int) -> None:
@@ -139,7 +139,7 @@ def test_each_token_is_there_before_the_next_one_is_made(generator: GenerationSe
         )
         text = ""
         for number, chunk in enumerate(stream, 1):
-            assert generator.engine.streams[0].num_steps == number
+            assert generator.engine.jobs[0].num_steps == number
             text += chunk.choices[0].text
             release(generator, live)
     assert text == "hello world"
@@ -166,7 +166,7 @@ def test_going_away_cancels(generator: GenerationServer, live: Live, leave: Call
     close_gate(generator, live, 2)
     with live.client(max_retries=0) as client:
         leave(client)
-    wait_for(lambda: generator.engine.num_cancelled == len(generator.engine.streams) > 0)
+    wait_for(lambda: generator.engine.num_cancelled == len(generator.engine.jobs) > 0)
     wait_for(lambda: generator.count(outcome="cancelled") == 1)
     generator.check_idle()
 

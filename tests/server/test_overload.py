@@ -87,7 +87,7 @@ async def test_refusal_comes_before_tokenising(make_server: MakeServer) -> None:
 
 async def test_retry_after_follows_from_waiting_tokens_and_rate(make_server: MakeServer) -> None:
     server = make_server(max_concurrent_requests=2, max_client_batch_size=2)
-    server.embed.statuses = (EngineStatus(is_ready=True, reason="ready", tokens_per_s=2.0),)
+    server.embed.reported = (EngineStatus(is_ready=True, reason="ready", tokens_per_s=2.0),)
     server.embed.gate = gate = asyncio.Event()
     blocked = asyncio.create_task(server.embed_text([[1] * 10, [2] * 10]))
     await wait_until(lambda: server.embed.num_running == 1)
@@ -99,7 +99,7 @@ async def test_retry_after_follows_from_waiting_tokens_and_rate(make_server: Mak
 
 
 async def test_a_deadline_out_of_reach_is_refused_at_once(server: Server) -> None:
-    server.embed.statuses = (EngineStatus(is_ready=True, reason="ready", tokens_per_s=2.0),)
+    server.embed.reported = (EngineStatus(is_ready=True, reason="ready", tokens_per_s=2.0),)
     server.embed.gate = gate = asyncio.Event()
     blocked = asyncio.create_task(server.embed_text([[1] * 10, [2] * 10]))
     await wait_until(lambda: server.embed.num_running == 1)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from server.text.detokenizer import TokenTexts
 from server.text.stop_strings import StopStrings
 from server.text.text_stream import TextRules, TextStream
-from server.wire.job import GenerationEvent
+from server.wire.generation import AnswerNews
 
 LETTERS = st.text("ab", max_size=24)
 STOPS = st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=4)
@@ -83,9 +83,7 @@ def test_over_events_of_several_tokens(
     groups = [tuple(ids[begin : begin + size]) for begin in range(0, len(ids), size)] or [()]
     deltas = []
     for place, group in enumerate(groups):
-        deltas.append(
-            stream.push(GenerationEvent(0, group, finish_reason="length" if place == len(groups) - 1 else ""))
-        )
+        deltas.append(stream.push(AnswerNews(0, group, finish_reason="length" if place == len(groups) - 1 else "")))
         if stream.finish_reason:
             break
     assert "".join(delta.text for delta in deltas) == head + cut

@@ -7,9 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-
-from models.info import ModelInfo
-from server.errors import InvalidAnswer, InvalidField
 from server.tasks.scores import (
     check_dimensions,
     check_finite,
@@ -20,6 +17,9 @@ from server.tasks.scores import (
     rank_labels,
     shorten_embeddings,
 )
+
+from models.info import ModelInfo
+from server.errors import InvalidAnswer, InvalidField
 
 LOGITS = hnp.arrays(
     np.float32, st.tuples(st.integers(1, 5), st.integers(1, 6)), elements=st.floats(-(2.0**100), 2.0**100, width=32)

@@ -16,7 +16,6 @@ from server.metrics import Metrics
 from server.wire.job import Job, TokenSequence
 from server.wire.result_stream import ResultStream
 
-
 CANARY = TokenSequence(np.zeros(1, np.int32))
 """What an engine computes to prove itself."""
 

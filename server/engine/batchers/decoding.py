@@ -8,8 +8,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from runtime.engine import EngineError, EngineInfo
 from runtime.kv_cache.blocks import BlockAllocator
 from runtime.kv_cache.examples import page_alone
@@ -92,7 +90,7 @@ class DecodingBatcher:
         return self.queue.num_tokens
 
     def tokens_per_s(self) -> float:
-        """Of prompts and answers as they were mixed lately: of what is admitted, most is worked off a token at a time."""
+        """Of prompts and answers as they were mixed lately: most of what is admitted comes a token at a time."""
         if self.rate.tokens_per_s:
             return self.rate.tokens_per_s
         num_seqs = self.limits.max_batch_requests

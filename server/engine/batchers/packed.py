@@ -170,7 +170,9 @@ class PackedBatcher:
         """Give a job the rows of its inputs, which are at these places of the batch."""
         assert result.output is not None
         indices = np.array([result.step.inputs[place].index for place in places], np.int32)
-        arrays = {spec.name: self.pick(spec, result.output.arrays[spec.name], result.step, places) for spec in self.outputs}
+        arrays = {
+            spec.name: self.pick(spec, result.output.arrays[spec.name], result.step, places) for spec in self.outputs
+        }
         reduced = self.reducers[encoding.job.task](arrays, encoding.job.params)
         encoding.num_missing -= len(places)
         is_last = encoding.num_missing == 0

@@ -47,9 +47,7 @@ def pack_sequences(sequences: Sequence[TokenSequence]) -> Batch:
     return pack([(job, index) for index in range(len(sequences))])
 
 
-def pack_parts(
-    parts: Sequence[Part], copies: Sequence[tuple[int, int]], rows: Sequence[Row], vocab_size: int
-) -> Batch:
+def pack_parts(parts: Sequence[Part], copies: Sequence[tuple[int, int]], rows: Sequence[Row], vocab_size: int) -> Batch:
     """The parts of generations, in their order; `rows` as `list_rows` gives them; `copies` of blocks come first."""
     seqlens = np.array([part.num_tokens for part in parts], dtype=np.int32)
     computed = np.array([part.num_past_tokens for part in parts], dtype=np.int64)

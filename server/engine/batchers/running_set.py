@@ -258,9 +258,7 @@ class RunningSet:
         """Let others find what is computed; nothing if the sequence has given up its blocks meanwhile."""
         if sequence.table.block_ids:
             computed = sequence.num_computed_tokens
-            self.allocator.publish(
-                sequence.table, sequence.token_ids, computed, sequence.hashes, generation.salt
-            )
+            self.allocator.publish(sequence.table, sequence.token_ids, computed, sequence.hashes, generation.salt)
 
     def drop(self, generation: Generation, sequence: Sequence) -> None:
         """An answer has ended: its blocks are free, and what is in them may still be found."""

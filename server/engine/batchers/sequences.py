@@ -55,7 +55,7 @@ class Generation:
     emit: Callable[[list[AnswerNews]], None] = lambda news: None
     live: list[Sequence] = field(default_factory=list)
     branches: list[Sequence] = field(default_factory=list)
-    """Answers that have lost their blocks: once their prompt, now in `live` by itself, is computed again, they go on."""
+    """Answers that have lost their blocks: they go on once their prompt, now alone in `live`, is computed again."""
     beams: BeamSearch | None = None
     has_forked: bool = False
     num_cached_tokens: int = 0

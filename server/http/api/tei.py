@@ -129,8 +129,8 @@ SHAPES: dict[Kind, tuple[int, str]] = {
     Kind.INVALID_ANSWER: (500, "Backend"),
     Kind.INTERNAL: (500, "Backend"),
 }
-"""Status and type; of other kinds 422 and Validation. TEI answers a failed backend with 424, which no client retries and
-no proxy counts as a server error: 500 here."""
+"""Status and type; of other kinds 422 and Validation. TEI answers a failed backend with 424, which no client retries
+and no proxy counts as a server error: 500 here."""
 
 
 def render_error(error: ServiceError) -> Shape:
