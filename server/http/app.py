@@ -74,6 +74,7 @@ class App:
         self.state = state
         self.routes = {(route.method, route.path): route for route in routes}
         self.prefixes = [route for route in routes if route.path.endswith("{name}")]
+        self.shapes = {route.path: route.render_error for route in routes}
         self.docs: ASGIApp = build_docs(routes)
         self.prefix, self.numbers = secrets.token_hex(6), count()
 
@@ -98,7 +99,7 @@ class App:
             outcome = "cancelled"
             raise
         except Exception as error:
-            outcome = await self.answer_error(call, route, error)
+            outcome = await self.answer_error(call, error)
         finally:
             self.note(call, route, outcome)
 
@@ -131,14 +132,15 @@ class App:
             raise MethodNotAllowed(f"{path[:200]} does not answer {method[:20]}, only {allow}", allow=allow)
         raise UnknownRoute(f"there is no {method[:20]} {path[:200]}; GET /docs shows what there is")
 
-    async def answer_error(self, call: Call, route: Route | None, error: Exception) -> str:
-        """In the route's shape; text of unforeseen errors stays in the log: it may hold the client's data."""
+    async def answer_error(self, call: Call, error: Exception) -> str:
+        """In the shape that clients of this path parse; text of unforeseen errors stays in the log: it may hold the
+        client's data."""
         if not isinstance(error, ServiceError):
             logger.error("%s failed, request id %s", call.path, call.request_id.decode(), exc_info=error)
             error = ServiceError("internal error; the server's log has it under this request id")
         elif error.kind in (Kind.ENGINE_FAILURE, Kind.INVALID_ANSWER):
             logger.error("%s failed, request id %s: %s", call.path, call.request_id.decode(), error.message)
-        shape = (route.render_error if route is not None else render_error)(error)
+        shape = self.shapes.get(call.path, render_error)(error)
         body = orjson.dumps(shape.body)
         if call.has_started:  # a stream: its last event says what went wrong
             await call.write_events(body)

@@ -33,8 +33,9 @@ class GenerationWish:
         context = tokenizer.max_input_tokens
         for prompt in prompts:
             self.check_room(prompt.num_tokens, context, field)
-        # No answer outgrows the context: what is over its room is not generated.
-        params = replace(self.params, max_tokens=min(self.most_tokens, context))
+        # The engine ends every answer where the context does; this is what the shortest prompt leaves.
+        most_room = context - min(prompt.num_tokens for prompt in prompts)
+        params = replace(self.params, max_tokens=min(self.most_tokens, most_room))
         if self.bad_words:
             params = replace(params, bad_words=await encode_bad_words(self.bad_words, tokenizer))
         return params

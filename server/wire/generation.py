@@ -115,18 +115,18 @@ def read_news(result: Result) -> list[AnswerNews]:
 
 
 def write_logprobs(prefix: str, rows: Sequence[Sequence[TokenLogprob]]) -> dict[str, Ragged]:
-    """float32 `[num_tokens]` of the tokens, int32 and float32 `[num_tokens, k]` of the most probable ones, filled up
+    """float64 `[num_tokens]` of the tokens, int32 and float64 `[num_tokens, k]` of the most probable ones, filled up
     with NO_TOKEN."""
     found = [logprob for row in rows for logprob in row]
     width = max(len(logprob.top) for logprob in found)
     top_ids = np.full((len(found), width), NO_TOKEN, np.int32)
-    top_logprobs = np.full((len(found), width), np.nan, np.float32)
+    top_logprobs = np.full((len(found), width), np.nan, np.float64)
     for place, logprob in enumerate(found):
         for rank, pair in enumerate(logprob.top):
             top_ids[place, rank], top_logprobs[place, rank] = pair
     splits = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int32)
     return {
-        f"{prefix}logprobs": Ragged(np.array([logprob.logprob for logprob in found], np.float32), splits),
+        f"{prefix}logprobs": Ragged(np.array([logprob.logprob for logprob in found], np.float64), splits),
         f"{prefix}top_ids": Ragged(top_ids, splits),
         f"{prefix}top_logprobs": Ragged(top_logprobs, splits),
     }

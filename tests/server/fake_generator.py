@@ -134,6 +134,7 @@ class FakeJob:
             if self.engine.gate is not None:
                 await self.engine.gate.acquire()
             if self.engine.error is not None and self.num_steps >= self.engine.error_after:
+                self.has_ended = True
                 self.stream.fail(self.engine.error)
                 return
             news = [plan[step] for plan in plans if step < len(plan)]

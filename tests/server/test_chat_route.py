@@ -93,7 +93,7 @@ async def test_templates_that_do_not_work(
 ) -> None:
     generator = make_generator()
     directory = write_directory(tmp_path / "model", template)
-    object.__setattr__(generator.state.models["writer"], "chat_template", load_chat_template(directory))
+    generator.tokenizer.chat_template = load_chat_template(directory)
     response = await generator.chat()
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, "messages")

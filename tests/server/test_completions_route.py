@@ -89,16 +89,16 @@ async def test_several_prompts_and_several_answers(generator: GenerationServer) 
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
     assert [choice["text"] for choice in body["choices"]] == [" one", " two", " one", " two"]
     prompts = [[BOS, *generator.encode(text)] for text in ("Once", "hello")]
-    assert [stream.prompt for stream in generator.engine.jobs] == prompts
+    (job,) = generator.engine.jobs
+    assert job.prompts == prompts
     assert body["usage"]["prompt_tokens"] == sum(map(len, prompts))
-    seeds = [stream.params.seed for stream in generator.engine.jobs]
-    assert seeds[0] != seeds[1], "prompts do not share their random numbers"
+    assert job.params.seed is None, "prompts do not share their random numbers"
     generator.check_idle()
 
 
 async def test_a_given_seed_is_every_prompts(generator: GenerationServer) -> None:
     await generator.complete(["Once", "hello"], seed=5)
-    assert [stream.params.seed for stream in generator.engine.jobs] == [5, 5]
+    assert generator.engine.params.seed == 5
 
 
 async def test_the_best_of_several(generator: GenerationServer) -> None:
@@ -127,8 +127,7 @@ async def test_stop_strings(generator: GenerationServer, is_included: bool) -> N
     body = (await generator.complete(**fields)).json()
     text = "hello to the END o" if is_included else "hello to th"
     assert body["choices"][0] == {"index": 0, "text": text, "logprobs": None, "finish_reason": "stop"}
-    stream = generator.engine.jobs[0]
-    assert stream.stopped == {0} and stream.is_cancelled
+    assert generator.engine.num_cancelled == 1
     assert body["usage"]["completion_tokens"] < len(generator.engine.answers[0]), "what came later does not count"
     generator.check_idle()
 

@@ -5,20 +5,22 @@ from typing import Any
 import httpx
 import pytest
 from conftest import MakeServer, Server
-from fastapi import FastAPI, Query
 
 from server.errors import (
-    ERROR_TABLE,
-    ApiError,
     DeadlineExceeded,
     EngineFailure,
     EngineUnavailable,
+    Kind,
     MethodNotAllowed,
     Overloaded,
-    describe_error,
-    describe_retry,
-    find_row,
+    ServiceError,
 )
+from server.http.api import openai_errors, tei
+from server.http.app import App
+from server.http.call import Call, Reply
+from server.http.retry import bound_retry
+from server.http.route import Route
+from server.http.state import ServerState
 from server.wire.job import EngineStatus
 
 EXPECTED = {
@@ -29,6 +31,8 @@ EXPECTED = {
     "InputTooLong": ((400, "invalid_request_error", "context_length_exceeded"), (422, "Validation")),
     "WrongTask": ((400, "invalid_request_error", "wrong_task"), (422, "Validation")),
     "TokenizerFailure": ((400, "invalid_request_error", "tokenizer_error"), (422, "Tokenizer")),
+    "Unauthenticated": ((401, "invalid_request_error", "invalid_api_key"), (401, "Unauthorized")),
+    "Forbidden": ((403, "permission_error", "forbidden"), (403, "Forbidden")),
     "UnknownModel": ((404, "invalid_request_error", "model_not_found"), (404, "Validation")),
     "UnknownRoute": ((404, "invalid_request_error", "unknown_url"), (404, "Validation")),
     "MethodNotAllowed": ((405, "invalid_request_error", "method_not_allowed"), (405, "Validation")),
@@ -43,50 +47,37 @@ EXPECTED = {
 }
 
 
-def make_error(cls: type[Any]) -> Exception:
+def walk(cls: type[ServiceError]) -> list[type[ServiceError]]:
+    return [cls, *(below for child in cls.__subclasses__() for below in walk(child))]
+
+
+OURS = [cls for cls in walk(ServiceError) if cls is not ServiceError]
+
+
+def make_error(cls: type[Any]) -> ServiceError:
     if cls is Overloaded:
         return Overloaded("words", retry_after_s=2.5)
     if cls is MethodNotAllowed:
         return MethodNotAllowed("words", allow="GET")
-    error = cls("words", param="field") if issubclass(cls, ApiError) else cls("words")
-    assert isinstance(error, Exception)
+    error = cls("words", param="field")
+    assert isinstance(error, ServiceError)
     return error
 
 
-@pytest.mark.parametrize("cls", ERROR_TABLE, ids=lambda cls: cls.__name__)
-def test_the_table(cls: type[Exception]) -> None:
+@pytest.mark.parametrize("cls", OURS, ids=lambda cls: cls.__name__)
+def test_the_shapes(cls: type[ServiceError]) -> None:
     error = make_error(cls)
-    openai, tei = EXPECTED[cls.__name__]
-    reply = describe_error(error, "openai")
-    body = reply.body["error"]
-    assert (reply.status, body["type"], body["code"]) == openai
-    assert body["message"] == "words"
-    assert body["param"] == getattr(error, "param", None)
-    reply = describe_error(error, "tei")
-    assert (reply.status, reply.body["error_type"]) == tei
-    assert reply.body["error"] == "words"
+    openai, other = EXPECTED[cls.__name__]
+    status, body = openai_errors.render_error(error)
+    assert (status, body["error"]["type"], body["error"]["code"]) == openai
+    assert body["error"]["message"] == "words"
+    assert body["error"]["param"] == error.param
+    assert tei.render_error(error) == (other[0], {"error": "words", "error_type": other[1]})
 
 
-def test_every_error_of_ours_is_in_the_table() -> None:
-    def walk(cls: type[ApiError]) -> list[type[ApiError]]:
-        return [cls, *(below for child in cls.__subclasses__() for below in walk(child))]
-
-    assert set(walk(ApiError)) - {ApiError} <= set(ERROR_TABLE)
-    assert set(EXPECTED) == {cls.__name__ for cls in ERROR_TABLE}
-
-
-def test_unforeseen_errors_say_nothing_of_themselves() -> None:
-    for protocol in ("openai", "tei"):
-        reply = describe_error(KeyError("secret"), protocol)
-        assert reply.status == 500 and reply.outcome == "failed"
-        assert "secret" not in str(reply.body)
-
-
-def test_the_nearest_class_counts() -> None:
-    class Special(EngineUnavailable):
-        pass
-
-    assert find_row(Special("words")) is ERROR_TABLE[EngineUnavailable]
+def test_every_kind_has_an_error_and_a_shape() -> None:
+    assert set(EXPECTED) == {cls.__name__ for cls in OURS}
+    assert {cls.kind for cls in OURS} | {Kind.INTERNAL} == set(Kind) == set(openai_errors.SHAPES)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +85,7 @@ def test_the_nearest_class_counts() -> None:
     [(0.0, "1", "1"), (0.2504, "1", "251"), (1.0, "1", "1000"), (2.1, "3", "2100"), (1e9, "60", "60000")],
 )
 def test_retry_headers(retry_after_s: float, seconds: str, milliseconds: str) -> None:
-    assert describe_retry(retry_after_s) == {"retry-after": seconds, "retry-after-ms": milliseconds}
+    assert bound_retry(retry_after_s) == {"retry-after": seconds, "retry-after-ms": milliseconds}
 
 
 @pytest.mark.anyio
@@ -188,25 +179,17 @@ class TestOverHttp:
         assert "replica 0: dead" in response.json()["error"]["message"]
         assert response.headers["retry-after"] == "1"
 
-    async def test_a_bug_outside_of_the_pipeline(self, server: Server, caplog: pytest.LogCaptureFixture) -> None:
-        async def broken() -> None:
+    async def test_a_bug(self, server: Server, caplog: pytest.LogCaptureFixture) -> None:
+        async def broken(call: Call, state: ServerState) -> Reply:
             raise KeyError("secret")
 
-        server.app.add_api_route("/broken", broken)
-        response = await server.client.get("/broken", headers={"x-request-id": "mine"})
+        app = App(server.state, [Route("GET", "/broken", broken, openai_errors.render_error, "", "")])
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://padless") as client:
+            response = await client.get("/broken", headers={"x-request-id": "mine"})
         assert response.status_code == 500
         assert response.json()["error"]["code"] == "internal_error" and "secret" not in response.text
         assert response.headers["x-request-id"] == "mine"
         assert "mine" in caplog.text
-
-    async def test_validation_by_the_framework(self, server: Server) -> None:
-        async def typed(number: int = Query()) -> int:
-            return number
-
-        server.app.add_api_route("/typed", typed)
-        response = await server.client.get("/typed?number=x")
-        assert response.status_code == 400
-        assert response.json()["error"]["param"] == "query.number"
 
     @pytest.mark.parametrize("path", ["/health", "/nothing", "/v1/models", "/metrics"])
     async def test_request_ids_are_made_up(self, server: Server, path: str) -> None:
@@ -231,7 +214,6 @@ class TestOverHttp:
             assert field in schema["properties"]
             assert "$ref" not in str(schema)
             assert "422" not in document["paths"][path]["post"]["responses"]
-        assert isinstance(server.app, FastAPI)
 
 
 @pytest.mark.anyio

@@ -158,7 +158,7 @@ async def test_an_error_in_mid_stream(
     found = orjson.loads(last.removeprefix("data: "))
     assert sorted(found["error"]) == ["code", "message", "param", "type"] and found["error"]["code"] == code
     assert "secret" not in last
-    assert generator.count(outcome=outcome) == 1 and generator.engine.num_cancelled == 1
+    assert generator.count(outcome=outcome) == 1
     generator.check_idle()
 
 
@@ -179,7 +179,7 @@ async def test_a_client_that_goes_away(
     call.disconnect()
     await call.task
     assert generator.engine.num_cancelled == 1 and generator.count(outcome="cancelled") == 1
-    assert not is_stream or not has_begun or len(call.sent) == num_sent + 1, "nothing but the end"
+    assert len(call.sent) == num_sent, "nobody is there"
     generator.check_idle()
 
 

@@ -133,8 +133,20 @@ async def test_clients_cannot_make_labels(server: Server) -> None:
 
 @pytest.mark.anyio
 async def test_event_loop_lag_is_measured_while_the_application_runs(server: Server) -> None:
-    async with server.app.router.lifespan_context(server.app):
-        assert (await server.client.get("/health")).status_code == 200
+    messages: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+    messages.put_nowait({"type": "lifespan.startup"})
+    sent: list[str] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    lifespan = asyncio.create_task(server.app({"type": "lifespan"}, messages.get, send))
+    await wait_until(lambda: sent == ["lifespan.startup.complete"])
+    assert (await server.client.get("/health")).status_code == 200
+    await wait_until(lambda: server.sum_samples("padless_event_loop_lag_seconds_count") > 0)
+    messages.put_nowait({"type": "lifespan.shutdown"})
+    await lifespan
+    assert sent[-1] == "lifespan.shutdown.complete"
     samples = parse((await server.client.get("/metrics")).text)
     assert ("padless_event_loop_lag_seconds_count", ()) in samples
 

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 from conftest import CLS, EMBED_DIM, SEP, VOCAB, MakeServer, RawCall, Server, wait_until
-from server.engine.batchers.scheduler import SchedulerLimits
 
 from runtime.batch import ArraySpec, Batch, Output
 from runtime.engine import EngineInfo
 from runtime.engines.null import NullEngine
+from server.engine.batchers.batcher import StepLimits
+from server.engine.batchers.packed import PackedBatcher
 from server.engine.cost_model import CostModel
 from server.engine.engine_loop import EngineLoop
+from server.engine.executor import DeviceThread
+from server.tasks import embed
 
 pytestmark = pytest.mark.anyio
 
@@ -48,15 +51,20 @@ class Stack:
         )
         self.server = server
         self.engine = GatedEngine(info)
+        self.batcher = PackedBatcher(StepLimits(64, 8, 0.0), CostModel(), info.outputs, {"embed": embed.reduce})
         self.loop = EngineLoop(
-            self.engine, SchedulerLimits(64, 8, 0.0), CostModel(), server.state.metrics, model="embedder"
+            self.batcher,
+            DeviceThread(self.engine, "engine"),
+            server.state.metrics,
+            asyncio.Event(),
+            model="embedder",
         )
         server.state.models["embedder"] = replace(server.state.models["embedder"], engine=self.loop)
         self.admission = server.state.models["embedder"].admission
 
     async def start(self) -> None:
         await self.loop.start()
-        await wait_until(lambda: self.loop.status()[0].is_ready)
+        await wait_until(lambda: self.loop.statuses()[0].is_ready)
 
     async def close(self) -> None:
         self.engine.gate.set()
@@ -132,7 +140,7 @@ async def test_a_client_that_goes_away_frees_place_and_queue(stack: Stack) -> No
     await asyncio.gather(*(call.task for call in calls[:10]))
     assert [call.status for call in calls[:10]] == [200] * 10
     assert stack.server.count(outcome="cancelled") == 10
-    await wait_until(lambda: stack.loop.scheduler.queue.num_tokens == 0)
+    await wait_until(lambda: stack.batcher.num_queued_tokens == 0)
 
 
 async def test_a_deadline_passes_in_the_queue(stack: Stack) -> None:
