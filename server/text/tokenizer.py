@@ -1,7 +1,8 @@
-"""Text to tokens, off the event loop, never longer than the model takes. Knows tokenizer.json; knows no HTTP.
+"""Text to tokens, never longer than the model takes. Knows tokenizer.json; knows no HTTP.
 
-Each text is encoded by itself on a thread of our own pool (the library lets go of the GIL meanwhile). `encode_batch`
-would start rayon's pool, one thread per core, and those would fight with the engine for the cores.
+Each text is encoded by itself on a thread of our own pool, short ones at once on the event loop's. The library's
+`encode` holds the GIL, `encode_batch` lets go of it (1 MB of text: the event loop stood still for 990 ms, and for 8);
+but it starts rayon's threads, one per core, which would fight with the engine for the cores: see ENVIRONMENT.
 """
 
 import asyncio
@@ -17,29 +18,36 @@ import tokenizers
 
 from models.info import ModelDirectoryError
 from server.errors import EmptyInput, InputTooLong, InvalidField, TokenizerFailure
+from server.text.chat_template import NO_CHAT_TEMPLATE, Chat, ChatTemplate, count_message_chars
 from server.text.detokenizer import TokenTexts
-from server.wire.job import TokenArray, TokenSequence
+from server.text.truncation import GROWTH, Head, Reading, Side, cut_text, has_borders
+from server.wire.job import TokenSequence
 
 logger = logging.getLogger("padless.http")
 
 Result = TypeVar("Result")
 Truncation = Literal["error", "right", "left"]
 Text = str | tuple[str, str]
-Input = str | tuple[str, str] | list[int]
-"""What a client may send for one sequence: a text, a pair of texts, or token ids used as they are."""
+Input = str | tuple[str, str] | list[int] | Chat
+"""What a client may send for one sequence: a text, a pair of texts, token ids used as they are, or a chat."""
 
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false"}
+"""For the processes that tokenise: `encode_batch` then works on the thread that calls it. Read at each call."""
+
+CHARS_PER_TOKEN = 8
+"""So many characters per token of the limit truncation reads at first. Prose has 3 to 6 (Chinese 1 to 2)."""
 GUARD_CHARS_PER_TOKEN = 32
-"""Texts of more characters per token of the limit are cut or refused before they are tokenised.
-
-Prose has 3 to 6 characters per token (Chinese 1 to 2), source code and tables with runs of blanks up to 12. Only text
-that is nearly all blanks has more; truncation notices, and looks further.
-"""
-MAX_REACH = 16
-"""So many times the guard is as far as truncation looks: what follows 512 blanks per token may be missed, and in
-return a body of 16 MB of blanks costs a thread 0.5 s and not 20 s."""
+"""So many are read at first of a text that must not be truncated: enough to count the tokens of nearly all."""
 CHUNK_CHARS = 16_384
 """What a thread takes at a time, about 5 ms: between two chunks other calls get their turn."""
-
+INLINE_CHARS = 500
+"""Calls of no more are tokenised on the event loop's thread, which they hold for 0.2 to 0.3 ms (WordPiece and
+byte-level BPE, 0.4 to 0.6 us a character on a core of a 2 GHz server). To a thread of the pool and back takes 0.08 ms
+where all is idle, and several switches of threads where it is not."""
+ITEM_CHARS = 16
+"""An input costs as much as so many characters before its first one."""
+IDS_PER_CHAR = 8
+"""Token ids that are checked in the time of one character."""
 
 NO_TEXTS = "is text, but this model has no tokenizer; send token ids"
 
@@ -52,6 +60,15 @@ class Piece(NamedTuple):
     special: bool
     start: int | None
     stop: int | None
+
+
+class Work(NamedTuple):
+    """How a call wants its inputs. `is_inline`: on the event loop's thread."""
+
+    truncation: Truncation
+    field: str
+    add_special_tokens: bool
+    is_inline: bool
 
 
 class Tokenizer:
@@ -71,12 +88,12 @@ class Tokenizer:
         pool: ThreadPoolExecutor,
         num_threads: int = 1,
         can_truncate: bool = True,
+        chat_template: ChatTemplate = NO_CHAT_TEMPLATE,
     ) -> None:
         self.max_input_tokens = max_input_tokens
-        self.max_chars = max_input_tokens * GUARD_CHARS_PER_TOKEN
         self.texts = TokenTexts(plain)
         self._plain = plain
-        self._cutting: dict[str, tokenizers.Tokenizer] = {}
+        self._chat_template = chat_template
         self._vocab_size = vocab_size
         self._pool = pool
         self._num_threads = num_threads
@@ -84,10 +101,11 @@ class Tokenizer:
         # Single texts of almost every model are all type 0: looked up once, not per text.
         self._has_pair_types = type_vocab_size > 1
         self._has_single_types = False
+        self._has_borders = False
         if plain is not None:
             plain.no_padding()
             plain.no_truncation()
-            self._cutting = {side: build_cutting(plain, max_input_tokens, side) for side in ("right", "left")}
+            self._has_borders = has_borders(plain)
             self._has_single_types = self._has_pair_types and any(plain.encode("a").type_ids)
 
     @property
@@ -104,41 +122,49 @@ class Tokenizer:
     ) -> list[TokenSequence]:
         """Sequences in the order of the inputs. Errors name `field`. Raises InvalidField and its kinds.
 
-        `add_special_tokens`: as the model wants them around a text; what may be cut always gets them.
+        `add_special_tokens`: as the model wants them around a text. Chats never get any but their template's.
         """
+        is_inline = is_short(inputs)
+        work = Work(truncation, field, add_special_tokens, is_inline)
+        if is_inline:
+            return self._encode_chunk(inputs, 0, work)
         chunks = list(split_chunks(inputs))
         sequences: list[TokenSequence] = []
         loop = asyncio.get_running_loop()
         # No more chunks in the pool than it has threads, so that a call of 2,048 texts leaves room for others.
         for begin in range(0, len(chunks), self._num_threads):
             futures = [
-                loop.run_in_executor(
-                    self._pool, self._encode_chunk, inputs[first:last], first, truncation, field, add_special_tokens
-                )
+                loop.run_in_executor(self._pool, self._encode_chunk, inputs[first:last], first, work)
                 for first, last in chunks[begin : begin + self._num_threads]
             ]
             sequences.extend(chain.from_iterable(await asyncio.gather(*futures)))
         return sequences
 
-    def _encode_chunk(
-        self, inputs: Sequence[Input], first: int, truncation: Truncation, field: str, add_special_tokens: bool
-    ) -> list[TokenSequence]:
+    def _encode_chunk(self, inputs: Sequence[Input], first: int, work: Work) -> list[TokenSequence]:
         sequences = []
         for index, item in enumerate(inputs, first):
             try:
-                if isinstance(item, list):
-                    sequences.append(self._check_ids(item, truncation))
-                else:
-                    sequences.append(self._encode_text(item, truncation, add_special_tokens))
+                sequences.append(self._encode_input(item, work))
             except InvalidField as error:
-                place = f"{field}[{index}]" if len(inputs) > 1 or first else field
-                raise type(error)(f"{place} {error.message}", param=field) from None
+                if error.param is not None:  # it names a field of its own: a chat's
+                    raise
+                place = f"{work.field}[{index}]" if len(inputs) > 1 or first else work.field
+                raise type(error)(f"{place} {error.message}", param=work.field) from None
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:
                 # A panic in the Rust library is no Exception; left alone it would end more than this call.
-                raise TokenizerFailure(f"{field}[{index}] cannot be tokenised: {error}", param=field) from error
+                raise TokenizerFailure(
+                    f"{work.field}[{index}] cannot be tokenised: {error}", param=work.field
+                ) from error
         return sequences
+
+    def _encode_input(self, item: Input, work: Work) -> TokenSequence:
+        if isinstance(item, list):
+            return self._check_ids(item, work.truncation)
+        if isinstance(item, Chat):
+            return self._encode_text(self._chat_template.render_chat(item), work._replace(add_special_tokens=False))
+        return self._encode_text(item, work)
 
     def _check_ids(self, ids: list[int], truncation: Truncation) -> TokenSequence:
         """Token ids are taken as they are: the client has added the special tokens, if it wants any."""
@@ -146,7 +172,7 @@ class Tokenizer:
             raise EmptyInput("must not be empty")
         if len(ids) > self.max_input_tokens:
             if truncation == "error":
-                raise self._too_long(len(ids))
+                raise self._too_long(str(len(ids)))
             ids = ids[: self.max_input_tokens] if truncation == "right" else ids[-self.max_input_tokens :]
         low, high = min(ids), max(ids)
         if low < 0 or high >= self._vocab_size:
@@ -160,42 +186,49 @@ class Tokenizer:
             raise InvalidField(NO_TEXTS)
         return self._plain
 
-    def _encode_text(self, text: Text, truncation: Truncation, add_special_tokens: bool) -> TokenSequence:
-        plain = self._find_plain()
-        first, second = text if isinstance(text, tuple) else (text, None)
-        if not first or second == "":
-            raise EmptyInput("must not be empty")
-        num_chars = len(first) + len(second or "")
-        if truncation == "error":
-            if num_chars > self.max_chars:
-                raise InputTooLong(
-                    f"has {num_chars} characters, more than {self.max_input_tokens} tokens can hold; {self._remedy()}"
-                )
-            encoding = plain.encode(first, second, add_special_tokens=add_special_tokens)
-            if len(encoding) > self.max_input_tokens:
-                raise self._too_long(len(encoding))
-        else:
-            encoding = self._encode_cut(first, second, truncation)
-        return TokenSequence(np.array(encoding.ids, dtype=np.int32), self._find_types(encoding, second is not None))
-
-    def _encode_cut(self, first: str, second: str | None, truncation: Truncation) -> tokenizers.Encoding:
-        """Truncate to the limit, looking at no more of the text than it takes to fill it."""
-        tokenizer, reach = self._cutting[truncation], self.max_chars
+    def _encode_text(self, text: Text, work: Work) -> TokenSequence:
+        """Reads no more of the text than it takes to fill the limit, or to know that there are more tokens."""
+        parts = text if isinstance(text, tuple) else (text,)
+        if not any(parts):
+            raise EmptyInput("must not be empty" if len(parts) == 1 else "must not be empty on both sides")
+        side: Side = "left" if work.truncation == "left" else "right"
+        chars_per_token = GUARD_CHARS_PER_TOKEN if work.truncation == "error" else CHARS_PER_TOKEN
+        reach = self.max_input_tokens * chars_per_token if self._has_borders else max(map(len, parts))
         while True:
-            heads = [None if text is None else cut_text(text, reach, truncation) for text in (first, second)]
-            encoding = tokenizer.encode(heads[0], heads[1])
-            # Something was cut off: then the part that was not looked at would have been cut off as well.
-            if encoding.overflowing or heads == [first, second] or reach >= self.max_chars * MAX_REACH:
-                return encoding
-            reach *= 2
+            heads = [cut_text(part, reach, side) for part in parts]
+            encoding = self._read(heads, work)
+            if len(encoding) <= self.max_input_tokens and all(head.is_whole for head in heads):
+                return self._pack(encoding, slice(None), is_pair=len(parts) > 1)
+            reading = Reading(encoding, heads)
+            if work.truncation == "error":
+                self._check_certain(reading)
+            elif (places := reading.choose_tokens(self.max_input_tokens, side)) is not None:
+                return self._pack(encoding, places, is_pair=len(parts) > 1)
+            reach *= GROWTH
 
-    def _find_types(self, encoding: tokenizers.Encoding, is_pair: bool) -> TokenArray | None:
+    def _read(self, heads: Sequence[Head], work: Work) -> tokenizers.Encoding:
+        plain, texts = self._find_plain(), [head.text for head in heads]
+        if work.is_inline:
+            # Letting go of the GIL for so little would make the event loop queue for it.
+            return plain.encode(*texts, add_special_tokens=work.add_special_tokens)
+        # Not `encode_batch_fast`, which forgets the types of pairs where no post-processor sets them (0.23).
+        batch = [tuple(texts) if len(texts) > 1 else texts[0]]
+        return plain.encode_batch(batch, add_special_tokens=work.add_special_tokens)[0]
+
+    def _check_certain(self, reading: Reading) -> None:
+        """Raises InputTooLong."""
+        num_tokens, limit = reading.count_certain(), self.max_input_tokens
+        if num_tokens > limit:
+            raise self._too_long(str(num_tokens) if reading.is_whole else f"more than {limit}")
+
+    def _pack(self, encoding: tokenizers.Encoding, places: Any, *, is_pair: bool) -> TokenSequence:
+        ids = np.array(encoding.ids, dtype=np.int32)[places]
         if not (self._has_pair_types if is_pair else self._has_single_types):
-            return None
-        types = np.array(encoding.type_ids, dtype=np.int32)
-        return types if types.any() else None
+            return TokenSequence(ids)
+        types = np.array(encoding.type_ids, dtype=np.int32)[places]
+        return TokenSequence(ids, types if types.any() else None)
 
-    def _too_long(self, num_tokens: int) -> InputTooLong:
+    def _too_long(self, num_tokens: str) -> InputTooLong:
         return InputTooLong(f"has {num_tokens} tokens; the limit is {self.max_input_tokens}; {self._remedy()}")
 
     def _remedy(self) -> str:
@@ -204,20 +237,19 @@ class Tokenizer:
         return "shorten it, or ask for truncation (`truncate` of the request, limits.truncation of the server)"
 
     async def describe(self, texts: Sequence[str], *, add_special_tokens: bool, field: str) -> list[list[Piece]]:
-        """Tokens with their place in the text, nothing truncated. Raises InvalidField and its kinds."""
+        """All tokens with their place in the text: the body bounds them. Raises InvalidField and its kinds."""
         loop = asyncio.get_running_loop()
         described = []
         for index, text in enumerate(texts):
             if self._plain is None:
                 raise InvalidField(f"{field}[{index}] {NO_TEXTS}", param=field)
-            if not 0 < len(text) <= self.max_chars:
-                problem = EmptyInput if not text else InputTooLong
-                raise problem(f"{field}[{index}] must have 1 to {self.max_chars} characters", param=field)
+            if not text:
+                raise EmptyInput(f"{field}[{index}] must not be empty", param=field)
             described.append(await loop.run_in_executor(self._pool, self._describe_text, text, add_special_tokens))
         return described
 
     def _describe_text(self, text: str, add_special_tokens: bool) -> list[Piece]:
-        encoding = self._find_plain().encode(text, add_special_tokens=add_special_tokens)
+        encoding = self._find_plain().encode_batch([text], add_special_tokens=add_special_tokens)[0]
         pieces = []
         parts = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
         for token_id, token, is_special, (start, stop) in parts:
@@ -253,31 +285,6 @@ def load_tokenizer(directory: Path, *, lowercase: bool = False, is_required: boo
     return Tokenizer(plain, **options)
 
 
-def build_cutting(plain: tokenizers.Tokenizer, max_input_tokens: int, side: str) -> tokenizers.Tokenizer:
-    """A second tokenizer that truncates at one end, special tokens kept. Shares the vocabulary with the first."""
-    twin = tokenizers.Tokenizer(plain.model)
-    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-        setattr(twin, part, getattr(plain, part))
-    for _, token in sorted(plain.get_added_tokens_decoder().items()):
-        twin.add_special_tokens([token]) if token.special else twin.add_tokens([token])
-    if twin.get_added_tokens_decoder() != plain.get_added_tokens_decoder():
-        # Ids with gaps cannot be added one by one: a copy of everything, vocabulary included.
-        twin = tokenizers.Tokenizer.from_str(plain.to_str())
-    twin.enable_truncation(max_input_tokens, strategy="longest_first", direction=side)
-    return twin
-
-
-def cut_text(text: str, reach: int, truncation: Truncation) -> str:
-    """About `reach` characters from the end that is kept, cut between words where there are any."""
-    if len(text) <= reach:
-        return text
-    if truncation == "right":
-        blank = text.rfind(" ", reach // 2, reach)
-        return text[: blank if blank > 0 else reach]
-    blank = text.find(" ", len(text) - reach, len(text) - reach // 2)
-    return text[blank if blank > 0 else len(text) - reach :]
-
-
 def count_chars(inputs: Sequence[Input]) -> int:
     """Characters to tokenise; token ids cost next to nothing."""
     total = 0
@@ -286,7 +293,17 @@ def count_chars(inputs: Sequence[Input]) -> int:
             total += len(item)
         elif isinstance(item, tuple):
             total += len(item[0]) + len(item[1])
+        elif isinstance(item, Chat):
+            total += sum(map(count_message_chars, item.messages))
     return total
+
+
+def is_short(inputs: Sequence[Input]) -> bool:
+    """Whether to tokenise at once. Chats wait for their template, which may do anything."""
+    if len(inputs) > INLINE_CHARS // ITEM_CHARS or any(isinstance(item, Chat) for item in inputs):
+        return False
+    num_ids = sum(len(item) for item in inputs if isinstance(item, list))
+    return count_chars(inputs) + len(inputs) * ITEM_CHARS + num_ids // IDS_PER_CHAR <= INLINE_CHARS
 
 
 def split_chunks(inputs: Sequence[Input]) -> list[tuple[int, int]]:
@@ -296,5 +313,5 @@ def split_chunks(inputs: Sequence[Input]) -> list[tuple[int, int]]:
         if size > CHUNK_CHARS:
             chunks.append((first, index))
             first, size = index, 0
-        size += count_chars((item,)) + 16
+        size += count_chars((item,)) + ITEM_CHARS
     return [*chunks, (first, len(inputs))]
