@@ -2,6 +2,7 @@
 
 import json
 from copy import copy
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from server.wire.job import GRAMMAR_FIELDS, Unservable
 
 LIMITS = LLParserLimits(initial_lexer_fuel=250_000, verbose_errors=False)
 """Of the work that one grammar may cause: some 0.1 s at a time, in which nobody else's tokens go on."""
+
+MAX_COMPILED = 64
+"""Grammars that are kept: many requests of one application ask for the same."""
 
 
 class GrammarMatcher:
@@ -59,9 +63,17 @@ class GrammarFactory:
     def __init__(self, directory: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         text = (directory / "tokenizer.json").read_text(encoding="utf-8")
         self.tokenizer = LLTokenizer(text, n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
+        self._compile = lru_cache(MAX_COMPILED)(self.compile)
 
     def make_matcher(self, kind: str, text: str) -> Matcher:
-        """See `GenerationParams.grammar`. Raises Unservable where the grammar is not understood."""
+        """At the grammar's beginning; safe from several threads.
+
+        See `GenerationParams.grammar`. Raises Unservable where the grammar is not understood.
+        """
+        return self._compile(kind, text).fork()
+
+    def compile(self, kind: str, text: str) -> GrammarMatcher:
+        """What costs most of a short answer: the grammar's automaton, and the mask of the first token."""
         field = GRAMMAR_FIELDS[kind]
         try:
             if kind == "regex":
