@@ -166,11 +166,13 @@ def find_eos_token(directory: Path) -> list[int]:
     if not isinstance(content, str):
         return []
     given = config.get("added_tokens_decoder")
-    added = [item | {"id": int(key)} for key, item in given.items()] if isinstance(given, dict) else []
-    path = directory / "tokenizer.json"
-    if not added and path.exists():
-        added = read_object(path).get("added_tokens") or []
-    return [item["id"] for item in added if item.get("content") == content][:1]
+    if isinstance(given, dict):
+        pairs = [(int(key), item) for key, item in given.items() if key.isdecimal()]
+    else:
+        path = directory / "tokenizer.json"
+        listed = read_object(path).get("added_tokens") if path.exists() else None
+        pairs = [(item.get("id"), item) for item in listed or []]
+    return [token_id for token_id, item in pairs if item.get("content") == content][:1]
 
 
 def read_architecture(keys: Keys) -> str:
