@@ -89,7 +89,7 @@ def describe_statuses(statuses: tuple[EngineStatus, ...]) -> str:
 def estimate_tokens(inputs: list[Input], num_chars: int, model: ServedModel) -> int:
     """Exact for token ids, guessed from the characters for text."""
     if isinstance(inputs[0], list):
-        return sum(len(item) for item in inputs)
+        return sum(len(item) for item in inputs if isinstance(item, list))
     return model.admission.estimator.estimate(
         num_chars, num_texts=len(inputs), max_input_tokens=model.tokenizer.max_input_tokens
     )
