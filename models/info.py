@@ -142,9 +142,10 @@ def choose_task(path: Path, architecture: str, task: str) -> str:
 
 
 def read_eos_token_ids(directory: Path, keys: Keys) -> tuple[int, ...]:
-    """generation_config.json wins over config.json: chat models often end their turns with another token.
+    """Of generation_config.json, or of config.json where it has none; and the tokenizer's `eos_token` beside them.
 
-    Empty where neither has any. Raises ModelDirectoryError.
+    Chat models often end their turns with another token, and name it in one of these places only. Empty where none
+    has any. Raises ModelDirectoryError.
     """
     path = directory / "generation_config.json"
     given = read_object(path).get("eos_token_id") if path.exists() else None
@@ -153,7 +154,25 @@ def read_eos_token_ids(directory: Path, keys: Keys) -> tuple[int, ...]:
     ids = given if isinstance(given, list) else [] if given is None else [given]
     if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in ids):
         raise ModelDirectoryError(f"{path}: eos_token_id is {given!r}; it must be a token id or a list of them")
-    return tuple(ids)
+    return tuple(dict.fromkeys([*ids, *find_eos_token(directory)]))
+
+
+def find_eos_token(directory: Path) -> list[int]:
+    """The id of tokenizer_config.json's `eos_token` among the added tokens; empty where there is none."""
+    path = directory / "tokenizer_config.json"
+    config = read_object(path) if path.exists() else {}
+    token = config.get("eos_token")
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str):
+        return []
+    given = config.get("added_tokens_decoder")
+    if isinstance(given, dict):
+        pairs = [(int(key), item) for key, item in given.items() if key.isdecimal()]
+    else:
+        path = directory / "tokenizer.json"
+        listed = read_object(path).get("added_tokens") if path.exists() else None
+        pairs = [(item.get("id"), item) for item in listed or []]
+    return [token_id for token_id, item in pairs if item.get("content") == content][:1]
 
 
 def read_architecture(keys: Keys) -> str:

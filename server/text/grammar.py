@@ -2,6 +2,7 @@
 
 import json
 from copy import copy
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ from server.errors import Unservable
 LIMITS = LLParserLimits(initial_lexer_fuel=250_000, verbose_errors=False)
 """Of the work that one grammar may cause: some 0.1 s at a time, in which nobody else's tokens go on."""
 
+MAX_COMPILED = 64
+"""Grammars that are kept: many requests of one application ask for the same."""
+
 
 class GrammarMatcher:
-    """A Matcher. Mutable: how far it has got, and which tokens may come next.
+    """A Matcher of the engine's. Mutable: how far it has got, and which tokens may come next.
 
     Raises Unservable, when it is made and from `accept`, where the grammar leaves nothing to say or costs too much.
     """
@@ -58,9 +62,17 @@ class GrammarFactory:
     def __init__(self, directory: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         text = (directory / "tokenizer.json").read_text(encoding="utf-8")
         self.tokenizer = LLTokenizer(text, n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
+        self._compile = lru_cache(MAX_COMPILED)(self.compile)
 
     def make_matcher(self, kind: str, text: str) -> GrammarMatcher:
-        """See `GenerationParams.grammar`. Raises Unservable where the grammar is not understood."""
+        """At the grammar's beginning; safe from several threads.
+
+        See `GenerationParams.grammar`. Raises Unservable where the grammar is not understood.
+        """
+        return self._compile(kind, text).fork()
+
+    def compile(self, kind: str, text: str) -> GrammarMatcher:
+        """What costs most of a short answer: the grammar's automaton, and the mask of the first token."""
         try:
             if kind == "regex":
                 grammar = LLMatcher.grammar_from_regex(text)

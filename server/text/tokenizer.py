@@ -210,7 +210,9 @@ class Tokenizer:
         plain, texts = self._find_plain(), [head.text for head in heads]
         if work.is_inline:
             # Letting go of the GIL for so little would make the event loop queue for it.
-            return plain.encode(*texts, add_special_tokens=work.add_special_tokens)
+            return plain.encode(
+                texts[0], texts[1] if len(texts) > 1 else None, add_special_tokens=work.add_special_tokens
+            )
         # Not `encode_batch_fast`, which forgets the types of pairs where no post-processor sets them (0.23).
         batch = [tuple(texts) if len(texts) > 1 else texts[0]]
         return plain.encode_batch(batch, add_special_tokens=work.add_special_tokens)[0]

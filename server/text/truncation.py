@@ -89,7 +89,9 @@ class Reading:
         if head.is_whole or not len(places):
             return places
         starts, stops = np.array(encoding.offsets, dtype=np.int64)[places].T
-        return places[(starts >= head.first) & (stops <= head.last)]
+        is_certain: npt.NDArray[np.bool_] = (starts >= head.first) & (stops <= head.last)
+        certain: Places = places[is_certain]
+        return certain
 
     @property
     def is_whole(self) -> bool:

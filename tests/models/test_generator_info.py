@@ -61,6 +61,31 @@ def test_the_tokens_that_end_an_answer(
     assert read_info(write(tmp_path, LLAMA | {"eos_token_id": given}, generation)).eos_token_ids == expected
 
 
+DECODER = {"2": {"content": "</s>"}, "9": {"content": "<|im_end|>", "special": True}}
+ADDED = [{"id": 2, "content": "</s>"}, {"id": 9, "content": "<|im_end|>"}]
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "expected"),
+    [
+        ({"eos_token": "<|im_end|>", "added_tokens_decoder": DECODER}, None, (7, 2, 9)),
+        ({"eos_token": {"content": "<|im_end|>"}}, {"added_tokens": ADDED}, (7, 2, 9)),
+        ({"eos_token": "</s>"}, {"added_tokens": ADDED}, (7, 2)),
+        ({"eos_token": "<other>"}, {"added_tokens": ADDED}, (7, 2)),
+        ({"eos_token": None}, {"added_tokens": ADDED}, (7, 2)),
+        ({"eos_token": "</s>"}, {}, (7, 2)),
+        ({"eos_token": "</s>"}, None, (7, 2)),
+    ],
+)
+def test_the_token_that_the_tokenizer_names_ends_an_answer_too(
+    tmp_path: Path, config: dict[str, Any], tokenizer: dict[str, Any] | None, expected: tuple[int, ...]
+) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    if tokenizer is not None:
+        (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert read_info(write(tmp_path, LLAMA, {"eos_token_id": [7, 2]})).eos_token_ids == expected
+
+
 @pytest.mark.parametrize("given", ["</s>", -1, [1, "2"], True, 1.5])
 def test_what_is_no_token_id(tmp_path: Path, given: Any) -> None:
     with pytest.raises(ModelDirectoryError, match=r"generation_config\.json: eos_token_id .* must be a token id"):

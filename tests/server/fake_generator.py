@@ -101,7 +101,7 @@ class FakeJob:
     """What `FakeGenerator` does of a job: one prompt's answers after another's, all prompts in step."""
 
     def __init__(self, engine: "FakeGenerator", job: Job) -> None:
-        self.engine, self.params = engine, job.params
+        self.engine, self.job, self.params = engine, job, job.params
         self.prompts = [job.input_ids.row(index).tolist() for index in range(job.num_inputs)]
         self.stopped: set[int] = set()
         self.num_steps = 0

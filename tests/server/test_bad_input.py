@@ -23,6 +23,7 @@ BAD_EMBEDDINGS = {
     "empty ids in a list": ({"input": [[1], []]}, "input", "empty_input"),
     "2,049 items": ({"input": ["word1"] * 2049}, "input", "invalid_value"),
     "a million characters": ({"input": "word1 " * 170_000}, "input", "context_length_exceeded"),
+    "half a million words": ({"input": "a " * 500_000}, "input", "context_length_exceeded"),
     "a number": ({"input": 5}, "input", "invalid_value"),
     "null": ({"input": None}, "input", "invalid_value"),
     "an object": ({"input": {"text": "word1"}}, "input", "invalid_value"),

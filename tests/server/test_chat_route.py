@@ -85,7 +85,7 @@ async def test_token_ids_if_asked_for(generator: GenerationServer) -> None:
         ("{{ messages[5].content }}", "no element 5"),
         ("{{ messages.append(1) }}", "is unsafe"),
         ("", "must not be empty"),
-        ("{{ 'a ' * 100000 }}", "characters"),
+        ("{{ 'a ' * 100000 }}", "more than 128 tokens"),
     ],
 )
 async def test_templates_that_do_not_work(

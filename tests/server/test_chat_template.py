@@ -1,6 +1,8 @@
 """Templates of the shapes that models come with, rendered as transformers renders them."""
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ from fake_generator import CHATML, build_byte_level
 from transformers import PreTrainedTokenizerFast
 
 from server.errors import InvalidField
-from server.text.chat_template import load_chat_template
+from server.text.chat_template import Chat, clean_message, count_message_chars, load_chat_template
+from server.text.tokenizer import Tokenizer, count_chars
 
 LLAMA_2 = """\
 {%- if messages[0]['role'] == 'system' %}
@@ -163,3 +166,131 @@ def test_templates_stay_in_their_sandbox(tmp_path: Path, attack: str) -> None:
     with pytest.raises(InvalidField):
         load_chat_template(write(tmp_path, attack)).render(chat)
     assert chat == [{"role": "user", "content": "hello"}]
+
+
+ASKING = """\
+{% for m in messages %}{% if 'tool_calls' in m %}{{ m.tool_calls | length }}{% endif %}
+{{ m.role }}{% if m.name is defined %} {{ m.name }}{% endif %}: {{ m.content + '' }}
+{% endfor %}{{ messages | tojson }}
+"""
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        dict.fromkeys(("tool_calls", "function_call", "audio", "refusal", "name", "tool_call_id")),
+        {"tool_calls": []},
+        {"annotations": [], "reasoning_content": None},
+    ],
+)
+def test_fields_sent_back_empty_are_as_if_left_out(tmp_path: Path, empty: dict[str, Any]) -> None:
+    template = load_chat_template(write(tmp_path, ASKING))
+    chat = CHATS["turns"]
+    assert template.render([message | empty for message in chat]) == template.render(chat)
+
+
+def test_clean_message_keeps_what_says_something() -> None:
+    message = {"role": "assistant", "name": "Ann", "content": None, "tool_calls": [{"id": "1"}], "refusal": None}
+    cleaned = {"role": "assistant", "name": "Ann", "content": "", "tool_calls": [{"id": "1"}]}
+    assert clean_message(message) == cleaned
+    assert message["refusal"] is None and list(clean_message({"content": "a", "role": "user"})) == ["content", "role"]
+
+
+THINKING = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is defined and not enable_thinking %}"
+)
+THINKING += "<think></think>{% endif %}{% if add_generation_prompt %}>{% endif %}{{ bos_token }}"
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"enable_thinking": False}, {"enable_thinking": True, "bos_token": "x"}])
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+def test_variables_for_the_template(tmp_path: Path, kwargs: dict[str, Any], add_generation_prompt: bool) -> None:
+    directory = write(tmp_path, THINKING)
+    theirs = PreTrainedTokenizerFast.from_pretrained(directory)
+    expected = theirs.apply_chat_template(
+        CHATS["one"], tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs
+    )
+    chat = Chat(tuple(CHATS["one"]), kwargs, add_generation_prompt=add_generation_prompt)
+    assert load_chat_template(directory).render_chat(chat) == expected
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "documents", "add_generation_prompt"])
+def test_variables_that_are_fields_of_their_own(tmp_path: Path, name: str) -> None:
+    template = load_chat_template(write(tmp_path, CHATML))
+    with pytest.raises(InvalidField, match=name) as caught:
+        template.render_chat(Chat(tuple(CHATS["one"]), {name: []}))
+    assert caught.value.param == "chat_template_kwargs"
+
+
+@pytest.mark.parametrize("final", ["Once upon", "Once upon ", "  Once\n", "hello"])
+@pytest.mark.parametrize("name", ["ChatML", "Llama 2", "Llama 3"])
+def test_going_on_with_the_last_message(tmp_path: Path, name: str, final: str) -> None:
+    directory = write(tmp_path, TEMPLATES[name])
+    chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": final}]
+    theirs = PreTrainedTokenizerFast.from_pretrained(directory)
+    expected = theirs.apply_chat_template(chat, tokenize=False, continue_final_message=True)
+    asked = Chat(tuple(chat), add_generation_prompt=False, continue_final_message=True)
+    assert load_chat_template(directory).render_chat(asked) == expected
+    assert chat[-1]["content"] == final
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "add_generation_prompt", "problem"),
+    [
+        (CHATML, CHATS["one"], True, "set add_generation_prompt to false"),
+        (CHATML, [], False, "needs a last message"),
+        ("{{ messages[0].content }}", CHATS["turns"], False, "leaves the last message out"),
+    ],
+)
+def test_nothing_to_go_on_with(
+    tmp_path: Path, template: str, messages: list[Any], add_generation_prompt: bool, problem: str
+) -> None:
+    chat = Chat(tuple(messages), add_generation_prompt=add_generation_prompt, continue_final_message=True)
+    with pytest.raises(InvalidField, match=problem) as caught:
+        load_chat_template(write(tmp_path, template)).render_chat(chat)
+    assert caught.value.param == "continue_final_message"
+
+
+def test_templates_by_name(tmp_path: Path) -> None:
+    named = [{"name": "rag", "template": "rag {{ bos_token }}"}, {"name": "broken", "template": "{% if %}"}]
+    directory = write(tmp_path, [*named, {"name": "default", "template": "default"}])
+    (directory / "additional_chat_templates").mkdir()
+    (directory / "additional_chat_templates" / "short.jinja").write_text("short")
+    template = load_chat_template(directory)
+    found = {
+        name: template.render_chat(Chat((), template=name)) for name in (None, "default", "rag", "short", "{{ 1 + 1 }}")
+    }
+    assert found == {None: "default", "default": "default", "rag": "rag <s>", "short": "short", "{{ 1 + 1 }}": "2"}
+    for wrong, problem in (("tools", "it has default, rag, short"), ("{% if %}", "broken in line 1")):
+        with pytest.raises(InvalidField, match=problem) as caught:
+            template.render_chat(Chat((), template=wrong))
+        assert caught.value.param == "chat_template"
+
+
+def test_the_operators_template_is_the_default(tmp_path: Path) -> None:
+    directory = write(tmp_path, [{"name": "rag", "template": "rag"}, {"name": "default", "template": "default"}])
+    assert load_chat_template(directory, "rag").render(CHATS["one"]) == "rag"
+    assert load_chat_template(directory, "given {{ eos_token }}").render(CHATS["one"]) == "given </s>"
+
+
+def test_a_chat_is_an_input(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    directory = write(tmp_path, CHATML)
+    raw = build_byte_level()
+    options: dict[str, Any] = {"vocab_size": raw.get_vocab_size(), "type_vocab_size": 1, "pool": pool}
+    tokenizer = Tokenizer(raw, max_input_tokens=400, chat_template=load_chat_template(directory), **options)
+    chat = Chat(tuple(CHATS["turns"]))
+    first, second = asyncio.run(tokenizer.encode([chat, "hello"], truncation="error", field="messages"))
+    theirs = PreTrainedTokenizerFast.from_pretrained(directory)
+    assert first.input_ids.tolist() == theirs.apply_chat_template(
+        CHATS["turns"], add_generation_prompt=True, return_dict=False
+    )
+    assert second.input_ids.tolist() == raw.encode("hello").ids
+    with pytest.raises(InvalidField, match=r"^messages do not fit") as caught:
+        asyncio.run(tokenizer.encode([Chat(({"role": "user", "content": 1},))], truncation="error", field="x"))
+    assert caught.value.param == "messages"
+
+
+def test_characters_of_chats_are_counted() -> None:
+    parts = [{"type": "text", "text": "four"}, {"type": "image"}, 7]
+    assert [count_message_chars({"content": content}) for content in ("abc", None, parts)] == [3, 0, 4]
+    assert count_chars([Chat(({"role": "user", "content": "abc"}, {"role": "user"})), "de", [1, 2]]) == 5

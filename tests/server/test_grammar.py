@@ -1,12 +1,15 @@
 """Grammars over a tokenizer of single bytes: what may come next, and what cannot be followed is said so, at once."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from server.engine.batchers.sequences import Matcher
-from server.errors import Unservable
+from server.text import grammar
 from server.text.grammar import GrammarFactory
+from server.errors import Unservable
 
 END = 256
 TOO_COMPLEX = "(a{1000}){1000}"
@@ -85,3 +88,31 @@ def test_broken_grammar_names_its_field(factory: GrammarFactory) -> None:
     with pytest.raises(Unservable, match=r"the regex is wrong or not supported: .*unclosed") as caught:
         factory.make_matcher("regex", "(a")
     assert caught.value.param == "regex"
+
+
+def test_grammars_are_compiled_once(factory: GrammarFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    make = grammar.LLMatcher
+
+    class Counting:
+        grammar_from_regex = make.grammar_from_regex
+
+        def __new__(cls, *given: Any, **options: Any) -> Any:
+            compiled.append(given)
+            return make(*given, **options)
+
+    monkeypatch.setattr(grammar, "LLMatcher", Counting)
+    first, second = (factory.make_matcher("regex", "(once|one) more") for _ in range(2))
+    assert len(compiled) == 1
+    write(factory, first, "once more")
+    third = factory.make_matcher("regex", "(once|one) more")
+    write(factory, second, "one more")
+    write(factory, third, "once")
+    assert allowed(first) == allowed(second) == [END] != allowed(third)
+    for number in range(grammar.MAX_COMPILED):
+        factory.make_matcher("regex", f"{number}")
+    factory.make_matcher("regex", "(once|one) more")
+    assert len(compiled) == grammar.MAX_COMPILED + 2, "The oldest is forgotten."
+    for _ in range(2):
+        with pytest.raises(Unservable):
+            factory.make_matcher("regex", "(a")

@@ -1,14 +1,16 @@
 """What is counted, in one process and over several."""
 
+import asyncio
 import os
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from conftest import MakeServer, Server
+from conftest import MakeServer, Server, wait_until
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 

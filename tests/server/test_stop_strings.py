@@ -1,6 +1,10 @@
 """Stop strings, wherever pieces, tokens and characters are cut."""
 
+import sys
+from collections.abc import Callable
 from itertools import pairwise
+from types import FrameType
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,6 +55,33 @@ def test_a_stop_string_that_repeats_itself() -> None:
     finder = StopStrings(["aab"])
     assert [finder.push(letter) for letter in "aaab"] == ["", "", "a", ""]
     assert finder.is_hit and finder.push("more") == "" and finder.finish() == ""
+
+
+def test_work_is_bounded_by_what_is_held_back() -> None:
+    """A string of 4 MB cost 0.7 s of the event loop before it was looked for."""
+    finder = StopStrings(["ab" * 2_000_000, "b" * 1000 + "c", "ba" * 500 + "c"])
+    lines = count_lines(lambda: [finder.push("ab") for _ in range(5000)])
+    assert lines < 5000 * 100
+    assert finder.push("b" * 1001) == "ab" * 5000 + "b" and not finder.is_hit
+    assert finder.push("c") == "" and finder.is_hit
+
+
+def count_lines(work: Callable[[], object]) -> int:
+    """Lines of Python run: what takes long in it, whatever the machine."""
+    num_lines = 0
+
+    def trace(frame: FrameType, event: str, arg: object) -> Callable[..., Any]:
+        nonlocal num_lines
+        num_lines += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return num_lines
 
 
 def test_without_any_all_passes() -> None:

@@ -118,7 +118,7 @@ async def test_tokenize_asks_for_the_model_where_there_are_several(server: Serve
     assert "embedder" in response.json()["error"] and "classifier" in response.json()["error"]
 
 
-@pytest.mark.parametrize("inputs", ["", [], ["word1", ""], [["word1"]], 5, "a" * 100_000, ["word1"] * 2049])
+@pytest.mark.parametrize("inputs", ["", [], ["word1", ""], [["word1"]], 5, ["word1"] * 2049])
 async def test_tokenize_refuses(server: Server, inputs: Any) -> None:
     response = await server.client.post("/tokenize", json={"inputs": inputs, "model": "embedder"})
     assert (response.status_code, response.json()["error_type"]) in ((400, "Empty"), (422, "Validation"))

@@ -1,7 +1,10 @@
 """Tokens: what the library gives, cut to the limit, in order, whatever the path."""
 
 import asyncio
+import contextlib
+import itertools
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,13 +16,12 @@ from tokenizers import Tokenizer as RawTokenizer
 
 from models.info import ModelDirectoryError
 from server.errors import EmptyInput, InputTooLong, InvalidField, TokenizerFailure
+from server.text.chat_template import Chat
 from server.text.tokenizer import (
     GUARD_CHARS_PER_TOKEN,
     Input,
     Tokenizer,
     Truncation,
-    build_cutting,
-    cut_text,
     load_tokenizer,
     split_chunks,
 )
@@ -77,10 +79,10 @@ def test_blanks_do_not_hide_the_text_behind_them(tokenizer: Tokenizer, truncatio
     assert sequence.input_ids.tolist() == [CLS, *ids(*words), SEP]
 
 
-def test_how_far_truncation_looks_is_bounded(tokenizer: Tokenizer) -> None:
-    text = "word1" + " " * 1_000_000 + "word2"
+def test_nothing_hides_the_text_behind_it(tokenizer: Tokenizer) -> None:
+    text = "word1" + " " * 100_000 + "word2"
     (sequence,) = encode(tokenizer, text, truncation="right")
-    assert sequence.input_ids.tolist() == [CLS, *ids("word1"), SEP]
+    assert sequence.input_ids.tolist() == [CLS, *ids("word1", "word2"), SEP]
 
 
 WORDS = st.lists(
@@ -118,12 +120,32 @@ def test_too_long_is_refused_exactly_at_the_limit(
         assert encode(tokenizer, text)[0].input_ids.tolist() == expected
 
 
-def test_the_guard_refuses_before_tokenising(tokenizer: Tokenizer) -> None:
+def test_characters_do_not_count(tokenizer: Tokenizer) -> None:
+    """A word nobody knows is one token, however long."""
     text = "a" * (MAX_TOKENS * GUARD_CHARS_PER_TOKEN + 1)
-    with pytest.raises(InputTooLong, match="513 characters"):
-        encode(tokenizer, text)
-    # A word nobody knows is one token, however long: one character less and it passes.
-    assert encode(tokenizer, text[1:])[0].input_ids.tolist() == [CLS, UNK, SEP]
+    assert encode(tokenizer, text)[0].input_ids.tolist() == [CLS, UNK, SEP]
+
+
+@pytest.mark.parametrize(
+    ("num_words", "claim"), [(15, "has 17 tokens"), (50, "has 52 tokens"), (900, "has more than 16")]
+)
+def test_no_more_tokens_are_claimed_than_there_are(tokenizer: Tokenizer, num_words: int, claim: str) -> None:
+    with pytest.raises(InputTooLong, match=claim):
+        encode(tokenizer, "word1 " * num_words)
+
+
+def test_a_pair_may_have_one_empty_side(tokenizer: Tokenizer) -> None:
+    first, second = encode(tokenizer, ("word1", ""), ("", "word1"))
+    assert first.input_ids.tolist() == [CLS, *ids("word1"), SEP, SEP]
+    assert second.input_ids.tolist() == [CLS, SEP, *ids("word1"), SEP]
+
+
+@pytest.mark.parametrize(
+    ("empty", "problem"), [("", "must not be empty$"), (("", ""), "must not be empty on both sides")]
+)
+def test_what_is_empty_is_named(tokenizer: Tokenizer, empty: Input, problem: str) -> None:
+    with pytest.raises(EmptyInput, match=rf"^input\[1\] {problem}"):
+        encode(tokenizer, "word1", empty)
 
 
 def test_ids_are_used_as_they_are(tokenizer: Tokenizer) -> None:
@@ -166,33 +188,64 @@ def test_a_panic_of_the_library_is_the_callers_error(tokenizer: Tokenizer, monke
         pass
 
     class Broken:
-        def encode(self, *_: object) -> object:
+        def encode(self, *_: object, **__: object) -> object:
             raise Panic("index out of bounds")
 
+        encode_batch = encode
+
     monkeypatch.setattr(tokenizer, "_plain", Broken())
-    with pytest.raises(TokenizerFailure, match=r"input\[0\]"):
-        encode(tokenizer, "word1")
+    for text in ("word1", "word1 " * 1000):
+        with pytest.raises(TokenizerFailure, match=r"input\[0\] .* index out of bounds"):
+            encode(tokenizer, text, truncation="right")
 
 
-@pytest.mark.parametrize("truncation", ["right", "left"])
-def test_cut_between_words(truncation: Truncation) -> None:
-    text = "one two three four five six"
-    cut = cut_text(text, 12, truncation)
-    assert cut == ("one two" if truncation == "right" else " five six")
-    assert cut_text("x" * 50, 12, truncation) == "x" * 12
-    assert cut_text(text, 100, truncation) is text
+def test_other_threads_go_on_meanwhile(tokenizer: Tokenizer) -> None:
+    """With the library's `encode` they stand still for all of a long text."""
+    counts, has_ended = itertools.count(), threading.Event()
+
+    def count() -> None:
+        while not has_ended.wait(0.001):
+            next(counts)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    first = next(counts)
+    pieces = tokenizer._describe_text("word1 unables " * 20_000, True)
+    last = next(counts)
+    has_ended.set()
+    thread.join()
+    assert len(pieces) == 20_000 * 4 + 2
+    assert last - first > 20
 
 
-def test_the_cutting_twin_knows_the_same_added_tokens(model_directory: Path) -> None:
-    plain = RawTokenizer.from_file(str(model_directory / "tokenizer.json"))
-    plain.no_padding()
-    plain.no_truncation()
-    plain.add_tokens(["<new>"])
-    twin = build_cutting(plain, 8, "right")
-    text = "word1 <new> [SEP] WORD2"
-    assert twin.encode(text).ids == plain.encode(text).ids
-    assert len(VOCAB) in twin.encode(text).ids
-    assert plain.truncation is None and twin.truncation is not None
+@pytest.mark.parametrize(
+    ("inputs", "is_expected"),
+    [
+        (["word1"], True),
+        (["word1 " * 100], False),
+        ([("word1", "word2")] * 3, True),
+        (["a"] * 1000, False),
+        ([[1] * 500], True),
+        ([[1] * 50_000], False),
+        ([Chat(({"role": "user", "content": "hi"},))], False),
+    ],
+)
+def test_short_calls_stay_on_the_loops_thread(model_directory: Path, inputs: list[Input], is_expected: bool) -> None:
+    pool = ThreadPoolExecutor(1)
+    tokenizer = build_tokenizer(model_directory, pool, max_input_tokens=1000)
+    with contextlib.suppress(InvalidField):
+        encode(tokenizer, *inputs)
+    has_worked = bool(pool._threads)
+    pool.shutdown()
+    assert has_worked != is_expected
+
+
+@pytest.mark.anyio
+async def test_all_tokens_of_a_long_text_are_described(tokenizer: Tokenizer) -> None:
+    (pieces,) = await tokenizer.describe(["word1 " * 5000], add_special_tokens=True, field="inputs")
+    assert len(pieces) == 5002 and pieces[-2].stop == 29_999
+    with pytest.raises(EmptyInput, match=r"inputs\[1\]"):
+        await tokenizer.describe(["a", ""], add_special_tokens=True, field="inputs")
 
 
 def test_a_missing_file_is_named(tmp_path: Path, pool: ThreadPoolExecutor) -> None:

@@ -15,7 +15,7 @@ from server.engine.batchers.batcher import CANARY, Step, StepLimits, StepResult
 from server.engine.batchers.cache_metrics import CacheMetrics, CacheReport
 from server.engine.batchers.decoding_job import DecodingJob
 from server.engine.batchers.feasibility import check_feasible
-from server.engine.batchers.job_queue import JobQueue
+from server.engine.batchers.job_queue import JobQueue, take_turns
 from server.engine.batchers.matcher import MakeMatcher, refuse_grammar
 from server.engine.batchers.packing import pack_parts, pack_sequences
 from server.engine.batchers.running_set import GenerationPlan, Part, Room, RunningSet
@@ -186,9 +186,10 @@ class DecodingBatcher:
                 self.fail(self.owners[id(generation)], late)
 
     def admit(self, room: Room, plan: GenerationPlan) -> None:
-        """From the queue, in its order. None may pass a prompt that waits for blocks: it would wait for ever; nor may
-        anybody come in while blocks have just run out: who had to give way comes first."""
-        for waiting, index, generation in self.queue.share_out(self.limits.max_batch_tokens):
+        """From the queue, in its order, one prompt of each job at a time. None may pass a prompt that waits for blocks,
+        which would wait for ever; nor may anybody come in while blocks have just run out: who had to give way comes
+        first."""
+        for waiting, index, generation in take_turns(self.queue.order):
             if room.num_tokens <= 0 or plan.preempted:
                 return
             if self.make_way(generation, room, plan):
@@ -234,7 +235,8 @@ class DecodingBatcher:
             return self.retry_or_fail(step, result.error or EngineError("the engine gave no reason"))
         self.settlement.settle(step.parts, step.rows, tokens)
         for generation in list_generations(step.parts):
-            self.tidy_up(generation)
+            with self.settlement.failing_alone(generation):
+                self.tidy_up(generation)
         return []
 
     def tidy_up(self, generation: Generation) -> None:

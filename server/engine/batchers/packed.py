@@ -129,7 +129,7 @@ class PackedBatcher:
         chosen: list[PackedInput] = []
         num_tokens, num_requests = self.limits.max_batch_tokens, self.limits.max_batch_requests
         num_passed_over = 0
-        for waiting, index, item in self.queue.share_out(num_tokens):
+        for waiting, index, item in self.queue.share_out(num_tokens, num_requests):
             if item.num_tokens <= num_tokens:
                 chosen.append(self.queue.take(waiting, index))
                 num_tokens -= item.num_tokens

@@ -95,8 +95,8 @@ class Generation:
 
     @property
     def num_tokens(self) -> int:
-        """Known and not computed, of all sequences."""
-        return sum(sequence.num_remaining_tokens for sequence in self.live)
+        """Known, of all sequences: what is to be computed of who waits, but for what the prefix cache has."""
+        return sum(len(sequence.token_ids) for sequence in self.live)
 
     @property
     def num_rows(self) -> int:

@@ -1,0 +1,218 @@
+"""Truncation that does not read everything keeps what reading everything keeps: of every kind of tokenizer."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as RawTokenizer
+
+from server.errors import InputTooLong
+from server.text.tokenizer import Tokenizer, Truncation, Work
+from server.text.truncation import Side, crosses_words, cut_text, has_borders, share_budget
+
+PROSE = [
+    "Once upon a time, in a far-away land, there lived 3 dragons; the 42nd of them didn't sleep.",
+    "the the then there here hear ear earth  and   tabs\tand\nlines\n\n  end.",
+    "日本語の文章です。 中文 也是。 été naïve Zürich 😀 ok",
+    "aaaa aaaaaaaa aaaaaaaaaaaaaaaa ab abab ababab 1111111 ....... ,,,,,,",
+]
+SIZE = 400
+
+
+def build_word_piece() -> RawTokenizer:
+    raw = RawTokenizer(models.WordPiece(unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer(lowercase=True)
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    specials = ["[UNK]", "[CLS]", "[SEP]"]
+    raw.train_from_iterator(PROSE, trainers.WordPieceTrainer(vocab_size=SIZE, special_tokens=specials))
+    raw.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    return raw
+
+
+def build_byte_level() -> RawTokenizer:
+    """As GPT-2 and RoBERTa."""
+    raw = RawTokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    specials = ["<s>", "</s>", "<mask>"]
+    trainer = trainers.BpeTrainer(vocab_size=SIZE, initial_alphabet=alphabet, special_tokens=specials)
+    raw.train_from_iterator(PROSE, trainer)
+    raw.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0), add_prefix_space=False)
+    return raw
+
+
+def build_whole_bpe() -> RawTokenizer:
+    """As Llama 2: the text is one word, with a blank put before it."""
+    raw = RawTokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    raw.train_from_iterator(PROSE, trainers.BpeTrainer(vocab_size=SIZE, special_tokens=["<unk>", "<s>"]))
+    raw.pre_tokenizer = None
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    raw.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B:1", [("<s>", 1)])
+    return raw
+
+
+def build_unigram() -> RawTokenizer:
+    """As XLM-RoBERTa and T5."""
+    raw = RawTokenizer(models.Unigram())
+    raw.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    specials = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.UnigramTrainer(vocab_size=SIZE, special_tokens=specials, unk_token="<unk>")
+    raw.train_from_iterator(PROSE * 5, trainer)
+    raw.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", "<s> $A </s> </s> $B:1 </s>:1", [("<s>", 1), ("</s>", 2)]
+    )
+    return raw
+
+
+def build_across_words() -> RawTokenizer:
+    """Merges across blanks: no border is safe."""
+    raw = RawTokenizer(models.BPE())
+    raw.train_from_iterator(PROSE * 2, trainers.BpeTrainer(vocab_size=SIZE, special_tokens=["<s>"]))
+    return raw
+
+
+def build_word_level() -> RawTokenizer:
+    """The whole text is a word that is known or not."""
+    return RawTokenizer(models.WordLevel({"<unk>": 0, "the": 1}, unk_token="<unk>"))
+
+
+BUILDERS: dict[str, Callable[[], RawTokenizer]] = {
+    "WordPiece": build_word_piece,
+    "byte-level BPE": build_byte_level,
+    "whole BPE": build_whole_bpe,
+    "Unigram": build_unigram,
+    "across words": build_across_words,
+    "WordLevel": build_word_level,
+}
+POOL = ThreadPoolExecutor(1)
+
+
+@cache
+def build(kind: str) -> RawTokenizer:
+    return BUILDERS[kind]()
+
+
+@cache
+def build_ours(kind: str, limit: int) -> Tokenizer:
+    raw = RawTokenizer.from_str(build(kind).to_str())
+    return Tokenizer(raw, max_input_tokens=limit, vocab_size=SIZE, type_vocab_size=2, pool=POOL)
+
+
+def encode_and_cut(kind: str, limit: int, parts: list[str], side: str) -> tuple[list[int], list[int]]:
+    """The plain way: the library reads everything and cuts."""
+    raw = RawTokenizer.from_str(build(kind).to_str())
+    raw.enable_truncation(limit, strategy="longest_first", direction=side)
+    encoding = raw.encode(*parts)
+    return encoding.ids, encoding.type_ids
+
+
+ODD = [
+    "\u0301",
+    "\u200b",
+    "\u00a0",
+    "\u3000",
+    "ﬁ",
+    "日本",
+    "\x00",
+    "\r\n",
+    "'s",
+    "\ufffd",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    " \n ",
+]
+SPECIALS = ["<mask>", "[SEP]", "<s>", "</s>"]
+WORDS = st.sampled_from([*" ".join(PROSE).split(), *ODD, *SPECIALS, "x" * 150, "a" * 33])
+SPACED = st.lists(WORDS, min_size=30, max_size=120).map(" ".join)
+TIGHT = st.lists(WORDS, min_size=20, max_size=60).map("".join)
+FEW = st.lists(st.sampled_from(["a", "aa", " ", "ab", ". ", "the "]), min_size=60, max_size=200).map("".join)
+TEXTS = st.one_of(SPACED, SPACED, TIGHT, FEW, st.text(max_size=200))
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+@settings(max_examples=60, deadline=None)
+@given(
+    parts=st.one_of(st.tuples(TEXTS), st.tuples(TEXTS, TEXTS)).filter(any),
+    truncation=st.sampled_from(["right", "left"]),
+    limit=st.integers(4, 10),
+    is_inline=st.booleans(),
+)
+def test_as_if_everything_were_read(
+    kind: str, parts: tuple[str, ...], truncation: Truncation, limit: int, is_inline: bool
+) -> None:
+    work = Work(truncation, "input", True, is_inline)
+    sequence = build_ours(kind, limit)._encode_text(parts if len(parts) == 2 else parts[0], work)  # type: ignore[arg-type]
+    ids, types = encode_and_cut(kind, limit, list(parts), truncation)
+    assert sequence.input_ids.tolist() == ids
+    found = [0] * len(ids) if sequence.token_type_ids is None else sequence.token_type_ids.tolist()
+    assert found == types
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+@settings(max_examples=40, deadline=None)
+@given(text=TEXTS.filter(bool), limit=st.integers(5, 40))
+def test_the_refusal_tells_the_truth(kind: str, text: str, limit: int) -> None:
+    num_tokens = len(build(kind).encode(text).ids)
+    work = Work("error", "input", True, False)
+    if num_tokens <= limit:
+        assert build_ours(kind, limit)._encode_text(text, work).num_tokens == num_tokens
+        return
+    with pytest.raises(InputTooLong) as caught:
+        build_ours(kind, limit)._encode_text(text, work)
+    said = caught.value.message.partition(" tokens;")[0]
+    assert said in (f"has {num_tokens}", f"has more than {limit}")
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_which_tokenizers_have_borders(kind: str) -> None:
+    assert has_borders(build(kind)) == (kind not in ("across words", "WordLevel"))
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [("Ġword", False), ("aĠb", True), ("ĊĠĠ", False), ("▁▁", False), ("▁a▁", True), ("a b", True), ("word", False)],
+)
+def test_tokens_that_cross_words(token: str, expected: bool) -> None:
+    assert crosses_words(token) == expected
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "byte-level BPE", "whole BPE", "Unigram"])
+@pytest.mark.parametrize("truncation", ["right", "left", "error"])
+def test_little_is_read_of_a_long_text(kind: str, truncation: Truncation, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, sizes = build_ours(kind, 12), []
+    read = ours._read
+    monkeypatch.setattr(ours, "_read", lambda heads, work: sizes.append(len(heads[0].text)) or read(heads, work))
+    text = "there lived three dragons in a land " * 10_000
+    try:
+        ours._encode_text(text, Work(truncation, "input", True, False))
+    except InputTooLong as error:
+        assert truncation == "error" and "has more than 12 tokens; the limit is 12" in error.message
+    assert sum(sizes) <= 12 * 8 * 5
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_cut_between_words(side: Side) -> None:
+    text = "one two three four five six"
+    head = cut_text(text, 22, side)
+    assert (head.text, head.is_whole) == ("one two three four" if side == "right" else " three four five six", False)
+    assert head.text[head.first : head.last] == ("one two three" if side == "right" else " four five six")
+    assert cut_text("x" * 50, 12, side).is_whole
+    assert cut_text(text, 100, side) == (text, True, 0, len(text))
+
+
+@given(counts=st.lists(st.integers(0, 12), min_size=1, max_size=2), budget=st.integers(1, 20))
+def test_shares_are_the_librarys(counts: list[int], budget: int) -> None:
+    raw = RawTokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    raw.enable_truncation(budget, strategy="longest_first")
+    encoding = raw.encode(*("a " * count for count in counts))
+    assert share_budget(counts, budget) == [encoding.sequence_ids.count(owner) for owner in range(len(counts))]
