@@ -1,22 +1,21 @@
-"""A scheduler over a decoder that remembers all it is told, run step by step without a loop, a thread or a clock."""
+"""A DecodingBatcher over a decoder that remembers all it is told, step by step without a loop, a thread or a clock."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from server.engine.batchers.scheduler import Scheduler, SchedulerLimits
-from server.wire.event_stream import EventStream
 
 from runtime.batch import ArraySpec
 from runtime.engine import Engine, EngineInfo
 from runtime.engines.null_decoder import NullDecoder, choose_token
-from runtime.kv_cache.blocks import BlockAllocator
-from server.engine.batchers.decoding import Generating, MakeMatcher
-from server.engine.batchers.running_set import Residents
+from server.engine.batchers.batcher import StepLimits, StepResult
+from server.engine.batchers.decoding import DecodingBatcher, DecodingOptions, DecodingStep
+from server.engine.batchers.matcher import MakeMatcher, refuse_grammar
 from server.engine.cost_model import CostModel
-from server.engine.engine_loop import refuse_grammar
-from server.engine.executor import StepResult
-from server.wire.job import GenerationEvent, GenerationParams
+from server.wire.generation import AnswerNews, GenerationParams, read_news
+from server.wire.job import Job, Result, TokenSequence, write_inputs
+from server.wire.result_stream import ResultStream
 
 VOCAB_SIZE = 97
 LOGITS = (ArraySpec("logits", "float32", ("num_logits", VOCAB_SIZE)),)
@@ -25,21 +24,40 @@ MAX_TOTAL_TOKENS = 200
 
 @dataclass
 class Heard:
-    """What a client has been told. Mutable."""
+    """What a client has been told of a job. Mutable. `answers` and `reasons` by row."""
 
-    stream: EventStream
+    stream: ResultStream
     answers: dict[int, list[int]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
-    events: list[GenerationEvent] = field(default_factory=list)
+    news: list[AnswerNews] = field(default_factory=list)
     error: Exception | None = None
+    has_ended: bool = False
 
-    @property
-    def is_over(self) -> bool:
-        return self.error is not None or not self.stream.open
+    def __post_init__(self) -> None:
+        self.stream.listen(self.hear, self.hear_error)
+
+    def hear(self, result: Result) -> None:
+        self.has_ended = result.is_last
+        for item in read_news(result):
+            assert item.row not in self.reasons, "An answer has ended, and went on."
+            self.news.append(item)
+            self.answers.setdefault(item.row, []).extend(item.token_ids)
+            if item.finish_reason:
+                self.reasons[item.row] = item.finish_reason
+
+    def hear_error(self, error: Exception) -> None:
+        self.error = error
 
 
 def count_vocab(engine: Engine) -> int:
     return int(engine.info.outputs[0].dims[-1])
+
+
+def make_job(
+    prompts: Sequence[Sequence[int]], params: GenerationParams, *, timeout_s: float = 1e9, **options: Any
+) -> Job:
+    sequences = [TokenSequence(np.array(prompt, np.int32)) for prompt in prompts]
+    return Job("generate", write_inputs(sequences), timeout_s, params, rows_per_input=params.num_sequences, **options)
 
 
 class Continuous:
@@ -59,75 +77,66 @@ class Continuous:
         make_matcher: MakeMatcher = refuse_grammar,
         max_total_tokens: int = MAX_TOTAL_TOKENS,
     ) -> None:
-        info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=num_blocks)
-        self.engine = NullDecoder(info) if engine is None else engine
-        self.allocator = BlockAllocator(num_blocks, has_prefix_cache=has_prefix_cache)
-        limits = SchedulerLimits(max_batch_tokens, max_batch_requests, 0.0, max_batch_logits)
-        residents = Residents(self.allocator, prefill_chunk_tokens, self.engine.info.num_drafts)
-        self.scheduler = Scheduler(limits, CostModel(), residents)
-        self.generating = Generating(
-            self.scheduler,
-            vocab_size=count_vocab(self.engine),
-            max_total_tokens=max_total_tokens,
-            wake=lambda: None,
-            make_matcher=make_matcher,
-            num_drafts=num_drafts,
+        engine_info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=num_blocks)
+        self.engine = NullDecoder(engine_info) if engine is None else engine
+        # Of an engine's blocks a test may use fewer, so that they run out.
+        info = EngineInfo(
+            "null", "none", "", "cpu", 1, LOGITS, num_blocks=num_blocks, num_drafts=self.engine.info.num_drafts
         )
-        self.heard: list[Heard] = []
+        self.batcher = DecodingBatcher(
+            StepLimits(max_batch_tokens, max_batch_requests, 0.0, max_batch_logits),
+            CostModel(),
+            info,
+            DecodingOptions(max_total_tokens, prefill_chunk_tokens, has_prefix_cache, num_drafts, make_matcher),
+            vocab_size=count_vocab(self.engine),
+            wake=lambda: None,
+        )
+        self.allocator = self.batcher.running.allocator
         self.now_s = 0.0
         self.batch_sizes: list[int] = []
 
-    def start(self, prompt: Sequence[int], params: GenerationParams, deadline_s: float = 1e9) -> Heard:
-        heard = Heard(self.generating.start(np.array(prompt, np.int32), params, deadline_s))
-        self.heard.append(heard)
-        return heard
+    def start(self, prompt: Sequence[int], params: GenerationParams, **options: Any) -> Heard:
+        return self.start_job(make_job([prompt], params, **options))
+
+    def start_job(self, job: Job) -> Heard:
+        stream = ResultStream(lambda rows: self.batcher.cancel(stream, rows))
+        self.batcher.add(job, stream, self.now_s)
+        return Heard(stream)
 
     def step(self) -> bool:
         """Whether there was anything to do."""
-        choice = self.scheduler.next_step(self.now_s)
-        for request in choice.expired:
-            self.generating.fail(request, TimeoutError("late"))
-        for request in choice.cancelled:
-            self.generating.forget_cancelled(request)
-        step = self.generating.form(choice)
-        steps = [] if step is None else [step]
+        step = self.batcher.form(self.now_s)
+        if step is not None:
+            self.compute(step)
+        return self.batcher.wait_s(self.now_s) is not None
+
+    def compute(self, step: DecodingStep) -> None:
+        """The step, and what has to be tried again of it."""
+        steps = [step]
         while steps:
             step = steps.pop(0)
-            assert step.batch.num_tokens <= self.scheduler.limits.max_batch_tokens
-            assert step.batch.num_logits <= self.scheduler.limits.max_batch_logits
+            assert step.batch.num_tokens <= self.batcher.limits.max_batch_tokens
+            assert step.batch.num_logits <= self.batcher.limits.max_batch_logits
             self.batch_sizes.append(step.batch.num_tokens)
-            try:
-                result = StepResult(step, 0.0, 1.0, self.engine.run(step.batch), None)
-            except Exception as error:
-                result = StepResult(step, 0.0, 1.0, None, error)
-            steps += self.generating.hand_out(result)
-        self.listen()
-        return self.scheduler.wait_s(self.now_s) is not None
+            steps += self.batcher.settle(self.run_engine(step), self.now_s)
 
-    def listen(self) -> None:
-        for heard in self.heard:
-            while not heard.stream.waiting.empty():
-                found = heard.stream.waiting.get_nowait()
-                if isinstance(found, Exception):
-                    heard.error = found
-                    continue
-                heard.events += found
-                for event in found:
-                    heard.answers.setdefault(event.index, []).extend(event.token_ids)
-                    if event.finish_reason:
-                        heard.reasons[event.index] = event.finish_reason
-                        heard.stream.open.discard(event.index)
+    def run_engine(self, step: DecodingStep) -> StepResult[DecodingStep]:
+        try:
+            return StepResult(step, 0.0, 1.0, self.engine.run(step.batch), None)
+        except Exception as error:
+            return StepResult(step, 0.0, 1.0, None, error)
 
-    def run(self, each_step: Callable[[], None] = lambda: None, max_steps: int = 100_000) -> None:
-        """Until nothing is left to do. Afterwards every block is free."""
+    def run(self, max_steps: int = 100_000) -> None:
+        """Until nothing is left to do. Afterwards every block is free, and nothing is left of any job."""
         for _ in range(max_steps):
-            each_step()
             if not self.step():
                 break
         else:
             raise AssertionError("It does not end.")
         self.allocator.check()
         assert self.allocator.num_used_blocks == 0
+        assert not self.batcher.decodings and not self.batcher.owners
+        assert (self.batcher.queue.num_items, self.batcher.num_queued_tokens) == (0, 0)
 
 
 def expected_answer(prompt: Sequence[int], num_tokens: int, stop: Sequence[int] = ()) -> list[int]:

@@ -134,16 +134,16 @@ def test_at_least_one_token_is_left_to_compute() -> None:
 def test_same_block_behind_another_past_is_another_block() -> None:
     one: list[bytes] = []
     other: list[bytes] = []
-    extend_hashes(one, [1] * 16 + [2] * 16, 2)
-    extend_hashes(other, [3] * 16 + [2] * 16, 2)
+    extend_hashes(one, [1] * 16 + [2] * 16, 2, "")
+    extend_hashes(other, [3] * 16 + [2] * 16, 2, "")
     assert one[1] != other[1]
 
 
 def test_hashes_are_the_same_however_they_grow() -> None:
     tokens, at_once, bit_by_bit = list(range(70)), list[bytes](), list[bytes]()
-    extend_hashes(at_once, tokens, 4)
+    extend_hashes(at_once, tokens, 4, "")
     for count in (1, 1, 3, 4):
-        extend_hashes(bit_by_bit, tokens[: count * BLOCK_SIZE + 5], count)
+        extend_hashes(bit_by_bit, tokens[: count * BLOCK_SIZE + 5], count, "")
     assert at_once == bit_by_bit
     assert len(set(at_once)) == 4
 

@@ -10,12 +10,20 @@ from hypothesis import strategies as st
 
 from runtime.engine import EngineInfo
 from runtime.engines.null_decoder import NullDecoder
-from server.wire.job import EngineFailure, GenerationParams, Unservable
+from server.engine.batchers.sequences import Generation
+from server.errors import DeadlineExceeded, EngineFailure, Unservable
+from server.wire.generation import AnswerNews, GenerationParams
 from tests.generation.continuous import LOGITS, VOCAB_SIZE, Continuous, expected_answer
 
 
 def greedy(max_tokens: int, **options: object) -> GenerationParams:
     return GenerationParams(max_tokens, temperature=0.0, **options)  # type: ignore[arg-type]
+
+
+def first_generation(run: Continuous, job: int) -> Generation:
+    generation = list(run.batcher.decodings.values())[job].generations[0]
+    assert generation is not None
+    return generation
 
 
 STOP = 11
@@ -94,13 +102,12 @@ def test_ten_thousand_requests_with_cancels_leak_nothing() -> None:
             rng.choice(open_requests).stream.cancel()
         if number % 500 == 0:
             run.run()
-            assert run.scheduler.queue.num_tokens == 0
-            assert not run.generating.streams
-            run.heard.clear()
+            assert run.batcher.num_queued_tokens == 0
+            assert not run.batcher.decodings
             open_requests = open_requests[-1:]
     run.run()
-    assert not run.generating.streams
-    assert run.generating.num_preemptions > 0
+    assert not run.batcher.decodings
+    assert run.batcher.num_preemptions > 0
 
 
 def test_shared_prompt_is_computed_once() -> None:
@@ -110,7 +117,7 @@ def test_shared_prompt_is_computed_once() -> None:
     run.run()
     again = run.start([*prompt, 5], greedy(4))
     run.run()
-    assert again.events[0].num_cached_tokens == 64
+    assert again.news[0].num_cached_tokens == 64
     assert again.answers[0] == expected_answer([*prompt, 5], 4)
     assert run.batch_sizes[-4] == 7
 
@@ -122,7 +129,7 @@ def test_prompt_of_whole_blocks_computes_its_last_block_again() -> None:
         heard = run.start(list(range(32)), greedy(3))
         run.run()
         assert heard.answers[0] == expected_answer(list(range(32)), 3)
-    assert heard.events[0].num_cached_tokens == 16
+    assert heard.news[0].num_cached_tokens == 16
 
 
 def test_long_prompt_does_not_stall_running_answers() -> None:
@@ -147,8 +154,8 @@ def test_nobody_to_wait_for_gives_prompts_the_whole_budget() -> None:
 
 def test_lower_priority_number_is_earlier() -> None:
     run = Continuous(max_batch_requests=1)
-    late = run.start([1], greedy(3, priority=5))
-    soon = run.start([2], greedy(3, priority=-1))
+    late = run.start([1], greedy(3), priority=5)
+    soon = run.start([2], greedy(3), priority=-1)
     run.step()
     assert soon.answers and not late.answers
     run.run()
@@ -157,9 +164,9 @@ def test_lower_priority_number_is_earlier() -> None:
 
 def test_more_urgent_request_takes_the_place_of_a_running_one() -> None:
     run = Continuous(max_batch_requests=1)
-    late = run.start([1], greedy(10, priority=5))
+    late = run.start([1], greedy(10), priority=5)
     run.step()
-    soon = run.start([2], greedy(3, priority=-1))
+    soon = run.start([2], greedy(3), priority=-1)
     run.step()
     assert soon.answers and len(late.answers[0]) <= 2
     run.run()
@@ -170,9 +177,9 @@ def test_only_as_many_are_admitted_as_there_are_blocks_for() -> None:
     run = Continuous(num_blocks=101, max_batch_tokens=64, has_prefix_cache=False, max_total_tokens=1200)
     heard = [run.start([number] * 900, greedy(2)) for number in range(6)]
     run.step()
-    assert len(run.scheduler.residents.generations) == 1
+    assert len(run.batcher.running.generations) == 1
     run.run()
-    assert run.generating.num_preemptions == 0
+    assert run.batcher.num_preemptions == 0
     assert [each.answers[0] for each in heard] == [expected_answer([number] * 900, 2) for number in range(6)]
 
 
@@ -216,15 +223,11 @@ def test_one_generation_that_breaks_fails_alone() -> None:
     run = Continuous()
     good, bad = run.start([1], greedy(8)), run.start([2], greedy(8))
     run.step()
-    generation, _ = run.generating.streams[1]
 
-    def fail(*_: object) -> None:
+    def fail(news: list[AnswerNews]) -> None:
         raise OverflowError("broken")
 
-    run.generating.append, append = (  # type: ignore[method-assign]
-        lambda asked, *rest: fail() if asked is generation else append(asked, *rest),
-        run.generating.append,
-    )
+    first_generation(run, 1).emit = fail
     run.run()
     assert isinstance(bad.error, EngineFailure)
     assert good.answers[0] == expected_answer([1], 8)
@@ -232,11 +235,11 @@ def test_one_generation_that_breaks_fails_alone() -> None:
 
 def test_deadline_ends_a_running_answer_and_frees_its_blocks() -> None:
     run = Continuous()
-    heard = run.start([1, 2], greedy(100), deadline_s=5.0)
+    heard = run.start([1, 2], greedy(100), timeout_s=5.0)
     run.step()
     run.now_s = 6.0
     run.run()
-    assert isinstance(heard.error, TimeoutError)
+    assert isinstance(heard.error, DeadlineExceeded)
 
 
 def test_cancel_frees_blocks_at_the_next_step() -> None:
@@ -247,14 +250,14 @@ def test_cancel_frees_blocks_at_the_next_step() -> None:
     heard.stream.cancel()
     run.step()
     assert run.allocator.num_used_blocks == 0
-    assert not run.generating.streams
+    assert not run.batcher.decodings
 
 
 def test_stopped_answer_frees_its_blocks_and_the_others_go_on() -> None:
     run = Continuous()
     heard = run.start([1, 2], GenerationParams(50, num_sequences=2, temperature=1.0))
     run.step()
-    heard.stream.stop(0)
+    heard.stream.cancel([0])
     run.step()
     run.step()
     assert len(heard.answers[0]) <= 2 and len(heard.answers[1]) == 3
@@ -279,8 +282,8 @@ def test_max_tokens_zero_only_looks_at_the_prompt() -> None:
     heard = run.start([1, 2, 3, 4, 5, 6, 7, 8, 9], greedy(0, num_prompt_logprobs=1))
     run.run()
     assert heard.reasons == {0: "length"} and heard.answers == {0: []}
-    assert len(heard.events[0].prompt_logprobs) == 8
-    assert all(len(each.top) == 1 for each in heard.events[0].prompt_logprobs)
+    assert len(heard.news[0].prompt_logprobs) == 8
+    assert all(len(each.top) == 1 for each in heard.news[0].prompt_logprobs)
 
 
 def test_out_of_blocks_alone_ends_with_length() -> None:
@@ -297,7 +300,7 @@ def test_what_can_never_run_is_refused_and_others_go_on() -> None:
     run.step()
     with pytest.raises(Unservable, match="shorten the prompt"):
         run.start(list(range(70)), greedy(5))
-    with pytest.raises(Unservable, match=r"raise limits\.max_batch_requests"):
+    with pytest.raises(Unservable, match="4; ask for fewer"):
         run.start([1], GenerationParams(5, num_sequences=5))
     run.run()
     assert running.answers[0] == expected_answer([1], 30)
@@ -326,7 +329,7 @@ class Ending:
     def accept(self, token_id: int) -> None:
         self.num_accepted += 1
         if self.num_accepted == 3:
-            raise Unservable("regex: it is too complex to follow; simplify it", "regex")
+            raise Unservable("it is too complex to follow; simplify it", "grammar")
 
     def fork(self) -> "Ending":
         return self
@@ -339,11 +342,11 @@ def test_what_a_client_makes_impossible_is_its_own_error(caplog: pytest.LogCaptu
     good = run.start([5, 7], greedy(10))
     banned = run.start([1001], greedy(10, bad_words=((3,),)))
     generation = run.start([4], greedy(10))
-    run.generating.streams[2][0].live[0].matcher = Ending()
+    first_generation(run, 2).live[0].matcher = Ending()
     run.run()
     assert isinstance(banned.error, Unservable) and banned.error.param == "bad_words"
     assert "leaves no token to choose" in str(banned.error)
-    assert isinstance(generation.error, Unservable) and generation.error.param == "regex"
+    assert isinstance(generation.error, Unservable) and generation.error.param == "grammar"
     assert good.answers[0] == expected_answer([5, 7], 10)
     assert not caplog.records
 
@@ -351,7 +354,7 @@ def test_what_a_client_makes_impossible_is_its_own_error(caplog: pytest.LogCaptu
 def test_beams_that_a_grammar_ends_give_all_blocks_back() -> None:
     run = Continuous(make_matcher=lambda *_: Ending())
     heard = run.start(list(range(40)), greedy(10, num_sequences=2, beam_width=3))
-    run.generating.streams[0][0].live[0].matcher = Ending()
+    first_generation(run, 0).live[0].matcher = Ending()
     run.run()
     assert isinstance(heard.error, Unservable)
 
@@ -370,7 +373,7 @@ def test_drafts_are_found_and_only_right_ones_count() -> None:
     heard = run.start([0], greedy(60))
     run.run()
     assert heard.answers[0] == [(number + 1) % 10 for number in range(60)]
-    assert run.generating.num_accepted > 30
+    assert run.batcher.settlement.num_accepted > 30
     assert len(run.batch_sizes) < 35
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from server.engine.batchers.sequences import draw_uniforms
+from server.engine.batchers.uniforms import draw_uniforms
 
 COUNT = 20_000
 

@@ -6,22 +6,26 @@ from collections.abc import Callable
 
 import numpy as np
 from prometheus_client import CollectorRegistry
-from server.engine.batchers.scheduler import SchedulerLimits
 
-from runtime.batch import ArraySpec, Batch, Output
+from runtime.batch import Batch, Output
 from runtime.engine import EngineInfo
 from runtime.engines.null import NullEngine
-from server.engine.batchers.packing import pack
+from server.engine.batchers.batcher import StepLimits
+from server.engine.batchers.packed import PackedBatcher, PackedStep
+from server.engine.batchers.packing import pack_sequences
 from server.engine.cost_model import CostModel
 from server.engine.engine_loop import EngineLoop
+from server.engine.executor import DeviceThread
 from server.metrics import Metrics
 from server.wire.job import TokenSequence
+from server.wire.result_stream import ResultStream
+from tests.pure.fake_requests import OUTPUT, REDUCERS
 
-OUTPUT_DIM = 4
-OUTPUT = ArraySpec("embeddings", "float32", ("num_seqs", OUTPUT_DIM))
 POISON = 1_000_000
 PATIENCE_S = 30.0
 """How long anything may take before a test fails: far more than it does, as the machine may be busy."""
+
+PackedLoop = EngineLoop[PackedStep]
 
 
 class GatedEngine(NullEngine):
@@ -60,17 +64,45 @@ class GatedEngine(NullEngine):
         self.is_closed = True
 
 
-def make_loop(engine: GatedEngine, *, max_wait_s: float = 0.0, canary_interval_s: float = 1000.0) -> EngineLoop:
+def make_batcher(*, max_wait_s: float = 0.0, cost_model: CostModel | None = None) -> PackedBatcher:
+    limits = StepLimits(max_batch_tokens=100, max_batch_requests=8, max_wait_s=max_wait_s)
+    return PackedBatcher(limits, CostModel() if cost_model is None else cost_model, [OUTPUT], REDUCERS)
+
+
+def make_loop(
+    engine: GatedEngine, batcher: PackedBatcher | None = None, *, canary_interval_s: float = 1000.0
+) -> PackedLoop:
     """Unless a test wants them, no canaries but the first."""
-    limits = SchedulerLimits(max_batch_tokens=100, max_batch_requests=8, max_wait_s=max_wait_s)
-    metrics = Metrics(CollectorRegistry())
-    return EngineLoop(engine, limits, CostModel(), metrics, model="m", canary_interval_s=canary_interval_s)
+    return EngineLoop(
+        make_batcher() if batcher is None else batcher,
+        DeviceThread(engine, "device"),
+        Metrics(CollectorRegistry()),
+        asyncio.Event(),
+        model="m",
+        canary_interval_s=canary_interval_s,
+    )
 
 
 def expected_rows(sequences: list[TokenSequence]) -> list[list[float]]:
     """What the null engine says to each alone."""
     engine = GatedEngine()
-    return [engine.run(pack([sequence])).arrays["embeddings"][0].tolist() for sequence in sequences]
+    return [engine.run(pack_sequences([sequence])).arrays["embeddings"][0].tolist() for sequence in sequences]
+
+
+async def read_rows(stream: ResultStream) -> list[list[float]]:
+    """Of a whole job, in its order. Whoever is cancelled while it waits cancels the job."""
+    found: dict[int, list[float]] = {}
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            async for result in stream:
+                embeddings = result.arrays["embeddings"].values
+                assert embeddings.dtype == np.float32
+                for row, embedding in zip(result.rows.tolist(), embeddings.tolist(), strict=True):
+                    assert row not in found
+                    found[row] = embedding
+    finally:
+        stream.cancel()
+    return [found[row] for row in range(len(found))]
 
 
 async def until(condition: Callable[[], object]) -> None:

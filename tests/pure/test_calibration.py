@@ -14,7 +14,7 @@ from runtime.engines.null import NullEngine
 from server.engine import calibration
 from server.engine.calibration import calibrate, list_shapes
 from server.engine.cost_model import StepCost
-from tests.pure.gated_engine import OUTPUT
+from tests.pure.fake_requests import OUTPUT
 
 
 @given(st.integers(1, 20_000), st.integers(1, 600), st.integers(1, 20_000))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.cost_model import CORRECTION_LIMIT, CostModel, StepCost, fit_cost_model
+from server.engine.cost_model import CORRECTION_LIMIT, CostModel, Rate, StepCost, cost_of_lengths, fit_cost_model
 
 LENGTHS = (8, 64, 256)
 COSTS = [StepCost(count * length, count * length**2) for length in LENGTHS for count in (1, 4, 16)]
@@ -85,3 +85,21 @@ def test_rate_is_that_of_full_batches_as_long_as_seen_lately() -> None:
     for _ in range(200):
         model.observe(cost, 4, time_of(cost))
     assert model.tokens_per_s(2000) == pytest.approx(2000 / time_of(StepCost(2000, 10 * 200**2)), rel=1e-3)
+
+
+def test_cost_of_lengths_counts_tokens_and_their_squares() -> None:
+    assert cost_of_lengths([3, 1, 70_000]) == StepCost(70_004, 9 + 1 + 4_900_000_000)
+
+
+def test_rate_forgets_what_is_long_ago() -> None:
+    """Weighed by the device's time: many short steps count no more than one long one."""
+    rate = Rate()
+    assert rate.tokens_per_s == 0
+    for _ in range(1000):
+        rate.observe(100, 0.1)
+    assert rate.tokens_per_s == pytest.approx(1000)
+    rate.observe(1, 0.001)
+    assert rate.tokens_per_s == pytest.approx(1000, rel=1e-3)
+    for _ in range(60):
+        rate.observe(10, 1.0)
+    assert rate.tokens_per_s == pytest.approx(10, rel=0.3)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.kv_cache.blocks import SCRATCH_BLOCK
-from server.engine.batchers.packing import pack, pack_tables, sort_by_length
+from server.engine.batchers.packing import pack, pack_sequences, pack_tables, sort_by_length
 from server.wire.job import TokenSequence
-from tests.pure.fake_requests import make_sequence
+from tests.pure.fake_requests import make_job, make_sequence
 
 ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=20)
 sequences = st.lists(
@@ -25,7 +25,7 @@ sequences = st.lists(
 @given(sequences)
 @settings(deadline=None)
 def test_batch_holds_each_sequence_between_its_borders(given_sequences: list[TokenSequence]) -> None:
-    batch = pack(given_sequences)
+    batch = pack_sequences(given_sequences)
     assert batch.num_seqs == len(given_sequences)
     assert batch.cu_seqlens[0] == 0
     assert batch.cu_seqlens[-1] == batch.num_tokens == sum(sequence.num_tokens for sequence in given_sequences)
@@ -39,15 +39,26 @@ def test_batch_holds_each_sequence_between_its_borders(given_sequences: list[Tok
 
 
 def test_types_are_those_of_the_contract() -> None:
-    batch = pack([make_sequence(3), make_sequence(1)])
+    batch = pack_sequences([make_sequence(3), make_sequence(1)])
     assert {array.dtype for array in batch.arrays.values()} == {np.dtype(np.int64)}
     assert batch.cu_seqlens.dtype == np.int32
     assert type(batch.max_seqlen) is int
     assert batch.seqlens.tolist() == [3, 1]
 
 
+def test_inputs_of_several_jobs_are_laid_in_the_order_asked_for() -> None:
+    """Types of 0 where a job says nothing of them."""
+    types = np.array([0, 1, 1], np.int32)
+    pairs = make_job([make_sequence(2), TokenSequence(np.array([7, 8, 9], np.int32), types)])
+    plain = make_job([make_sequence(1, 30), make_sequence(1, 40)])
+    batch = pack([(plain, 1), (pairs, 1), (plain, 0)])
+    assert batch.arrays["input_ids"].tolist() == [40, 7, 8, 9, 30]
+    assert batch.arrays["token_type_ids"].tolist() == [0, 0, 1, 1, 0]
+    assert batch.cu_seqlens.tolist() == [0, 1, 4, 5]
+
+
 def test_equal_lengths_become_neighbours_in_the_order_they_came() -> None:
-    assert sort_by_length([make_sequence(length) for length in (5, 2, 5, 1, 2)]) == [3, 1, 4, 0, 2]
+    assert sort_by_length([5, 2, 5, 1, 2]) == [3, 1, 4, 0, 2]
 
 
 @pytest.mark.parametrize(("longest", "width"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (9, 16)])

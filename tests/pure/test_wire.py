@@ -1,7 +1,10 @@
 """What goes into the socket comes out of it, whatever it is and however it is cut into pieces."""
 
 import asyncio
+from dataclasses import replace
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,18 +12,25 @@ from hypothesis import strategies as st
 
 from runtime.batch import ArraySpec
 from runtime.engine import EngineInfo
-from server.wire.job import TokenSequence
+from server.errors import DeadlineExceeded, EngineFailure, EngineUnavailable, ServiceError, Unservable
+from server.tasks.embed import EmbedParams
+from server.wire.generation import AnswerNews, GenerationParams, TokenLogprob, read_news, write_news
+from server.wire.job import Array, Job, Ragged, Result, TokenSequence, join_rows, write_inputs
 from server.wire.messages import (
-    Answered,
     Cancel,
-    Failed,
+    Failure,
     Message,
+    Results,
     Status,
     Submit,
-    decode_call,
-    encode_call,
+    WireArray,
     frame,
+    read_job,
     read_message,
+    read_result,
+    write_failure,
+    write_job,
+    write_result,
 )
 
 numbers = st.integers(0, 2**31 - 1)
@@ -41,12 +51,29 @@ infos = st.builds(
     outputs=st.lists(specs, max_size=3).map(tuple),
     unplanned_ops=st.lists(st.text(max_size=9), max_size=3).map(tuple),
 )
+wire_arrays = st.dictionaries(
+    st.text(max_size=9),
+    st.builds(
+        WireArray, st.text(max_size=3), st.lists(numbers, max_size=3).map(tuple), st.binary(), st.binary(max_size=9)
+    ),
+    max_size=3,
+)
 messages = st.one_of(
-    st.builds(Submit, numbers, seconds, st.binary(), st.binary(), st.binary()),
-    st.builds(Cancel, numbers),
-    st.builds(Answered, numbers, st.binary(), seconds, seconds),
-    st.builds(Failed, numbers, st.text(), st.text()),
-    st.builds(Status, st.booleans(), st.text(), numbers, seconds, st.none() | infos),
+    st.builds(
+        Submit, numbers, st.text(max_size=9), wire_arrays, seconds, st.binary(), st.integers(-9, 9), st.text(max_size=9)
+    ),
+    st.builds(Cancel, numbers, st.lists(numbers, max_size=3).map(tuple)),
+    st.builds(
+        Results,
+        numbers,
+        st.binary(),
+        wire_arrays,
+        st.booleans(),
+        seconds,
+        seconds,
+        st.none() | st.builds(Failure, st.text(), st.text(), st.none() | st.text()),
+    ),
+    st.builds(Status, st.booleans(), st.text(), numbers, seconds, seconds, st.none() | infos),
 )
 sequences = st.lists(
     st.tuples(st.lists(numbers, min_size=1, max_size=9), st.booleans()).map(
@@ -70,37 +97,15 @@ async def read_all(data: bytes, piece: int) -> list[Message]:
     return found
 
 
+def send(message: Message) -> Any:
+    """What comes out of the other end."""
+    return asyncio.run(read_all(frame(message), 1 << 20))[0]
+
+
 @given(st.lists(messages, max_size=4), st.integers(1, 50))
 @settings(deadline=None)
 def test_messages_survive_the_stream(sent: list[Message], piece: int) -> None:
     assert asyncio.run(read_all(b"".join(frame(message) for message in sent), piece)) == sent
-
-
-@given(sequences, numbers, seconds)
-@settings(deadline=None)
-def test_calls_survive_encoding(given_sequences: list[TokenSequence], call_id: int, deadline_s: float) -> None:
-    message = encode_call(call_id, given_sequences, deadline_s)
-    assert (message.call_id, message.deadline_s) == (call_id, deadline_s)
-    decoded = decode_call(message)
-    assert len(decoded) == len(given_sequences)
-    for mine, theirs in zip(given_sequences, decoded, strict=True):
-        np.testing.assert_array_equal(mine.input_ids, theirs.input_ids)
-        types = np.zeros(mine.num_tokens) if mine.token_type_ids is None else mine.token_type_ids
-        has_types = theirs.token_type_ids is not None
-        np.testing.assert_array_equal(types, theirs.token_type_ids if has_types else np.zeros(theirs.num_tokens))
-
-
-def test_token_types_are_left_out_where_nobody_has_any() -> None:
-    message = encode_call(1, [TokenSequence(np.arange(5, dtype=np.int32))], 1.0)
-    assert message.token_type_ids == b""
-    assert decode_call(message)[0].token_type_ids is None
-
-
-def test_strided_and_wider_ids_are_sent_by_value() -> None:
-    every_other = np.arange(10)[::2]
-    (decoded,) = decode_call(encode_call(1, [TokenSequence(every_other)], 1.0))  # type: ignore[arg-type]
-    assert decoded.input_ids.tolist() == [0, 2, 4, 6, 8]
-    assert decoded.input_ids.dtype == np.int32
 
 
 @pytest.mark.parametrize("kept", [0, 2, 6])
@@ -114,3 +119,174 @@ async def read_one(data: bytes) -> Message:
     reader.feed_data(data)
     reader.feed_eof()
     return await read_message(reader)
+
+
+@given(sequences, numbers, seconds, st.integers(-9, 9), st.text(max_size=9), st.none() | numbers)
+@settings(deadline=None)
+def test_jobs_survive_the_wire(
+    given_sequences: list[TokenSequence],
+    job_id: int,
+    timeout_s: float,
+    priority: int,
+    salt: str,
+    dimensions: int | None,
+) -> None:
+    params = EmbedParams(dimensions)
+    message = send(write_job(job_id, Job("embed", write_inputs(given_sequences), timeout_s, params, priority, salt)))
+    assert message.job_id == job_id
+    job = read_job(message, EmbedParams)
+    assert (job.task, job.timeout_s, job.params, job.priority, job.salt) == (
+        "embed",
+        timeout_s,
+        params,
+        priority,
+        salt,
+    )
+    has_types = any(sequence.token_type_ids is not None for sequence in given_sequences)
+    assert set(job.inputs) == ({"input_ids", "token_type_ids"} if has_types else {"input_ids"})
+    for index, sequence in enumerate(given_sequences):
+        np.testing.assert_array_equal(job.input_ids.row(index), sequence.input_ids)
+        if has_types:
+            types = np.zeros(sequence.num_tokens) if sequence.token_type_ids is None else sequence.token_type_ids
+            np.testing.assert_array_equal(job.inputs["token_type_ids"].row(index), types)
+
+
+def test_params_of_a_generation_survive_the_wire() -> None:
+    params = GenerationParams(
+        7,
+        num_sequences=3,
+        logit_bias={5: -100.0, 7: 2.5},
+        bad_words=((1, 2), (3,)),
+        stop_token_ids=(2,),
+        seed=1 << 60,
+        grammar=("regex", "a+"),
+    )
+    job = Job("generate", write_inputs([TokenSequence(np.arange(3, dtype=np.int32))]), 1.0, params)
+    assert read_job(send(write_job(1, job)), GenerationParams).params == params
+
+
+def test_params_of_another_task_are_refused() -> None:
+    job = Job("generate", write_inputs([TokenSequence(np.arange(3, dtype=np.int32))]), 1.0, EmbedParams(3))
+    with pytest.raises(msgspec.ValidationError):
+        read_job(send(write_job(1, job)), GenerationParams)
+
+
+def test_strided_arrays_are_sent_by_value() -> None:
+    inputs = {"input_ids": Ragged(np.arange(10, dtype=np.int32)[::2], np.array([0, 2, 5], np.int32))}
+    job = read_job(send(write_job(1, Job("embed", inputs, 1.0, EmbedParams()))), EmbedParams)
+    assert [job.input_ids.row(index).tolist() for index in range(2)] == [[0, 2], [4, 6, 8]]
+    assert job.input_ids.values.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        Ragged(np.arange(12, dtype=np.float32).reshape(3, 4)),
+        Ragged(np.arange(12, dtype=np.float16).reshape(6, 2), np.array([0, 1, 1, 6], np.int32)),
+        Ragged(np.zeros((3, 0), np.int8)),
+        Ragged(np.array([1, -5, 2**40])),
+    ],
+    ids=["vectors", "rows of tokens", "nothing", "wide numbers"],
+)
+def test_results_survive_the_wire(array: Ragged) -> None:
+    result = Result(np.array([4, 0, 7], np.int32), {"found": array}, False, 0.25, 0.5)
+    found = read_result(send(write_result(3, result)))
+    assert isinstance(found, Result)
+    assert (found.rows.tolist(), found.is_last, found.queue_s, found.engine_s) == ([4, 0, 7], False, 0.25, 0.5)
+    assert found.arrays["found"].values.dtype == array.values.dtype
+    assert len(found.arrays["found"]) == len(array) == 3
+    for index in range(3):
+        np.testing.assert_array_equal(found.arrays["found"].row(index), array.row(index))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [EngineUnavailable("so"), DeadlineExceeded("it"), EngineFailure("goes"), Unservable("shorten", "max_tokens")],
+)
+def test_failures_survive_the_wire(error: ServiceError) -> None:
+    found = read_result(send(write_failure(3, error)))
+    assert type(found) is type(error)
+    assert isinstance(found, ServiceError)
+    assert (found.message, found.param) == (error.message, error.param)
+
+
+class TestRagged:
+    """Rows of any length, end to end."""
+
+    rows: tuple[Array, ...] = (np.array([1, 2]), np.array([], np.int64), np.array([3]), np.array([4, 5, 6]))
+
+    def test_rows_come_out_as_they_went_in(self) -> None:
+        ragged = join_rows(self.rows)
+        assert len(ragged) == 4 and ragged.lengths.tolist() == [2, 0, 1, 3]
+        for index, row in enumerate(self.rows):
+            np.testing.assert_array_equal(ragged.row(index), row)
+
+    @given(st.integers(0, 4), st.integers(0, 4))
+    def test_cut_is_some_rows_in_a_row(self, one: int, other: int) -> None:
+        first, last = sorted((one, other))
+        part = join_rows(self.rows).cut(first, last)
+        assert [part.row(index).tolist() for index in range(len(part))] == [
+            row.tolist() for row in self.rows[first:last]
+        ]
+
+    def test_pick_is_rows_in_any_order(self) -> None:
+        part = join_rows(self.rows).pick([3, 0, 3])
+        assert [part.row(index).tolist() for index in range(3)] == [[4, 5, 6], [1, 2], [4, 5, 6]]
+
+    def test_without_splits_each_entry_is_a_row(self) -> None:
+        ragged = Ragged(np.arange(6).reshape(3, 2))
+        assert len(ragged) == 3 and ragged.lengths.tolist() == [1, 1, 1]
+        assert ragged.row(1).tolist() == [[2, 3]]
+        assert ragged.cut(1, 3).values.tolist() == [[2, 3], [4, 5]]
+        assert ragged.pick([2, 0]).values.tolist() == [[4, 5], [0, 1]]
+
+
+def test_part_of_a_job_is_about_some_of_its_inputs() -> None:
+    types = np.ones(2, np.int32)
+    inputs = write_inputs(
+        [TokenSequence(np.arange(3, dtype=np.int32)), TokenSequence(np.arange(2, dtype=np.int32), types)]
+    )
+    job = Job("embed", inputs, 1.0, num_answer_tokens=10)
+    assert (job.num_inputs, job.num_tokens, job.load_tokens) == (2, 5, 25)
+    part = job.cut(1, 2)
+    assert part.input_ids.row(0).tolist() == [0, 1] and part.inputs["token_type_ids"].row(0).tolist() == [1, 1]
+    assert (part.num_inputs, part.load_tokens, part.timeout_s) == (1, 12, 1.0)
+    assert job.cut(0, 2) is job
+
+
+logprobs = st.builds(
+    TokenLogprob,
+    st.floats(-50, 0, width=32),
+    st.lists(st.tuples(numbers, st.floats(-50, 0, width=32)), max_size=3).map(tuple),
+)
+
+
+@st.composite
+def draw_news(draw: st.DrawFn) -> AnswerNews:
+    token_ids = tuple(draw(st.lists(numbers, max_size=4)))
+    return AnswerNews(
+        draw(numbers),
+        token_ids,
+        tuple(draw(logprobs) for _ in token_ids) if draw(st.booleans()) else (),
+        draw(st.sampled_from(["", "stop", "length"])),
+        draw(st.sampled_from([0, 0, 48])),
+        tuple(draw(st.lists(logprobs, max_size=3))),
+    )
+
+
+@given(st.lists(draw_news(), min_size=1, max_size=5), st.booleans())
+@settings(deadline=None)
+def test_news_of_answers_survive_as_arrays(news: list[AnswerNews], is_last: bool) -> None:
+    result = read_result(send(write_result(1, write_news(news, is_last=is_last))))
+    assert isinstance(result, Result)
+    assert result.is_last == is_last
+    assert read_news(result) == news
+
+
+def test_one_token_crosses_as_one_small_array() -> None:
+    """Most news are that; what would be empty is left out."""
+    result = write_news([AnswerNews(0, (17,))], is_last=False)
+    assert set(result.arrays) == {"token_ids"}
+    assert read_news(result) == [AnswerNews(0, (17,))]
+    assert read_news(replace(result, rows=result.rows + 3))[0].row == 3
+    assert len(frame(write_result(1, result))) < 80
