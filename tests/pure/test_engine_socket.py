@@ -1,10 +1,9 @@
 """Both ends of the process boundary, over a real Unix socket in one process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
 
 import numpy as np
 import pytest
@@ -12,21 +11,18 @@ import pytest
 from runtime.engine import EngineInfo
 from server.engine import engine_server
 from server.engine.engine_server import EngineServer
-from server.wire.client import SocketEngine
-from server.wire.job import (
-    Answer,
-    DeadlineExceeded,
-    EngineFailure,
-    EngineStatus,
-    EngineUnavailable,
-    TokenSequence,
-)
-from tests.pure.fake_requests import make_sequence
-from tests.pure.gated_engine import OUTPUT, PATIENCE_S, POISON, GatedEngine, expected_rows, make_loop, until
+from server.errors import DeadlineExceeded, EngineFailure, EngineUnavailable, Unservable
+from server.tasks.embed import EmbedParams
+from server.wire import client as wire_client
+from server.wire.client import SocketClient
+from server.wire.job import EngineStatus, Job, Ragged, Result, TokenSequence
+from server.wire.result_stream import ResultStream
+from tests.pure.fake_requests import OUTPUT, make_job, make_sequence
+from tests.pure.gated_engine import PATIENCE_S, POISON, GatedEngine, expected_rows, make_loop, read_rows, until
 
 pytestmark = pytest.mark.anyio
 
-LATER_S = monotonic() + 1e6  # set at import, long before the last test runs
+PARAMS = {"embed": EmbedParams}
 
 
 @pytest.fixture
@@ -36,25 +32,34 @@ def anyio_backend() -> str:
 
 @dataclass
 class FakeLoop:
-    """Stands for an EngineLoop. Calls wait until they are cancelled, or raise `error`."""
+    """Stands for an EngineLoop. Jobs wait until they are cancelled, or fail at once with `error`. Mutable: all."""
 
     error: Exception | None = None
-    calls: list[list[TokenSequence]] = field(default_factory=list)
-    num_cancelled: int = 0
+    jobs: list[Job] = field(default_factory=list)
+    streams: list[ResultStream] = field(default_factory=list)
+    cancelled: list[tuple[int, ...]] = field(default_factory=list)
+    status: EngineStatus = field(
+        default_factory=lambda: EngineStatus(
+            True, "ready", 7, 123.5, 0.25, info=EngineInfo("null", "none", "", "cpu", 1, (OUTPUT,))
+        )
+    )
 
-    def status(self) -> tuple[EngineStatus, ...]:
-        return (EngineStatus(True, "ready", 7, 123.5, info=EngineInfo("null", "none", "", "cpu", 1, (OUTPUT,))),)
+    def statuses(self) -> tuple[EngineStatus, ...]:
+        return (self.status,)
 
-    async def run(self, sequences: list[TokenSequence], deadline_s: float) -> Answer:
-        self.calls.append(sequences)
+    def submit(self, job: Job) -> ResultStream:
+        self.jobs.append(job)
         if self.error is not None:
             raise self.error
-        try:
-            await asyncio.sleep(10 * PATIENCE_S)
-        except asyncio.CancelledError:
-            self.num_cancelled += 1
-            raise
-        raise AssertionError
+
+        def cancel(rows: Sequence[int]) -> None:
+            self.cancelled.append(tuple(rows))
+
+        self.streams.append(ResultStream(cancel))
+        return self.streams[-1]
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
 
 @pytest.fixture
@@ -63,18 +68,18 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def client(path: Path) -> AsyncIterator[SocketEngine]:
-    client = SocketEngine(path)
+async def client(path: Path) -> AsyncIterator[SocketClient]:
+    client = SocketClient(path)
     await client.start()
     yield client
     await client.close()
 
 
 @pytest.fixture
-async def fake(path: Path, client: SocketEngine) -> AsyncIterator[FakeLoop]:
+async def fake(path: Path, client: SocketClient) -> AsyncIterator[FakeLoop]:
     """Behind a server, connected."""
     loop = FakeLoop()
-    server = EngineServer(loop, path)  # type: ignore[arg-type]
+    server = EngineServer(loop, path, PARAMS)
     await server.start()
     await until(lambda: client.last.is_ready)
     yield loop
@@ -82,12 +87,12 @@ async def fake(path: Path, client: SocketEngine) -> AsyncIterator[FakeLoop]:
 
 
 @pytest.fixture
-async def engine(path: Path, client: SocketEngine) -> AsyncIterator[GatedEngine]:
+async def engine(path: Path, client: SocketClient) -> AsyncIterator[GatedEngine]:
     """A real loop behind a server, connected."""
     engine = GatedEngine()
     loop = make_loop(engine)
     await loop.start()
-    server = EngineServer(loop, path)
+    server = EngineServer(loop, path, PARAMS)
     await server.start()
     await until(lambda: client.last.is_ready)
     yield engine
@@ -95,124 +100,182 @@ async def engine(path: Path, client: SocketEngine) -> AsyncIterator[GatedEngine]
     await loop.close()
 
 
-async def test_answers_come_back_whole_and_in_order(client: SocketEngine, engine: GatedEngine) -> None:
+async def run(client: SocketClient, *sequences: TokenSequence, timeout_s: float = 1e6) -> list[list[float]]:
+    return await read_rows(client.submit(make_job(list(sequences), timeout_s=timeout_s)))
+
+
+async def test_answers_come_back_whole_and_in_order(client: SocketClient, engine: GatedEngine) -> None:
     sequences = [make_sequence(length, length * 7) for length in (30, 2, 90, 30, 1)]
-    answer = await client.run(sequences, LATER_S)
-    assert answer.values.tolist() == expected_rows(sequences)
-    assert answer.values.dtype == np.float32
+    assert await run(client, *sequences) == expected_rows(sequences)
+    assert (client.pending, client.pending_tokens) == ({}, 0)
 
 
-async def test_calls_under_way_together_keep_apart(client: SocketEngine, engine: GatedEngine, path: Path) -> None:
-    """Of two HTTP processes, whose call ids are the same."""
-    other = SocketEngine(path)
+async def test_jobs_under_way_together_keep_apart(client: SocketClient, engine: GatedEngine, path: Path) -> None:
+    """Of two HTTP processes, whose job ids are the same."""
+    other = SocketClient(path)
     await other.start()
     await until(lambda: other.last.is_ready)
     sequences = [make_sequence(1 + index % 9, index + 1) for index in range(40)]
     answers = await asyncio.gather(
-        *((client, other)[index % 2].run([sequence], LATER_S) for index, sequence in enumerate(sequences))
+        *(run((client, other)[index % 2], sequence) for index, sequence in enumerate(sequences))
     )
-    assert [answer.values[0].tolist() for answer in answers] == expected_rows(sequences)
+    assert [answer[0] for answer in answers] == expected_rows(sequences)
     await other.close()
 
 
-async def test_failures_of_the_engine_arrive_as_what_they_are(client: SocketEngine, engine: GatedEngine) -> None:
+async def test_failures_of_the_engine_arrive_as_what_they_are(client: SocketClient, engine: GatedEngine) -> None:
     with pytest.raises(EngineFailure, match=str(POISON)):
-        await client.run([make_sequence(1, POISON)], LATER_S)
+        await run(client, make_sequence(1, POISON))
     with pytest.raises(DeadlineExceeded):
-        await client.run([make_sequence(1)], monotonic() - 1.0)
-    await client.run([make_sequence(1)], LATER_S)
+        await run(client, make_sequence(1), timeout_s=-1.0)
+    await run(client, make_sequence(1))
 
 
-@pytest.mark.parametrize("kind", [EngineUnavailable, DeadlineExceeded, EngineFailure])
+@pytest.mark.parametrize("kind", [EngineUnavailable, DeadlineExceeded, EngineFailure, Unservable])
 async def test_every_kind_of_failure_travels(
-    client: SocketEngine, fake: FakeLoop, kind: Callable[[str], Exception]
+    client: SocketClient, fake: FakeLoop, kind: Callable[[str], Exception]
 ) -> None:
     fake.error = kind("so it goes")
     with pytest.raises(kind, match="so it goes"):  # type: ignore[call-overload]
-        await client.run([make_sequence(1)], LATER_S)
+        await run(client, make_sequence(1))
     assert not client.pending
     assert client.pending_tokens == 0
 
 
-async def test_bug_behind_the_socket_hangs_nobody(client: SocketEngine, fake: FakeLoop) -> None:
+async def test_bug_behind_the_socket_hangs_nobody(client: SocketClient, fake: FakeLoop) -> None:
     fake.error = KeyError("surprise")
     with pytest.raises(EngineFailure, match="surprise"):
-        await asyncio.wait_for(client.run([make_sequence(1)], LATER_S), PATIENCE_S)
+        await run(client, make_sequence(1))
 
 
-async def test_token_types_travel(client: SocketEngine, fake: FakeLoop) -> None:
+async def test_task_that_the_engine_does_not_know_hangs_nobody(client: SocketClient, fake: FakeLoop) -> None:
+    with pytest.raises(EngineFailure, match="sing"):
+        await read_rows(client.submit(Job("sing", make_job([make_sequence(1)]).inputs, 1.0)))
+
+
+async def test_all_of_a_job_travels(client: SocketClient, fake: FakeLoop) -> None:
     types = np.array([0, 1, 1], np.int32)
-    task = asyncio.create_task(
-        client.run([make_sequence(2), TokenSequence(np.arange(3, dtype=np.int32), types)], LATER_S)
-    )
-    await until(lambda: fake.calls)
-    assert fake.calls[0][1].token_type_ids is not None
-    assert fake.calls[0][1].token_type_ids.tolist() == [0, 1, 1]
-    task.cancel()
+    job = make_job([make_sequence(2), TokenSequence(np.arange(3, dtype=np.int32), types)], timeout_s=7.5, priority=-2)
+    client.submit(job)
+    await until(lambda: fake.jobs)
+    (found,) = fake.jobs
+    assert found.inputs["token_type_ids"].row(1).tolist() == [0, 1, 1]
+    assert (found.task, found.timeout_s, found.params, found.priority) == ("embed", 7.5, EmbedParams(), -2)
 
 
-async def test_status_travels(client: SocketEngine, fake: FakeLoop) -> None:
-    (status,) = client.status()
-    assert (status.is_ready, status.queued_tokens, status.tokens_per_s, status.num_restarts) == (True, 7, 123.5, 0)
+async def test_status_travels(client: SocketClient, fake: FakeLoop) -> None:
+    (status,) = client.statuses()
+    assert (status.is_ready, status.queued_tokens, status.tokens_per_s, status.step_s) == (True, 7, 123.5, 0.25)
+    assert status.num_restarts == 0
     assert status.info is not None
     assert status.info.outputs == (OUTPUT,)
 
 
-async def test_cancel_travels(client: SocketEngine, fake: FakeLoop) -> None:
-    task = asyncio.create_task(client.run([make_sequence(5)], LATER_S))
-    other = asyncio.create_task(client.run([make_sequence(3)], LATER_S))
-    await until(lambda: len(fake.calls) == 2)
+async def test_cancel_travels(client: SocketClient, fake: FakeLoop) -> None:
+    gone, other = client.submit(make_job([make_sequence(5)])), client.submit(make_job([make_sequence(3)]))
+    await until(lambda: len(fake.jobs) == 2)
     assert client.pending_tokens == 8
-    task.cancel()
-    await until(lambda: fake.num_cancelled == 1)
+    gone.cancel()
+    await until(lambda: fake.cancelled)
+    assert fake.cancelled == [()] and fake.streams[0].is_over and not fake.streams[1].is_over
     assert client.pending_tokens == 3
-    assert not other.done()
-    other.cancel()
+    assert not other.is_over
 
 
-async def test_http_process_that_ends_takes_its_calls_along(client: SocketEngine, fake: FakeLoop) -> None:
-    task = asyncio.create_task(client.run([make_sequence(5)], LATER_S))
-    await until(lambda: fake.calls)
+async def test_cancel_of_single_rows_travels_and_the_others_go_on(client: SocketClient, fake: FakeLoop) -> None:
+    stream = client.submit(make_job([make_sequence(1)] * 4))
+    await until(lambda: fake.jobs)
+    stream.cancel([0, 2])
+    await until(lambda: fake.cancelled)
+    assert fake.cancelled == [(0, 2)] and not fake.streams[0].is_over
+    rows = Ragged(np.ones((2, 4), np.float32))
+    fake.streams[0].put(Result(np.array([1, 3], np.int32), {"embeddings": rows}, is_last=True))
+    (result,) = [result async for result in stream]
+    assert result.rows.tolist() == [1, 3]
+    assert not client.pending
+
+
+async def test_http_process_that_ends_takes_its_jobs_along(client: SocketClient, fake: FakeLoop) -> None:
+    task = asyncio.create_task(run(client, make_sequence(5)))
+    await until(lambda: fake.jobs)
     await client.close()
-    await until(lambda: fake.num_cancelled == 1)
+    await until(lambda: fake.cancelled)
     with pytest.raises(EngineUnavailable):
-        await asyncio.wait_for(task, PATIENCE_S)
+        await task
 
 
-async def test_engine_that_ends_fails_who_waits_at_once_and_is_found_again(client: SocketEngine, path: Path) -> None:
-    server = EngineServer(FakeLoop(), path)  # type: ignore[arg-type]
+async def test_engine_that_ends_fails_who_waits_at_once_and_is_found_again(client: SocketClient, path: Path) -> None:
+    server = EngineServer(FakeLoop(), path, PARAMS)
     await server.start()
     await until(lambda: client.last.is_ready)
-    tasks = [asyncio.create_task(client.run([make_sequence(5)], LATER_S)) for _ in range(3)]
+    tasks = [asyncio.create_task(run(client, make_sequence(5))) for _ in range(3)]
     await until(lambda: len(client.pending) == 3)
     await server.close()
     results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), PATIENCE_S)
     assert all(isinstance(result, EngineUnavailable) for result in results), results
     assert not client.last.is_ready
     with pytest.raises(EngineUnavailable, match="being started again"):
-        await client.run([make_sequence(5)], LATER_S)
+        await run(client, make_sequence(5))
 
     engine = GatedEngine()
     loop = make_loop(engine)
     await loop.start()
-    again = EngineServer(loop, path)
+    again = EngineServer(loop, path, PARAMS)
     await again.start()
     await until(lambda: client.last.is_ready)
     assert client.last.num_restarts == 1
-    assert (await client.run([make_sequence(5)], LATER_S)).values.tolist() == expected_rows([make_sequence(5)])
+    assert await run(client, make_sequence(5)) == expected_rows([make_sequence(5)])
     await again.close()
     await loop.close()
 
 
-async def test_engine_that_is_not_there_yet_is_said_to_be_starting(client: SocketEngine) -> None:
+async def test_engine_that_is_not_there_yet_is_said_to_be_starting(client: SocketClient) -> None:
     with pytest.raises(EngineUnavailable, match="starting"):
-        await client.run([make_sequence(5)], LATER_S)
+        client.submit(make_job([make_sequence(5)]))
 
 
 async def test_loss_of_readiness_is_reported(
-    client: SocketEngine, fake: FakeLoop, monkeypatch: pytest.MonkeyPatch
+    client: SocketClient, fake: FakeLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_server, "STATUS_PERIOD_S", 0.001)
-    monkeypatch.setattr(fake, "status", lambda: (EngineStatus(False, "it stopped computing"),))
+    fake.status = EngineStatus(False, "it stopped computing")
     await until(lambda: not client.last.is_ready)
     assert client.last.reason == "it stopped computing"
+
+
+async def test_engine_that_falls_silent_fails_who_waits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process is stopped, or its loop stuck: the connection stands, and nothing comes."""
+    monkeypatch.setattr(wire_client, "WATCH_PERIOD_S", 0.01)
+    monkeypatch.setattr(wire_client, "SILENT_S", 0.2)
+    monkeypatch.setattr(engine_server, "STATUS_PERIOD_S", 0.02)
+    server = EngineServer(FakeLoop(), path, PARAMS)
+    await server.start()
+    client = SocketClient(path)
+    await client.start()
+    await until(lambda: client.last.is_ready)
+    task = asyncio.create_task(run(client, make_sequence(5)))
+    await asyncio.sleep(0.5)
+    assert not task.done(), "One that speaks may take its time."
+    monkeypatch.setattr(engine_server, "STATUS_PERIOD_S", 1000.0)
+    with pytest.raises(EngineUnavailable, match=r"has said nothing for 0\.\d s"):
+        await task
+    await client.close()
+    await server.close()
+
+
+async def test_what_cannot_be_understood_ends_the_connection_and_not_the_client(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\x03\x00\x00\x00abc")
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_unix_server(babble, path)
+    client = SocketClient(path)
+    await client.start()
+    await until(lambda: "broke" in client.last.reason)
+    await until(lambda: client.num_connections > 1)
+    await client.close()
+    server.close()
+    assert "cannot be understood" in caplog.text
