@@ -26,6 +26,7 @@ from server.http.admission import clear_slot
 from server.metrics import METRICS_DIR_VARIABLE, forget_process
 from server.processes.deployment import DeployedModel, Deployment, resolve, save
 from server.processes.startup import CANNOT_START, set_up_logging
+from server.tasks.task import Example
 from server.text.chat_template import load_chat_template
 
 logger = logging.getLogger("padless")
@@ -215,14 +216,18 @@ def describe_model(model: DeployedModel, info: EngineInfo) -> str:
 
 
 def describe_access(deployment: Deployment, url: str, seconds: float) -> str:
-    model = deployment.models[0]
-    has_tokenizer = (model.directory / "tokenizer.json").exists()
-    has_chat_template = load_chat_template(model.directory).is_there
-    route, body = model.task.make_example(model.config.name, has_tokenizer, has_chat_template)
+    route, body = find_example(deployment.models[0])
     return (
         f"Ready after {seconds:.1f} s on {url} (docs at /docs, metrics at /metrics). Try:\n"
         f"  curl {url}{route} -H 'content-type: application/json' -d '{json.dumps(body)}'"
     )
+
+
+def find_example(model: DeployedModel) -> Example:
+    """A request that this model answers."""
+    has_tokenizer = (model.directory / "tokenizer.json").exists()
+    has_chat_template = load_chat_template(model.directory).is_there
+    return model.task.make_example(model.config.name, has_tokenizer, has_chat_template)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -38,7 +38,7 @@ async def test_defaults(generator: GenerationServer) -> None:
     assert (params.num_logprobs, params.num_prompt_logprobs, params.grammar) == (-1, -1, ("", ""))
     assert params.stop_token_ids == (EOS,) and params.logit_bias == {} and params.bad_words == ()
     await generator.client.post("/v1/completions", json=body)
-    assert generator.engine.params.seed != params.seed >= 0
+    assert generator.engine.params.seed is params.seed is None, "a new one for each prompt"
 
 
 async def test_every_field_gets_to_the_engine(generator: GenerationServer) -> None:
@@ -68,7 +68,8 @@ async def test_every_field_gets_to_the_engine(generator: GenerationServer) -> No
     assert params.top_k == generator.raw.get_vocab_size()
     assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (1.0, -2.0, 1.1)
     assert params.logit_bias == {5: -100.0, 6: 2.5} and params.stop_token_ids == (9, EOS)
-    assert (params.num_logprobs, params.num_prompt_logprobs, params.priority) == (3, -1, -1)
+    assert (params.num_logprobs, params.num_prompt_logprobs) == (3, -1)
+    assert generator.engine.jobs[-1].job.priority == -1
 
 
 async def test_null_is_as_good_as_absent(generator: GenerationServer) -> None:

@@ -14,7 +14,7 @@ from models.info import ModelDirectoryError, ModelInfo
 from server.config import ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
 from server.errors import InvalidField
 from server.processes.deployment import DeployedModel, resolve
-from server.processes.launch import choose_example
+from server.processes.launch import find_example
 from server.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.anyio
@@ -85,7 +85,7 @@ def test_an_example_to_try(tmp_path: Path, task: str, has_tokenizer: bool, templ
     if not has_tokenizer:
         (directory / "tokenizer.json").unlink()
     config = ModelConfig(name="m", source=SourceConfig(path="x"))
-    found, body = choose_example(DeployedModel(0, config, directory, ModelInfo("X", task, 9, 1, 9, 9)))
+    found, body = find_example(DeployedModel(0, config, directory, ModelInfo("X", task, 9, 1, 9, 9)))
     assert found == route and (task != "generate" or isinstance(body.get("prompt", ""), str) == has_tokenizer)
 
 

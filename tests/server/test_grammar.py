@@ -7,9 +7,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from server.engine.batchers.sequences import Matcher
+from server.errors import Unservable
 from server.text import grammar
 from server.text.grammar import GrammarFactory
-from server.errors import Unservable
 
 END = 256
 TOO_COMPLEX = "(a{1000}){1000}"
@@ -68,7 +68,7 @@ def test_grammar_that_nothing_conforms_to_is_refused(factory: GrammarFactory, ki
     """It would otherwise end at once, as if that were an answer."""
     with pytest.raises(Unservable, match="nothing conforms to it") as caught:
         factory.make_matcher(kind, text)
-    assert caught.value.param == field
+    assert caught.value.param == "grammar"
 
 
 @pytest.mark.parametrize("text", [TOO_COMPLEX, r"(\p{L}{1,50}){200}", r"(\w{1,100}){100}"])
@@ -81,13 +81,13 @@ def test_costly_grammar_ends_with_an_error_and_not_with_half_an_answer(factory: 
             choices = [token_id for token_id in letters if token_id in allowed(matcher)]
             assert END not in allowed(matcher) and choices, "It ends without conforming."
             matcher.accept(int(rng.choice(choices)))
-    assert caught.value.param == "regex"
+    assert caught.value.param == "grammar"
 
 
 def test_broken_grammar_names_its_field(factory: GrammarFactory) -> None:
     with pytest.raises(Unservable, match=r"the regex is wrong or not supported: .*unclosed") as caught:
         factory.make_matcher("regex", "(a")
-    assert caught.value.param == "regex"
+    assert caught.value.param == "grammar"
 
 
 def test_grammars_are_compiled_once(factory: GrammarFactory, monkeypatch: pytest.MonkeyPatch) -> None:
