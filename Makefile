@@ -3,11 +3,17 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 CONFIG ?= configs/minilm.yaml
+# The versions that were tested together; empty: the newest that pyproject.toml allows.
+CONSTRAINT ?= --constraint constraints.txt
+# Processes that run tests side by side.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 # Threads that wait for one another sleep instead of turning in circles: docs/decisions/0014.
 export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: setup serve test test-slow test-gpu check bench bench-peers bench-generation loadtest loadtest-chat clean
+.PHONY: setup serve test test-slow test-gpu test-upgraded test-newest constraints check
+.PHONY: bench bench-peers bench-generation loadtest loadtest-chat clean
 
 setup: $(VENV)/.dev
 
@@ -15,13 +21,34 @@ serve: $(VENV)/.serve
 	$(BIN)/padless --config $(CONFIG)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
+
+# A minute or two: the server's tests with the newest versions of what it imports, torch excepted, laid over the others.
+test-upgraded: $(VENV)/.dev
+	rm -rf build/upgraded && mkdir -p build
+	$(BIN)/python -c "$(LIST_DEPENDENCIES)" > build/upgraded.txt
+	$(BIN)/pip install --quiet --target build/upgraded --requirement build/upgraded.txt
+	PYTHONPATH=build/upgraded $(PYTEST) -m "not slow and not gpu" tests/pure tests/server
+
+LIST_DEPENDENCIES = import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+	print(*(each for each in project['dependencies'] if not each.startswith('torch')), sep='\n')
+
+# All short tests, in an environment of its own with the newest versions of everything.
+test-newest:
+	rm -rf build/newest
+	$(MAKE) test VENV=build/newest CONSTRAINT=
+
+# After `make test-newest` has passed: those versions become the tested ones. A local build's +cpu is no part of them.
+constraints:
+	{ grep '^#' constraints.txt; build/newest/bin/pip freeze --all --exclude-editable | sed '/^pip==/d; s/+.*//'; } \
+		> build/constraints.txt
+	mv build/constraints.txt constraints.txt
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -45,14 +72,14 @@ loadtest-chat: CONFIG = configs/chat.yaml
 loadtest-chat: $(VENV)/.dev
 	$(BIN)/python -m loadtest --serve $(CONFIG) --workload chat --connections 16 --short --out loadtest/results/chat
 
-# What serving needs, and what developing needs on top. Made anew when pyproject.toml changes.
-$(VENV)/.serve: pyproject.toml
+# What serving needs, and what developing needs on top. Brought up to date when one of these two files changes.
+$(VENV)/.serve: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --editable '.[demo]'
+	$(BIN)/pip install $(CONSTRAINT) --editable '.[demo]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
-	$(BIN)/pip install --editable '.[demo,dev,loadtest]'
+	$(BIN)/pip install $(CONSTRAINT) --editable '.[demo,dev,loadtest]'
 	touch $@
 
 clean:

@@ -1,6 +1,9 @@
 """The command line: `padless --config FILE`, `padless config FILE`, `padless graph`, `padless quantize`."""
 
 import argparse
+import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,10 @@ from pathlib import Path
 from models.info import ModelDirectoryError
 from server.config import ConfigError, dump_config, load_config
 from server.processes.launch import launch
+
+SET_VARIABLE = "PADLESS_SET"
+"""Overrides for every command, as a shell would split them: `server.host=0.0.0.0 engine.device=cuda`. For container
+images, where the command is the user's; `--set` comes after it, and wins."""
 
 
 def main() -> None:
@@ -32,6 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     serve = commands.add_parser("serve", help="start the server (the default: padless --config FILE)")
     serve.add_argument("--config", type=Path, required=True, metavar="FILE")
+    serve.add_argument("--host", default=None, help="the address to listen on, in place of the file's server.host")
+    serve.add_argument("--port", type=int, default=None, help="in place of the file's server.port; 0: a free one")
     config = commands.add_parser("config", help="print the effective configuration, every default spelt out")
     config.add_argument("config", type=Path, metavar="FILE")
     graph = commands.add_parser("graph", help="print a model's graph after each pass, and its execution plan")
@@ -40,7 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
     quantize = add_quantize(commands)
     for command in (serve, config, graph, quantize):
         command.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="override one value of the file"
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="override a value of the file; a model's key without models.N is set in all models",
         )
     return parser
 
@@ -72,28 +85,41 @@ def add_quantize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     return quantize
 
 
+def list_overrides(arguments: argparse.Namespace) -> list[str]:
+    """The environment's, then --host and --port, then --set: the last one wins. Raises ConfigError."""
+    try:
+        overrides = shlex.split(os.environ.get(SET_VARIABLE, ""))
+    except ValueError as error:
+        raise ConfigError(f"{SET_VARIABLE}: {error}. Write it as a shell's words: key=value key=value") from None
+    # Values are YAML, and JSON is YAML: an address like :: needs its quotes.
+    given = {key: vars(arguments).get(key) for key in ("host", "port")}
+    overrides += [f"server.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    return [*overrides, *arguments.set]
+
+
 def run(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config, arguments.set)
+    overrides = list_overrides(arguments)
+    config = load_config(arguments.config, overrides)
     if arguments.command == "config":
         print(dump_config(config), end="")
         return 0
     if arguments.command == "graph":
         # In a process of its own, because this one stays free of torch.
-        words = [str(arguments.config), arguments.model or config.models[0].name, *arguments.set]
+        words = [str(arguments.config), arguments.model or config.models[0].name, *overrides]
         return subprocess.run([sys.executable, "-m", "server.processes.graph_process", *words]).returncode
     if arguments.command == "quantize":
-        return run_quantize(arguments, config.models[0].name)
+        return run_quantize(arguments, config.models[0].name, overrides)
     return launch(config)
 
 
-def run_quantize(arguments: argparse.Namespace, first_model: str) -> int:
+def run_quantize(arguments: argparse.Namespace, first_model: str, overrides: list[str]) -> int:
     """In a process of its own too."""
     if arguments.max_texts < 2:
         raise ConfigError(f"--max-texts {arguments.max_texts}: must be at least 2")
     name = arguments.model or first_model
     out = arguments.out or arguments.config.parent / f"{name.replace('/', '_')}.int8.safetensors"
     activations = "static" if arguments.static else "dynamic"
-    words = [arguments.config, name, arguments.data, out, activations, arguments.max_texts, *arguments.set]
+    words = [arguments.config, name, arguments.data, out, activations, arguments.max_texts, *overrides]
     command = [sys.executable, "-m", "server.processes.quantize_process", *(str(word) for word in words)]
     return subprocess.run(command).returncode
 

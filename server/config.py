@@ -15,6 +15,9 @@ from runtime.config import EngineConfig
 
 Positive = Annotated[int, Field(ge=1)]
 
+SHIPPED = Path(__file__).parents[1] / "configs"
+"""The files that come with Padless, in a checkout and in an installed wheel alike."""
+
 
 class ConfigError(ValueError):
     """The configuration cannot be used; the text names the key and the remedy."""
@@ -189,7 +192,11 @@ class ServerConfig(Section):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> ServerConfig:
-    """Read a YAML file and apply `key=value` overrides. Raises ConfigError."""
+    """Read a YAML file, or one of those that come with Padless by its name, and apply `key=value` overrides.
+
+    Raises ConfigError.
+    """
+    path = find_config(path)
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -206,33 +213,57 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ServerConfig:
         raise ConfigError("\n".join(f"{path}: {line}" for line in explain_errors(error))) from None
 
 
+def find_config(path: Path) -> Path:
+    """`minilm` and `minilm.yaml` are the file of that name that comes with Padless, where there is none here.
+
+    Raises ConfigError.
+    """
+    if path.exists():
+        return path
+    shipped = SHIPPED / path.with_suffix(".yaml")
+    if len(path.parts) == 1 and path.suffix in ("", ".yaml") and shipped.exists():
+        return shipped
+    names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
+    raise ConfigError(f"{path}: No such file. Name a file that is there, or one that comes with Padless: {names}")
+
+
 def dump_config(config: ServerConfig) -> str:
     """The effective configuration as YAML, every default spelt out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def apply_override(document: dict[str, Any], override: str) -> None:
-    """Set one value in the parsed file, in place: `server.port=9000`, `models.0.engine.precision=bf16`.
+    """Set a value in the parsed file, in place: `server.port=9000`, `models.0.engine.precision=bf16`.
 
-    Where the file has one model, its keys need no prefix: `engine.precision=bf16`.
+    A model's key without the prefix is set in every model of the file: `engine.precision=bf16`.
     """
     key, equals, value = override.partition("=")
     if not equals:
         raise ConfigError(f"--set {override}: must be written as key=value")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
     parts = key.split(".")
-    if parts[0] not in ServerConfig.model_fields:
-        if len(document.get("models") or ()) != 1:
-            raise ConfigError(f"--set {override}: the file has several models; write models.N.{key}=...")
-        parts = ["models", "0", *parts]
+    if parts[0] in ServerConfig.model_fields:
+        set_value(document, parts, parsed, override)
+        return
+    models = document.get("models")
+    if not isinstance(models, list) or not models:
+        raise ConfigError(
+            f"--set {override}: {parts[0]!r} is a key of models, and the file has none. Add one to models"
+        )
+    for index in range(len(models)):
+        set_value(document, ["models", str(index), *parts], parsed, override)
+
+
+def set_value(document: dict[str, Any], parts: list[str], value: Any, override: str) -> None:
     target: Any = document
     for part in parts[:-1]:
         target = descend(target, part, override)
     if not isinstance(target, dict):
         raise ConfigError(f"--set {override}: {'.'.join(parts[:-1])} has no keys")
-    try:
-        target[parts[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
+    target[parts[-1]] = value
 
 
 def descend(target: Any, part: str, override: str) -> Any:

@@ -75,8 +75,8 @@ class RunningServer:
     def get(self, path: str) -> tuple[int, str]:
         return self.send(urllib.request.Request(self.url + path))
 
-    def embed(self, text: object, **headers: str) -> tuple[int, str]:
-        body = json.dumps({"model": "null", "input": text, "encoding_format": "float"}).encode()
+    def embed(self, text: object, model: str = "null", **headers: str) -> tuple[int, str]:
+        body = json.dumps({"model": model, "input": text, "encoding_format": "float"}).encode()
         return self.send(
             urllib.request.Request(
                 self.url + "/v1/embeddings",
@@ -107,13 +107,21 @@ class RunningServer:
 
 
 def start_server(config: Path, *arguments: str) -> RunningServer:
-    log_path = config.with_suffix(".log")
+    command = [sys.executable, "-m", "server", "--config", str(config), *arguments]
+    return start_command(command, config.with_suffix(".log"))
+
+
+def start_command(
+    command: list[str], log_path: Path, *, directory: Path | None = None, environment: dict[str, str] | None = None
+) -> RunningServer:
+    """`directory` is where it runs; `environment` is added to ours."""
     with log_path.open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "server", "--config", str(config), *arguments],
+            command,
             stdout=log,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            cwd=directory,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"} | (environment or {}),
         )
     return RunningServer(process, log_path)

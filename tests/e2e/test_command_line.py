@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from running_server import start_server
+from running_server import start_server, write_config
+
+from server.__main__ import build_parser, list_overrides
+from server.config import ConfigError
 
 ROOT = Path(__file__).parents[2]
 MINILM = ROOT / "configs" / "minilm.yaml"
@@ -37,6 +40,45 @@ def test_config_errors_are_one_line() -> None:
     result = run_padless("config", str(MINILM), "--set", "limits.max_batch_token=5")
     assert result.returncode == 2
     assert "did you mean 'max_batch_tokens'?" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_shipped_file_has_a_name() -> None:
+    result = run_padless("config", "minilm")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == run_padless("config", str(MINILM)).stdout
+
+
+class TestOverrides:
+    """The environment's come first, then --host and --port, then --set: images set what a user can still change."""
+
+    def test_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PADLESS_SET", "server.host=0.0.0.0  name='two words'")
+        words = ["serve", "--config", "x", "--set", "server.port=3", "--host", "::", "--port", "0"]
+        assert list_overrides(build_parser().parse_args(words)) == [
+            "server.host=0.0.0.0",
+            "name=two words",
+            'server.host="::"',
+            "server.port=0",
+            "server.port=3",
+        ]
+
+    def test_environment_reaches_every_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PADLESS_SET", "server.host=0.0.0.0 engine.threads=3")
+        document = yaml.safe_load(run_padless("config", str(MINILM)).stdout)
+        assert (document["server"]["host"], document["models"][0]["engine"]["threads"]) == ("0.0.0.0", 3)
+
+    def test_unreadable_environment_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PADLESS_SET", "name='two")
+        with pytest.raises(ConfigError, match="PADLESS_SET: No closing quotation"):
+            list_overrides(build_parser().parse_args(["config", "x"]))
+
+    def test_host_and_port_are_listened_on(self, null_model: Path, tmp_path: Path) -> None:
+        config = write_config(tmp_path / "null.yaml", null_model, server={"host": "192.0.2.1", "port": 1})
+        server = start_server(config, "--host", "127.0.0.1", "--port", "0")
+        try:
+            server.wait_ready()
+        finally:
+            server.stop()
 
 
 @has_demo

@@ -236,7 +236,7 @@ def test_locust_has_entries_for_tokens(tmp_path: Path) -> None:
     async def run() -> Result:
         async with stub.listen() as url:
             workload, texts = find_workload("stories"), tmp_path / "mine.txt"
-            plan = LocustRun(url=url, workload=workload, prompts=texts, model="m", out=tmp_path, users=4, duration_s=1)
+            plan = LocustRun(url=url, workload=workload, prompts=texts, model="m", out=tmp_path, users=4, duration_s=4)
             return await asyncio.to_thread(run_locust, plan)
 
     row = asyncio.run(run())

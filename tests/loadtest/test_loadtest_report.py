@@ -179,7 +179,7 @@ def test_locust_reports_what_the_server_answered(tmp_path: Path) -> None:
     async def run() -> Result:
         async with stub.listen() as url:
             workload = find_workload("batch-32")
-            plan = LocustRun(url=url, workload=workload, model="m", out=tmp_path, users=4, duration_s=1)
+            plan = LocustRun(url=url, workload=workload, model="m", out=tmp_path, users=4, duration_s=4)
             return await asyncio.to_thread(run_locust, plan)
 
     row = asyncio.run(run())

@@ -206,10 +206,45 @@ class TestOverrides:
         assert words in message
         assert override.partition("=")[0].rpartition(".")[2] in message
 
-    def test_several_models_need_a_number(self, write: Any) -> None:
-        path = write(models=[{"name": name, "source": {"path": "x"}} for name in "ab"])
-        assert "write models.N.engine.threads=" in message_of(path, "engine.threads=1")
-        assert load_config(path, ["models.1.engine.threads=1"]).models[1].engine.threads == 1
+    def test_without_a_number_all_models_are_meant(self, write: Any) -> None:
+        path = write(models=[{"name": name, "source": {"path": "x"}} for name in "abc"])
+        config = load_config(path, ["engine.threads=3", "models.1.engine.threads=1", "server.port=9000"])
+        assert [model.engine.threads for model in config.models] == [3, 1, 3]
+        assert "models: two have the name 'x'" in message_of(path, "name=x")
+        assert "models.2.engine.thread: unknown key; did you mean 'threads'?" in message_of(path, "engine.thread=1")
+
+    @pytest.mark.parametrize("models", [[], None, {"a": 1}])
+    def test_key_of_a_model_where_there_is_none(self, write: Any, models: object) -> None:
+        assert "'engine' is a key of models, and the file has none" in message_of(
+            write(models=models), "engine.threads=1"
+        )
+
+    @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+    def test_what_images_set_fits_every_file(self, path: Path) -> None:
+        config = load_config(path, ["server.host=0.0.0.0", "server.port=8000"])
+        assert (config.server.host, config.server.port) == ("0.0.0.0", 8000)
+
+
+class TestShipped:
+    """Files that come with Padless have names, wherever one is."""
+
+    @pytest.mark.parametrize("name", ["minilm", "minilm.yaml"])
+    def test_name(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert load_config(Path(name)).models[0].name == "all-MiniLM-L6-v2"
+
+    def test_file_that_is_there_comes_first(self, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write().rename(tmp_path / "minilm.yaml")
+        monkeypatch.chdir(tmp_path)
+        assert load_config(Path("minilm.yaml")).models[0].name == "m"
+
+    @pytest.mark.parametrize("path", ["miniln", "minilm.json", "elsewhere/minilm.yaml", "../configs/minilm"])
+    def test_others_are_not_found_and_the_names_are_told(
+        self, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        message = message_of(Path(path))
+        assert f"{path}: No such file" in message and "chat, hub, minilm, minilm-int8" in message
 
 
 def test_configuration_cannot_be_changed(write: Any) -> None:

@@ -184,15 +184,17 @@ async def test_a_client_that_goes_away(
 
 
 async def test_the_deadline(make_generator: MakeGenerator) -> None:
-    generator = make_generator(http={"generation_timeout_ms": 50.0, "default_timeout_ms": 1.0})
+    generator = make_generator(http={"generation_timeout_ms": 300.0, "default_timeout_ms": 1.0})
     generator.engine.gate = asyncio.Semaphore(2)
     response = await generator.complete(stream=True)
     assert response.status_code == 200 and "deadline_exceeded" in response.text.split("\n\n")[-2]
     response = await generator.complete(stream=True)
-    assert response.status_code == 504 and "50 ms" in response.json()["error"]["message"]
+    assert response.status_code == 504 and "300 ms" in response.json()["error"]["message"]
     response = await generator.complete(headers={"x-request-timeout-ms": "20"})
     assert response.status_code == 504 and "20 ms" in response.json()["error"]["message"]
-    assert generator.count(outcome="deadline") == 3 and generator.engine.num_cancelled == 3
+    # On a busy machine the last one may be over before it gets as far as the engine.
+    assert generator.count(outcome="deadline") == 3 and len(generator.engine.streams) >= 2
+    assert generator.engine.num_cancelled == len(generator.engine.streams)
     generator.check_idle()
 
 
