@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from conftest import MakeGenerator
 from fake_generator import BOS, CONTEXT, EOS, GenerationServer, write_directory
-from pydantic import ValidationError
 
 from models.info import ModelDirectoryError, ModelInfo
 from server.config import ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
 from server.errors import InvalidField
 from server.processes.deployment import DeployedModel, resolve
 from server.processes.launch import find_example
+from server.tasks.registry import TASKS
 from server.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.anyio
@@ -65,9 +65,11 @@ async def test_the_schema_stands_by_itself(generator: GenerationServer) -> None:
 def test_configuration() -> None:
     assert HttpConfig().generation_timeout_ms == 600_000
     source = SourceConfig(path="x")
-    assert ModelConfig(name="m", source=source, task="generate").task == "generate"
-    with pytest.raises(ValidationError, match="pooling and normalize are for task embed, and task is generate"):
-        ModelConfig(name="m", source=source, task="generate", pooling="mean")
+    for task in (TASKS["generate"], TASKS["classify"]):
+        task.check_config(ModelConfig(name="m", source=source))
+        for wrong in ({"pooling": "mean"}, {"normalize": False}):
+            with pytest.raises(ConfigError, match="model m: pooling and normalize are for embeddings"):
+                task.check_config(ModelConfig(name="m", source=source, **wrong))
 
 
 @pytest.mark.parametrize(

@@ -202,9 +202,9 @@ async def test_every_sequence_takes_a_place_until_the_stream_ends(make_generator
     generator = make_generator(max_concurrent_requests=4, max_client_batch_size=4)
     gate = generator.engine.gate = asyncio.Semaphore(0)
     first = asyncio.create_task(generator.complete(["Once", "hello"], n=2, stream=True))
-    await wait_until(lambda: len(generator.engine.jobs) == 2)
+    await wait_until(lambda: len(generator.engine.jobs) == 1)
     admission = generator.state.models["writer"].admission
-    num_prompt_tokens = sum(len(stream.prompt) for stream in generator.engine.jobs)
+    num_prompt_tokens = sum(map(len, generator.engine.jobs[0].prompts))
     assert (admission.num_inputs, admission.num_tokens) == (4, num_prompt_tokens + 4 * 40)
     refused = await generator.chat()
     assert refused.status_code == 429 and refused.json()["error"]["code"] == "queue_full"
