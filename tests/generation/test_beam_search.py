@@ -53,6 +53,14 @@ def test_live_beam_that_may_still_win_goes_on() -> None:
     assert not beams.is_over
 
 
+@pytest.mark.parametrize("logprob", [-1.0, -1.5])
+def test_live_beam_is_judged_as_if_it_ended_here(logprob: float) -> None:
+    """One more token would make -1.5 a better score than -1; an equal one is not better."""
+    beams = make(width=1)
+    assert advance(beams, {END: -1.0, END + 1: logprob}) == []
+    assert beams.is_over
+
+
 def test_early_stopping_takes_the_first_answers() -> None:
     beams = make(early_stopping=True, length_penalty=0.0)
     assert advance(beams, {END: -2.0, 1: -0.1}) == [(0, 1)]
@@ -90,6 +98,19 @@ def test_cut_gives_out_what_there_is() -> None:
     advance(beams, {1: -0.1, 2: -0.2})
     beams.cut()
     assert beams.is_over and [each.token_ids for each in beams.finished] == [(1,), (2,)]
+
+
+def test_cut_before_the_first_token_gives_nothing() -> None:
+    beams = make()
+    beams.cut()
+    assert beams.is_over and beams.finished == []
+
+
+def test_each_token_has_its_own_logprob() -> None:
+    beams = make(max_tokens=2)
+    advance(beams, {1: -0.5, 2: -1.0})
+    advance(beams, {3: -0.25}, {4: -4.0})
+    assert [each.logprobs for each in beams.finished] == [(-0.5, -0.25), (-1.0, -4.0)]
 
 
 @pytest.mark.parametrize("penalty", [-1.0, 0.0, 2.0])

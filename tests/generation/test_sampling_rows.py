@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from runtime.batch import NO_TOKEN, SparseBias
 from server.engine.batchers.running_set import Part
-from server.engine.batchers.sampling_rows import Row, build_bias, build_history, build_sampling, list_rows
+from server.engine.batchers.sampling_rows import Row, build_bias, build_history, build_masks, build_sampling, list_rows
 from server.engine.batchers.sequences import Generation
 from server.wire.job import GenerationParams, TokenSequence
 
@@ -65,7 +65,7 @@ generations = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(generations, st.lists(tokens, max_size=3).map(tuple)), min_size=1, max_size=4))
 def test_bias_is_the_clients_and_minus_infinity_for_what_is_banned(
     asked: list[tuple[Generation, tuple[int, ...]]],
@@ -87,16 +87,24 @@ def test_words_are_followed_through_prompt_answer_and_drafts() -> None:
     rows = list_rows([make_part(make_generation([0, 1], params, [2]), (3, 8))])
     banned = [np.flatnonzero(np.isneginf(dense)).tolist() for dense in spread(build_bias(rows), len(rows))]
     assert banned == [[5], [4, 5], [5]]
+    params = GenerationParams(9, bad_words=((1, 2, 6), (0, 1, 2, 7), (0, 2, 8)))
+    rows = list_rows([make_part(make_generation([0, 1], params, [2]))])
+    assert np.flatnonzero(spread(build_bias(rows), 1)).tolist() == [6, 7]
 
 
 def test_nothing_is_banned_from_a_prompt_or_after_min_tokens() -> None:
     params = GenerationParams(9, min_tokens=2, stop_token_ids=(7,), num_prompt_logprobs=0)
     prompt = make_generation([3, 4, 5], params)
     rows = list_rows([make_part(prompt, past=0, rows=2)])
-    assert [row.forced_id for row in rows] == [4, 5, NO_TOKEN]
+    assert [(row.token_row, row.forced_id) for row in rows] == [(0, 4), (1, 5), (2, NO_TOKEN)]
     assert build_bias(rows).rows.tolist() == [2]  # type: ignore[union-attr]
     for answer, is_early in (([1], True), ([1, 1], False)):
         assert (build_bias(list_rows([make_part(make_generation([3], params, answer))])) is not None) == is_early
+
+
+def test_a_bias_alone_counts() -> None:
+    bias = build_bias(list_rows([make_part(make_generation([3], GenerationParams(9, logit_bias={4: 1.5}), [1]))]))
+    assert bias is not None and (bias.rows.tolist(), bias.ids.tolist(), bias.values.tolist()) == ([0], [4], [1.5])
 
 
 def test_rows_of_a_prompt_with_several_answers() -> None:
@@ -104,6 +112,66 @@ def test_rows_of_a_prompt_with_several_answers() -> None:
     rows = list_rows([make_part(generation, past=0)])
     assert [(row.token_row, row.index, row.num_generated) for row in rows] == [(2, 0, 0), (2, 1, 0), (2, 2, 0)]
     assert len(set(build_sampling(rows, VOCAB_SIZE).uniforms)) == 3
+
+
+def test_one_row_for_each_answer_that_has_forked_and_for_each_beam() -> None:
+    forked = make_generation([3, 4], GenerationParams(9, num_sequences=3), [5])
+    beams = make_generation([3, 4], GenerationParams(9, num_sequences=3, beam_width=3))
+    rows = list_rows([make_part(forked), make_part(beams, past=0)])
+    assert [(row.token_row, row.index) for row in rows] == [(0, 0), (2, 0)]
+
+
+def test_random_numbers_are_those_of_the_answer_and_its_length() -> None:
+    params = GenerationParams(9, seed=4)
+    drafts = list_rows([make_part(make_generation([3], params, [5]), (6, 7))])
+    later = [list_rows([make_part(make_generation([3], params, answer))]) for answer in ([5], [5, 6], [5, 6, 7])]
+    alone = [build_sampling(rows, VOCAB_SIZE).uniforms[0] for rows in later]
+    assert build_sampling(drafts, VOCAB_SIZE).uniforms.tolist() == alone
+    assert len(set(alone)) == 3
+
+
+def test_numbers_of_each_row_are_its_requests() -> None:
+    values = {
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.25,
+        "min_p": 0.125,
+        "repetition_penalty": 1.5,
+        "presence_penalty": 0.75,
+        "frequency_penalty": -0.5,
+    }
+    parts = [make_part(make_generation([1], GenerationParams(9, **each), [2])) for each in ({}, values)]  # type: ignore[arg-type]
+    sampling = build_sampling(list_rows(parts), VOCAB_SIZE)
+    for name, value in values.items():
+        assert getattr(sampling, name).tolist() == [getattr(GenerationParams(9), name), value], name
+
+
+class Allowing:
+    """A matcher that always allows the same tokens, 32 of them to a word."""
+
+    def __init__(self, *words: int) -> None:
+        self.words = np.array(words, np.uint32)
+
+    def compute_mask(self) -> npt.NDArray[np.uint32]:
+        return self.words
+
+    def accept(self, token_id: int) -> None: ...
+
+    def fork(self) -> "Allowing":
+        return self
+
+
+def test_masks_are_as_wide_as_the_vocabulary() -> None:
+    """A tokenizer may know fewer tokens than the model has logits for, or more; a prompt's tokens are not masked."""
+    free = make_part(make_generation([1], GenerationParams(9), [2]))
+    short = make_generation([1, 2], GenerationParams(9, num_prompt_logprobs=0))
+    long = make_generation([1], GenerationParams(9), [2])
+    short.live[0].matcher, long.live[0].matcher = Allowing(5), Allowing(6, 7, 8)
+    masks = build_masks(list_rows([free, make_part(short, past=0, rows=1), make_part(long)]), 40)
+    assert masks is not None
+    assert masks.rows.tolist() == [2, 3]
+    assert masks.bits.tolist() == [[5, 0], [6, 7]]
+    assert build_masks(list_rows([free]), 40) is None
 
 
 def test_rows_stand_at_the_places_of_their_tokens() -> None:
@@ -126,7 +194,7 @@ def test_rows_stand_at_the_places_of_their_tokens() -> None:
 
 def test_history_tells_the_prompt_from_the_answer() -> None:
     plain = make_part(make_generation([1], GenerationParams(9), [2]))
-    for penalty in ({"repetition_penalty": 1.5}, {"presence_penalty": -1.0}, {"frequency_penalty": 0.5}):
+    for penalty in ({"repetition_penalty": 0.5}, {"presence_penalty": -1.0}, {"frequency_penalty": 0.5}):
         part = make_part(make_generation([1, 2], GenerationParams(9, **penalty), [3]), (4,))  # type: ignore[arg-type]
         history = build_history(list_rows([plain, part]))
         assert history is not None

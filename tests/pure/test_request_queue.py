@@ -50,3 +50,24 @@ def test_request_put_back_returns_to_its_old_place() -> None:
     first = queue.pop()
     queue.push(first)
     assert [queue.pop() for _ in call] == call
+
+
+def test_lower_priority_number_goes_before_every_deadline() -> None:
+    queue = RequestQueue()
+    (late,), (soon,) = make_call([1], timeout_s=1.0), make_call([1], timeout_s=20.0)
+    late.priority = 1
+    for request in (late, soon):
+        queue.push_call([request], tokens_per_s=0.0)
+    assert [queue.pop(), queue.pop()] == [soon, late]
+
+
+def test_cancelled_requests_count_no_longer_whether_they_wait_or_run() -> None:
+    queue = RequestQueue()
+    call = make_call([3, 4, 5])
+    queue.push_call(call, tokens_per_s=0.0)
+    running = queue.pop()
+    queue.cancel([running, call[1]])
+    queue.cancel([call[1]])
+    assert running.is_cancelled and call[1].is_cancelled and not call[2].is_cancelled
+    assert queue.num_tokens == 5
+    assert queue.pop() is call[1] and queue.num_tokens == 5
