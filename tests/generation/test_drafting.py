@@ -14,6 +14,11 @@ def test_longer_agreement_wins_over_later() -> None:
     assert propose_drafts([1, 2, 3, 4, 7, 0, 3, 4, 8, 0, 1, 2, 3, 4], 1) == [7]
 
 
+def test_four_tokens_are_the_longest_agreement_that_counts() -> None:
+    assert propose_drafts([1, 2, 3, 4, 7, 0, 2, 3, 4, 8, 0, 1, 2, 3, 4], 1) == [7]
+    assert propose_drafts([9, 1, 2, 3, 4, 7, 0, 1, 2, 3, 4, 8, 9, 1, 2, 3, 4], 1) == [8]
+
+
 def test_one_token_alone_is_no_agreement() -> None:
     assert propose_drafts([1, 5, 2, 6, 1], 3) == []
 
