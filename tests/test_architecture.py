@@ -159,11 +159,12 @@ def test_web_framework_stays_in_the_application() -> None:
 
 def test_pure_modules_are_pure() -> None:
     """What schedules and plans is tested without an event loop, a thread or an array library's device."""
-    numbers = {"collections", "dataclasses", "heapq", "itertools", "math", "numpy", "typing"}
+    numbers = {"bisect", "collections", "dataclasses", "functools", "heapq", "itertools", "math", "numpy", "typing"}
     for module in ("runtime.memory.lifetimes", "runtime.memory.planner", "runtime.memory.arena"):
         assert foreign(module) <= numbers - {"numpy"}, module
-    batchers = ("request_queue", "scheduler", "running_set", "sequences", "beam_search", "drafting", "sampling_rows")
-    for module in ("cost_model", *(f"batchers.{name}" for name in (*batchers, "packing"))):
+    queueing = ("request_queue", "scheduler", "running_set", "sequences", "packing")
+    choosing = ("beam_search", "drafting", "banned_words", "sampling_rows")
+    for module in ("cost_model", *(f"batchers.{name}" for name in (*queueing, *choosing))):
         module = f"server.engine.{module}"
         assert foreign(module) <= numbers, module
 

@@ -1,6 +1,13 @@
 """The rules of beam search, on numbers made by hand; against transformers on real models in test_real_models."""
 
+import math
+from dataclasses import dataclass, field
+
 import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from server.engine.batchers.beam_search import BeamSearch
 
@@ -46,6 +53,14 @@ def test_live_beam_that_may_still_win_goes_on() -> None:
     assert not beams.is_over
 
 
+@pytest.mark.parametrize("logprob", [-1.0, -1.5])
+def test_live_beam_is_judged_as_if_it_ended_here(logprob: float) -> None:
+    """One more token would make -1.5 a better score than -1; an equal one is not better."""
+    beams = make(width=1)
+    assert advance(beams, {END: -1.0, END + 1: logprob}) == []
+    assert beams.is_over
+
+
 def test_early_stopping_takes_the_first_answers() -> None:
     beams = make(early_stopping=True, length_penalty=0.0)
     assert advance(beams, {END: -2.0, 1: -0.1}) == [(0, 1)]
@@ -83,3 +98,99 @@ def test_cut_gives_out_what_there_is() -> None:
     advance(beams, {1: -0.1, 2: -0.2})
     beams.cut()
     assert beams.is_over and [each.token_ids for each in beams.finished] == [(1,), (2,)]
+
+
+def test_cut_before_the_first_token_gives_nothing() -> None:
+    beams = make()
+    beams.cut()
+    assert beams.is_over and beams.finished == []
+
+
+def test_each_token_has_its_own_logprob() -> None:
+    beams = make(max_tokens=2)
+    advance(beams, {1: -0.5, 2: -1.0})
+    advance(beams, {3: -0.25}, {4: -4.0})
+    assert [each.logprobs for each in beams.finished] == [(-0.5, -0.25), (-1.0, -4.0)]
+
+
+@pytest.mark.parametrize("penalty", [-1.0, 0.0, 2.0])
+def test_length_penalty_counts_for_beams_that_are_cut(penalty: float) -> None:
+    """By the caller or by max_tokens: the same answers with the same scores."""
+    cut, limited = make(length_penalty=penalty), make(length_penalty=penalty, max_tokens=2)
+    for beams in (cut, limited):
+        advance(beams, {END: -1.0, 1: -0.5, 2: -2.0})
+        advance(beams, {3: -0.25}, {4: -4.0})
+    cut.cut()
+    assert cut.finished == limited.finished and limited.is_over
+    scores = {(END,): -1.0, (1, 3): -0.75 / 2**penalty}
+    assert [each.token_ids for each in cut.finished] == sorted(scores, key=scores.__getitem__, reverse=True)
+    assert [float(each.score) for each in cut.finished] == sorted(scores.values(), reverse=True)
+
+
+@dataclass
+class PlainSearch:
+    """The rules as transformers has them, over whole rows of logprobs: (1 + number of stops) * width candidates of all
+    beams together are sorted. Mutable."""
+
+    beams: BeamSearch
+    scores: list[float] = field(default_factory=lambda: [0.0])
+    answers: list[tuple[int, ...]] = field(default_factory=lambda: [()])
+    finished: list[tuple[float, tuple[int, ...]]] = field(default_factory=list)
+
+    def advance(self, logprobs: npt.NDArray[np.float64]) -> list[tuple[int, int]]:
+        width, stops = self.beams.width, self.beams.stop_token_ids
+        pairs = [(beam, token) for beam, token in np.ndindex(logprobs.shape) if logprobs[beam, token] > -np.inf]
+        ranked = sorted(pairs, key=lambda pair: (-self.scores[pair[0]] - logprobs[pair], pair))
+        ranked = ranked[: max(2, 1 + len(stops)) * width]
+        length = len(self.answers[0]) + 1
+        is_last = length >= self.beams.max_tokens
+        for beam, token in ranked[:width]:
+            if is_last or token in stops:
+                score = (self.scores[beam] + logprobs[beam, token]) / length**self.beams.length_penalty
+                self.finished.append((score, (*self.answers[beam], token)))
+        self.finished = sorted(self.finished, key=lambda answer: -answer[0])[:width]
+        going_on = [] if is_last else [pair for pair in ranked if pair[1] not in stops][:width]
+        answers = [(*self.answers[beam], token) for beam, token in going_on]
+        scores = [self.scores[beam] + float(logprobs[beam, token]) for beam, token in going_on]
+        if len(self.finished) == width and going_on:
+            best = scores[0] / length**self.beams.length_penalty
+            if self.beams.early_stopping or best <= self.finished[-1][0]:
+                return []
+        self.answers, self.scores = answers, scores
+        return going_on
+
+
+def take_top(logprobs: npt.NDArray[np.float64], num_top: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """As a sampler gives them: equal ones by id, filled up where fewer are allowed."""
+    ids = np.full((len(logprobs), num_top), -1, np.int64)
+    values = np.full((len(logprobs), num_top), np.nan, np.float32)
+    for row, allowed in enumerate(logprobs):
+        order = [token for token in np.argsort(-allowed, kind="stable")[:num_top] if allowed[token] > -np.inf]
+        ids[row, : len(order)], values[row, : len(order)] = order, allowed[order]
+    return ids, values
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.integers(0, 1 << 30),
+    st.integers(1, 6),
+    st.frozensets(st.integers(0, 19), max_size=6),
+    st.sampled_from([-1.0, 0.0, 1.0]),
+    st.booleans(),
+)
+def test_few_candidates_of_each_beam_are_enough(
+    seed: int, width: int, stops: frozenset[int], penalty: float, early_stopping: bool
+) -> None:
+    """Equal totals are frequent here, and exact: all logprobs are multiples of a quarter."""
+    rng = np.random.default_rng(seed)
+    beams = BeamSearch(width, penalty, early_stopping, stops, max_tokens=4)
+    plain = PlainSearch(beams)
+    while not beams.is_over:
+        logprobs = rng.integers(-12, 0, (len(beams.answers), 20)) / 4
+        logprobs[:, list(stops)] += rng.choice([0.0, 2.0])
+        logprobs[rng.random(logprobs.shape) < 0.1] = -np.inf
+        going_on = [(each.parent, each.token_id) for each in beams.advance(*take_top(logprobs, beams.num_candidates))]
+        assert going_on == plain.advance(logprobs)
+        assert [each.token_ids for each in beams.finished] == [token_ids for _, token_ids in plain.finished]
+        for each, (score, _) in zip(beams.finished, plain.finished, strict=True):
+            assert math.isclose(each.score, score, rel_tol=1e-6)

@@ -157,7 +157,60 @@ def test_double_release_is_caught() -> None:
         allocator.release(copy)
 
 
-def test_without_prefix_cache_nothing_is_found() -> None:
+def test_without_prefix_cache_nothing_is_found_kept_or_hashed() -> None:
     allocator = BlockAllocator(4, has_prefix_cache=False)
-    allocator.release(fill(allocator, [1] * 32))
-    assert allocator.find_prefix([1] * 33, []).block_ids == []
+    hashes: list[BlockHash] = []
+    table = BlockTable()
+    allocator.grow(table, 0, 32)
+    allocator.publish(table, [1] * 32, 32, hashes)
+    allocator.release(table)
+    assert not allocator.kept
+    assert allocator.find_prefix([1] * 33, hashes).block_ids == [] == hashes
+
+
+def test_a_prefix_ends_where_its_first_block_is_gone() -> None:
+    """Two sequences compute the same beginning at one time: the block that is found is the first one's, and may be
+    taken for something else before what the second one goes on with."""
+    allocator = BlockAllocator(5)
+    tokens = list(range(32))
+    one, other = BlockTable(), BlockTable()
+    for table, num_tokens in ((one, 16), (other, 32)):
+        allocator.grow(table, 0, num_tokens)
+    for table, num_tokens in ((one, 16), (other, 32)):
+        allocator.publish(table, tokens[:num_tokens], num_tokens, [])
+    allocator.check()
+    found = allocator.find_prefix([*tokens, 99], [])
+    assert found.block_ids == [one.block_ids[0], other.block_ids[1]]
+    for table in (found, one, other):
+        allocator.release(table)
+    fill(allocator, [7] * 40)
+    assert allocator.find_prefix([*tokens, 99], []).block_ids == []
+
+
+def test_only_what_is_computed_is_published() -> None:
+    allocator = BlockAllocator(5)
+    table, tokens, hashes = BlockTable(), list(range(40)), list[BlockHash]()
+    allocator.grow(table, 0, 40)
+    for num_final, num_found in ((15, 0), (31, 1), (32, 2)):
+        allocator.publish(table, tokens, num_final, hashes)
+        assert table.num_published == num_found == len(allocator.find_prefix(tokens, []).block_ids)
+    assert allocator.fork(table).num_published == 2
+
+
+def test_a_table_is_used_again_after_its_release() -> None:
+    allocator = BlockAllocator(5)
+    table = fill(allocator, [1] * 32)
+    allocator.release(table)
+    allocator.grow(table, 0, 16)
+    allocator.publish(table, [2] * 16, 16, [])
+    assert allocator.find_prefix([2] * 17, []).block_ids == table.block_ids
+
+
+def test_only_the_blocks_that_are_written_to_are_copied() -> None:
+    allocator = BlockAllocator(8)
+    table = fill(allocator, list(range(48)))
+    copy = allocator.fork(table)
+    shared = list(table.block_ids)
+    assert allocator.count_needed(copy, 17, 20) == 1
+    assert allocator.grow(copy, 17, 20) == [(shared[1], copy.block_ids[1])]
+    assert (copy.block_ids[0], copy.block_ids[2]) == (shared[0], shared[2])

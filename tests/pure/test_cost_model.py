@@ -45,6 +45,12 @@ def test_time_that_falls_with_length_is_fitted_as_a_constant() -> None:
     assert model.fixed_s == pytest.approx(0.0096, rel=0.05)
 
 
+def test_a_term_that_would_be_negative_leaves_the_other_two() -> None:
+    model = fit_cost_model([(cost, time_of(cost, (5e-4, 2e-5, -1e-11))) for cost in COSTS])
+    assert model.per_square_s == 0
+    assert (model.fixed_s, model.per_token_s) == pytest.approx((5e-4, 2e-5), rel=0.01)
+
+
 def test_without_a_warm_up_the_first_step_is_the_first_guess() -> None:
     model = fit_cost_model([])
     assert model.predict(COSTS[0]) == model.tokens_per_s(1024) == 0
@@ -73,10 +79,15 @@ def test_correction_stays_within_its_limit(actual_s: list[float]) -> None:
         assert 1 / CORRECTION_LIMIT * 0.999 <= model.correction <= CORRECTION_LIMIT * 1.001
 
 
-def test_one_stalled_step_hardly_matters() -> None:
+@pytest.mark.parametrize("actual_s", [3600.0, 1e-12])
+def test_one_stalled_step_hardly_matters_and_many_count_up_to_the_limit(actual_s: float) -> None:
+    """And one that took no time at all."""
     model = CostModel(*TRUE)
-    model.observe(COSTS[0], 1, 3600.0)
-    assert model.correction < 1.3
+    model.observe(COSTS[0], 1, actual_s)
+    assert 1 / 1.3 < model.correction < 1.3
+    for _ in range(100):
+        model.observe(COSTS[0], 1, actual_s)
+    assert model.correction == pytest.approx(CORRECTION_LIMIT if actual_s > 1 else 1 / CORRECTION_LIMIT)
 
 
 def test_rate_is_that_of_full_batches_as_long_as_seen_lately() -> None:

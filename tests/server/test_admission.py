@@ -67,15 +67,27 @@ def test_a_deadline_out_of_reach() -> None:
         with pytest.raises(Overloaded) as caught:
             admit(admission, deadline_s=51.9, tokens_per_s=500.0)
         assert caught.value.code == "deadline_unreachable"
-        with admit(admission, deadline_s=52.1, tokens_per_s=500.0):
+        assert 1.0 <= caught.value.retry_after_s <= 2.0
+        with admit(admission, 1, 100, deadline_s=52.1, tokens_per_s=500.0):
             pass
         with admit(admission, deadline_s=50.1, tokens_per_s=0.0):
             pass
 
 
 def test_an_empty_queue_refuses_nobody() -> None:
-    with admit(Admission(100, clock=lambda: 50.0), 1, 10**9, deadline_s=50.001, tokens_per_s=0.001):
-        pass
+    """Not even where the deadline has passed already: nobody who waits is the reason."""
+    for deadline_s in (50.001, 49.0):
+        with admit(Admission(100, clock=lambda: 50.0), 1, 10**9, deadline_s=deadline_s, tokens_per_s=0.001):
+            pass
+
+
+def test_a_ticket_released_twice_counts_once() -> None:
+    admission = Admission(10)
+    with admit(admission, 2, 20):
+        ticket = admit(admission, 3, 30)
+        for _ in range(2):
+            ticket.__exit__(None, None, None)
+        assert (admission.num_inputs, admission.num_tokens) == (2, 20)
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 50), st.booleans()), max_size=40))
@@ -102,6 +114,7 @@ def test_workers_share_one_count(tmp_path: Path) -> None:
     workers = [Admission(5, path=path, worker=index, num_workers=3) for index in range(3)]
     with admit(workers[0], 2, 20), admit(workers[1], 2, 30):
         assert [(worker.num_inputs, worker.num_tokens) for worker in workers] == [(4, 50)] * 3
+        assert [worker.own_inputs for worker in workers] == [2, 2, 0]
         with pytest.raises(Overloaded):
             admit(workers[2], 2)
         with admit(workers[2], 1):
@@ -198,6 +211,14 @@ def test_the_estimate_learns_the_language() -> None:
         estimator.learn(100, 100)
     assert estimator.estimate(400, num_texts=1, max_input_tokens=512) == pytest.approx(401, abs=5)
     assert estimator.estimate(10**7, num_texts=2, max_input_tokens=512) == 1024
+
+
+@pytest.mark.parametrize(("num_chars", "num_tokens", "limit"), [(10**7, 1, 16.0), (1, 10**5, 0.25)])
+def test_no_text_teaches_a_ratio_that_text_cannot_have(num_chars: int, num_tokens: int, limit: float) -> None:
+    estimator = TokenEstimator()
+    for _ in range(500):
+        estimator.learn(num_chars, num_tokens)
+    assert estimator.chars_per_token == pytest.approx(limit)
 
 
 @settings(max_examples=200)

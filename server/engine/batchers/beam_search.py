@@ -6,12 +6,14 @@ logprobs over length ** length_penalty; the others go on, and the search ends on
 better than the worst finished one.
 """
 
+import bisect
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 Scores = npt.NDArray[np.float32]
+TokenIds = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +52,26 @@ class BeamSearch:
 
     @property
     def num_candidates(self) -> int:
-        """How many of its most probable next tokens each beam offers: enough even if all stop tokens are among them."""
-        return max(2, 1 + len(self.stop_token_ids)) * self.width
+        """How many of its most probable next tokens each beam offers: `width` of them go on even if every stop token
+        is among them. transformers ranks (1 + number of stop tokens) * width of all beams together, of which no more
+        than this of one beam can count."""
+        return self.width + len(self.stop_token_ids)
 
-    def advance(self, top_ids: npt.NDArray[np.int64], top_logprobs: Scores) -> list[Continuation]:
-        """[num_beams, num_candidates] of the live beams, in their order -> the beams that go on; none if it is over."""
-        candidates = self.rank(top_ids, top_logprobs)
+    def advance(self, top_ids: TokenIds, top_logprobs: Scores) -> list[Continuation]:
+        """[num_beams, num_candidates] of the live beams, in their order -> the beams that go on; none if it is over.
+
+        What is not finite is no candidate.
+        """
         num_tokens = len(self.answers[0][0]) + 1
-        is_last = num_tokens >= self.max_tokens
-        ends = [is_last or candidate.token_id in self.stop_token_ids for candidate in candidates]
-        for candidate, has_ended in zip(candidates[: self.width], ends, strict=False):
-            if has_ended:
-                self.finish(candidate, num_tokens)
-        going_on = [candidate for candidate, has_ended in zip(candidates, ends, strict=True) if not has_ended]
-        going_on = going_on[: self.width]
+        totals = top_logprobs.astype(np.float32) + np.array(self.scores, np.float32)[:, None]
+        ends = np.full(top_ids.shape, True) if num_tokens >= self.max_tokens else self.find_stops(top_ids)
+        is_usable = np.isfinite(totals)
+        for place in rank_best(totals, top_ids, is_usable, self.width):
+            if ends.flat[place]:
+                token_ids, logprobs = self.extend(take_candidate(place, totals, top_ids, top_logprobs))
+                self.finish(totals.flat[place], token_ids, logprobs)
+        places = rank_best(totals, top_ids, is_usable & ~ends, self.width)
+        going_on = [take_candidate(place, totals, top_ids, top_logprobs) for place in places]
         is_full = len(self.finished) >= self.width
         self.is_over = not going_on or (is_full and (self.early_stopping or self.cannot_improve(going_on, num_tokens)))
         if not self.is_over:
@@ -71,23 +79,17 @@ class BeamSearch:
             self.scores = [candidate.score for candidate in going_on]
         return [] if self.is_over else going_on
 
-    def rank(self, top_ids: npt.NDArray[np.int64], top_logprobs: Scores) -> list[Continuation]:
-        """The best over all beams. Of equal ones the earlier beam's and the smaller token first."""
-        totals = top_logprobs.astype(np.float32) + np.array(self.scores, np.float32)[:, None]
-        parents = np.repeat(np.arange(len(totals)), totals.shape[1])
-        usable = np.flatnonzero(np.isfinite(totals.ravel()))
-        order = np.lexsort((top_ids.ravel()[usable], parents[usable], -totals.ravel()[usable]))
-        return [
-            Continuation(int(parents[i]), int(top_ids.ravel()[i]), float(top_logprobs.ravel()[i]), totals.ravel()[i])
-            for i in usable[order[: self.num_candidates]]
-        ]
+    def find_stops(self, token_ids: TokenIds) -> npt.NDArray[np.bool_]:
+        return np.isin(token_ids, np.array(sorted(self.stop_token_ids), np.int64))
 
-    def finish(self, candidate: Continuation, num_tokens: int) -> None:
-        token_ids, logprobs = self.extend(candidate)
-        score = candidate.score / np.float32(num_tokens**self.length_penalty)
-        self.finished.append(Hypothesis(score, token_ids, logprobs))
-        self.finished.sort(key=lambda hypothesis: -hypothesis.score)
+    def finish(self, score: np.float32, token_ids: tuple[int, ...], logprobs: tuple[float, ...]) -> None:
+        """`score`: the sum of logprobs. Of equally good answers the earlier one stays before the later one."""
+        hypothesis = Hypothesis(self.divide_by_length(score, len(token_ids)), token_ids, logprobs)
+        bisect.insort(self.finished, hypothesis, key=lambda each: -each.score)
         del self.finished[self.width :]
+
+    def divide_by_length(self, score: np.float32, num_tokens: int) -> np.float32:
+        return score / np.float32(num_tokens**self.length_penalty)
 
     def extend(self, candidate: Continuation) -> tuple[tuple[int, ...], tuple[float, ...]]:
         token_ids, logprobs = self.answers[candidate.parent]
@@ -97,14 +99,30 @@ class BeamSearch:
         """End it here: what the live beams have so far are answers too."""
         for score, (token_ids, logprobs) in zip(self.scores, self.answers, strict=True):
             if token_ids:
-                self.finished.append(
-                    Hypothesis(score / np.float32(len(token_ids) ** self.length_penalty), token_ids, logprobs)
-                )
-        self.finished.sort(key=lambda hypothesis: -hypothesis.score)
-        del self.finished[self.width :]
+                self.finish(score, token_ids, logprobs)
         self.is_over = True
 
     def cannot_improve(self, going_on: list[Continuation], num_tokens: int) -> bool:
         """By the heuristic of `early_stopping=False`: the best live beam, as if it ended here."""
-        best = going_on[0].score / np.float32(num_tokens**self.length_penalty)
-        return bool(best <= self.finished[-1].score)
+        return bool(self.divide_by_length(going_on[0].score, num_tokens) <= self.finished[-1].score)
+
+
+def rank_best(totals: Scores, top_ids: TokenIds, is_usable: npt.NDArray[np.bool_], num_best: int) -> list[int]:
+    """Flat places of the largest usable `totals` [num_beams, num_candidates], the best first, at most `num_best`. Of
+    equal ones the earlier beam's and the smaller token first.
+
+    Only what is as good as the last of them is sorted.
+    """
+    usable = np.flatnonzero(is_usable)
+    if len(usable) > num_best:
+        found = totals.flat[usable]
+        usable = usable[found >= np.partition(found, -num_best)[-num_best]]
+    beams = usable // totals.shape[1]
+    order = np.lexsort((top_ids.flat[usable], beams, -totals.flat[usable]))
+    places: list[int] = usable[order[:num_best]].tolist()
+    return places
+
+
+def take_candidate(place: int, totals: Scores, top_ids: TokenIds, top_logprobs: Scores) -> Continuation:
+    parent = place // totals.shape[1]
+    return Continuation(parent, int(top_ids.flat[place]), float(top_logprobs.flat[place]), totals.flat[place])

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.batch import NO_TOKEN, History, Sampling, SparseBias, TokenMasks
+from server.engine.batchers.banned_words import index_words
 from server.engine.batchers.running_set import Part
 from server.engine.batchers.sequences import Generation, Sequence
 from server.engine.batchers.uniforms import draw_uniforms
@@ -107,33 +108,32 @@ def count_top(row: Row) -> int:
 
 def build_bias(rows: Seq[Row]) -> SparseBias | None:
     """The client's own, and -inf for what must not come next."""
-    places: list[int] = []
-    ids: list[int] = []
-    values: list[float] = []
+    counts = [0] * len(rows)
+    ids: list[npt.NDArray[np.int64]] = []
+    values: list[npt.NDArray[np.float32]] = []
     for place, row in enumerate(rows):
         params = row.generation.params
         if row.forced_id != NO_TOKEN or not (params.logit_bias or params.bad_words or params.min_tokens):
             continue
-        banned = list_banned(row)
-        places += [place] * (len(params.logit_bias) + len(banned))
-        ids += [*params.logit_bias, *banned]
-        values += [*params.logit_bias.values(), *[-np.inf] * len(banned)]
-    if not places:
+        banned, num_own = list_banned(row), len(params.logit_bias)
+        counts[place] = num_own + len(banned)
+        ids += [np.fromiter(params.logit_bias, np.int64, num_own), banned]
+        values += [
+            np.fromiter(params.logit_bias.values(), np.float32, num_own),
+            np.full_like(banned, -np.inf, np.float32),
+        ]
+    if not any(counts):
         return None
-    return SparseBias(np.array(places, np.int64), np.array(ids, np.int64), np.array(values, np.float32))
+    return SparseBias(np.repeat(np.arange(len(rows)), counts), np.concatenate(ids), np.concatenate(values))
 
 
-def list_banned(row: Row) -> list[int]:
+def list_banned(row: Row) -> npt.NDArray[np.int64]:
     """Ends that come too early, and the last tokens of bad words whose others stand there already."""
     params = row.generation.params
-    banned = list(params.stop_token_ids) if row.num_generated < params.min_tokens else []
-    if params.bad_words:
-        longest = max(len(word) for word in params.bad_words)
-        tail = (*row.sequence.token_ids[-longest:], *row.drafts)
-        for *start, last in params.bad_words:
-            if not start or tail[-len(start) :] == tuple(start):
-                banned.append(last)
-    return banned
+    words = index_words(params.bad_words)
+    early_ends = params.stop_token_ids if row.num_generated < params.min_tokens else ()
+    word_ends = words.find_last_tokens(row.sequence.token_ids, row.drafts)
+    return np.concatenate([words.single, np.array([*early_ends, *word_ends], np.int64)])
 
 
 def build_history(rows: Seq[Row]) -> History | None:

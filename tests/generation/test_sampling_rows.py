@@ -1,0 +1,215 @@
+"""Rows of logits: whose they are, and what keeps tokens from coming next."""
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.batch import NO_TOKEN, SparseBias
+from server.engine.batchers.running_set import Part
+from server.engine.batchers.sampling_rows import Row, build_bias, build_history, build_masks, build_sampling, list_rows
+from server.engine.batchers.sequences import Generation
+from server.wire.job import GenerationParams, TokenSequence
+
+VOCAB_SIZE = 12
+
+
+def make_generation(prompt: Seq[int], params: GenerationParams, answer: Seq[int] = ()) -> Generation:
+    generation = Generation(0, 0, TokenSequence(np.array(prompt, np.int32)), 1e9, 0.0, params=params)
+    generation.live[0].token_ids += answer
+    generation.has_forked = bool(answer)
+    return generation
+
+
+def make_part(generation: Generation, drafts: tuple[int, ...] = (), past: int | None = None, rows: int = 0) -> Part:
+    """Computes all that is known behind `past`; the newest token only if that is not given."""
+    sequence = generation.live[0]
+    past = len(sequence.token_ids) - 1 if past is None else past
+    return Part(generation, sequence, past, len(sequence.token_ids) - past + len(drafts), drafts, rows)
+
+
+def list_banned_plainly(row: Row) -> list[int]:
+    """Word by word."""
+    params = row.generation.params
+    banned = list(params.stop_token_ids) if row.num_generated < params.min_tokens else []
+    tail = [*row.sequence.token_ids, *row.drafts]
+    for *start, last in params.bad_words:
+        if tail[len(tail) - len(start) :] == start:
+            banned.append(last)
+    return banned
+
+
+def spread(bias: SparseBias | None, num_rows: int) -> npt.NDArray[np.float64]:
+    dense = np.zeros((num_rows, VOCAB_SIZE))
+    if bias is not None:
+        np.add.at(dense, (bias.rows, bias.ids), bias.values)
+    return dense
+
+
+tokens = st.integers(0, 2)
+words = st.lists(st.lists(tokens, min_size=1, max_size=4).map(tuple), max_size=6).map(tuple)
+generations = st.builds(
+    make_generation,
+    st.lists(tokens, min_size=1, max_size=6),
+    st.builds(
+        GenerationParams,
+        st.just(9),
+        min_tokens=st.integers(0, 3),
+        stop_token_ids=st.sampled_from([(), (7,), (8, 9)]),
+        bad_words=words,
+        logit_bias=st.dictionaries(st.integers(0, VOCAB_SIZE - 1), st.floats(-4, 4, width=16), max_size=3),
+    ),
+    st.lists(tokens, min_size=1, max_size=5),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(generations, st.lists(tokens, max_size=3).map(tuple)), min_size=1, max_size=4))
+def test_bias_is_the_clients_and_minus_infinity_for_what_is_banned(
+    asked: list[tuple[Generation, tuple[int, ...]]],
+) -> None:
+    rows = list_rows([make_part(generation, drafts) for generation, drafts in asked])
+    expected = np.zeros((len(rows), VOCAB_SIZE))
+    for dense, row in zip(expected, rows, strict=True):
+        for token, value in row.generation.params.logit_bias.items():
+            dense[token] += value
+        dense[list_banned_plainly(row)] = -np.inf
+    found = build_bias(rows)
+    np.testing.assert_array_equal(spread(found, len(rows)), expected)
+    assert (found is None) == (not expected.any() and not any(row.generation.params.logit_bias for row in rows))
+
+
+def test_words_are_followed_through_prompt_answer_and_drafts() -> None:
+    """Only as much of the drafts as a row stands behind."""
+    params = GenerationParams(9, bad_words=((1, 2, 3, 4), (5,)))
+    rows = list_rows([make_part(make_generation([0, 1], params, [2]), (3, 8))])
+    banned = [np.flatnonzero(np.isneginf(dense)).tolist() for dense in spread(build_bias(rows), len(rows))]
+    assert banned == [[5], [4, 5], [5]]
+    params = GenerationParams(9, bad_words=((1, 2, 6), (0, 1, 2, 7), (0, 2, 8)))
+    rows = list_rows([make_part(make_generation([0, 1], params, [2]))])
+    assert np.flatnonzero(spread(build_bias(rows), 1)).tolist() == [6, 7]
+
+
+def test_nothing_is_banned_from_a_prompt_or_after_min_tokens() -> None:
+    params = GenerationParams(9, min_tokens=2, stop_token_ids=(7,), num_prompt_logprobs=0)
+    prompt = make_generation([3, 4, 5], params)
+    rows = list_rows([make_part(prompt, past=0, rows=2)])
+    assert [(row.token_row, row.forced_id) for row in rows] == [(0, 4), (1, 5), (2, NO_TOKEN)]
+    assert build_bias(rows).rows.tolist() == [2]  # type: ignore[union-attr]
+    for answer, is_early in (([1], True), ([1, 1], False)):
+        assert (build_bias(list_rows([make_part(make_generation([3], params, answer))])) is not None) == is_early
+
+
+def test_a_bias_alone_counts() -> None:
+    bias = build_bias(list_rows([make_part(make_generation([3], GenerationParams(9, logit_bias={4: 1.5}), [1]))]))
+    assert bias is not None and (bias.rows.tolist(), bias.ids.tolist(), bias.values.tolist()) == ([0], [4], [1.5])
+
+
+def test_rows_of_a_prompt_with_several_answers() -> None:
+    generation = make_generation([3, 4, 5], GenerationParams(9, num_sequences=3, seed=4))
+    rows = list_rows([make_part(generation, past=0)])
+    assert [(row.token_row, row.index, row.num_generated) for row in rows] == [(2, 0, 0), (2, 1, 0), (2, 2, 0)]
+    assert len(set(build_sampling(rows, VOCAB_SIZE).uniforms)) == 3
+
+
+def test_one_row_for_each_answer_that_has_forked_and_for_each_beam() -> None:
+    forked = make_generation([3, 4], GenerationParams(9, num_sequences=3), [5])
+    beams = make_generation([3, 4], GenerationParams(9, num_sequences=3, beam_width=3))
+    rows = list_rows([make_part(forked), make_part(beams, past=0)])
+    assert [(row.token_row, row.index) for row in rows] == [(0, 0), (2, 0)]
+
+
+def test_random_numbers_are_those_of_the_answer_and_its_length() -> None:
+    params = GenerationParams(9, seed=4)
+    drafts = list_rows([make_part(make_generation([3], params, [5]), (6, 7))])
+    later = [list_rows([make_part(make_generation([3], params, answer))]) for answer in ([5], [5, 6], [5, 6, 7])]
+    alone = [build_sampling(rows, VOCAB_SIZE).uniforms[0] for rows in later]
+    assert build_sampling(drafts, VOCAB_SIZE).uniforms.tolist() == alone
+    assert len(set(alone)) == 3
+
+
+def test_numbers_of_each_row_are_its_requests() -> None:
+    values = {
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.25,
+        "min_p": 0.125,
+        "repetition_penalty": 1.5,
+        "presence_penalty": 0.75,
+        "frequency_penalty": -0.5,
+    }
+    parts = [make_part(make_generation([1], GenerationParams(9, **each), [2])) for each in ({}, values)]  # type: ignore[arg-type]
+    sampling = build_sampling(list_rows(parts), VOCAB_SIZE)
+    for name, value in values.items():
+        assert getattr(sampling, name).tolist() == [getattr(GenerationParams(9), name), value], name
+
+
+class Allowing:
+    """A matcher that always allows the same tokens, 32 of them to a word."""
+
+    def __init__(self, *words: int) -> None:
+        self.words = np.array(words, np.uint32)
+
+    def compute_mask(self) -> npt.NDArray[np.uint32]:
+        return self.words
+
+    def accept(self, token_id: int) -> None: ...
+
+    def fork(self) -> "Allowing":
+        return self
+
+
+def test_masks_are_as_wide_as_the_vocabulary() -> None:
+    """A tokenizer may know fewer tokens than the model has logits for, or more; a prompt's tokens are not masked."""
+    free = make_part(make_generation([1], GenerationParams(9), [2]))
+    short = make_generation([1, 2], GenerationParams(9, num_prompt_logprobs=0))
+    long = make_generation([1], GenerationParams(9), [2])
+    short.live[0].matcher, long.live[0].matcher = Allowing(5), Allowing(6, 7, 8)
+    masks = build_masks(list_rows([free, make_part(short, past=0, rows=1), make_part(long)]), 40)
+    assert masks is not None
+    assert masks.rows.tolist() == [2, 3]
+    assert masks.bits.tolist() == [[5, 0], [6, 7]]
+    assert build_masks(list_rows([free]), 40) is None
+
+
+def test_rows_stand_at_the_places_of_their_tokens() -> None:
+    """A prompt of which a part is still to come gives none; drafts give one each."""
+    half = make_generation([1, 2, 3, 4], GenerationParams(9))
+    whole = make_generation([5, 6, 7], GenerationParams(9))
+    guessed = make_generation([8], GenerationParams(9), [1, 2])
+    only_looks = make_generation([9], GenerationParams(0))
+    parts = [
+        Part(half, half.live[0], 0, 2),
+        make_part(whole, past=0),
+        make_part(guessed, (3, 4)),
+        make_part(only_looks),
+    ]
+    rows = list_rows(parts)
+    assert [row.token_row for row in rows] == [4, 5, 6, 7]
+    assert [row.drafts for row in rows] == [(), (), (3,), (3, 4)]
+    assert [row.num_generated for row in rows] == [0, 2, 3, 4]
+
+
+def test_history_tells_the_prompt_from_the_answer() -> None:
+    plain = make_part(make_generation([1], GenerationParams(9), [2]))
+    for penalty in ({"repetition_penalty": 0.5}, {"presence_penalty": -1.0}, {"frequency_penalty": 0.5}):
+        part = make_part(make_generation([1, 2], GenerationParams(9, **penalty), [3]), (4,))  # type: ignore[arg-type]
+        history = build_history(list_rows([plain, part]))
+        assert history is not None
+        assert history.rows.tolist() == [1, 1, 1, 2, 2, 2, 2]
+        assert history.ids.tolist() == [1, 2, 3, 1, 2, 3, 4]
+        assert history.is_generated.tolist() == [False, False, True, False, False, True, True]
+    assert build_history(list_rows([plain])) is None
+
+
+def test_what_is_forced_or_ranked_by_beams_is_not_drawn() -> None:
+    params = GenerationParams(9, temperature=0.7, num_logprobs=2, num_prompt_logprobs=4, repetition_penalty=2.0)
+    beams = GenerationParams(9, temperature=0.7, beam_width=3, stop_token_ids=(1, 2))
+    parts = [make_part(make_generation([1, 2], params), past=0, rows=1), make_part(make_generation([3], beams, [4]))]
+    sampling = build_sampling(list_rows(parts), VOCAB_SIZE)
+    assert sampling.temperature.tolist() == np.float32([0, 0.7, 0]).tolist()
+    assert sampling.num_top.tolist() == [4, 2, 5]
+    assert sampling.forced_ids.tolist() == [2, NO_TOKEN, NO_TOKEN]
+    assert sampling.history is not None and sampling.history.rows.tolist() == [1, 1]
