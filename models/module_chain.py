@@ -61,12 +61,19 @@ def find_transformer(directory: Path) -> str:
 def check_is_whole(directory: Path) -> None:
     """Raises ModelDirectoryError for the Transformer's folder of a model that has more: that would be lost."""
     parent = directory.absolute().parent
-    has_own, has_others = (directory / "modules.json").exists(), (parent / "modules.json").exists()
-    if not has_own and has_others and find_transformer(parent) == directory.name:
+    if not (directory / "modules.json").exists() and names_transformer(parent, directory.name):
         raise ModelDirectoryError(
             f"{directory}: this is only the Transformer of the model in {parent}, whose modules.json names what comes "
             "after it. Use that directory as the source, or set pooling to serve the Transformer by itself"
         )
+
+
+def names_transformer(directory: Path, folder: str) -> bool:
+    """Whether a directory is a model with its Transformer in that folder; another program's modules.json is none."""
+    try:
+        return (directory / "modules.json").exists() and find_transformer(directory) == folder
+    except ModelDirectoryError:
+        return False
 
 
 def list_modules(path: Path) -> list[tuple[str, str]]:

@@ -196,6 +196,8 @@ def test_transformer_in_a_folder(tmp_path: Path) -> None:
     assert read_info(tmp_path / "0_BERT", pooling="mean").pooling == ("mean",)
     write(tmp_path / "other/config.json", BERT)
     assert read_info(tmp_path / "other").pooling == ("mean",)
+    write(tmp_path / "modules.json", {"another": "program's"})
+    assert read_info(tmp_path / "0_BERT").pooling == ("mean",)
 
 
 @pytest.mark.parametrize("folder", ["..", "a/b", "/etc"])
