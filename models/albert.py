@@ -66,4 +66,5 @@ FAMILY = Family(
         r"predictions\.(bias|(LayerNorm|dense|decoder)\.(weight|bias))",
         r"sop_classifier\.classifier\.(weight|bias)",
     ),
+    tied_head="predictions.decoder.weight",
 )

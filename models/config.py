@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.defaults import SUPPORTED, SUPPORTED_BY_TYPE, Keys
-from models.info import ModelDirectoryError, read_architecture, read_keys, read_labels, require_number
+from models.keys import ModelDirectoryError, read_architecture, read_keys, require_number
+from models.labels import read_labels
 
 ACTIVATIONS = {
     "gelu": "gelu",

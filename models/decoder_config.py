@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.config import check_supported, read_activation
 from models.defaults import Keys
-from models.info import ModelDirectoryError, read_architecture, read_keys, require_number
+from models.keys import ModelDirectoryError, read_architecture, read_keys, require_number
 from models.rotary import FREQUENCIES, RotaryConfig, longrope_attention_factor, yarn_attention_factor
 
 LAYER_TYPES = ("full_attention", "sliding_attention")

@@ -29,4 +29,5 @@ FAMILY = Family(
     head_renames=HEAD_RENAMES,
     head_activation="relu",
     ignored=(POSITION_IDS, r"vocab_(transform|layer_norm|projector)\.(weight|bias)"),
+    tied_head="vocab_projector.weight",
 )

@@ -46,4 +46,5 @@ FAMILY = Family(
         r"generator_predictions\.(LayerNorm|dense)\.(weight|bias)",
         r"generator_lm_head\.(weight|bias)",
     ),
+    tied_head="generator_lm_head.weight",
 )

@@ -13,4 +13,5 @@ FAMILY = Family(
     head_renames=POOLER_HEAD_RENAMES,
     head_activation="tanh",
     ignored=(POSITION_IDS, POOLER, r"cls\.(predictions|seq_relationship)\..*"),
+    tied_head="cls.predictions.decoder.weight",
 )

@@ -31,6 +31,8 @@ class Family:
     """Between the two layers of the classification head."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of weights that serving does not need: language-model heads, unused poolers."""
+    tied_head: str = ""
+    """A checkpoint's name of the masked language model's output head, which may be tied to the table of words."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,44 +1,74 @@
 """What turns token rows into answers: pooled embeddings, or class logits. Everything here is fp32."""
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.layers import ACTIVATIONS
+from models.pooling import pool_rows
 from runtime.ops import pool
 
 
-@dataclass(frozen=True, slots=True)
-class DenseSpec:
-    """A sentence-transformers Dense module."""
+class Dense(nn.Module):
+    """A sentence-transformers Dense module; `activation` is a name in `layers.ACTIVATIONS`, or none."""
 
-    in_features: int
-    out_features: int
-    has_bias: bool
-    activation: str
-    """A name in `layers.ACTIVATIONS`, or none."""
+    def __init__(self, in_features: int, out_features: int, has_bias: bool, activation: str):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features, has_bias)
+        self.activation = activation
+
+    def forward(self, rows: Tensor) -> Tensor:
+        rows = self.linear(rows)
+        return rows if self.activation == "none" else ACTIVATIONS[self.activation](rows)
+
+
+class Normalize(nn.Module):
+    """Scale each row to length 1."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return functional.normalize(rows, dim=-1)
 
 
 class EmbeddingHead(nn.Module):
-    """Pool, then the Dense modules, then scale to length 1 if asked."""
+    """Pool in every mode, run the modules behind it in order, scale to length 1 if asked, keep the first numbers.
 
-    def __init__(self, pooling: str, dense: tuple[DenseSpec, ...], normalize: bool):
+    `truncate_dim`: so many of them, not scaled again, as sentence-transformers does; None for all.
+    """
+
+    def __init__(
+        self,
+        pooling: Sequence[str],
+        modules: Sequence[nn.Module],
+        normalize: bool,
+        truncate_dim: int | None = None,
+    ):
         super().__init__()
-        self.pooling = pooling
+        self.pooling = tuple(pooling)
+        self.chain = nn.ModuleList(modules)
         self.normalize = normalize
-        self.activations = [spec.activation for spec in dense]
-        self.dense = nn.ModuleList(nn.Linear(spec.in_features, spec.out_features, spec.has_bias) for spec in dense)
+        self.truncate_dim = truncate_dim
 
-    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor) -> dict[str, Tensor]:
+    def forward(self, hidden_states: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> dict[str, Tensor]:
         """`embeddings`: fp32 [num_seqs, width]."""
-        rows = pool.OP(hidden_states, cu_seqlens, self.pooling)
-        for linear, activation in zip(self.dense, self.activations, strict=True):
-            rows = linear(rows)
-            if activation != "none":
-                rows = ACTIVATIONS[activation](rows)
-        return {"embeddings": functional.normalize(rows, dim=-1) if self.normalize else rows}
+        return self.finish(pool_rows(hidden_states, position_ids, cu_seqlens, self.pooling))
+
+    def finish(self, rows: Tensor) -> dict[str, Tensor]:
+        for module in self.chain:
+            rows = module(rows)
+        if self.normalize:
+            rows = functional.normalize(rows, dim=-1)
+        return {"embeddings": rows if self.truncate_dim is None else rows[:, : self.truncate_dim].contiguous()}
+
+
+class PromptlessEmbeddingHead(EmbeddingHead):
+    """Leaves the tokens of a prompt out of pooling: sentence-transformers' `include_prompt: false`."""
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, position_ids: Tensor, cu_seqlens: Tensor, num_prompt_tokens: Tensor
+    ) -> dict[str, Tensor]:
+        return self.finish(pool_rows(hidden_states, position_ids, cu_seqlens, self.pooling, num_prompt_tokens))
 
 
 class ClassificationHead(nn.Module):
@@ -78,5 +108,5 @@ class TextModel(nn.Module):
         num_prompt_tokens: Tensor,
     ) -> dict[str, Tensor]:
         hidden_states = self.encoder(input_ids, position_ids, token_type_ids, cu_seqlens, max_seqlen)
-        inputs = {"cu_seqlens": cu_seqlens, "num_prompt_tokens": num_prompt_tokens}
+        inputs = {"position_ids": position_ids, "cu_seqlens": cu_seqlens, "num_prompt_tokens": num_prompt_tokens}
         return self.head(hidden_states, **{name: inputs[name] for name in self.head_inputs})

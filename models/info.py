@@ -1,32 +1,22 @@
-"""What a model directory says of itself, read without torch: task, pooling, limits, labels.
+"""What a model directory says of itself, read without torch: task, pooling, limits, prompts, labels.
 
 The HTTP side needs no more than this; `models.config` reads the architecture for the engine side.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from models.defaults import DEFAULTS, OFFSET_POSITIONS, Keys, complete_keys
+from models.defaults import Keys
+from models.keys import ModelDirectoryError, read_architecture, read_keys, read_object, require_number
+from models.labels import read_labels, read_problem_type, read_score_activation
+from models.module_chain import check_is_whole, check_scorer, find_transformer, read_modules
+from models.settings import FILE_NAME, read_prompts, read_settings, read_truncate_dim
+from models.tokenization import count_positions, read_tokenization
+
+__all__ = ["CLASSIFIER_SUFFIX", "ModelDirectoryError", "ModelInfo", "read_info", "read_object"]
 
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
 GENERATOR_SUFFIXES = ("ForCausalLM", "LMHeadModel")
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
-
-POOLING_KEYS = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_lasttoken": "last",
-}
-MODULE_ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
-OWN_LIMITS = "sentence_bert_config.json"
-
-
-class ModelDirectoryError(ValueError):
-    """The directory cannot be served; the text names the file and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,59 +28,43 @@ class ModelInfo:
     """`embed`, `classify` or `generate`."""
     vocab_size: int
     type_vocab_size: int
-    """1 where the model has no token types."""
+    """1 where the model has no token types, or its tokenizer gives it none: all types are 0."""
     max_input_tokens: int
-    """Special tokens included. Generators: the context, what is generated included."""
+    """Special tokens and prompt included. Generators: the context, what is generated included."""
     output_dim: int
     id2label: dict[int, str] = field(default_factory=dict)
-    pooling: str = "mean"
+    transformer: str = ""
+    """The folder, inside the directory, of config.json, weights and tokenizer; empty for the directory itself."""
+    pooling: tuple[str, ...] = ("mean",)
+    """Names in `models.pooling`; what several of them give is concatenated in this order."""
+    modules: tuple[tuple[str, str], ...] = ()
+    """sentence-transformers' modules behind the pooling, in order: (Dense, LayerNorm or Normalize, folder)."""
     normalize: bool = False
-    dense: tuple[str, ...] = ()
-    """Folders of sentence-transformers Dense modules, in order."""
+    """In the end vectors are scaled to length 1."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Texts that SentenceTransformer.encode puts before every text, with nothing between them, by `prompt_name`.
+
+    A cross-encoder puts them before the first text of each pair. sentence-transformers 5 and later always know `query`
+    and `document` too, empty unless they are here.
+    """
+    default_prompt_name: str | None = None
+    """The prompt of calls that choose none; None for no prompt. An empty prompt that is asked for is none as well."""
+    pools_prompt: bool = True
+    """False: the first n tokens take part in attention, but not in pooling. `cls` is then the first token after them.
+
+    n is the number of tokens of the prompt by itself with its special tokens, cut at the limit, less one where the last
+    of those is a special token: BERT's [CLS] and the prompt. Weights of `weighted_mean` still count from the text's own
+    first token. Where a text is no longer than n, sentence-transformers' mean is 0 and its cls the first token of all.
+    """
     do_lower_case: bool = False
     """sentence-transformers lower-cases the text itself, whatever its tokenizer does."""
     problem_type: str = "single_label_classification"
-    """Classifiers: softmax for `single_label_classification`, sigmoid for `multi_label_classification`."""
+    """Classifiers: scores are the softmax of the logits for `single_label_classification`, the sigmoid for
+    `multi_label_classification`, the logits for `regression`."""
+    activation: str | None = None
+    """A cross-encoder's own word on that, which wins: `identity` or `sigmoid`."""
     eos_token_ids: tuple[int, ...] = ()
     """Generators: the tokens that end an answer."""
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises ModelDirectoryError where it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelDirectoryError(f"{path}: {error.strerror}; a model directory needs this file") from None
-    except ValueError as error:
-        raise ModelDirectoryError(f"{path}: not valid JSON: {error}") from None
-
-
-def read_object(path: Path) -> Keys:
-    """Parse a JSON file that holds an object."""
-    keys = read_json(path)
-    if not isinstance(keys, dict):
-        raise ModelDirectoryError(f"{path}: must hold a JSON object, not {type(keys).__name__}")
-    return keys
-
-
-def read_keys(directory: Path) -> Keys:
-    """config.json completed with the defaults of its model type. Raises ModelDirectoryError for types not served."""
-    path = directory / "config.json"
-    keys = read_object(path)
-    model_type = keys.get("model_type")
-    if model_type not in DEFAULTS:
-        raise ModelDirectoryError(f"{path}: model_type {model_type!r} is not served; served are {', '.join(DEFAULTS)}")
-    return complete_keys(keys)
-
-
-def require_number(path: Path, keys: Keys, name: str, *, least: int = 1) -> int:
-    """A whole number of at least `least`. Raises ModelDirectoryError naming the key."""
-    if name not in keys:
-        raise ModelDirectoryError(f"{path}: the key {name!r} is missing")
-    value = keys[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ModelDirectoryError(f"{path}: {name} is {value!r}; it must be a whole number of at least {least}")
-    return value
 
 
 def read_info(
@@ -98,30 +72,82 @@ def read_info(
 ) -> ModelInfo:
     """Read config.json and the sentence-transformers files; arguments other than `auto` and None win over them.
 
-    Raises ModelDirectoryError where the files contradict each other or the arguments.
+    Raises ModelDirectoryError where the files contradict each other or the arguments, or cannot be followed.
     """
-    path = directory / "config.json"
-    keys = read_keys(directory)
+    transformer = find_transformer(directory)
+    folder = directory / transformer
+    path = folder / "config.json"
+    keys = read_keys(folder)
     architecture = read_architecture(keys)
     task = choose_task(path, architecture, task)
-    modules = read_modules(directory) if task == "embed" else ModuleChain()
-    labels = read_labels(path, keys) if task == "classify" else {}
-    vocab_size = require_number(path, keys, "vocab_size")
-    output_dim = vocab_size if task == "generate" else len(labels) or modules.output_dim
-    return ModelInfo(
+    tokenization = read_tokenization(folder, keys)
+    info = ModelInfo(
         architecture=architecture,
         task=task,
-        vocab_size=vocab_size,
-        type_vocab_size=require_number(path, keys, "type_vocab_size", least=0) or 1,
-        max_input_tokens=read_max_input_tokens(directory, keys),
-        do_lower_case=bool(read_own_limits(directory).get("do_lower_case")),
-        output_dim=output_dim or require_number(path, keys, "hidden_size"),
+        transformer=transformer,
+        vocab_size=require_number(path, keys, "vocab_size"),
+        type_vocab_size=count_types(path, keys) if tokenization.has_token_types else 1,
+        max_input_tokens=tokenization.max_input_tokens,
+        do_lower_case=tokenization.do_lower_case,
+        output_dim=require_number(path, keys, "hidden_size"),
+    )
+    if task == "generate":
+        return complete_generator(info, folder, keys)
+    settings = read_settings(directory, task)
+    prompts = read_prompts(directory / FILE_NAME, settings)
+    info = replace(info, prompts=prompts.texts, default_prompt_name=prompts.default_name)
+    if task == "classify":
+        return complete_classifier(info, directory, keys, settings)
+    return complete_embedder(info, directory, settings, pooling, normalize)
+
+
+def count_types(path: Path, keys: Keys) -> int:
+    return require_number(path, keys, "type_vocab_size", least=0) or 1
+
+
+def complete_generator(info: ModelInfo, folder: Path, keys: Keys) -> ModelInfo:
+    """A tokenizer's limit is for inputs, and does not bound the context."""
+    return replace(
+        info,
+        max_input_tokens=count_positions(folder / "config.json", keys),
+        output_dim=info.vocab_size,
+        eos_token_ids=read_eos_token_ids(folder, keys),
+    )
+
+
+def complete_classifier(info: ModelInfo, directory: Path, keys: Keys, settings: Keys) -> ModelInfo:
+    """`settings` are empty unless a cross-encoder wrote them: another's modules do not count here."""
+    path = directory / info.transformer / "config.json"
+    if settings:
+        check_scorer(directory)
+    labels = read_labels(path, keys)
+    return replace(
+        info,
+        output_dim=len(labels),
         id2label=labels,
-        pooling=modules.pooling if pooling == "auto" else pooling,
-        normalize=modules.normalize if normalize is None else normalize,
-        dense=modules.dense,
-        problem_type=read_problem_type(path, keys) if task == "classify" else PROBLEM_TYPES[0],
-        eos_token_ids=read_eos_token_ids(directory, keys) if task == "generate" else (),
+        problem_type=read_problem_type(path, keys),
+        activation=read_score_activation(path, keys, directory / FILE_NAME, settings),
+    )
+
+
+def complete_embedder(
+    info: ModelInfo, directory: Path, settings: Keys, pooling: str, normalize: bool | None
+) -> ModelInfo:
+    if pooling == "auto":
+        check_is_whole(directory)
+    chain = read_modules(directory)
+    if not chain.has_pooling and pooling == "auto":
+        raise ModelDirectoryError(f"{directory / 'modules.json'}: there is no Pooling; set pooling")
+    modes = chain.pooling if pooling == "auto" else (pooling,)
+    width = chain.dense_dim or info.output_dim * len(modes)
+    truncate_dim = read_truncate_dim(directory / FILE_NAME, settings)
+    return replace(
+        info,
+        output_dim=width if truncate_dim is None else min(width, truncate_dim),
+        pooling=modes,
+        pools_prompt=chain.pools_prompt,
+        modules=chain.modules,
+        normalize=chain.normalize if normalize is None else normalize,
     )
 
 
@@ -173,115 +199,3 @@ def find_eos_token(directory: Path) -> list[int]:
         listed = read_object(path).get("added_tokens") if path.exists() else None
         pairs = [(item.get("id"), item) for item in listed or []]
     return [token_id for token_id, item in pairs if item.get("content") == content][:1]
-
-
-def read_architecture(keys: Keys) -> str:
-    return str((keys.get("architectures") or ["unknown"])[0])
-
-
-def read_max_input_tokens(directory: Path, keys: Keys) -> int:
-    """sentence-transformers' own limit where there is one, else as many tokens as the model has positions."""
-    positions = require_number(directory / "config.json", keys, "max_position_embeddings")
-    if keys["model_type"] in OFFSET_POSITIONS:
-        positions -= require_number(directory / "config.json", keys, "pad_token_id", least=0) + 1
-    own = read_own_limits(directory)
-    if own.get("max_seq_length") is None:
-        return positions
-    return min(require_number(directory / OWN_LIMITS, own, "max_seq_length"), positions)
-
-
-def read_own_limits(directory: Path) -> Keys:
-    """sentence-transformers' file about the text it takes; empty where there is none."""
-    path = directory / OWN_LIMITS
-    return read_object(path) if path.exists() else {}
-
-
-def read_labels(path: Path, keys: Keys) -> dict[int, str]:
-    """From 0 on, in order. Raises ModelDirectoryError where numbers are missing."""
-    num_labels = require_number(path, keys, "num_labels") if "num_labels" in keys else 2
-    labels = keys.get("id2label") or {index: f"LABEL_{index}" for index in range(num_labels)}
-    if not isinstance(labels, dict) or sorted(map(str, labels)) != sorted(map(str, range(len(labels)))):
-        raise ModelDirectoryError(f"{path}: id2label must map the numbers from 0 on to names, but is {labels!r}")
-    return {int(index): str(labels[index]) for index in sorted(labels, key=int)}
-
-
-def read_problem_type(path: Path, keys: Keys) -> str:
-    problem_type = keys.get("problem_type") or PROBLEM_TYPES[0]
-    if problem_type not in PROBLEM_TYPES:
-        raise ModelDirectoryError(
-            f"{path}: problem_type {problem_type!r} is not supported; supported are {', '.join(PROBLEM_TYPES)}"
-        )
-    return str(problem_type)
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleChain:
-    """What modules.json says comes after the Transformer."""
-
-    pooling: str = "mean"
-    normalize: bool = False
-    dense: tuple[str, ...] = ()
-    output_dim: int = 0
-
-
-def read_modules(directory: Path) -> ModuleChain:
-    """The sentence-transformers chain; plain mean pooling where there is no modules.json."""
-    path = directory / "modules.json"
-    if not path.exists():
-        return ModuleChain()
-    pairs = list_modules(path)
-    kinds = [kind for kind, _ in pairs]
-    folders = {kind: [directory / folder for other, folder in pairs if other == kind] for kind in MODULE_ORDER}
-    pooling, output_dim = "mean", 0
-    for folder in folders["Pooling"]:
-        pooling = read_pooling(folder / "config.json")
-    for folder in folders["Dense"]:
-        output_dim = require_number(folder / "config.json", read_object(folder / "config.json"), "out_features")
-    dense = tuple(folder for kind, folder in pairs if kind == "Dense")
-    return ModuleChain(pooling, "Normalize" in kinds, dense, output_dim)
-
-
-def list_modules(path: Path) -> list[tuple[str, str]]:
-    """(class, folder) in the order of modules.json, less Dropout. Raises ModelDirectoryError for what we have not."""
-    try:
-        modules = [(str(module["type"]), str(module["path"])) for module in read_json(path)]
-    except (KeyError, TypeError):
-        raise ModelDirectoryError(f"{path}: must be a list of objects with the keys type and path") from None
-    pairs = [(kind.rpartition(".")[2], folder) for kind, folder in modules]
-    for (kind, folder), (name, _) in zip(modules, pairs, strict=True):
-        if name not in (*MODULE_ORDER, "Dropout") or not kind.startswith("sentence_transformers."):
-            raise ModelDirectoryError(
-                f"{path}: the module {kind!r} is not supported; supported are sentence-transformers' "
-                f"{', '.join(MODULE_ORDER)}"
-            )
-        if Path(folder).name != folder:
-            raise ModelDirectoryError(f"{path}: the folder {folder!r} is not directly inside the model directory")
-        if name == "Transformer" and folder:
-            raise ModelDirectoryError(f"{path}: the Transformer is in the folder {folder!r}; use that as the source")
-    pairs = [pair for pair in pairs if pair[0] != "Dropout"]
-    check_order(path, [name for name, _ in pairs])
-    return pairs
-
-
-def check_order(path: Path, names: Sequence[str]) -> None:
-    """Transformer, Pooling, any number of Dense, at most one Normalize."""
-    is_sorted = list(names) == sorted(names, key=MODULE_ORDER.index)
-    if not is_sorted or any(names.count(name) > 1 for name in names if name != "Dense"):
-        raise ModelDirectoryError(
-            f"{path}: the modules {', '.join(names)} are not supported in this order; it must be "
-            f"{', '.join(MODULE_ORDER)}, and only Dense may be there more than once"
-        )
-
-
-def read_pooling(path: Path) -> str:
-    keys = read_object(path)
-    if "pooling_mode" in keys:  # sentence-transformers 5 and later
-        modes = [keys["pooling_mode"]] if isinstance(keys["pooling_mode"], str) else list(keys["pooling_mode"])
-        modes = ["last" if mode == "lasttoken" else mode for mode in modes]
-    else:
-        modes = [POOLING_KEYS.get(key, key) for key, value in keys.items() if key.startswith("pooling_mode_") and value]
-    if len(modes) != 1 or modes[0] not in POOLING_KEYS.values():
-        raise ModelDirectoryError(
-            f"{path}: pooling {modes} is not supported; exactly one of {', '.join(POOLING_KEYS.values())} is"
-        )
-    return str(modes[0])

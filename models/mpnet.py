@@ -9,7 +9,7 @@ from models.bert import EMBEDDING_RENAMES, POOLER, POSITION_IDS
 from models.config import EncoderConfig
 from models.family import Family, Renames
 from models.layers import Embeddings, Encoder, offset_positions
-from models.roberta import LM_HEAD, TWO_LAYER_HEAD_RENAMES
+from models.roberta import LM_HEAD, TIED_HEAD, TWO_LAYER_HEAD_RENAMES
 
 NUM_BUCKETS = 32
 MAX_DISTANCE = 128
@@ -70,4 +70,5 @@ FAMILY = Family(
     head_renames=TWO_LAYER_HEAD_RENAMES,
     head_activation="tanh",
     ignored=(POSITION_IDS, POOLER, LM_HEAD),
+    tied_head=TIED_HEAD,
 )

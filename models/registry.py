@@ -2,7 +2,8 @@
 
 from models import albert, bert, distilbert, electra, ernie, gemma, gpt2, llama, mpnet, qwen, roberta
 from models.family import DecoderFamily, Family
-from models.info import CLASSIFIER_SUFFIX, ModelDirectoryError
+from models.info import CLASSIFIER_SUFFIX
+from models.keys import ModelDirectoryError
 
 FAMILIES: dict[str, Family] = {
     "Albert": albert.FAMILY,

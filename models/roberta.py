@@ -32,6 +32,7 @@ TWO_LAYER_HEAD_RENAMES: Renames = (
     (r"classifier\.dense\.(weight|bias)", r"dense.\1"),
     (r"classifier\.out_proj\.(weight|bias)", r"output.\1"),
 )
+TIED_HEAD = "lm_head.decoder.weight"
 LM_HEAD = r"lm_head\.(bias|(dense|layer_norm|decoder)\.(weight|bias))"
 
 FAMILY = Family(
@@ -42,4 +43,5 @@ FAMILY = Family(
     head_renames=TWO_LAYER_HEAD_RENAMES,
     head_activation="tanh",
     ignored=(POSITION_IDS, POOLER, LM_HEAD),
+    tied_head=TIED_HEAD,
 )

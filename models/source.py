@@ -6,11 +6,12 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from models.info import ModelDirectoryError
+from models.keys import ModelDirectoryError
+from models.module_chain import find_transformer
 
 TEXT_FILES = ("*.json", "*.txt", "*.model")
-SAFETENSORS = ("*.safetensors", "*_Dense/pytorch_model.bin")
-PICKLES = ("pytorch_model*.bin",)
+SAFETENSORS = ("*.safetensors", "*_Dense/pytorch_model.bin", "*_LayerNorm/pytorch_model.bin")
+PICKLES = "pytorch_model*.bin"
 OTHER_FORMATS = ("onnx/*", "openvino/*")
 """Patterns of the hub, where a star also stands for slashes."""
 
@@ -28,8 +29,9 @@ def find_directory(*, path: str | None = None, package: str | None = None, hub: 
 def check_directory(directory: Path, what: str) -> Path:
     if not directory.is_dir():
         raise ModelDirectoryError(f"{what}: there is no such directory ({directory})")
-    if not (directory / "config.json").exists():
-        raise ModelDirectoryError(f"{what}: {directory} has no config.json, so it is no model directory")
+    folder = directory / find_transformer(directory)
+    if not (folder / "config.json").exists():
+        raise ModelDirectoryError(f"{what}: {folder} has no config.json, so it is no model directory")
     return directory
 
 
@@ -52,8 +54,9 @@ def download(hub: str) -> Path:
     """`org/name` or `org/name@revision`, through the hub's own cache. Endpoint and token come from its environment
     variables (HF_ENDPOINT, HF_TOKEN, HF_HOME). Pickled weights are fetched only where there are no others."""
     directory = fetch_snapshot(hub, TEXT_FILES + SAFETENSORS)
-    if not any(directory.glob("*.safetensors")):
-        directory = fetch_snapshot(hub, TEXT_FILES + SAFETENSORS + PICKLES)
+    folder = find_transformer(directory)
+    if not any((directory / folder).glob("*.safetensors")):
+        directory = fetch_snapshot(hub, (*TEXT_FILES, *SAFETENSORS, str(Path(folder) / PICKLES)))
     return check_directory(directory, f"source.hub {hub}")
 
 

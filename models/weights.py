@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.info import ModelDirectoryError, read_object
+from models.keys import ModelDirectoryError, read_object
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -90,16 +90,30 @@ def match_rename(name: str, renames: Sequence[tuple[str, str]]) -> Iterator[str]
             yield match.expand(replacement)
 
 
-def drop_tied_head(tensors: dict[str, Tensor], head: str, table: str, source: Path) -> None:
-    """Checkpoints may hold it beside the table it is the same as. Raises ModelDirectoryError where it is another."""
-    value, rows = tensors.pop(head, None), tensors.get(table)
-    if value is None or rows is None:
+def resolve_tied_head(tensors: dict[str, Tensor], head: str, table: str, source: Path) -> None:
+    """One tensor for a language model's output head and the table of embeddings that it is tied to, under `table`.
+
+    Checkpoints hold either or both, perhaps in two types. Raises ModelDirectoryError where their values differ.
+    """
+    value = tensors.pop(head, None)
+    if value is None:
         return
-    if value.dtype != rows.dtype or not torch.equal(value, rows):
+    rows = tensors.setdefault(table, value)
+    if not have_equal_values(rows, value):
         raise ModelDirectoryError(
             f"{source}: the weights have an output head of their own, but tie_word_embeddings in config.json says that "
             "it is the table of embeddings. Set it to false"
         )
+
+
+def have_equal_values(one: Tensor, other: Tensor) -> bool:
+    """In the wider of two types of weights; any other types must be the same."""
+    if one.shape != other.shape:
+        return False
+    if one.dtype != other.dtype and one.dtype in DTYPES and other.dtype in DTYPES:
+        wide = torch.promote_types(one.dtype, other.dtype)
+        one, other = one.to(wide), other.to(wide)
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def assign_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

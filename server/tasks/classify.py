@@ -36,10 +36,14 @@ def compute_sigmoid(logits: Rows) -> Rows:
 
 
 def compute_scores(logits: Rows, info: ModelInfo) -> Rows:
-    """Probabilities. A softmax over a single label would always be 1, so that is a sigmoid too."""
-    if info.problem_type == "multi_label_classification" or logits.shape[1] == 1:
-        return compute_sigmoid(logits)
-    return compute_softmax(logits)
+    """[n, num_labels] logits to scores: by the directory's own activation where it names one, else by problem type.
+
+    A softmax over a single label would always be 1, so that is a sigmoid too; regression has its logits for scores.
+    """
+    if info.activation == "identity" or (info.activation is None and info.problem_type == "regression"):
+        return logits
+    is_multi_label = info.problem_type == "multi_label_classification" or logits.shape[1] == 1
+    return compute_sigmoid(logits) if info.activation == "sigmoid" or is_multi_label else compute_softmax(logits)
 
 
 def rank_labels(scores: Rows, info: ModelInfo) -> list[list[dict[str, str | float]]]:

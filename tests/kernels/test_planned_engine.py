@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.bert import Bert
-from models.heads import DenseSpec, EmbeddingHead, TextModel
+from models.heads import Dense, EmbeddingHead, TextModel
 from runtime.batch import INPUTS, ArraySpec, Batch
 from runtime.build import BatchLimits, build_engine
 from runtime.capture import capture
@@ -146,7 +146,7 @@ def test_thousand_random_batches_after_warmup_allocate_nothing(planned: PlannedE
 
 def test_warmup_covers_batches_of_many_short_sequences() -> None:
     """Where a wide head makes the number of sequences count: no batch of tokens alone is the largest."""
-    head = EmbeddingHead("mean", (DenseSpec(HIDDEN_SIZE, 2048, True, "tanh"),), True)
+    head = EmbeddingHead(("mean",), (Dense(HIDDEN_SIZE, 2048, True, "tanh"),), True)
     module = TextModel(Bert(BERT_CONFIG), head).eval().requires_grad_(False)
     engine = make_planned(lower_model(module))
     engine.warmup(silent)

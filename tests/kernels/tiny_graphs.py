@@ -46,7 +46,7 @@ def tiny_bert() -> nn.Module:
     """Two layers with random weights, the same each time; pooled by the mean and scaled to length 1."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = TextModel(Bert(BERT_CONFIG), EmbeddingHead("mean", (), True))
+        module = TextModel(Bert(BERT_CONFIG), EmbeddingHead(("mean",), (), True))
     # The initial norms are the identity, which would hide mistakes.
     generator = torch.Generator().manual_seed(1)
     for name, parameter in module.named_parameters():

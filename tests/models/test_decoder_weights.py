@@ -53,6 +53,31 @@ def test_tied_head_in_the_file(tmp_path: Path) -> None:
     check_same(load(model), expected)
 
 
+@pytest.mark.parametrize(("name", "table"), [("llama", EMBEDDING), ("gpt2", "transformer.wte.weight")])
+def test_tied_table_under_the_name_of_the_head(name: str, table: str, tmp_path: Path) -> None:
+    """As safetensors' own `save_model` leaves it: of two names for one tensor it keeps the first in the alphabet."""
+    model = make_decoder(name, tmp_path)
+    expected = load(model)
+    edit(model, lambda tensors: tensors.update({HEAD: tensors.pop(table)}))
+    check_same(load(model), expected)
+
+
+@pytest.mark.parametrize(("table", "head"), [(torch.float16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_tied_head_of_another_type(table: torch.dtype, head: torch.dtype, tmp_path: Path) -> None:
+    """Of the same values: only those count."""
+    model = make_decoder("llama", tmp_path)
+    narrow = torch.float16 if table == torch.float16 else head
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        values = tensors[EMBEDDING].to(narrow)
+        tensors |= {EMBEDDING: values.to(table), HEAD: values.to(head)}
+
+    edit(model, lambda tensors: tensors.update({EMBEDDING: tensors[EMBEDDING].to(narrow).to(table)}))
+    expected = load(model)
+    edit(model, change)
+    check_same(load(model), expected)
+
+
 @pytest.mark.parametrize("other", [lambda t: t[EMBEDDING] + 1, lambda t: t[EMBEDDING].half(), lambda t: torch.ones(3)])
 def test_tied_head_of_another_value(other: Callable[[dict[str, Tensor]], Tensor], tmp_path: Path) -> None:
     model = make_decoder("llama", tmp_path)
@@ -64,6 +89,7 @@ def test_tied_head_of_another_value(other: Callable[[dict[str, Tensor]], Tensor]
 FAULTS: dict[str, tuple[str, Edit, str]] = {
     "untied head": ("mistral", lambda t: t.pop(HEAD), r"missing: lm_head\.weight$"),
     "tied table": ("gpt2", lambda t: t.pop("transformer.wte.weight"), r"missing: embedding\.weight$"),
+    "untied table": ("mistral", lambda t: t.pop(EMBEDDING), r"missing: embedding\.weight$"),
     "projection": (
         "llama",
         lambda t: t.pop("model.layers.1.self_attn.q_proj.weight"),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
+from models.pooling import WEIGHTED
 from tests.tolerances import check_close
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -71,7 +73,8 @@ def test_dense_modules(activation: str, tmp_path: Path) -> None:
 def test_heads_stay_fp32(tmp_path: Path) -> None:
     """In a BF16 engine too: a vector's length is 1 to fp32's precision."""
     model = make_model("bert", tmp_path)
-    write_modules(tmp_path, "Transformer", "Normalize")
+    write_modules(tmp_path, "Transformer", "Pooling", "Normalize")
+    write_json(tmp_path / "1_Pooling/config.json", {"pooling_mode": "mean"})
     model = TinyModel(tmp_path, model.theirs, read_info(tmp_path))
     rows = build(model, precision="bf16").run(pack(*make_sequences(model, SEQLENS))).arrays["embeddings"]
     check_close((rows**2).sum(1), torch.ones(len(SEQLENS)))
@@ -86,41 +89,41 @@ def test_heads_stay_fp32(tmp_path: Path) -> None:
         ),
         ({"use_residual": True}, "use_residual is not supported"),
         ({"module_input_name": "token_embeddings"}, "module_input_name 'token_embeddings' is not supported"),
-        ({"in_features": 16}, r"modules\.json: a Dense module has in_features 16, but gets 32"),
+        ({"in_features": 16}, r"config\.json: in_features is 16, but the module gets rows of 32 numbers"),
         ({"in_features": None}, "in_features is None"),
-        ({"bias": False}, r"left over: head\.dense\.0\.bias"),
-        ({"out_features": 9}, r"misshapen: head\.dense\.0\.bias \[8\] instead of \[9\]"),
+        ({"bias": False}, r"left over: head\.chain\.0\.linear\.bias"),
+        ({"out_features": 9}, r"misshapen: head\.chain\.0\.linear\.bias \[8\] instead of \[9\]"),
     ],
 )
 def test_dense_that_is_refused(settings: dict[str, object], message: str, tmp_path: Path) -> None:
     make_model("bert", tmp_path)
-    write_modules(tmp_path, "Transformer", "Dense")
-    write_dense(tmp_path / "1_Dense", torch.randn(8, 32), torch.randn(8), "torch.nn.modules.linear.Identity")
-    path = tmp_path / "1_Dense/config.json"
+    write_modules(tmp_path, "Transformer", "Pooling", "Dense")
+    write_json(tmp_path / "1_Pooling/config.json", {"pooling_mode": "mean"})
+    write_dense(tmp_path / "2_Dense", torch.randn(8, 32), torch.randn(8), "torch.nn.modules.linear.Identity")
+    path = tmp_path / "2_Dense/config.json"
     write_json(path, json.loads(path.read_text(encoding="utf-8")) | settings)
     with pytest.raises(ModelDirectoryError, match=message):
         load_model(tmp_path, read_info(tmp_path))
 
 
-@pytest.mark.slow
-def test_sentence_transformers_own_files(tmp_path: Path) -> None:
-    """Saved and computed by the library itself."""
-    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules", reason="needs version 6")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("mode", WEIGHTED)
+def test_weighted_poolings(mode: str, precision: str, tmp_path: Path) -> None:
+    """The modes that `padless::pool` does not have, side by side with one that it has, in the planned engine."""
     model = make_model("bert", tmp_path)
-    chain = [
-        modules.Pooling(32, pooling_mode="mean"),
-        modules.Dense(32, 12, activation_function=torch.nn.Tanh()),
-        modules.Normalize(),
-    ]
-    write_modules(tmp_path, "Transformer", *(type(module).__name__ for module in chain))
-    for index, module in enumerate(chain, 1):
-        folder = tmp_path / f"{index}_{type(module).__name__}"
-        folder.mkdir()
-        module.save(str(folder))
-    model = TinyModel(tmp_path, model.theirs, read_info(tmp_path))
+    model = TinyModel(tmp_path, model.theirs, replace(model.info, pooling=(mode, "max"), output_dim=64))
     ids, types = make_sequences(model, SEQLENS)
-    hidden_states, mask = run_padded(model.theirs, ids, types)
-    features = {"token_embeddings": hidden_states, "attention_mask": mask}
-    for module in chain:
-        features = module(features)
-    check_close(build(model).run(pack(ids, types)).arrays["embeddings"], features["sentence_embedding"])
+    hidden_states, _ = run_padded(model.theirs, ids, types)
+    spans = [rows[:seqlen] for rows, seqlen in zip(hidden_states, SEQLENS, strict=True)]
+    weights = [torch.arange(1, seqlen + 1.0) if mode == "weighted_mean" else torch.ones(seqlen) for seqlen in SEQLENS]
+    divisors = [weight.sum() if mode == "weighted_mean" else weight.sum().sqrt() for weight in weights]
+    pooled = [weight @ span / divisor for weight, span, divisor in zip(weights, spans, divisors, strict=True)]
+    expected = torch.cat([torch.stack(pooled), torch.stack([span.amax(0) for span in spans])], dim=1)
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    check_close(build(model, kind="planned", precision=precision).run(pack(ids, types)).arrays["embeddings"], expected, dtype)
+
+
+def test_unknown_pooling(tmp_path: Path) -> None:
+    make_model("bert", tmp_path)
+    with pytest.raises(ModelDirectoryError, match="pooling median is not supported; supported are mean, max"):
+        load_model(tmp_path, read_info(tmp_path, pooling="median"))

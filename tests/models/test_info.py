@@ -54,7 +54,7 @@ def test_plain_directory(tmp_path: Path) -> None:
     info = read_info(tmp_path)
     assert (info.architecture, info.task, info.vocab_size, info.type_vocab_size) == ("BertModel", "embed", 101, 2)
     assert (info.max_input_tokens, info.output_dim) == (512, 32)
-    assert (info.pooling, info.normalize, info.dense, info.id2label) == ("mean", False, (), {})
+    assert (info.pooling, info.normalize, info.modules, info.id2label) == (("mean",), False, (), {})
 
 
 def test_classifier(tmp_path: Path) -> None:
@@ -83,6 +83,8 @@ def test_labels_without_names(tmp_path: Path, keys: dict[str, Any], labels: int)
         ("pooling_mode_cls_token", "cls", "cls"),
         ("pooling_mode_max_tokens", "max", "max"),
         ("pooling_mode_lasttoken", "lasttoken", "last"),
+        ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens", "mean_sqrt_len"),
+        ("pooling_mode_weightedmean_tokens", "weightedmean", "weighted_mean"),
     ],
 )
 def test_poolings(tmp_path: Path, legacy: str, mode: str, pooling: str) -> None:
@@ -90,15 +92,31 @@ def test_poolings(tmp_path: Path, legacy: str, mode: str, pooling: str) -> None:
     others = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "include_prompt": True}
     for settings in (others | {legacy: True}, {"pooling_mode": mode}, {"pooling_mode": [mode]}):
         write_chain(tmp_path, TRANSFORMER, ("Pooling", settings))
-        assert read_info(tmp_path).pooling == pooling
-        assert read_info(tmp_path, pooling="max").pooling == "max"
+        assert read_info(tmp_path).pooling == (pooling,)
+        assert read_info(tmp_path, pooling="max").pooling == ("max",)
+
+
+def test_several_poolings(tmp_path: Path) -> None:
+    """The older keys are concatenated in an order of their own, the newer list in its own; the newer key wins."""
+    legacy = {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}
+    write_chain(tmp_path, TRANSFORMER, ("Pooling", legacy))
+    assert (read_info(tmp_path).pooling, read_info(tmp_path).output_dim) == (("cls", "mean", "last"), 96)
+    write_chain(tmp_path, TRANSFORMER, ("Pooling", legacy | {"pooling_mode": ["lasttoken", "cls"]}))
+    assert (read_info(tmp_path).pooling, read_info(tmp_path).output_dim) == (("last", "cls"), 64)
+    assert read_info(tmp_path, pooling="cls").output_dim == 32
+
+
+def test_include_prompt(tmp_path: Path) -> None:
+    for keys, pools_prompt in (({}, True), ({"include_prompt": True}, True), ({"include_prompt": False}, False)):
+        write_chain(tmp_path, TRANSFORMER, ("Pooling", {"pooling_mode": "mean"} | keys))
+        assert read_info(tmp_path).pools_prompt == pools_prompt
 
 
 def test_whole_chain(tmp_path: Path) -> None:
     second = ("sentence_transformers.base.modules.dense.Dense", {"in_features": 8, "out_features": 5})
     write_chain(tmp_path, TRANSFORMER, MEAN, ("Dropout", {"dropout": 0.1}), DENSE, second, NORMALIZE)
     info = read_info(tmp_path)
-    assert (info.dense, info.output_dim, info.normalize) == (("3_Dense", "4_Dense"), 5, True)
+    assert (info.modules, info.output_dim, info.normalize) == ((("Dense", "3_Dense"), ("Dense", "4_Dense")), 5, True)
     assert not read_info(tmp_path, normalize=False).normalize
 
 
@@ -106,21 +124,39 @@ def test_chain_is_not_for_classifiers(tmp_path: Path) -> None:
     write_chain(tmp_path, TRANSFORMER, MEAN, DENSE, NORMALIZE)
     write(tmp_path / "config.json", CLASSIFIER)
     info = read_info(tmp_path)
-    assert (info.output_dim, info.dense, info.normalize) == (2, (), False)
+    assert (info.output_dim, info.modules, info.normalize) == (2, (), False)
+
+
+def test_normalize_in_the_middle(tmp_path: Path) -> None:
+    write_chain(tmp_path, TRANSFORMER, MEAN, NORMALIZE, ("LayerNorm", {"dimension": 32}))
+    info = read_info(tmp_path)
+    assert (info.modules, info.normalize) == ((("Normalize", "2_Normalize"), ("LayerNorm", "3_LayerNorm")), False)
+    assert read_info(tmp_path, normalize=True).normalize
 
 
 BAD_CHAINS: dict[str, tuple[tuple[tuple[str, Any], ...], str]] = {
-    "two poolings": (
-        (TRANSFORMER, ("Pooling", {"pooling_mode": ["mean", "cls"]})),
-        r"pooling \['mean', 'cls'\] is not",
+    "other pooling": (
+        (TRANSFORMER, ("Pooling", {"pooling_mode": ["mean", "median"]})),
+        r"pooling \['mean', 'median'\] is not supported; supported are cls, max",
     ),
-    "other pooling": ((TRANSFORMER, ("Pooling", {"pooling_mode_weightedmean_tokens": True})), "weightedmean"),
+    "other older pooling": (
+        (TRANSFORMER, ("Pooling", {"pooling_mode_mean_tokens": True, "pooling_mode_median": True})),
+        r"pooling \['mean', 'pooling_mode_median'\] is not",
+    ),
+    "empty pooling": ((TRANSFORMER, ("Pooling", {"pooling_mode": []})), r"pooling \[\] is not"),
+    "no pooling": ((TRANSFORMER, DENSE), r"modules\.json: there is no Pooling; set pooling"),
+    "pooling alone": ((MEAN,), "Pooling are not supported in this order; it must be one Transformer"),
+    "other input": (
+        (TRANSFORMER, MEAN, ("Normalize", {"module_input_name": "token_embeddings"})),
+        r"2_Normalize/config\.json: module_input_name 'token_embeddings' is not supported",
+    ),
     "no settings": ((TRANSFORMER, ("Pooling", None)), r"1_Pooling/config\.json: .*needs this file"),
     "unknown module": ((TRANSFORMER, ("LSTM", {})), r"'sentence_transformers\.models\.LSTM' is not supported"),
     "own code": ((("my_code.Transformer", None), MEAN), r"'my_code\.Transformer' is not supported"),
-    "order": ((TRANSFORMER, MEAN, NORMALIZE, DENSE), "Normalize, Dense are not supported in this order"),
+    "order": ((MEAN, TRANSFORMER), "Pooling, Transformer are not supported in this order"),
     "rows": ((TRANSFORMER, DENSE, MEAN), "Dense, Pooling are not supported in this order"),
-    "twice": ((TRANSFORMER, MEAN, MEAN), "only Dense may be there more than once"),
+    "twice": ((TRANSFORMER, MEAN, MEAN), "Transformer, Pooling, Pooling are not supported in this order"),
+    "two transformers": ((TRANSFORMER, TRANSFORMER, MEAN), "Transformer, Transformer, Pooling are not supported"),
     "width": ((TRANSFORMER, MEAN, ("Dense", {"in_features": 32})), "the key 'out_features' is missing"),
 }
 
@@ -141,23 +177,34 @@ def test_modules_that_are_no_list(tmp_path: Path, content: Any) -> None:
         read_info(tmp_path)
 
 
+def write_folder(directory: Path, folder: str) -> None:
+    """A Transformer in a folder, then Pooling and Normalize."""
+    kinds = [("Transformer", folder), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    rows = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for kind, path in kinds]
+    write(directory / "modules.json", rows)
+    write(directory / "1_Pooling/config.json", {"pooling_mode": "cls"})
+
+
 def test_transformer_in_a_folder(tmp_path: Path) -> None:
-    write(tmp_path / "config.json", BERT)
-    rows = [{"idx": 0, "name": "0", "path": "0_BERT", "type": "sentence_transformers.models.Transformer"}]
-    write(tmp_path / "modules.json", rows)
-    with pytest.raises(ModelDirectoryError, match="the Transformer is in the folder '0_BERT'"):
+    """It is not to be served by itself, without what comes after it, unless that is asked for."""
+    write(tmp_path / "0_BERT/config.json", BERT)
+    write_folder(tmp_path, "0_BERT")
+    info = read_info(tmp_path)
+    assert (info.transformer, info.pooling, info.normalize) == ("0_BERT", ("cls",), True)
+    with pytest.raises(ModelDirectoryError, match=r"this is only the Transformer of the model in .* as the source"):
+        read_info(tmp_path / "0_BERT")
+    assert read_info(tmp_path / "0_BERT", pooling="mean").pooling == ("mean",)
+    write(tmp_path / "other/config.json", BERT)
+    assert read_info(tmp_path / "other").pooling == ("mean",)
+    write(tmp_path / "modules.json", {"another": "program's"})
+    assert read_info(tmp_path / "0_BERT").pooling == ("mean",)
+
+
+@pytest.mark.parametrize("folder", ["..", "a/b", "/etc"])
+def test_folders_elsewhere(tmp_path: Path, folder: str) -> None:
+    write_folder(tmp_path, folder)
+    with pytest.raises(ModelDirectoryError, match=f"the folder '{folder}' is not directly inside"):
         read_info(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("positions", "own", "limit"),
-    [(512, None, 512), (512, {"max_seq_length": 256}, 256), (128, {"max_seq_length": 256}, 128), (64, {}, 64)],
-)
-def test_limits(tmp_path: Path, positions: int, own: dict[str, Any] | None, limit: int) -> None:
-    write(tmp_path / "config.json", BERT | {"max_position_embeddings": positions})
-    if own is not None:
-        write(tmp_path / "sentence_bert_config.json", own | {"do_lower_case": False})
-    assert read_info(tmp_path).max_input_tokens == limit
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -242,7 +289,7 @@ def test_settings_without_effect_are_accepted(tmp_path: Path) -> None:
         ({}, {"task": "classify"}, "task classify needs a classification head, but the architecture is BertModel"),
         ({"model_type": "t5"}, {}, "model_type 't5' is not served; served are albert, bert"),
         ({"model_type": None}, {}, "model_type None is not served"),
-        (CLASSIFIER | {"problem_type": "regression"}, {}, "problem_type 'regression' is not supported"),
+        (CLASSIFIER | {"problem_type": "ranking"}, {}, "problem_type 'ranking' is not supported; supported are single"),
         ({"max_position_embeddings": 0}, {}, "max_position_embeddings is 0"),
     ],
 )

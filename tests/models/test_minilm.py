@@ -89,7 +89,7 @@ def expected(minilm: TinyModel, texts: list[Ids]) -> torch.Tensor:
 
 def test_directory(minilm: TinyModel, texts: list[Ids]) -> None:
     info = minilm.info
-    assert (info.pooling, info.normalize, info.output_dim, info.max_input_tokens) == ("mean", True, 384, LONGEST)
+    assert (info.pooling, info.normalize, info.output_dim, info.max_input_tokens) == (("mean",), True, 384, LONGEST)
     lengths = {len(text) for text in texts}
     assert (min(lengths), max(lengths)) == (1, LONGEST) and len(lengths) > 80 and len(texts) == NUM_TEXTS
 

@@ -125,7 +125,7 @@ def test_padding_id_inside_a_request(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max", "last"])
 def test_poolings(pooling: str, tmp_path: Path) -> None:
     model = make_model("bert", tmp_path)
-    pooled = replace(model, info=replace(model.info, pooling=pooling, normalize=True))
+    pooled = replace(model, info=replace(model.info, pooling=(pooling,), normalize=True))
     ids, types = make_sequences(model, [5, 1, 17, 17, 80])
     hidden_states, mask = run_padded(model.theirs, ids, types)
     rows = [states[kept.bool()] for states, kept in zip(hidden_states, mask, strict=True)]

@@ -1,5 +1,6 @@
 """Model directories by path, by package, and from a stand-in of a hub on this machine."""
 
+import json
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ try:
 except ModelDirectoryError as error:
     sys.exit(str(error))
 """
+MODULES = [{"path": "0_BERT", "type": "sentence_transformers.models.Transformer"}]
 
 
 @pytest.fixture
@@ -42,6 +44,8 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     )
     write_files(tmp_path / "org/old", "config.json", "pytorch_model.bin", "vocab.txt", "tf_model.h5")
     write_files(tmp_path / "org/empty", "tokenizer.json")
+    write_files(tmp_path / "org/folder", "0_BERT/config.json", "0_BERT/pytorch_model.bin", "0_BERT/tf_model.h5")
+    (tmp_path / "org/folder/modules.json").write_text(json.dumps(MODULES), encoding="utf-8")
     with run_hub(tmp_path) as server:
         yield server
 
@@ -77,6 +81,17 @@ def test_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_directory(path=str(tmp_path / "model")) == tmp_path / "model"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find_directory(path="~/model") == tmp_path / "model"
+
+
+def test_transformer_in_a_folder(hub: Hub, tmp_path: Path) -> None:
+    """Its pickle is fetched where it has nothing else, and a path to such a directory is one to a model."""
+    answer = fetch("org/folder", hub.url, tmp_path / "home")
+    assert list_fetched(answer) == {"modules.json", "0_BERT/config.json", "0_BERT/pytorch_model.bin"}
+    folder = tmp_path / "org/folder"
+    assert find_directory(path=str(folder)) == folder
+    (folder / "0_BERT/config.json").unlink()
+    with pytest.raises(ModelDirectoryError, match=r"folder/0_BERT has no config\.json"):
+        find_directory(path=str(folder))
 
 
 def test_path_without_a_model(tmp_path: Path) -> None:

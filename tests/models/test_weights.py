@@ -248,6 +248,33 @@ def test_language_models_embed(name: str, auto: str, tmp_path: Path) -> None:
     check_same(load(tmp_path), model)
 
 
+TABLES = {
+    "albert": ("albert.embeddings.word_embeddings.weight", "predictions.decoder.weight"),
+    "bert": (WORD, "cls.predictions.decoder.weight"),
+    "distilbert": ("distilbert.embeddings.word_embeddings.weight", "vocab_projector.weight"),
+    "electra": ("electra.embeddings.word_embeddings.weight", "generator_lm_head.weight"),
+    "ernie": ("ernie.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
+    "mpnet": ("mpnet.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
+    "xlm-roberta": ("roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
+}
+"""The table of words, and the name of the head that it is tied to."""
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tied_table_under_the_name_of_the_head(name: str, tmp_path: Path) -> None:
+    table, head = TABLES[name]
+    theirs = transformers.AutoModelForMaskedLM.from_config(CONFIGS[name]())
+    assert {table, head} <= dict(theirs.state_dict()).keys()
+    theirs.save_pretrained(tmp_path)
+    expected = load(tmp_path)
+    edit(tmp_path, lambda tensors: tensors.update({head: tensors.pop(table)}))
+    check_same(load(tmp_path), expected)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}), encoding="utf-8")
+    with pytest.raises(ModelDirectoryError, match=r"missing: encoder\.embeddings\.word\.weight$"):
+        load(tmp_path)
+
+
 def test_names_that_no_rule_matches_are_kept() -> None:
     """Among them those that only look like ours."""
     names = ["bert.encoder.layer.0.attention.self.query.weight", "bert.pooler.dense.scale", "encoder.layers.0.weight"]

@@ -1,6 +1,7 @@
 """The arithmetic of answers."""
 
 import base64
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,3 +115,16 @@ def test_what_is_no_number_is_refused_with_its_rows(bad: float) -> None:
     values[2:, 1] = bad
     with pytest.raises(InvalidAnswer, match=r"7 of 9 inputs \(index 2, 3, 4, 5, 6, \.\.\.\)"):
         check_finite(Ragged(values))
+
+
+def test_activation_of_the_directory_wins() -> None:
+    """A cross-encoder's own activation, whatever the problem type; regression's scores are its logits."""
+    logits = np.array([[0.5, -2.0, 4.0]], dtype=np.float32)
+    for info in (make_info(problem_type="regression"), replace(make_info(), activation="identity")):
+        np.testing.assert_array_equal(compute_scores(logits, info), logits)
+    for problem_type in ("single_label_classification", "regression"):
+        info = replace(make_info(problem_type=problem_type), activation="sigmoid")
+        np.testing.assert_array_equal(compute_scores(logits, info), compute_sigmoid(logits))
+    one = make_info(num_labels=1)
+    np.testing.assert_array_equal(compute_scores(logits[:, :1], one), compute_sigmoid(logits[:, :1]))
+    np.testing.assert_array_equal(compute_scores(logits[:, :1], replace(one, activation="identity")), logits[:, :1])

@@ -1,0 +1,70 @@
+"""sentence-transformers' modules behind the pooling, from their folders: Dense, LayerNorm, Normalize."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from models.heads import Dense, Normalize
+from models.keys import ModelDirectoryError, read_object, require_number, require_torch_class
+from models.module_chain import check_features
+from models.weights import read_checkpoint
+
+DENSE_ACTIVATIONS = {"GELU": "gelu", "Identity": "none", "ReLU": "relu", "SiLU": "silu", "Tanh": "tanh"}
+DEFAULT_ACTIVATION = "tanh"
+"""What sentence-transformers takes where the key is missing."""
+
+
+def build_modules(directory: Path, modules: Sequence[tuple[str, str]], width: int) -> tuple[list[nn.Module], int]:
+    """The modules, (kind, folder) in order, without their weights; and the width of what the last one gives.
+
+    `width` is that of the pooled rows. Raises ModelDirectoryError where a module cannot be followed, or does not take
+    what the one before it gives.
+    """
+    built: list[nn.Module] = []
+    for kind, folder in modules:
+        path = directory / folder / "config.json"
+        if kind == "Dense":
+            dense = build_dense(path, width)
+            built.append(dense)
+            width = dense.linear.out_features
+        elif kind == "LayerNorm":
+            built.append(build_layer_norm(path, width))
+        else:
+            built.append(Normalize())
+    return built, width
+
+
+def build_dense(path: Path, width: int) -> Dense:
+    keys = read_object(path)
+    activation = DEFAULT_ACTIVATION
+    if "activation_function" in keys:
+        activation = require_torch_class(path, keys, "activation_function", DENSE_ACTIVATIONS)
+    if keys.get("use_residual"):
+        raise ModelDirectoryError(f"{path}: use_residual is not supported")
+    check_features(path, keys)
+    in_features, out_features = (require_number(path, keys, name) for name in ("in_features", "out_features"))
+    check_width(path, "in_features", in_features, width)
+    return Dense(in_features, out_features, bool(keys.get("bias", True)), activation)
+
+
+def build_layer_norm(path: Path, width: int) -> nn.LayerNorm:
+    """With torch's own epsilon, which the file cannot change."""
+    dimension = require_number(path, read_object(path), "dimension")
+    check_width(path, "dimension", dimension, width)
+    return nn.LayerNorm(dimension)
+
+
+def check_width(path: Path, name: str, value: int, width: int) -> None:
+    if value != width:
+        raise ModelDirectoryError(f"{path}: {name} is {value}, but the module gets rows of {width} numbers")
+
+
+def read_module_weights(directory: Path, modules: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+    """Their tensors by the index of the module: `0.linear.weight`, `1.weight`."""
+    return {
+        f"{index}.{name.removeprefix('norm.')}": value
+        for index, (kind, folder) in enumerate(modules)
+        if kind != "Normalize"
+        for name, value in read_checkpoint(directory / folder).items()
+    }

@@ -1,0 +1,72 @@
+"""The JSON files of a model directory: read whole, single keys checked. Knows no torch."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.defaults import DEFAULTS, Keys, complete_keys
+
+
+class ModelDirectoryError(ValueError):
+    """The directory cannot be served; the text names the file and the remedy."""
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file. Raises ModelDirectoryError where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelDirectoryError(f"{path}: {error.strerror}; a model directory needs this file") from None
+    except ValueError as error:
+        raise ModelDirectoryError(f"{path}: not valid JSON: {error}") from None
+
+
+def read_object(path: Path) -> Keys:
+    """Parse a JSON file that holds an object."""
+    keys = read_json(path)
+    if not isinstance(keys, dict):
+        raise ModelDirectoryError(f"{path}: must hold a JSON object, not {type(keys).__name__}")
+    return keys
+
+
+def read_optional(path: Path) -> Keys:
+    """As `read_object`; empty where there is no such file."""
+    return read_object(path) if path.exists() else {}
+
+
+def read_keys(directory: Path) -> Keys:
+    """config.json completed with the defaults of its model type. Raises ModelDirectoryError for types not served."""
+    path = directory / "config.json"
+    keys = read_object(path)
+    model_type = keys.get("model_type")
+    if model_type not in DEFAULTS:
+        raise ModelDirectoryError(f"{path}: model_type {model_type!r} is not served; served are {', '.join(DEFAULTS)}")
+    return complete_keys(keys)
+
+
+def read_architecture(keys: Keys) -> str:
+    return str((keys.get("architectures") or ["unknown"])[0])
+
+
+def require_number(path: Path, keys: Keys, name: str, *, least: int = 1) -> int:
+    """A whole number of at least `least`. Raises ModelDirectoryError naming the key."""
+    if name not in keys:
+        raise ModelDirectoryError(f"{path}: the key {name!r} is missing")
+    value = keys[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ModelDirectoryError(f"{path}: {name} is {value!r}; it must be a whole number of at least {least}")
+    return value
+
+
+def require_torch_class(path: Path, keys: Keys, name: str, known: Mapping[str, str]) -> str:
+    """Our name of the class whose path a key holds, such as torch.nn.modules.activation.Tanh.
+
+    Raises ModelDirectoryError where it is none of torch.nn's `known` ones.
+    """
+    package, _, kind = str(keys[name]).rpartition(".")
+    if package.split(".")[:2] != ["torch", "nn"] or kind not in known:
+        raise ModelDirectoryError(
+            f"{path}: {name} {keys[name]!r} is not supported; supported are torch.nn's {', '.join(known)}"
+        )
+    return known[kind]
