@@ -83,7 +83,7 @@ def split_dim(dim: str | int) -> tuple[str, int]:
 
 
 def make_example(spec: ArraySpec, device: torch.device) -> Tensor | int:
-    """Zeros: what an input holds is never looked at. Nothing of a cache, which is the model's to make."""
+    """Zeros: what an input holds is never looked at. Of a cache nothing: the model makes it."""
     if not spec.dims:
         return EXAMPLE_MAX_SEQLEN
     sizes = [EXAMPLE_SIZES.get(symbol, 0) + extra for symbol, extra in map(split_dim, spec.dims)]
