@@ -27,7 +27,7 @@ def capture(module: nn.Module, device: torch.device) -> GraphModule:
     The parameters of its forward are names of `INPUTS`; it returns its outputs by name. Raises ValueError where not.
     """
     names = list_inputs(module)
-    examples = {name: make_example(INPUTS[name], device) for name in names if name != "kv_cache"}
+    examples = {name: make_example(INPUTS[name], device) for name in names}
     if isinstance(module, Decodes):
         examples["kv_cache"] = module.kv_layout(torch.float32).allocate(EXAMPLE_SIZES["num_blocks"], device)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def split_dim(dim: str | int) -> tuple[str, int]:
 
 
 def make_example(spec: ArraySpec, device: torch.device) -> Tensor | int:
-    """Zeros: what an input holds is never looked at."""
+    """Zeros: what an input holds is never looked at. Of a cache nothing: the model makes it."""
     if not spec.dims:
         return EXAMPLE_MAX_SEQLEN
     sizes = [EXAMPLE_SIZES.get(symbol, 0) + extra for symbol, extra in map(split_dim, spec.dims)]

@@ -23,13 +23,19 @@ def list_arrays(batch: Batch) -> Arrays:
     return arrays
 
 
+NO_ARRAYS = frozenset({"max_seqlen", "kv_cache"})
+"""What a model reads that is a number, or stays with the engine."""
+DTYPES = {name: np.dtype(spec.dtype) for name, spec in INPUTS.items()}
+"""Comparing with a type's name takes longer than all the rest of a check."""
+
+
 def take_arrays(batch: Batch, read: Collection[str]) -> Arrays:
-    """Those that a model reads. `max_seqlen` and a cache are no arrays of the batch.
+    """Those that a model reads, in the order of `INPUTS`. `max_seqlen` and a cache are no arrays of the batch.
 
     Raises ValueError where the batch lacks one, or one has another type or shape than `INPUTS` says.
     """
     arrays = list_arrays(batch)
-    wanted = [name for name in INPUTS if name in read and name not in ("max_seqlen", "kv_cache")]
+    wanted = [name for name in INPUTS if name in read and name not in NO_ARRAYS]
     missing = [name for name in wanted if name not in arrays]
     if missing:
         raise ValueError(f"the model reads {', '.join(missing)}, which the batch does not have: put it into its arrays")
@@ -45,13 +51,11 @@ def take_arrays(batch: Batch, read: Collection[str]) -> Arrays:
 
 def check_array(name: str, array: npt.NDArray[Any], sizes: Mapping[str | int, int]) -> None:
     """Kernels trust types and lengths. `sizes`: of the symbols that are known; others may be anything."""
-    spec = INPUTS[name]
-    is_shaped = array.ndim == len(spec.dims) and all(
-        sizes.get(dim, size) == size for dim, size in zip(spec.dims, array.shape, strict=True)
-    )
-    if array.dtype != spec.dtype or not is_shaped:
+    spec, shape = INPUTS[name], array.shape
+    expected = tuple([sizes.get(dim, size) for dim, size in zip(spec.dims, shape, strict=False)])
+    if array.dtype != DTYPES[name] or shape != expected or len(shape) != len(spec.dims):
         wanted = ", ".join(f"{sizes[dim]} ({dim})" if dim in sizes else str(dim) for dim in spec.dims)
-        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}; it must be {spec.dtype} [{wanted}]")
+        raise ValueError(f"{name} is {array.dtype} {list(shape)}; it must be {spec.dtype} [{wanted}]")
 
 
 def to_tensors(batch: Batch, device: torch.device) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional
 
 from runtime.batch import Batch
-from runtime.capture import constant, is_paged
+from runtime.capture import constant, is_paged, read_inputs
 from runtime.engine import Progress
-from runtime.engines.transfer import to_tensors
+from runtime.engines.transfer import take_arrays, to_tensors
 from runtime.ops import linear_act
 from runtime.passes.rewriting import LINEAR, find_pooled, is_call
 from runtime.quantization.scheme import LinearScheme
@@ -82,26 +82,27 @@ def run_batches(
     interpreter = LinearInterpreter(graph_module, compute)
     device = next(iter(linear_weights(graph_module).values())).device
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-    memory = allocate_cache(graph_module, batches, device)
+    read, memory = read_inputs(graph_module), allocate_cache(graph_module, batches, device)
     rows = []
     with torch.inference_mode():
         for index, batch in enumerate(batches):
             progress(what, index, len(batches))
-            inputs = to_tensors(batch, device)
-            outputs = interpreter.run(*(inputs.get(node.name, memory) for node in placeholders))
+            take_arrays(batch, read)
+            inputs = to_tensors(batch, device) | memory
+            outputs = interpreter.run(*(inputs.get(node.name) for node in placeholders))
             rows.append(next(iter(outputs.values())).float().cpu())
     progress(what, len(batches), len(batches))
     return torch.cat(rows)
 
 
-def allocate_cache(graph_module: GraphModule, batches: Sequence[Batch], device: torch.device) -> Tensor | None:
-    """What a decoder needs to run these batches, one after the other; None for encoders."""
+def allocate_cache(graph_module: GraphModule, batches: Sequence[Batch], device: torch.device) -> dict[str, Tensor]:
+    """What a decoder needs to run these batches, one after the other, by its input's name; nothing for encoders."""
     if not is_paged(graph_module):
-        return None
+        return {}
     used = [int(batch.paging.block_table.max()) for batch in batches if batch.paging is not None]
     (cache,) = (node for node in graph_module.graph.nodes if node.name == "kv_cache")
     num_layers, _, *rest = cache.meta["val"].shape
-    return torch.zeros(num_layers, max(used) + 1, *rest, device=device)
+    return {"kv_cache": torch.zeros(num_layers, max(used) + 1, *rest, device=device)}
 
 
 def compute_float(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

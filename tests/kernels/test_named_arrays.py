@@ -71,6 +71,14 @@ class RowsAndTokens(nn.Module):
         return {"embeddings": functional.normalize(rows, dim=-1), "hidden_states": hidden_states}
 
 
+class Early(Tiny):
+    """What the body makes of the rows, and what four layers more make of that."""
+
+    def forward(self, input_ids: Any, position_ids: Any, token_type_ids: Any, cu_seqlens: Any, max_seqlen: Any) -> Any:
+        early = self.body(self, self.word(input_ids), cu_seqlens)
+        return {"late": self.b(self.norm(self.b(self.c(early)))), "early": early}
+
+
 def make_module(mode: str = "mean") -> TextModel:
     """`tiny_bert` with the other head."""
     encoder = tiny_bert().encoder
@@ -148,6 +156,15 @@ class TestOutputs:
         engine.run(random_batch([9, 3, 3], seed=1))
         for key, array in first.items():
             np.testing.assert_array_equal(array, kept[key])
+
+    @pytest.mark.parametrize("kernels", IMPLEMENTATIONS)
+    def test_early_output_outlives_later_steps(self, kernels: str) -> None:
+        """Its memory is given to none of them."""
+        module = Early(lambda m, x, _: m.a(x)).eval().requires_grad_(False)
+        config = EngineConfig(threads=1, precision="fp32", cpu_kernels=kernels)
+        found = build_engine(module, config, LIMITS, lambda *_: None).run(BATCH).arrays
+        for key, rows in module(torch.from_numpy(BATCH.arrays["input_ids"]), None, None, None, None).items():
+            check_close(found[key], rows, what=key)
 
     def test_calibration_measures_the_first_output(self) -> None:
         """And counts texts, not token rows."""

@@ -57,7 +57,9 @@ def test_logits_of_chosen_rows(module: Decoder, ids: list[Ids], expected: Tensor
     places, rows = torch.arange(5), torch.tensor([4, 1, 4])
     block_table = torch.zeros(1, 1, dtype=torch.int32)
     with torch.no_grad():
-        logits = module(torch.from_numpy(first), places, cu_seqlens, 5, places, block_table, num_keys, rows, kv_cache)
+        logits = module(torch.from_numpy(first), places, cu_seqlens, 5, places, block_table, num_keys, rows, kv_cache)[
+            "logits"
+        ]
     assert logits.dtype == torch.float32
     check_close(logits, expected[rows])
     check_close(logits[0], logits[2], tolerance=SAME_ENGINE)

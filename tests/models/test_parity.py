@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.load import load_model
 from runtime.batch import Batch
+from runtime.capture import list_inputs
 from runtime.engine import Engine
 from runtime.engines.transfer import to_tensors
 from tests.tolerances import SAME_ENGINE, check_close
@@ -57,9 +58,9 @@ def mix_lengths(model: TinyModel) -> list[int]:
 
 def compute_rows(model: TinyModel, batch: Batch) -> Tensor:
     """Last hidden states of our module, op by op: [num_tokens, hidden_size]."""
-    module = load_model(model.directory, model.info)
+    encoder, inputs = load_model(model.directory, model.info).encoder, to_tensors(batch, torch.device("cpu"))
     with torch.no_grad():
-        rows: Tensor = module.encoder(**to_tensors(batch, torch.device("cpu")))
+        rows: Tensor = encoder(**{name: inputs[name] for name in list_inputs(encoder)})
     return rows
 
 
@@ -144,8 +145,8 @@ def test_logits_match_transformers(name: str, tmp_path: Path) -> None:
     types[1][:] = 0
     logits, _ = run_padded(model.theirs, ids, types)
     engine = build(model, kind="planned" if name in FAMILIES else "reference")
-    check_close(engine.run(pack(ids, types)).arrays["embeddings"], logits)
+    check_close(engine.run(pack(ids, types)).arrays["logits"], logits)
     alone = np.concatenate(
-        [engine.run(pack([row], [kinds])).arrays["embeddings"] for row, kinds in zip(ids, types, strict=True)]
+        [engine.run(pack([row], [kinds])).arrays["logits"] for row, kinds in zip(ids, types, strict=True)]
     )
     check_close(alone, logits, what="alone")
