@@ -96,7 +96,8 @@ class SplitJob:
         self.stream = ResultStream(self.cancel)
         self.parts = [Part(self, job.cut(first, last), first * job.rows_per_input) for _, first, last in shares]
         for part, (replica, _, _) in zip(self.parts, shares, strict=True):
-            part.start(replica)
+            if not self.stream.is_over:  # an earlier part may have failed at once
+                part.start(replica)
 
     def put(self, result: Result) -> None:
         if result.is_last and any(not part.is_over for part in self.parts):
@@ -189,8 +190,9 @@ def share_out(job: Job, replicas: Sequence[Replica]) -> list[tuple[Replica, int,
     if best == 1:
         return whole
     shares = [best_s * rate - backlog for rate, backlog in zip(rates[:best], backlogs[:best], strict=True)]
-    loads = np.cumsum(job.input_ids.lengths + job.num_answer_tokens)
-    ends = np.searchsorted(loads, np.cumsum(shares[:-1])).tolist()
+    loads = job.input_ids.lengths + job.num_answer_tokens
+    middles = np.cumsum(loads) - loads / 2  # whoever has most of an input's share gets it
+    ends = np.searchsorted(middles, np.cumsum(shares[:-1])).tolist()
     borders = [0, *ends, job.num_inputs]
     parts = zip(replicas, borders[:-1], borders[1:], strict=False)
     return [(replica, first, last) for replica, first, last in parts if last > first]
