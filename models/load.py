@@ -10,7 +10,7 @@ from models.decoder_config import read_decoder_config
 from models.decoder_layers import Decoder
 from models.family import Family
 from models.head_modules import build_modules, read_module_weights
-from models.heads import ClassificationHead, EmbeddingHead, TextModel
+from models.heads import ClassificationHead, EmbeddingHead, PromptlessEmbeddingHead, TextModel
 from models.info import CLASSIFIER_SUFFIX, ModelInfo
 from models.keys import read_keys
 from models.pooling import check_modes
@@ -62,7 +62,8 @@ def build_head(
         return ClassificationHead(config.hidden_size, config.num_labels, family.head_activation)
     check_modes(info.pooling)
     modules, width = build_modules(directory, info.modules, config.hidden_size * len(info.pooling))
-    return EmbeddingHead(info.pooling, modules, info.normalize, info.output_dim if info.output_dim < width else None)
+    head = EmbeddingHead if info.pools_prompt else PromptlessEmbeddingHead
+    return head(info.pooling, modules, info.normalize, info.output_dim if info.output_dim < width else None)
 
 
 def read_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, Tensor]:

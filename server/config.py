@@ -115,7 +115,7 @@ class ModelConfig(Section):
     source: SourceConfig
     task: str = "auto"
     """A task's name, see `server/tasks`; `auto`: what the checkpoint has a head for, embeddings where it has none."""
-    pooling: Literal["auto", "mean", "cls", "max", "last"] = "auto"
+    pooling: Literal["auto", "mean", "cls", "max", "last", "mean_sqrt_len", "weighted_mean"] = "auto"
     """`auto`: what the directory's sentence-transformers files say, else mean."""
     normalize: bool | None = None
     """Scale embeddings to length 1; None: what the directory's sentence-transformers files say."""

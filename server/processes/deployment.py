@@ -30,6 +30,11 @@ class DeployedModel:
     """Of the model that guesses ahead, if there is one."""
 
     @property
+    def text_directory(self) -> Path:
+        """Where the tokenizer is: some sentence-transformers directories keep it in a folder with the weights."""
+        return self.directory / self.info.transformer
+
+    @property
     def task(self) -> Task:
         return TASKS[self.info.task]
 

@@ -113,9 +113,9 @@ def plan_decoding(model: DeployedModel) -> DecodingOptions:
         has_prefix_cache=model.config.engine.kv_cache.prefix_caching,
         num_drafts=speculative.num_tokens if speculative is not None and speculative.method == "ngram" else 0,
     )
-    if not (model.directory / "tokenizer.json").exists():
+    if not (model.text_directory / "tokenizer.json").exists():
         return options
-    grammars = GrammarFactory(model.directory, model.info.output_dim, model.info.eos_token_ids)
+    grammars = GrammarFactory(model.text_directory, model.info.output_dim, model.info.eos_token_ids)
     return replace(options, make_matcher=grammars.make_matcher)
 
 

@@ -45,7 +45,7 @@ def build_state(
             task=model.task,
             info=model.info,
             tokenizer=load_tokenizer(
-                model.directory,
+                model.text_directory,
                 lowercase=model.info.do_lower_case,
                 is_required=model.task.work is Work.ENCODE,
                 can_truncate=model.task.work is Work.ENCODE,
@@ -54,7 +54,7 @@ def build_state(
                 type_vocab_size=model.info.type_vocab_size,
                 pool=pool,
                 num_threads=deployment.config.server.tokenizer_threads,
-                chat_template=load_chat_template(model.directory),
+                chat_template=load_chat_template(model.text_directory),
             ),
             admission=Admission(
                 model.config.limits.max_concurrent_requests,

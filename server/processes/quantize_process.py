@@ -124,7 +124,7 @@ def tokenize(model: DeployedModel, texts: Sequence[str]) -> list[TokenSequence]:
     """As the server does; what is too long is cut at the right."""
     with ThreadPoolExecutor(1, "tokenizer") as pool:
         tokenizer = load_tokenizer(
-            model.directory,
+            model.text_directory,
             lowercase=model.info.do_lower_case,
             max_input_tokens=model.max_input_tokens,
             vocab_size=model.info.vocab_size,
