@@ -13,7 +13,7 @@ from runtime.engines.null_decoder import NullDecoder
 from server.engine.batchers.sequences import Generation
 from server.errors import DeadlineExceeded, EngineFailure, Unservable
 from server.wire.generation import AnswerNews, GenerationParams
-from tests.generation.continuous import LOGITS, VOCAB_SIZE, Continuous, expected_answer
+from tests.generation.continuous import LOGITS, VOCAB_SIZE, Continuous, Heard, expected_answer, make_job
 
 
 def greedy(max_tokens: int, **options: object) -> GenerationParams:
@@ -387,3 +387,235 @@ def test_same_seed_same_answer_another_seed_another() -> None:
     assert answer(1) == answer(1)
     assert answer(1) != answer(2)
     assert np.unique([len(answer(seed)) for seed in range(3)]).tolist() == [20]
+
+
+def run_alone(prompt: list[int], params: GenerationParams) -> Heard:
+    """With blocks for everything."""
+    run = Continuous(num_blocks=400)
+    heard = run.start(prompt, params)
+    run.run()
+    assert run.batcher.num_preemptions == 0
+    return heard
+
+
+@pytest.mark.parametrize("has_prefix_cache", [True, False])
+@pytest.mark.parametrize("width", [0, 3], ids=["answers", "beams"])
+def test_preempted_answers_come_back_whole_and_their_prompt_is_computed_once(
+    has_prefix_cache: bool, width: int
+) -> None:
+    """Not once for each of them: together their copies of the prompt would not fit."""
+    prompt = list(range(60))
+    params = GenerationParams(
+        40, temperature=0.0 if width else 1.0, seed=3, num_sequences=3, beam_width=width, num_logprobs=0
+    )
+    run = Continuous(num_blocks=17, max_batch_tokens=64, has_prefix_cache=has_prefix_cache)
+    urgent = run.start([96] * 20, greedy(120))
+    heard = run.start(prompt, params)
+    generation = first_generation(run, 1)
+    num_computed = 0
+    while step := run.batcher.form(0.0):
+        num_computed += sum(
+            max(0, min(part.num_past_tokens + part.num_tokens, 60) - part.num_past_tokens)
+            for part in step.parts
+            if part.generation is generation
+        )
+        run.compute(step)
+    run.run()
+    assert run.batcher.num_preemptions == generation.num_preemptions == 1
+    assert num_computed <= 2 * 60, "Once, and once more after it was lost."
+    alone = run_alone(prompt, params)
+    assert heard.answers == alone.answers and heard.reasons == alone.reasons == {0: "length", 1: "length", 2: "length"}
+    assert [len(answer) for answer in heard.answers.values()] == [40] * 3
+    assert urgent.answers[0] == expected_answer([96] * 20, 120)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.tuples(prompts, st.integers(1, 30), st.sampled_from([1, 2, 4])), min_size=2, max_size=6),
+    st.integers(24, 40),
+    st.booleans(),
+    st.booleans(),
+)
+def test_answers_and_beams_are_the_same_through_preemptions(
+    requests: list[tuple[list[int], int, int]], blocks: int, has_cache: bool, is_beam_search: bool
+) -> None:
+    def params(count: int, num: int) -> GenerationParams:
+        if is_beam_search:
+            return greedy(count, num_sequences=num, beam_width=num, stop_token_ids=(STOP,))
+        return GenerationParams(count, temperature=1.0, num_sequences=num, seed=5)
+
+    run = Continuous(num_blocks=blocks, max_batch_tokens=32, has_prefix_cache=has_cache)
+    heard = [run.start(prompt, params(count, num)) for prompt, count, num in requests]
+    run.run()
+    for each, (prompt, count, num) in zip(heard, requests, strict=True):
+        alone = run_alone(prompt, params(count, num))
+        assert each.answers == alone.answers and each.reasons == alone.reasons
+
+
+def test_more_urgent_generation_evicts_nobody_where_that_would_not_suffice() -> None:
+    """Their cache would be lost for nothing."""
+    run = Continuous(num_blocks=23, max_batch_tokens=256, max_total_tokens=400)
+    urgent = run.start([1] * 150, greedy(40), priority=-2)
+    lazy = run.start([2] * 100, greedy(40), priority=5)
+    run.step()
+    run.step()
+    assert len(run.batcher.running.generations) == 2
+    large = run.start([3] * 200, greedy(3), priority=-1)
+    run.step()
+    assert len(run.batcher.running.generations) == 2 and run.batcher.num_preemptions == 0
+    run.run()
+    for heard, prompt, count in ((urgent, [1] * 150, 40), (lazy, [2] * 100, 40), (large, [3] * 200, 3)):
+        assert heard.answers[0] == expected_answer(prompt, count)
+
+
+def test_more_urgent_generation_evicts_only_as_many_as_it_needs() -> None:
+    run = Continuous(num_blocks=21, max_total_tokens=400)
+    lazy = [run.start([number] * 60, greedy(10), priority=5) for number in range(3)]
+    run.step()
+    run.step()
+    run.step()
+    assert len(run.batcher.running.generations) == 3
+    urgent = run.start([9] * 90, greedy(3), priority=-1)
+    run.step()
+    assert run.batcher.num_preemptions == 1
+    assert len(run.batcher.running.generations) == 3
+    run.run()
+    assert urgent.answers[0] == expected_answer([9] * 90, 3)
+    assert [each.answers[0] for each in lazy] == [expected_answer([number] * 60, 10) for number in range(3)]
+
+
+@pytest.mark.parametrize("rows", [(), (0, 1)], ids=["all of it", "each row"])
+def test_generation_cancelled_while_its_step_is_under_way(rows: tuple[int, ...]) -> None:
+    """What comes out of the step is nobody's; its blocks may be somebody else's by then."""
+    run = Continuous()
+    gone = run.start([1, 2], GenerationParams(50, temperature=1.0, num_sequences=2))
+    here = run.start([3, 4], greedy(20))
+    run.step()
+    before = {row: list(answer) for row, answer in gone.answers.items()}
+    step = run.batcher.form(0.0)
+    assert step is not None and step.batch.num_seqs == 3
+    gone.stream.cancel(rows)
+    late = run.start(list(range(40)), greedy(5))
+    run.compute(step)
+    assert gone.answers == before and not gone.reasons
+    run.run()
+    assert here.answers[0] == expected_answer([3, 4], 20)
+    assert late.answers[0] == expected_answer(list(range(40)), 5)
+
+
+def test_cancelled_while_it_waits_it_never_runs() -> None:
+    run = Continuous(max_batch_requests=1)
+    first, gone = run.start([1], greedy(5)), run.start([2], greedy(5))
+    run.step()
+    gone.stream.cancel()
+    run.run()
+    assert first.answers[0] == expected_answer([1], 5) and gone.answers == {}
+
+
+def test_several_prompts_of_one_job() -> None:
+    """Rows of the first prompt come first; the job ends with the last of them, and the others do not wait for it."""
+    run = Continuous(max_batch_requests=4)
+    asked = [[1, 2], [3], [4, 5, 6], list(range(30))]
+    heard = run.start_job(make_job(asked, greedy(8, num_sequences=2)))
+    other = run.start([7], greedy(8))
+    run.run()
+    assert heard.answers == {row: expected_answer(asked[row // 2], 8) for row in range(8)}
+    assert heard.has_ended and set(heard.reasons) == set(range(8))
+    assert other.answers[0] == expected_answer([7], 8)
+
+
+def test_one_of_several_prompts_that_fails_fails_the_job() -> None:
+    info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=64)
+    run = Continuous(engine=NullDecoder(info, fail_token_id=1000))
+    heard = run.start_job(make_job([[1], [1000], [2]], greedy(8)))
+    good = run.start([7], greedy(8))
+    run.run()
+    assert isinstance(heard.error, EngineFailure)
+    assert good.answers[0] == expected_answer([7], 8)
+
+
+def test_prompts_of_a_job_leave_room_for_others() -> None:
+    """One of each job in turn."""
+    run = Continuous(max_batch_requests=2)
+    run.start_job(make_job([[number] for number in range(10)], greedy(3)))
+    single = run.start([50], greedy(3))
+    run.step()
+    assert single.answers
+
+
+def test_answers_are_stopped_row_by_row() -> None:
+    run = Continuous()
+    heard = run.start_job(make_job([[1], [2], [3]], greedy(30, num_sequences=2)))
+    run.step()
+    heard.stream.cancel([0, 1, 4])
+    run.step()
+    run.step()
+    assert len(run.batcher.running.generations) == 2
+    assert run.batcher.running.num_sequences == 4
+    assert sum(len(each.live) for each in run.batcher.running.generations) == 3
+    run.run()
+    assert {row: len(answer) for row, answer in heard.answers.items()} == {0: 1, 1: 1, 2: 30, 3: 30, 4: 1, 5: 30}
+    assert heard.has_ended and set(heard.reasons) == {2, 3, 5}
+
+
+def test_stopping_the_last_open_row_ends_the_job() -> None:
+    run = Continuous()
+    heard = run.start_job(make_job([[1], [2]], greedy(30)))
+    run.step()
+    heard.stream.cancel([1])
+    run.step()
+    heard.stream.cancel([0])
+    assert not run.batcher.decodings
+    run.run()
+
+
+def test_jobs_of_different_salts_share_no_blocks() -> None:
+    """What one finds in the prefix cache, and how soon it is answered, would tell it of another's prompt."""
+    run = Continuous()
+    prompt = list(range(40))
+
+    def count_cached(salt: str) -> int:
+        heard = run.start(prompt, greedy(3), salt=salt)
+        run.run()
+        assert heard.answers[0] == expected_answer(prompt, 3)
+        return heard.news[0].num_cached_tokens
+
+    assert [count_cached(salt) for salt in ("", "a", "b", "a", "b", "")] == [0, 0, 0, 32, 32, 32]
+
+
+def test_salts_are_kept_apart_while_both_run() -> None:
+    run = Continuous()
+    prompt = list(range(40))
+    for salt in ("a", "b"):
+        run.start(prompt, greedy(20), salt=salt)
+        run.step()
+    tables = [generation.live[0].table.block_ids for generation in run.batcher.running.generations]
+    assert not set(tables[0]) & set(tables[1])
+    run.start(prompt, greedy(20), salt="a")
+    run.step()
+    assert run.batcher.running.generations[2].live[0].table.block_ids[:2] == tables[0][:2]
+    run.run()
+
+
+def test_books_add_up_whatever_the_prefix_cache_holds() -> None:
+    """What counts as queued is the same on the way in and out, though most of it has been found meanwhile."""
+    run = Continuous()
+    for _ in range(2):
+        run.start(list(range(40)), greedy(3))
+        assert run.batcher.num_queued_tokens == 40
+        run.run()
+        assert run.batcher.num_queued_tokens == 0
+
+
+def test_canary_disturbs_nobody_and_is_not_counted() -> None:
+    run = Continuous()
+    heard = run.start([1, 2], greedy(5))
+    run.step()
+    canary = run.batcher.form_canary()
+    assert canary.is_canary
+    result = run.run_engine(canary)
+    assert result.output is not None
+    run.batcher.observe(result)
+    assert run.batcher.rate.num_tokens == 0
+    run.run()
+    assert heard.answers[0] == expected_answer([1, 2], 5)

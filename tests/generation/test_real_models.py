@@ -1,4 +1,4 @@
-"""Real models, through the scheduler and the engine, against transformers: the same greedy tokens, the same logits."""
+"""Real models, through the batcher and the engine, against transformers: the same greedy tokens, the same logits."""
 
 import random
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from runtime.engine import Engine
-from server.wire.job import GenerationParams
+from server.wire.generation import GenerationParams
 from tests.generation.continuous import Continuous, Heard, count_vocab
 from tests.generation.real_engines import build, load_reference, reference_logprobs
 from tests.tolerances import check_close
@@ -42,7 +42,7 @@ def generate(engine: Engine, prompts: list[list[int]], params: GenerationParams,
     heard = [run.start(prompt, params) for prompt in prompts]
     run.run()
     if "num_blocks" in options:
-        assert run.generating.num_preemptions > 0
+        assert run.batcher.num_preemptions > 0
     return heard
 
 
@@ -53,7 +53,7 @@ def check_against_reference(name: str, prompts: list[list[int]], heard: list[Hea
         steps = expected[len(prompt) - 1 : -1]
         answer = torch.tensor(each.answers[0])
         assert steps.argmax(-1).tolist() == answer.tolist()
-        logprobs = [logprob for event in each.events for logprob in event.logprobs]
+        logprobs = [logprob for news in each.news for logprob in news.logprobs]
         top = np.array([[value for _, value in logprob.top] for logprob in logprobs])
         wanted = steps.topk(NUM_TOP).values
         check_close(torch.from_numpy(top).float(), wanted)
@@ -90,8 +90,8 @@ def test_sampled_answer_is_the_same_alone_and_in_any_batch(name: str, draft: str
 
 def list_logprobs(heard: Heard) -> dict[int, list[float]]:
     found: dict[int, list[float]] = {}
-    for event in heard.events:
-        found.setdefault(event.index, []).extend(logprob.logprob for logprob in event.logprobs)
+    for news in heard.news:
+        found.setdefault(news.row, []).extend(logprob.logprob for logprob in news.logprobs)
     return found
 
 
@@ -103,7 +103,7 @@ def test_draft_model_that_is_the_model_is_always_right() -> None:
     heard = [run.start(prompt, params) for prompt in prompts]
     run.run()
     check_against_reference("stories15m", prompts, heard)
-    assert run.generating.num_accepted == run.generating.num_drafted > 300
+    assert run.batcher.settlement.num_accepted == run.batcher.settlement.num_drafted > 300
 
 
 def test_prompt_logprobs_are_transformers() -> None:
@@ -112,7 +112,7 @@ def test_prompt_logprobs_are_transformers() -> None:
     params = GenerationParams(0, temperature=0.0, num_prompt_logprobs=3)
     heard = generate(engine, prompts, params, max_batch_tokens=40)
     for prompt, each, expected in zip(prompts, heard, reference_logprobs("stories15m", prompts), strict=True):
-        found = each.events[0].prompt_logprobs
+        found = each.news[0].prompt_logprobs
         wanted = expected[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
         check_close(torch.tensor([logprob.logprob for logprob in found]), wanted)
         top = torch.tensor([[value for _, value in logprob.top] for logprob in found])
@@ -180,7 +180,7 @@ def test_narrow_caches_stay_close(kv_dtype: str) -> None:
     heard = generate(engine, sequences, GenerationParams(0, num_prompt_logprobs=0), max_batch_tokens=37)
     for sequence, each, expected in zip(sequences, heard, reference_logprobs("stories15m", sequences), strict=True):
         wanted = expected[:-1].gather(1, torch.tensor(sequence[1:])[:, None])[:, 0]
-        found = torch.tensor([logprob.logprob for logprob in each.events[0].prompt_logprobs])
+        found = torch.tensor([logprob.logprob for logprob in each.news[0].prompt_logprobs])
         bound = {"bf16": 0.02, "fp16": 0.003, "int8": 0.03}[kv_dtype]
         assert (found - wanted).norm() / wanted.norm() < bound
 

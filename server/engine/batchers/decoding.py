@@ -303,8 +303,9 @@ class DecodingBatcher:
         step = result.step
         actual_s = result.ended_s - result.started_s
         self.cost_model.observe(step.cost, step.batch.num_seqs, actual_s)
-        if not step.is_canary:
-            self.rate.observe(step.batch.num_tokens, actual_s)
+        if step.is_canary:
+            return
+        self.rate.observe(step.batch.num_tokens, actual_s)
         if self.metrics is not None:
             self.metrics.observe_step(*count_phases(step))
 
