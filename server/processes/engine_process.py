@@ -31,7 +31,7 @@ from server.engine.engine_server import EngineServer
 from server.engine.executor import DeviceThread, run_in_passing_thread
 from server.metrics import Metrics
 from server.processes.deployment import DeployedModel, Deployment, load
-from server.processes.startup import CANNOT_START, CRASHED, end_with_parent, make_progress, set_up_logging
+from server.processes.startup import CANNOT_START, CRASHED, make_progress, set_up_logging, stay_with_parent
 from server.tasks.registry import TASKS
 from server.tasks.task import Work
 from server.text.grammar import GrammarFactory
@@ -190,7 +190,7 @@ async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) 
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop)
-    end_with_parent(stop)
+    heart = stay_with_parent(stop)
     deployment = load(run_dir)
     model = deployment.models[model_index]
     is_alone = len(deployment.models) == 1
@@ -213,6 +213,7 @@ async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) 
         os._exit(CRASHED)  # the device thread may be stuck; the supervisor starts a new process
     await server.close()
     await engine_loop.close()
+    heart.cancel()
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from server.http.app import App
 from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
 from server.processes.deployment import DeployedModel, Deployment, load
-from server.processes.startup import end_with_parent, set_up_logging
+from server.processes.startup import set_up_logging, stay_with_parent
 from server.tasks.task import Work
 from server.text.chat_template import load_chat_template
 from server.text.tokenizer import load_tokenizer
@@ -101,8 +101,9 @@ async def serve_http(state: ServerState, listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, begin_drain)
-    end_with_parent(begin_drain)
+    heart = stay_with_parent(begin_drain)
     await serving
+    heart.cancel()
 
 
 async def drain(state: ServerState, server: uvicorn.Server) -> None:

@@ -4,18 +4,13 @@ It computes nothing and imports no torch. Engines and HTTP workers find one anot
 """
 
 import asyncio
-import json
 import logging
 import os
-import shutil
 import signal
 import socket
-import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import suppress
 from time import monotonic
 
 import msgspec
@@ -24,10 +19,12 @@ from runtime.engine import EngineInfo
 from server.config import ConfigError, ServerConfig
 from server.http.admission import clear_slot
 from server.metrics import METRICS_DIR_VARIABLE, forget_process
-from server.processes.deployment import DeployedModel, Deployment, resolve, save
+from server.processes.announcement import describe_access, describe_model
+from server.processes.child import HEARTBEAT_PATIENCE_S, Child
+from server.processes.deployment import Deployment, resolve, save
+from server.processes.run_dir import keep_fresh, make_run_dir
 from server.processes.startup import CANNOT_START, set_up_logging
-from server.tasks.task import Example
-from server.text.chat_template import load_chat_template
+from server.text.tokenizer import ENVIRONMENT as TOKENIZER_ENVIRONMENT
 
 logger = logging.getLogger("padless")
 
@@ -38,26 +35,11 @@ STEADY_S = 10.0
 FIRST_FAILURES = 3
 """An engine that dies this often before it was ever ready will not get better by trying again."""
 KILL_AFTER_S = 5.0
+KEEP_FILES_PERIOD_S = 3600.0
 SPIN_VARIABLE, SPIN_COUNT = "GOMP_SPINCOUNT", "2000"
 """How long threads of a kernel turn in circles before they sleep while they wait for one another, a few microseconds.
 OpenMP's own default is milliseconds, in which a thread that waits keeps a core from the one it waits for: with a busy
 process beside the engine a step of 2 ms took 600 (docs/decisions/0014)."""
-
-
-@dataclass(slots=True)
-class Child:
-    """A process the supervisor keeps alive; its last argument is how often it has been started.
-
-    Mutable: `process`, the current incarnation, and `num_starts`.
-    """
-
-    name: str
-    command: list[str]
-    pass_fds: tuple[int, ...] = ()
-    worker: int | None = None
-    """For HTTP workers: their slot in the admission files."""
-    process: asyncio.subprocess.Process | None = None
-    num_starts: int = 0
 
 
 class Supervisor:
@@ -69,14 +51,8 @@ class Supervisor:
         self.engines = [
             Child(
                 f"engine {model.config.name}/{replica}",
-                [
-                    sys.executable,
-                    "-m",
-                    "server.processes.engine_process",
-                    str(deployment.run_dir),
-                    str(model.index),
-                    str(replica),
-                ],
+                "server.processes.engine_process",
+                [str(deployment.run_dir), str(model.index), str(replica)],
             )
             for model in deployment.models
             if not model.config.engine.inline
@@ -92,8 +68,8 @@ class Supervisor:
         module = "server.processes.inline_process" if is_inline else "server.processes.http_process"
         descriptor = self.listener.fileno()
         for worker in range(self.deployment.config.server.http_workers):
-            command = [sys.executable, "-m", module, str(self.deployment.run_dir), str(worker), str(descriptor)]
-            yield Child(f"http {worker}", command, (descriptor,), worker)
+            arguments = [str(self.deployment.run_dir), str(worker), str(descriptor)]
+            yield Child(f"http {worker}", module, arguments, (descriptor,), worker)
 
     async def run(self) -> int:
         """Keep all children running until SIGTERM or SIGINT. Returns the exit status."""
@@ -102,6 +78,7 @@ class Supervisor:
             loop.add_signal_handler(signal_number, self.stopping.set)
         keepers = [asyncio.create_task(self.keep(child)) for child in (*self.engines, *self.workers)]
         announcer = asyncio.create_task(self.announce())
+        keepers.append(asyncio.create_task(self.keep_files()))
         await self.stopping.wait()
         announcer.cancel()
         patience_s = self.deployment.config.server.drain_timeout_s + KILL_AFTER_S
@@ -134,20 +111,16 @@ class Supervisor:
 
     async def run_child(self, child: Child) -> int:
         """One incarnation, from its start to its end; what it leaves behind is tidied up. Raises OSError."""
-        child.num_starts += 1
-        command = [*child.command, str(child.num_starts)]
-        # Its standard input stays open as long as we live: that is how it notices should we be killed.
-        process = child.process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.PIPE, pass_fds=child.pass_fds, process_group=0
-        )
-        if self.stopping.is_set():  # `stop` came before there was a process to stop
-            process.terminate()
-        status = await process.wait()
-        forget_process(process.pid)
+        status = await child.run(self.note_hang)
+        assert child.process is not None
+        forget_process(child.process.pid)
         if child.worker is not None:
             for model in self.deployment.models:
                 clear_slot(self.deployment.admission_path(model), child.worker)
         return status
+
+    def note_hang(self, child: Child) -> None:
+        logger.error("%s has said nothing for %.0f s; it is killed", child.name, HEARTBEAT_PATIENCE_S)
 
     async def stop(self, children: list[Child], patience_s: float) -> bool:
         """SIGTERM, then SIGKILL for those that do not end in time. Returns whether all ended by themselves."""
@@ -165,6 +138,13 @@ class Supervisor:
                     process.kill()
         return not pending
 
+    async def keep_files(self) -> None:
+        """Until the end: cleaners of temporary files take what has not been touched for days."""
+        while not self.stopping.is_set():
+            keep_fresh(self.deployment.run_dir)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.stopping.wait(), KEEP_FILES_PERIOD_S)
+
     async def announce(self) -> None:
         """Once every replica of every model is ready: say what runs, and how to talk to it."""
         started_s = monotonic()
@@ -179,10 +159,14 @@ class Supervisor:
         print(describe_access(self.deployment, url, monotonic() - started_s), flush=True)
 
 
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""The way to this machine leads past the proxies of the environment."""
+
+
 def fetch(url: str) -> bytes | None:
     """The body; None where the answer is not 200 or does not come."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
+        with DIRECT.open(url, timeout=5) as response:
             return bytes(response.read())
     except OSError:
         return None
@@ -193,41 +177,6 @@ def find_url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def describe_model(model: DeployedModel, info: EngineInfo) -> str:
-    weights, activations = info.weight_bytes / 2**20, info.activation_bytes / 2**20
-    cache = f" + KV cache {info.kv_cache_bytes / 2**20:.1f} MB ({info.kv_cache_dtype})" if info.num_blocks else ""
-    total = weights + activations + info.kv_cache_bytes / 2**20
-    replicas = model.config.engine.replicas
-    kernels = f" with {info.kernels} kernels" if info.device == "cpu" else ""
-    unplanned = f"; ops that allocate for themselves: {', '.join(info.unplanned_ops)}" if info.unplanned_ops else ""
-    outcome = model.task.describe_output(model.info)
-    return "\n".join(
-        [
-            f"{model.config.name}: {model.info.architecture}, {model.task.name}, from {model.directory}",
-            f"  engine     {info.kind}, {info.precision} ({info.precision_reason}), on {info.device}{kernels}, "
-            f"{replicas} replica{'s' * (replicas > 1)} with {info.threads} thread{'s' * (info.threads > 1)}",
-            f"  memory     weights {weights:.1f} MB + activations {activations:.1f} MB at the largest batch "
-            f"({info.max_batch_tokens} tokens){cache} = {total:.1f} MB per replica{unplanned}",
-            f"  inputs     up to {model.max_input_tokens} tokens, {outcome}",
-        ]
-    )
-
-
-def describe_access(deployment: Deployment, url: str, seconds: float) -> str:
-    route, body = find_example(deployment.models[0])
-    return (
-        f"Ready after {seconds:.1f} s on {url} (docs at /docs, metrics at /metrics). Try:\n"
-        f"  curl {url}{route} -H 'content-type: application/json' -d '{json.dumps(body)}'"
-    )
-
-
-def find_example(model: DeployedModel) -> Example:
-    """A request that this model answers."""
-    has_tokenizer = (model.text_directory / "tokenizer.json").exists()
-    has_chat_template = load_chat_template(model.text_directory).is_there
-    return model.task.make_example(model.config.name, has_tokenizer, has_chat_template)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -250,21 +199,25 @@ def launch(config: ServerConfig) -> int:
     """Serve until told to stop. Raises ConfigError, ModelDirectoryError before anything is started."""
     set_up_logging(config.server.log_level)
     listener = listen(config.server.host, config.server.port)
-    run_dir = Path(tempfile.mkdtemp(prefix="padless-"))
     try:
-        deployment = resolve(config, run_dir)
-        deployment.metrics_dir.mkdir()
-        # Inherited by all children, which is when it counts: prometheus_client reads it as it is imported.
-        os.environ[METRICS_DIR_VARIABLE] = str(deployment.metrics_dir)
-        os.environ.setdefault(SPIN_VARIABLE, SPIN_COUNT)
-        save(deployment)
-        for model in deployment.models:
-            deployment.admission_path(model).touch()
-            print(f"{model.config.name}: loading {model.info.architecture} from {model.directory}", flush=True)
-        return asyncio.run(run_supervisor(deployment, listener))
+        with make_run_dir() as run_dir:
+            deployment = resolve(config, run_dir)
+            deployment.metrics_dir.mkdir()
+            set_environment(deployment)
+            save(deployment)
+            for model in deployment.models:
+                deployment.admission_path(model).touch()
+                print(f"{model.config.name}: loading {model.info.architecture} from {model.directory}", flush=True)
+            return asyncio.run(run_supervisor(deployment, listener))
     finally:
         listener.close()
-        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def set_environment(deployment: Deployment) -> None:
+    """What all children inherit, which is when it counts: libraries read these variables as they are imported."""
+    os.environ[METRICS_DIR_VARIABLE] = str(deployment.metrics_dir)
+    os.environ.setdefault(SPIN_VARIABLE, SPIN_COUNT)
+    os.environ.update(TOKENIZER_ENVIRONMENT)
 
 
 async def run_supervisor(deployment: Deployment, listener: socket.socket) -> int:

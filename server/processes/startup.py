@@ -5,11 +5,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from tqdm import tqdm
 
 from runtime.engine import Progress
+from server.processes.child import HEARTBEAT_PERIOD_S
 
 CANNOT_START = 2
 """Exit status of a child that would fail again: its configuration or its model cannot be used."""
@@ -45,8 +47,9 @@ def make_progress(name: str) -> Progress:
     return progress
 
 
-def end_with_parent(on_end: Callable[[], None]) -> None:
-    """Call `on_end` when the supervisor, which holds the other end of our standard input, is gone. Needs a loop."""
+def stay_with_parent(on_end: Callable[[], None]) -> "asyncio.Task[None]":
+    """Show the supervisor, which holds the other end of our standard input, that our event loop turns; and call
+    `on_end` when it is gone. Needs a loop; keep what it returns."""
     loop = asyncio.get_running_loop()
     stdin = sys.stdin.fileno()
 
@@ -55,4 +58,11 @@ def end_with_parent(on_end: Callable[[], None]) -> None:
             loop.remove_reader(stdin)
             on_end()
 
+    async def beat() -> None:
+        while True:
+            with suppress(OSError):
+                os.write(stdin, b".")
+            await asyncio.sleep(HEARTBEAT_PERIOD_S)
+
     loop.add_reader(stdin, check)
+    return asyncio.create_task(beat())

@@ -120,7 +120,9 @@ def test_weighted_poolings(mode: str, precision: str, tmp_path: Path) -> None:
     pooled = [weight @ span / divisor for weight, span, divisor in zip(weights, spans, divisors, strict=True)]
     expected = torch.cat([torch.stack(pooled), torch.stack([span.amax(0) for span in spans])], dim=1)
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    check_close(build(model, kind="planned", precision=precision).run(pack(ids, types)).arrays["embeddings"], expected, dtype)
+    check_close(
+        build(model, kind="planned", precision=precision).run(pack(ids, types)).arrays["embeddings"], expected, dtype
+    )
 
 
 def test_unknown_pooling(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from fake_generator import BOS, CONTEXT, EOS, GenerationServer, write_directory
 from models.info import ModelDirectoryError, ModelInfo
 from server.config import ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
 from server.errors import InvalidField
+from server.processes.announcement import find_example
 from server.processes.deployment import DeployedModel, resolve
-from server.processes.launch import find_example
 from server.tasks.registry import TASKS
 from server.text.tokenizer import load_tokenizer
 

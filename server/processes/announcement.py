@@ -1,0 +1,43 @@
+"""What the first lines say of a server that is ready: what runs, at what cost, and how to talk to it."""
+
+import json
+
+from runtime.engine import EngineInfo
+from server.processes.deployment import DeployedModel, Deployment
+from server.tasks.task import Example
+from server.text.chat_template import load_chat_template
+
+
+def describe_model(model: DeployedModel, info: EngineInfo) -> str:
+    weights, activations = info.weight_bytes / 2**20, info.activation_bytes / 2**20
+    cache = f" + KV cache {info.kv_cache_bytes / 2**20:.1f} MB ({info.kv_cache_dtype})" if info.num_blocks else ""
+    total = weights + activations + info.kv_cache_bytes / 2**20
+    replicas = model.config.engine.replicas
+    kernels = f" with {info.kernels} kernels" if info.device == "cpu" else ""
+    unplanned = f"; ops that allocate for themselves: {', '.join(info.unplanned_ops)}" if info.unplanned_ops else ""
+    outcome = model.task.describe_output(model.info)
+    return "\n".join(
+        [
+            f"{model.config.name}: {model.info.architecture}, {model.task.name}, from {model.directory}",
+            f"  engine     {info.kind}, {info.precision} ({info.precision_reason}), on {info.device}{kernels}, "
+            f"{replicas} replica{'s' * (replicas > 1)} with {info.threads} thread{'s' * (info.threads > 1)}",
+            f"  memory     weights {weights:.1f} MB + activations {activations:.1f} MB at the largest batch "
+            f"({info.max_batch_tokens} tokens){cache} = {total:.1f} MB per replica{unplanned}",
+            f"  inputs     up to {model.max_input_tokens} tokens, {outcome}",
+        ]
+    )
+
+
+def describe_access(deployment: Deployment, url: str, seconds: float) -> str:
+    route, body = find_example(deployment.models[0])
+    return (
+        f"Ready after {seconds:.1f} s on {url} (docs at /docs, metrics at /metrics). Try:\n"
+        f"  curl {url}{route} -H 'content-type: application/json' -d '{json.dumps(body)}'"
+    )
+
+
+def find_example(model: DeployedModel) -> Example:
+    """A request that this model answers."""
+    has_tokenizer = (model.text_directory / "tokenizer.json").exists()
+    has_chat_template = load_chat_template(model.text_directory).is_there
+    return model.task.make_example(model.config.name, has_tokenizer, has_chat_template)

@@ -1,0 +1,84 @@
+"""A process that the supervisor keeps alive, and how it is known to be alive.
+
+Its standard input is a socket whose other end the supervisor holds. The child writes to it as long as its event loop
+turns, and reads from it the supervisor's end, should that be killed.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+HEARTBEAT_PERIOD_S = 0.5
+HEARTBEAT_PATIENCE_S = 6.0
+"""A child that has once been heard and is silent for so long is stopped, or its loop is stuck."""
+WATCH_PERIOD_S = 0.5
+ROOT = Path(__file__).parents[2]
+"""Children run the code that the supervisor runs, from whatever folder it was started in."""
+
+
+@dataclass(slots=True)
+class Child:
+    """`module` is run with `arguments`, and at last how often it has been started.
+
+    Mutable: `process`, the current incarnation, `num_starts`, and when it was last heard.
+    """
+
+    name: str
+    module: str
+    arguments: list[str]
+    pass_fds: tuple[int, ...] = ()
+    worker: int | None = None
+    """For HTTP workers: their slot in the admission files."""
+    process: asyncio.subprocess.Process | None = None
+    num_starts: int = 0
+    last_heard_s: float | None = None
+
+    async def run(self, on_hang: Callable[["Child"], None]) -> int:
+        """One incarnation, from its start to its end. Returns its exit status. Raises OSError."""
+        self.num_starts += 1
+        self.last_heard_s = None
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                # -P: a folder called `server` where the user happens to stand is not ours.
+                command = [sys.executable, "-P", "-m", self.module, *self.arguments, str(self.num_starts)]
+                path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+                self.process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=theirs.fileno(),
+                    pass_fds=self.pass_fds,
+                    process_group=0,
+                    env=os.environ | {"PYTHONPATH": path},
+                )
+            ours.setblocking(False)
+            loop = asyncio.get_running_loop()
+            loop.add_reader(ours, self.hear, ours)
+            watch = asyncio.create_task(self.watch(on_hang))
+            try:
+                return await self.process.wait()
+            finally:
+                watch.cancel()
+                loop.remove_reader(ours)
+
+    def hear(self, ours: socket.socket) -> None:
+        try:
+            if ours.recv(4096):
+                self.last_heard_s = monotonic()
+            else:  # it is ending
+                asyncio.get_running_loop().remove_reader(ours)
+        except OSError:
+            return
+
+    async def watch(self, on_hang: Callable[["Child"], None]) -> None:
+        assert self.process is not None
+        while True:
+            await asyncio.sleep(WATCH_PERIOD_S)
+            if self.last_heard_s is not None and monotonic() - self.last_heard_s > HEARTBEAT_PATIENCE_S:
+                on_hang(self)
+                self.process.kill()
+                return
