@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 
 from bench.minilm import DIRECTORY, build_ours
 from bench.report import write_results
+from bench.traffic import pack_sorted
 from loadtest.client import Client, fetch
 from loadtest.closed_loop import Closed, measure_closed
 from loadtest.measure import Traffic
@@ -31,7 +32,6 @@ from loadtest.open_loop import Step, measure_step
 from loadtest.server_process import find_free_port, serve
 from loadtest.workloads import build_bodies, build_texts, find_workload, load_workload
 from server.config import load_config
-from server.engine.batchers.packing import pack, sort_by_length
 from server.wire.job import TokenSequence
 
 WORKLOAD = "short-words"
@@ -56,7 +56,7 @@ def run_engine_alone() -> None:
         for batch in itertools.cycle(batches):
             if time.perf_counter() - started_s > SECONDS:
                 break
-            engine.run(pack([batch[index] for index in sort_by_length(batch)]))
+            engine.run(pack_sorted(batch))
             num_texts += len(batch)
         print(num_texts / (time.perf_counter() - started_s), flush=True)
 

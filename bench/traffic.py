@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.batch import Batch
-from server.engine.batchers.packing import pack, sort_by_length
+from server.engine.batchers.packing import pack_sequences, sort_by_length
 from server.wire.job import TokenSequence
 
 MAX_TOKENS = 256
@@ -31,7 +31,8 @@ def sample_sequences(lengths: npt.NDArray[np.int64], rng: np.random.Generator) -
 
 def pack_sorted(sequences: list[TokenSequence]) -> Batch:
     """As the server packs."""
-    return pack([sequences[index] for index in sort_by_length(sequences)])
+    order = sort_by_length([sequence.num_tokens for sequence in sequences])
+    return pack_sequences([sequences[place] for place in order])
 
 
 def pad_all(sequences: list[TokenSequence]) -> list[TokenSequence]:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from loadtest.sharegpt import NotAvailable, find_sharegpt
 from loadtest.workloads import WorkloadError
-from tests.quantization.sharegpt import NotAvailable, find_sharegpt
 
 SHAREGPT = "sharegpt"
 

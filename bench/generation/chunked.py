@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from bench.generation.ours import Reply, ask, build_loop, make_parser
+from bench.generation.ours import Ours, Reply, ask, build_ours, make_parser
 from bench.generation.session import Task
 from bench.generation.workload import find_model, load_tokenizer, sample_prompt
 from bench.report import write_results
 from bench.timing import Comparison, format_ratio
-from server.engine.engine_loop import EngineLoop
 
 MODEL = "smollm2-135m-instruct"
 CHUNKS = {"all at once": 0, "128 tokens": 128, "64 tokens": 64}
@@ -43,17 +42,17 @@ class Pauses:
     """The newcomer's wait."""
 
 
-async def run_round(loop: EngineLoop, prompts: Sequence[list[int]]) -> Pauses:
+async def run_round(ours: Ours, prompts: Sequence[list[int]]) -> Pauses:
     """The long prompt last."""
     *short, long = prompts
     replies = [Reply() for _ in short]
     tasks = [
-        asyncio.create_task(ask(loop, Task(prompt, READER_TOKENS), reply))
+        asyncio.create_task(ask(ours, Task(prompt, READER_TOKENS), reply))
         for prompt, reply in zip(short, replies, strict=True)
     ]
     while any(len(reply.token_ids) < HEAD_START_TOKENS for reply in replies):
         await asyncio.sleep(1e-3)
-    newcomer = await ask(loop, Task(long, 1))
+    newcomer = await ask(ours, Task(long, 1))
     await asyncio.gather(*tasks)
     return find_pauses(replies, newcomer)
 
@@ -70,33 +69,31 @@ def find_pauses(readers: Sequence[Reply], newcomer: Reply) -> Pauses:
     return Pauses(statistics.median(before), max(during), newcomer.first_s)
 
 
-async def measure(loop: EngineLoop, rounds: int) -> dict[str, list[Pauses]]:
+async def measure(ours: Ours, rounds: int) -> dict[str, list[Pauses]]:
     """The first round warms up and does not count."""
     rng, tokenizer = np.random.default_rng(0), load_tokenizer(find_model(MODEL))
     lengths = [READER_PROMPT_TOKENS] * NUM_READERS + [PROMPT_TOKENS]
     pauses: dict[str, list[Pauses]] = {name: [] for name in CHUNKS}
-    residents = loop.scheduler.residents
-    assert residents is not None
-    await loop.start()
+    await ours.loop.start()
     for _ in tqdm(range(1 + rounds), desc="rounds", leave=False):
         prompts = [sample_prompt(tokenizer, length, rng) for length in lengths]
         for name, num_tokens in CHUNKS.items():
-            residents.prefill_chunk_tokens = num_tokens
-            pauses[name].append(await run_round(loop, prompts))
-    await loop.close()
+            ours.batcher.running.prefill_chunk_tokens = num_tokens
+            pauses[name].append(await run_round(ours, prompts))
+    await ours.loop.close()
     return {name: each[1:] for name, each in pauses.items()}
 
 
 def main() -> None:
     arguments = make_parser(__doc__, rounds=5).parse_args()
-    loop = build_loop(
+    ours = build_ours(
         find_model(MODEL),
         threads=arguments.threads,
         max_batch_requests=NUM_READERS + 1,
         max_total_tokens=MAX_TOTAL_TOKENS,
         max_batch_tokens=MAX_BATCH_TOKENS,
     )
-    pauses = asyncio.run(measure(loop, arguments.rounds))
+    pauses = asyncio.run(measure(ours, arguments.rounds))
     worst = Comparison({name: [each.worst_s for each in rounds] for name, rounds in pauses.items()})
     first = Comparison({name: [each.first_s for each in rounds] for name, rounds in pauses.items()})
     table = [["prompt computed", "usual pause ms", "worst pause ms", "of all at once (10-90 %)"]]

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from matplotlib.figure import Figure
 
-from bench.generation.ours import ask_all, build_loop, make_parser
+from bench.generation.ours import Ours, ask_all, build_ours, make_parser
 from bench.generation.session import Task
 from bench.generation.workload import MODELS, find_model, load_tokenizer, sample_prompt, sample_tasks
 from bench.report import RESULTS, write_results
 from runtime.kv_cache.blocks import BLOCK_SIZE
-from server.engine.engine_loop import EngineLoop
-from server.engine.executor import StepResult
+from server.engine.batchers.batcher import StepResult
+from server.engine.batchers.decoding import DecodingStep
+from server.engine.batchers.running_set import RunningSet
 
 MODEL = "smollm2-135m-instruct"
 MAX_TOTAL_TOKENS = 2048
@@ -36,15 +37,13 @@ class Samples:
 
     counts: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in COUNTS})
 
-    def add(self, loop: EngineLoop) -> None:
-        residents = loop.scheduler.residents
-        assert residents is not None
-        running = residents.generations
+    def add(self, running_set: RunningSet) -> None:
+        running = running_set.generations
         if not running:
             return
         live = sum(sequence.num_computed_tokens for each in running for sequence in each.live)
         own = sum(each.num_prompt_tokens + each.max_new_tokens for each in running)
-        held = residents.allocator.num_used_blocks * BLOCK_SIZE
+        held = running_set.allocator.num_used_blocks * BLOCK_SIZE
         for name, count in zip(COUNTS, (live, held, own, len(running) * MAX_TOTAL_TOKENS), strict=True):
             self.counts[name].append(count)
 
@@ -53,16 +52,17 @@ class Samples:
         return sum(self.counts[name]) / sum(self.counts["live tokens"])
 
 
-def watch(loop: EngineLoop) -> Samples:
+def watch(ours: Ours) -> Samples:
     """Sample after every step from now on, before the next one is formed."""
     samples = Samples()
-    finish_step = loop.finish_step
+    settle = ours.batcher.settle
 
-    def finish_and_sample(result: StepResult) -> None:
-        finish_step(result)
-        samples.add(loop)
+    def settle_and_sample(result: StepResult[DecodingStep], now_s: float) -> list[DecodingStep]:
+        again = settle(result, now_s)
+        samples.add(ours.batcher.running)
+        return again
 
-    loop.finish_step = finish_and_sample  # type: ignore[method-assign]
+    ours.batcher.settle = settle_and_sample  # type: ignore[method-assign]
     return samples
 
 
@@ -74,20 +74,20 @@ def sample_workloads(num_requests: int) -> dict[str, list[Task]]:
     return {"own prompts": tasks, f"{PREFIX_TOKENS} tokens in common": shared}
 
 
-async def measure(loop: EngineLoop, tasks: Sequence[Task], max_concurrent: int) -> Samples:
+async def measure(ours: Ours, tasks: Sequence[Task], max_concurrent: int) -> Samples:
     """The first request is answered before the others come: only then is a beginning there to be shared."""
-    await ask_all(loop, tasks[:1], 1)
-    samples = watch(loop)
-    await ask_all(loop, tasks, max_concurrent)
-    del loop.finish_step  # the method again
+    await ask_all(ours, tasks[:1], 1)
+    samples = watch(ours)
+    await ask_all(ours, tasks, max_concurrent)
+    del ours.batcher.settle  # the method again
     return samples
 
 
-async def measure_all(loop: EngineLoop, max_concurrent: int, num_requests: int) -> dict[str, Samples]:
-    await loop.start()
+async def measure_all(ours: Ours, max_concurrent: int, num_requests: int) -> dict[str, Samples]:
+    await ours.loop.start()
     workloads = sample_workloads(num_requests)
-    found = {name: await measure(loop, tasks, max_concurrent) for name, tasks in workloads.items()}
-    await loop.close()
+    found = {name: await measure(ours, tasks, max_concurrent) for name, tasks in workloads.items()}
+    await ours.loop.close()
     return found
 
 
@@ -116,16 +116,16 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--concurrency", type=int, default=16)
     arguments = parser.parse_args()
-    loop = build_loop(
+    ours = build_ours(
         find_model(MODEL),
         threads=arguments.threads,
         max_batch_requests=arguments.concurrency,
         max_total_tokens=MAX_TOTAL_TOKENS,
         has_prefix_cache=True,
     )
-    info = loop.engine.info
+    info = ours.loop.executor.info
     token_bytes = info.kv_cache_bytes / info.num_blocks / BLOCK_SIZE
-    found = asyncio.run(measure_all(loop, arguments.concurrency, arguments.requests))
+    found = asyncio.run(measure_all(ours, arguments.concurrency, arguments.requests))
     results = {workload: samples.counts for workload, samples in found.items()}
     write_results(
         "generation-kv-memory", build_table(found, token_bytes), {"bytes_per_token": token_bytes, "tokens": results}

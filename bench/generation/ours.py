@@ -1,4 +1,4 @@
-"""Padless's engine loop in this process, and what happened to each request it was given."""
+"""Padless's decoding batcher and engine loop in this process, and what happened to each request it was given."""
 
 import argparse
 import asyncio
@@ -8,7 +8,6 @@ from pathlib import Path
 from time import monotonic
 
 import numpy as np
-from server.engine.batchers.scheduler import SchedulerLimits
 
 from bench.generation.session import Task
 from models.info import read_info
@@ -16,11 +15,14 @@ from models.load import load_model
 from runtime.build import BatchLimits, build_engine
 from runtime.config import EngineConfig
 from runtime.engine import Engine
+from server.engine.batchers.batcher import StepLimits
+from server.engine.batchers.decoding import DecodingBatcher, DecodingOptions, DecodingStep
 from server.engine.cost_model import CostModel
-from server.engine.engine_loop import EngineLoop, GenerationOptions
-from server.engine.executor import run_in_passing_thread
+from server.engine.engine_loop import EngineLoop
+from server.engine.executor import DeviceThread, run_in_passing_thread
 from server.metrics import Metrics
-from server.wire.job import GenerationParams
+from server.wire.generation import GenerationParams, read_news
+from server.wire.job import Job, TokenSequence, write_inputs
 
 TIMEOUT_S = 3600.0
 BUDGET_MB = 4000.0
@@ -34,6 +36,14 @@ def make_parser(description: str | None, *, rounds: int | None) -> argparse.Argu
         parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--threads", type=int, default=2)
     return parser
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A loop to be started and closed, and its batcher, which may be looked into."""
+
+    loop: EngineLoop[DecodingStep]
+    batcher: DecodingBatcher
 
 
 @dataclass
@@ -51,7 +61,7 @@ class Reply:
         return self.times_s[0] - self.started_s
 
 
-def build_loop(
+def build_ours(
     model: Path,
     *,
     threads: int,
@@ -62,7 +72,7 @@ def build_loop(
     prefill_chunk_tokens: int = 128,
     has_prefix_cache: bool = False,
     num_drafts: int = 0,
-) -> EngineLoop:
+) -> Ours:
     """As an engine process builds it, warmed up. `max_total_tokens`: or the model's context, if that is smaller."""
     info = read_info(model, task="generate")
     max_total_tokens = min(max_total_tokens, info.max_input_tokens)
@@ -78,35 +88,38 @@ def build_loop(
         return engine
 
     engine = run_in_passing_thread(build)
-    return EngineLoop(
-        engine,
-        SchedulerLimits(engine.info.max_batch_tokens, max_batch_requests, 0.0, engine.info.max_batch_logits),
+    changed = asyncio.Event()
+    batcher = DecodingBatcher(
+        StepLimits(engine.info.max_batch_tokens, max_batch_requests, 0.0, engine.info.max_batch_logits),
         CostModel(),
-        Metrics(),
-        model=model.name,
-        generation=GenerationOptions(max_total_tokens, prefill_chunk_tokens, has_prefix_cache, num_drafts),
+        engine.info,
+        DecodingOptions(max_total_tokens, prefill_chunk_tokens, has_prefix_cache, num_drafts),
+        vocab_size=info.vocab_size,
+        wake=changed.set,
     )
+    return Ours(EngineLoop(batcher, DeviceThread(engine, "device"), Metrics(), changed, model=model.name), batcher)
 
 
-async def ask(loop: EngineLoop, task: Task, reply: Reply | None = None, stop_token_ids: tuple[int, ...] = ()) -> Reply:
+async def ask(ours: Ours, task: Task, reply: Reply | None = None, stop_token_ids: tuple[int, ...] = ()) -> Reply:
     """Greedy, past any other end token. Fills `reply`, so that others can watch it grow."""
     reply = reply or Reply()
     reply.started_s = monotonic()
     params = GenerationParams(task.num_tokens, temperature=0.0, stop_token_ids=stop_token_ids)
-    async for events in loop.generate(np.array(task.input_ids, np.int32), params, reply.started_s + TIMEOUT_S):
-        for event in events:
-            reply.token_ids += event.token_ids
-            reply.times_s += [monotonic()] * len(event.token_ids)
-            reply.num_cached_tokens += event.num_cached_tokens
+    prompt = TokenSequence(np.array(task.input_ids, np.int32))
+    async for result in ours.loop.submit(Job("generate", write_inputs([prompt]), TIMEOUT_S, params)):
+        for news in read_news(result):
+            reply.token_ids += news.token_ids
+            reply.times_s += [monotonic()] * len(news.token_ids)
+            reply.num_cached_tokens += news.num_cached_tokens
     return reply
 
 
-async def ask_all(loop: EngineLoop, tasks: Sequence[Task], max_concurrent: int) -> list[Reply]:
+async def ask_all(ours: Ours, tasks: Sequence[Task], max_concurrent: int) -> list[Reply]:
     """In the order of the tasks; the next one is sent when one of `max_concurrent` has been answered."""
     places = asyncio.Semaphore(max_concurrent)
 
     async def ask_in_turn(task: Task) -> Reply:
         async with places:
-            return await ask(loop, task)
+            return await ask(ours, task)
 
     return await asyncio.gather(*(ask_in_turn(task) for task in tasks))

@@ -9,34 +9,33 @@ import asyncio
 import numpy as np
 from tqdm import tqdm
 
-from bench.generation.ours import Reply, ask, build_loop, make_parser
+from bench.generation.ours import Ours, Reply, ask, build_ours, make_parser
 from bench.generation.session import Task
 from bench.generation.workload import find_model, load_tokenizer, sample_prompt
 from bench.report import write_results
 from bench.timing import Comparison, format_ratio
-from server.engine.engine_loop import EngineLoop
 
 MODEL = "smollm2-135m-instruct"
 PREFIX_TOKENS, END_TOKENS, ANSWER_TOKENS = 500, 20, 4
 
 
-async def measure(loop: EngineLoop, rounds: int) -> dict[str, list[Reply]]:
+async def measure(ours: Ours, rounds: int) -> dict[str, list[Reply]]:
     """The first round warms up and does not count."""
     rng, tokenizer = np.random.default_rng(0), load_tokenizer(find_model(MODEL))
     replies: dict[str, list[Reply]] = {"cold": [], "warm": []}
-    await loop.start()
+    await ours.loop.start()
     for _ in tqdm(range(1 + rounds), desc="rounds", leave=False):
         prefix = sample_prompt(tokenizer, PREFIX_TOKENS, rng)
         for name in replies:
             prompt = prefix + sample_prompt(tokenizer, END_TOKENS, rng)
-            replies[name].append(await ask(loop, Task(prompt, ANSWER_TOKENS)))
-    await loop.close()
+            replies[name].append(await ask(ours, Task(prompt, ANSWER_TOKENS)))
+    await ours.loop.close()
     return {name: each[1:] for name, each in replies.items()}
 
 
 def main() -> None:
     arguments = make_parser(__doc__, rounds=10).parse_args()
-    loop = build_loop(
+    ours = build_ours(
         find_model(MODEL),
         threads=arguments.threads,
         max_batch_requests=8,
@@ -44,7 +43,7 @@ def main() -> None:
         max_batch_tokens=1024,
         has_prefix_cache=True,
     )
-    replies = asyncio.run(measure(loop, arguments.rounds))
+    replies = asyncio.run(measure(ours, arguments.rounds))
     comparison = Comparison({name: [reply.first_s for reply in each] for name, each in replies.items()})
     table = [["prefix", "tokens found in the cache", "median ms to the first token", "times warm (10-90 %)"]]
     for name, each in replies.items():

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from bench.generation.ours import ask, build_loop, make_parser
+from bench.generation.ours import Ours, ask, build_ours, make_parser
 from bench.generation.prompts import ORDINARY, REPETITIVE, encode_chat, find_end
 from bench.generation.session import Task
 from bench.generation.workload import find_model, load_tokenizer
 from bench.report import write_results
 from bench.timing import Comparison, format_ratio
-from server.engine.engine_loop import EngineLoop
 
 MODEL = "smollm2-135m-instruct"
 ANSWER_TOKENS = 128
@@ -38,36 +37,34 @@ class Runs:
         return self.num_accepted / max(self.num_drafted, 1)
 
 
-async def run_once(loop: EngineLoop, tasks: Sequence[Task], end: int, num_drafts: int, runs: Runs) -> None:
-    generating = loop.generating
-    assert generating is not None
-    generating.num_drafts = num_drafts
-    before = generating.describe_cache()
+async def run_once(ours: Ours, tasks: Sequence[Task], end: int, num_drafts: int, runs: Runs) -> None:
+    settlement = ours.batcher.settlement
+    settlement.num_drafts = num_drafts
+    num_drafted, num_accepted = settlement.num_drafted, settlement.num_accepted
     started_s = time.perf_counter()
-    replies = [await ask(loop, task, stop_token_ids=(end,)) for task in tasks]
+    replies = [await ask(ours, task, stop_token_ids=(end,)) for task in tasks]
     runs.seconds.append(time.perf_counter() - started_s)
-    after = generating.describe_cache()
     runs.answers = [reply.token_ids for reply in replies]
-    runs.num_drafted += after.num_drafted - before.num_drafted
-    runs.num_accepted += after.num_accepted - before.num_accepted
+    runs.num_drafted += settlement.num_drafted - num_drafted
+    runs.num_accepted += settlement.num_accepted - num_accepted
 
 
-async def measure(loop: EngineLoop, rounds: int, num_drafts: int) -> dict[str, dict[str, Runs]]:
+async def measure(ours: Ours, rounds: int, num_drafts: int) -> dict[str, dict[str, Runs]]:
     """By kind of prompt, with drafts and without. Each is warmed up once."""
     tokenizer = load_tokenizer(find_model(MODEL))
     end = find_end(tokenizer)
     settings = {"none": 0, str(num_drafts): num_drafts}
-    await loop.start()
+    await ours.loop.start()
     found: dict[str, dict[str, Runs]] = {}
     for kind, texts in PROMPTS.items():
         tasks = [Task(encode_chat(tokenizer, text), ANSWER_TOKENS) for text in texts]
         for count in settings.values():
-            await run_once(loop, tasks[:1], end, count, Runs())
+            await run_once(ours, tasks[:1], end, count, Runs())
         found[kind] = {name: Runs() for name in settings}
         for _ in tqdm(range(rounds), desc=kind, leave=False):
             for name, count in settings.items():
-                await run_once(loop, tasks, end, count, found[kind][name])
-    await loop.close()
+                await run_once(ours, tasks, end, count, found[kind][name])
+    await ours.loop.close()
     return found
 
 
@@ -89,14 +86,14 @@ def main() -> None:
     parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--drafts", type=int, default=4, help="tokens guessed at a time (default: %(default)s)")
     arguments = parser.parse_args()
-    loop = build_loop(
+    ours = build_ours(
         find_model(MODEL),
         threads=arguments.threads,
         max_batch_requests=4,
         max_total_tokens=512,
         num_drafts=arguments.drafts,
     )
-    found = asyncio.run(measure(loop, arguments.rounds, arguments.drafts))
+    found = asyncio.run(measure(ours, arguments.rounds, arguments.drafts))
     results = {
         kind: {
             name: {"seconds": runs.seconds, "num_drafted": runs.num_drafted, "num_accepted": runs.num_accepted}

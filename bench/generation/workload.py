@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from bench.generation.decoders import find_decoder
 from bench.generation.session import Task
 from loadtest.words import WORDS
-from tests.models.decoders import find_decoder
 
 SPREAD = 0.7
 """Of the logarithms of lengths, as `bench.traffic` has it."""
@@ -44,7 +44,7 @@ MODELS = {
     "smollm2-135m-instruct": Traffic(Lengths(50, 8, 200), Lengths(40, 8, 128)),
     "stories15m": Traffic(Lengths(38, 8, 152), Lengths(30, 8, 100)),
 }
-"""By their names in `tests.models.decoders`. stories15m has a context of 256 tokens."""
+"""By their names in `bench.generation.decoders`. stories15m has a context of 256 tokens."""
 
 
 def find_model(name: str) -> Path:

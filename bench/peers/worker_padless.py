@@ -10,7 +10,7 @@ from models.info import read_info
 from models.load import load_model
 from runtime.build import BatchLimits, build_engine
 from runtime.config import EngineConfig
-from server.engine.batchers.packing import pack
+from server.engine.batchers.packing import pack_sequences
 from server.wire.job import TokenSequence
 
 LIMITS = BatchLimits(max_batch_tokens=16_384, max_batch_requests=512, max_input_tokens=256)
@@ -22,7 +22,8 @@ def load(model: Path, converted: Path, options: dict[str, Any], threads: int) ->
     engine = build_engine(load_model(model, info), config, LIMITS, lambda *_: None)
 
     def embed(batches: Sequence[Sequences]) -> list[Rows]:
-        return [engine.run(pack([TokenSequence(ids) for ids in batch])).arrays["embeddings"] for batch in batches]
+        packed = [pack_sequences([TokenSequence(ids) for ids in batch]) for batch in batches]
+        return [engine.run(batch).arrays["embeddings"] for batch in packed]
 
     return embed
 

