@@ -131,13 +131,19 @@ class SocketClient:
     async def watch(self) -> None:
         """An engine may also stop without an end: its process stopped, or its loop stuck."""
         while True:
+            before_s = monotonic()
             await asyncio.sleep(WATCH_PERIOD_S)
-            silent_s = monotonic() - self.last_heard_s
+            now_s = monotonic()
+            if now_s - before_s > SILENT_S / 2:
+                self.last_heard_s = now_s  # it was this process that stood still; what came meanwhile is yet to be read
+            silent_s = now_s - self.last_heard_s
             if self.writer is not None and silent_s > SILENT_S:
                 self.disconnect(f"the engine has said nothing for {silent_s:.1f} s")
 
     def disconnect(self, reason: str) -> None:
-        """Nothing may hang: every job under way is told now."""
+        """Nothing may hang: every job under way is told now. No effect where that has been done."""
+        if self.writer is None and self.num_connections:
+            return
         self.last = EngineStatus(False, reason, num_restarts=self.num_connections, info=self.last.info)
         if self.writer is not None:
             self.writer.close()

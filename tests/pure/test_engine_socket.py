@@ -1,6 +1,7 @@
 """Both ends of the process boundary, over a real Unix socket in one process."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from server.tasks.embed import EmbedParams
 from server.wire import client as wire_client
 from server.wire.client import SocketClient
 from server.wire.job import EngineStatus, Job, Ragged, Result, TokenSequence
+from server.wire.messages import Message
+from server.wire.replica_set import ReplicaSet
 from server.wire.result_stream import ResultStream
 from tests.pure.fake_requests import OUTPUT, make_job, make_sequence
 from tests.pure.gated_engine import PATIENCE_S, POISON, GatedEngine, expected_rows, make_loop, read_rows, until
@@ -243,11 +246,18 @@ async def test_loss_of_readiness_is_reported(
     assert client.last.reason == "it stopped computing"
 
 
-async def test_engine_that_falls_silent_fails_who_waits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its process is stopped, or its loop stuck: the connection stands, and nothing comes."""
+@pytest.fixture
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines speak every 20 ms, and hang after 200 ms of silence."""
     monkeypatch.setattr(wire_client, "WATCH_PERIOD_S", 0.01)
     monkeypatch.setattr(wire_client, "SILENT_S", 0.2)
     monkeypatch.setattr(engine_server, "STATUS_PERIOD_S", 0.02)
+
+
+async def test_engine_that_falls_silent_fails_who_waits(
+    path: Path, short_patience: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is stopped, or its loop stuck: the connection stands, and nothing comes."""
     server = EngineServer(FakeLoop(), path, PARAMS)
     await server.start()
     client = SocketClient(path)
@@ -257,10 +267,59 @@ async def test_engine_that_falls_silent_fails_who_waits(path: Path, monkeypatch:
     await asyncio.sleep(0.5)
     assert not task.done(), "One that speaks may take its time."
     monkeypatch.setattr(engine_server, "STATUS_PERIOD_S", 1000.0)
-    with pytest.raises(EngineUnavailable, match=r"has said nothing for 0\.\d s"):
+    with pytest.raises(EngineUnavailable, match=r"has said nothing for \d\.\d s"):
         await task
     await client.close()
     await server.close()
+
+
+async def test_process_that_stood_still_itself_blames_no_engine(path: Path, short_patience: None) -> None:
+    server = EngineServer(FakeLoop(), path, PARAMS)
+    await server.start()
+    client = SocketClient(path)
+    await client.start()
+    await until(lambda: client.last.is_ready)
+    task = asyncio.create_task(run(client, make_sequence(5)))
+    await until(lambda: client.pending)
+    for _ in range(3):
+        time.sleep(0.5)  # the event loop stands still
+        await asyncio.sleep(0.05)
+    assert (client.num_connections, client.last.is_ready, task.done()) == (1, True, False)
+    task.cancel()
+    await client.close()
+    await server.close()
+
+
+async def test_sibling_computes_what_a_silent_engine_was_asked(
+    tmp_path: Path, short_patience: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, silent = GatedEngine(), FakeLoop()
+    loop = make_loop(engine)
+    await loop.start()
+    servers = [EngineServer(each, tmp_path / str(place), PARAMS) for place, each in enumerate((silent, loop))]
+    clients = [SocketClient(server.path) for server in servers]
+    for server, client in zip(servers, clients, strict=True):
+        await server.start()
+        await client.start()
+    await until(lambda: all(client.last.is_ready for client in clients))
+    replicas = ReplicaSet(clients)
+    task = asyncio.create_task(read_rows(replicas.submit(make_job([make_sequence(5)]))))
+    await until(lambda: silent.jobs)
+
+    send = engine_server.Connection.send
+
+    def send_unless_silent(connection: engine_server.Connection, message: Message) -> None:
+        """One says nothing more, as a process that is stopped."""
+        if connection.engine is not silent:
+            send(connection, message)
+
+    monkeypatch.setattr(engine_server.Connection, "send", send_unless_silent)
+    assert await task == expected_rows([make_sequence(5)])
+    assert "has said nothing" in clients[0].last.reason
+    await replicas.close()
+    for server in servers:
+        await server.close()
+    await loop.close()
 
 
 async def test_what_cannot_be_understood_ends_the_connection_and_not_the_client(

@@ -136,8 +136,8 @@ class DecodingBatcher:
             return
         if decoding.stream in self.decodings:
             for generation in decoding.generations:
-                assert generation is not None
-                generation.live[0].matcher = matcher.fork()
+                if generation is not None:
+                    generation.live[0].matcher = matcher.fork()
             self.enqueue(decoding)
             self.wake()
 
