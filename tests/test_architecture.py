@@ -17,6 +17,18 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ("runtime", "models", "server")
 """Each may import those before it, and itself."""
 
+FLOORS = {
+    "wire": set(),
+    "text": {"wire"},
+    "tasks": {"wire", "text"},
+    "engine": {"wire", "tasks"},
+    "http": {"wire", "text", "tasks"},
+    "processes": {"wire", "text", "tasks", "engine", "http"},
+}
+"""Of the server: which of its folders each may import, beside itself and the ground floor."""
+GROUND_FLOOR = {"config", "errors", "metrics"}
+"""Files of the server that all its folders may import, and that import no folder."""
+
 ENGINE_PROCESSES = {
     "server.processes.engine_process",
     "server.processes.inline_process",
@@ -121,6 +133,46 @@ def test_layers_import_only_those_below(layer: str) -> None:
     assert not wrong
 
 
+def floor_of(module: str) -> str:
+    """The folder of the server that a module is in, or its own name on the ground floor."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def test_servers_folders_import_only_those_below() -> None:
+    """So `http` and `engine` never see each other: what they say to each other crosses the wire."""
+    wrong = []
+    for module in modules():
+        if module.partition(".")[0] != "server" or module in ("server", "server.__main__"):
+            continue
+        floor = floor_of(module)
+        allowed = GROUND_FLOOR | FLOORS.get(floor, set()) | ({floor} if floor in FLOORS else set())
+        wrong += [
+            f"{module}:{found.line} imports {found.name}"
+            for found in imports_of(module)
+            if found.name.startswith("server.") and floor_of(found.name) not in allowed
+        ]
+    assert not wrong
+
+
+def test_server_has_these_folders_and_no_others() -> None:
+    found = {floor_of(module) for module in modules() if module.startswith("server.")}
+    assert found == {*FLOORS, *GROUND_FLOOR, "__main__"}
+
+
+def test_only_tasks_know_their_names() -> None:
+    """A new task is its file, its line in the registry, and its routes: nobody else asks which task it is."""
+    names = {"embed", "classify", "generate"}
+    wrong = [
+        f"{module}:{node.lineno}"
+        for module, path in modules().items()
+        if module.startswith("server.") and not module.startswith("server.tasks.")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert not wrong
+
+
 def test_server_sees_of_the_runtime_only_the_contract() -> None:
     wrong = {
         module: seen
@@ -162,7 +214,7 @@ def test_pure_modules_are_pure() -> None:
     numbers = {"bisect", "collections", "dataclasses", "functools", "heapq", "itertools", "math", "numpy", "typing"}
     for module in ("runtime.memory.lifetimes", "runtime.memory.planner", "runtime.memory.arena"):
         assert foreign(module) <= numbers - {"numpy"}, module
-    queueing = ("request_queue", "scheduler", "running_set", "sequences", "packing")
+    queueing = ("job_queue", "running_set", "sequences", "packing")
     choosing = ("beam_search", "drafting", "banned_words", "sampling_rows")
     for module in ("cost_model", *(f"batchers.{name}" for name in (*queueing, *choosing))):
         module = f"server.engine.{module}"

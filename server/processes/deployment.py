@@ -65,7 +65,7 @@ class Deployment:
     def share_memory(self, model: DeployedModel) -> float:
         """The part of its device's free memory that the KV cache of one replica may take: all that generate there
         share it."""
-        engines = [other.config.engine for other in self.models if other.info.task == "generate"]
+        engines = [other.config.engine for other in self.models if other.task.work is Work.DECODE]
         num_caches = sum(engine.replicas for engine in engines if engine.device == model.config.engine.device)
         return 1 / max(num_caches, 1)
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
-from runtime.batch import ArraySpec
 from runtime.build import BatchLimits, DraftModel, build_engine, build_null
 from runtime.config import UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
@@ -126,7 +125,7 @@ def build(model: DeployedModel, progress: Progress, share: float) -> Engine:
     )
     config = model.config.engine.model_copy(update={"threads": model.threads})
     if config.kind == "null":
-        return build_null(describe_outputs(model), config, batch_limits)
+        return build_null(model.task.describe_graph(model.info), config, batch_limits)
     progress("reading weights", 0, 1)
     module = load_model(model.directory, model.info)
     draft = load_draft(model)
@@ -134,20 +133,12 @@ def build(model: DeployedModel, progress: Progress, share: float) -> Engine:
     return build_engine(module, config, batch_limits, progress, draft, share)
 
 
-def describe_outputs(model: DeployedModel) -> tuple[ArraySpec, ...]:
-    """As the model's graph would give them."""
-    name, rows = {"embed": ("embeddings", "num_seqs"), "classify": ("logits", "num_seqs")}.get(
-        model.info.task, ("logits", "num_logits")
-    )
-    return (ArraySpec(name, "float32", (rows, model.info.output_dim)),)
-
-
 def load_draft(model: DeployedModel) -> DraftModel | None:
     """The small model that guesses, if there is to be one. Raises ModelDirectoryError where it speaks otherwise."""
     speculative = model.config.speculative
     if speculative is None or model.draft_directory is None:
         return None
-    info = read_info(model.draft_directory, task="generate")
+    info = read_info(model.draft_directory, task=model.task.name)
     if info.vocab_size != model.info.vocab_size:
         raise ModelDirectoryError(
             f"speculative.draft {model.draft_directory}: its vocabulary has {info.vocab_size} tokens and that of "

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.info import ModelInfo
+from runtime.batch import ArraySpec
 from server.config import ConfigError, ModelConfig
 from server.tasks.task import Arrays, Example, Task, Work
 
@@ -63,6 +64,10 @@ def check_config(model: ModelConfig) -> None:
         )
 
 
+def describe_graph(info: ModelInfo) -> tuple[ArraySpec, ...]:
+    return (ArraySpec("logits", "float32", ("num_seqs", info.output_dim)),)
+
+
 def describe_output(info: ModelInfo) -> str:
     return f"{info.output_dim} labels out"
 
@@ -78,6 +83,7 @@ TASK = Task(
     routes=("POST /predict",),
     reduce=reduce,
     check_config=check_config,
+    describe_graph=describe_graph,
     describe_output=describe_output,
     make_example=make_example,
 )

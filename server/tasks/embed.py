@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.info import ModelInfo
+from runtime.batch import ArraySpec
 from server.config import ModelConfig
 from server.errors import InvalidField
 from server.tasks.task import Arrays, Example, Task, Work
@@ -47,6 +48,10 @@ def check_config(model: ModelConfig) -> None:
     """All there is fits."""
 
 
+def describe_graph(info: ModelInfo) -> tuple[ArraySpec, ...]:
+    return (ArraySpec("embeddings", "float32", ("num_seqs", info.output_dim)),)
+
+
 def describe_output(info: ModelInfo) -> str:
     return f"{info.output_dim} numbers out"
 
@@ -63,6 +68,7 @@ TASK = Task(
     routes=("POST /v1/embeddings",),
     reduce=reduce,
     check_config=check_config,
+    describe_graph=describe_graph,
     describe_output=describe_output,
     make_example=make_example,
 )

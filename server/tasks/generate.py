@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from models.info import ModelInfo
+from runtime.batch import ArraySpec
 from server.config import ConfigError, ModelConfig
 from server.errors import InputTooLong, InvalidField
 from server.tasks.task import Arrays, Example, Task, Work
@@ -81,6 +82,10 @@ def check_config(model: ModelConfig) -> None:
         )
 
 
+def describe_graph(info: ModelInfo) -> tuple[ArraySpec, ...]:
+    return (ArraySpec("logits", "float32", ("num_logits", info.output_dim)),)
+
+
 def describe_output(info: ModelInfo) -> str:
     return "answer included"
 
@@ -100,6 +105,7 @@ TASK = Task(
     routes=("POST /v1/completions", "POST /v1/chat/completions"),
     reduce=reduce,
     check_config=check_config,
+    describe_graph=describe_graph,
     describe_output=describe_output,
     make_example=make_example,
 )

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from models.info import ModelInfo
+from runtime.batch import ArraySpec
 from server.config import ModelConfig
 from server.wire.job import Ragged
 
@@ -46,6 +47,8 @@ class Task:
     routes: tuple[str, ...]
     reduce: Callable[[Arrays, Any], Arrays]
     check_config: Callable[[ModelConfig], None]
+    describe_graph: Callable[[ModelInfo], tuple[ArraySpec, ...]]
+    """What a graph for it computes; for engines that have none."""
     describe_output: Callable[[ModelInfo], str]
     make_example: Callable[[str, bool, bool], Example]
     """(model's name, it has a tokenizer, it has a chat template)."""

@@ -19,11 +19,11 @@ from sentence_dirs import (
     write_directory,
     write_json,
 )
-from server.tasks.classify import compute_scores
 from tiny_models import TinyModel, build
 
 from models.info import ModelInfo, read_info
 from runtime.engine import Engine
+from server.tasks.classify import compute_scores
 from tests.tolerances import check_close
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -162,9 +162,10 @@ def test_files_of_its_own(base: Path, tmp_path: Path) -> None:
     check_close(ours, theirs.encode(make_texts(), batch_size=40))
 
 
-def test_prompt_that_is_not_pooled(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", LEGACY)
+def test_prompt_that_is_not_pooled(mode: str, base: Path, tmp_path: Path) -> None:
     """What ModelInfo says of it: the first n tokens are left out, n being those of the prompt less its last special."""
-    modules = [pooling(pooling_mode_mean_tokens=True, include_prompt=False)]
+    modules = [pooling(**{f"pooling_mode_{mode}": True, "include_prompt": False})]
     directory = write_directory(base, tmp_path, modules, {SETTINGS: PROMPTS})
     theirs = load_theirs(directory)
     info = read_info(directory)
