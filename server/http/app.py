@@ -76,6 +76,7 @@ class App:
         self.prefixes = [route for route in routes if route.path.endswith("{name}")]
         self.shapes = {route.path: route.render_error for route in routes}
         self.docs: ASGIApp = build_docs(routes)
+        self.access_log = state.config.server.access_log
         self.prefix, self.numbers = secrets.token_hex(6), count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,7 +157,7 @@ class App:
             self.state.metrics.observe_call(
                 route=label, model=call.model, outcome=outcome, total_s=total_s, times=call.times
             )
-        if access_logger.isEnabledFor(logging.INFO):
+        if self.access_log == "all" or (self.access_log == "failures" and outcome != "ok"):
             log_access(call, outcome)
 
     def choose_request_id(self, scope: Scope) -> bytes:

@@ -27,7 +27,7 @@ def check_media_type(call: Call) -> None:
     """JSON, or nothing said. Pages of other sites can make a browser send text/plain or a form here, and no more: so
     these are refused (the same-origin policy's simple requests). Raises UnsupportedEncoding."""
     given = call.header(b"content-type")
-    if given is None:
+    if given is None or given == "application/json":
         return
     media_type = given.partition(";")[0].strip().lower()
     if not re.fullmatch(r"application/([\w.-]+\+)?json", media_type):

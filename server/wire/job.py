@@ -57,9 +57,11 @@ class Ragged:
 
 def join_rows(rows: Sequence[Array]) -> Ragged:
     """Rows end to end. There must be one at least."""
+    if len(rows) == 1:  # most jobs
+        return Ragged(rows[0], np.array([0, len(rows[0])], np.int32))
     splits = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum([len(row) for row in rows], out=splits[1:])
-    return Ragged(rows[0] if len(rows) == 1 else np.concatenate(rows), splits)
+    np.cumsum(np.array([len(row) for row in rows]), out=splits[1:])
+    return Ragged(np.concatenate(rows), splits)
 
 
 @dataclass(frozen=True, slots=True)
