@@ -325,10 +325,12 @@ async def test_sibling_computes_what_a_silent_engine_was_asked(
 async def test_what_cannot_be_understood_ends_the_connection_and_not_the_client(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    num_closed: list[int] = []
+
     async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"\x03\x00\x00\x00abc")
-        await reader.read()
         writer.close()
+        num_closed.append(1)
 
     server = await asyncio.start_unix_server(babble, path)
     client = SocketClient(path)
@@ -337,4 +339,5 @@ async def test_what_cannot_be_understood_ends_the_connection_and_not_the_client(
     await until(lambda: client.num_connections > 1)
     await client.close()
     server.close()
+    await until(lambda: len(num_closed) >= client.num_connections)
     assert "cannot be understood" in caplog.text
