@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from server.config import ConfigError, ServerConfig, dump_config, load_config
+from server.config import ConfigError, ModelConfig, ServerConfig, dump_config, load_config
+from server.tasks.registry import TASKS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("**/*.y*ml"))
 
@@ -73,6 +74,16 @@ def test_unknown_key_like_no_other_lists_those_there_are(write: Any) -> None:
     assert "models.0.source.zzzzzzz: unknown key; the keys here are path, package, hub" in message
 
 
+@pytest.mark.parametrize("task", ["classify", "generate"])
+@pytest.mark.parametrize("options", [{"pooling": "cls"}, {"normalize": True}])
+def test_what_is_for_embeddings_is_refused_by_other_tasks(task: str, options: dict[str, Any]) -> None:
+    """Once the checkpoint has said which task is its own, if the file does not."""
+    model = ModelConfig.model_validate({"name": "m", "source": {"path": "x"}, **options})
+    with pytest.raises(ConfigError, match=r"model m: pooling and normalize are for embeddings.*Leave them out"):
+        TASKS[task].check_config(model)
+    TASKS["embed"].check_config(model)
+
+
 @pytest.mark.parametrize(
     ("model", "sections", "words"),
     [
@@ -93,7 +104,6 @@ def test_unknown_key_like_no_other_lists_those_there_are(write: Any) -> None:
         ({"engine": {"null_step_ms": 5}}, {}, ["engine.null_step_", "engine.kind is planned", "Leave it out"]),
         ({"engine": {"kind": "null", "precision": "bf16"}}, {}, ["engine.kind null", "Leave engine.precision out"]),
         ({"engine": {"kind": "reference", "precision": "bf16"}}, {}, ["fp32 only", "Set precision to fp32 or auto"]),
-        ({"task": "classify", "normalize": True}, {}, ["pooling and normalize are for task embed", "Leave them out"]),
         (
             {"engine": {"inline": True, "replicas": 2}},
             {},
