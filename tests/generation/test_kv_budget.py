@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from server.deployment import DeployedModel, Deployment
 
 from models.info import ModelInfo
 from runtime.config import KVCacheConfig, UnusableConfig
 from runtime.kv_cache import budget
 from runtime.kv_cache.budget import plan_blocks
 from server.config import ModelConfig, ServerConfig
+from server.processes.deployment import DeployedModel, Deployment
 
 FREE_BYTES = 1000 * 2**20
 BLOCK_BYTES = 2**20

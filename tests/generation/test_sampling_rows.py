@@ -11,13 +11,13 @@ from runtime.batch import NO_TOKEN, SparseBias
 from server.engine.batchers.running_set import Part
 from server.engine.batchers.sampling_rows import Row, build_bias, build_history, build_masks, build_sampling, list_rows
 from server.engine.batchers.sequences import Generation
-from server.wire.job import GenerationParams, TokenSequence
+from server.wire.generation import GenerationParams
 
 VOCAB_SIZE = 12
 
 
 def make_generation(prompt: Seq[int], params: GenerationParams, answer: Seq[int] = ()) -> Generation:
-    generation = Generation(0, 0, TokenSequence(np.array(prompt, np.int32)), 1e9, 0.0, params=params)
+    generation = Generation(list(prompt), params, (0, 0.0, 0, 0), 1e9, seed=params.seed or 0)
     generation.live[0].token_ids += answer
     generation.has_forked = bool(answer)
     return generation
