@@ -6,10 +6,12 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from models.info import ModelDirectoryError
 from server.config import ConfigError, dump_config, load_config
+from server.processes.child import build_command, build_environment
 from server.processes.launch import launch
 
 SET_VARIABLE = "PADLESS_SET"
@@ -106,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.command == "graph":
         # In a process of its own, because this one stays free of torch.
         words = [str(arguments.config), arguments.model or config.models[0].name, *overrides]
-        return subprocess.run([sys.executable, "-m", "server.processes.graph_process", *words]).returncode
+        return run_module("server.processes.graph_process", words)
     if arguments.command == "quantize":
         return run_quantize(arguments, config.models[0].name, overrides)
     return launch(config)
@@ -120,8 +122,11 @@ def run_quantize(arguments: argparse.Namespace, first_model: str, overrides: lis
     out = arguments.out or arguments.config.parent / f"{name.replace('/', '_')}.int8.safetensors"
     activations = "static" if arguments.static else "dynamic"
     words = [arguments.config, name, arguments.data, out, activations, arguments.max_texts, *overrides]
-    command = [sys.executable, "-m", "server.processes.quantize_process", *(str(word) for word in words)]
-    return subprocess.run(command).returncode
+    return run_module("server.processes.quantize_process", [str(word) for word in words])
+
+
+def run_module(module: str, arguments: Sequence[str]) -> int:
+    return subprocess.run(build_command(module, arguments), env=build_environment()).returncode
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -19,6 +19,16 @@ HEARTBEAT_PATIENCE_S = 6.0
 WATCH_PERIOD_S = 0.5
 ROOT = Path(__file__).parents[2]
 """Children run the code that the supervisor runs, from whatever folder it was started in."""
+
+
+def build_command(module: str, arguments: Sequence[str]) -> list[str]:
+    """-P: a folder called `server` where the user happens to stand is not ours."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def build_environment() -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
 
 
 @dataclass(slots=True)
@@ -45,15 +55,12 @@ class Child:
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                # -P: a folder called `server` where the user happens to stand is not ours.
-                command = [sys.executable, "-P", "-m", self.module, *self.arguments, str(self.num_starts)]
-                path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
                 self.process = await asyncio.create_subprocess_exec(
-                    *command,
+                    *build_command(self.module, [*self.arguments, str(self.num_starts)]),
                     stdin=theirs.fileno(),
                     pass_fds=self.pass_fds,
                     process_group=0,
-                    env=os.environ | {"PYTHONPATH": path},
+                    env=build_environment(),
                 )
             ours.setblocking(False)
             loop = asyncio.get_running_loop()
