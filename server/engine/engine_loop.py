@@ -142,6 +142,7 @@ class EngineLoop(Generic[AnyStep]):
         step = self.batcher.form(monotonic())
         if step is not None:
             self.run(step)
+        self.batcher.deliver()  # the device is busy again
 
     def run_canary(self, now_s: float) -> None:
         self.health.last_canary_s = now_s
@@ -176,7 +177,8 @@ class EngineLoop(Generic[AnyStep]):
             logger.exception("the result of a step of model %s could not be handed out", self.model)
             self.batcher.fail_step(result.step, EngineFailure(f"{type(error).__name__}: {error}"))
         if self.batcher.max_steps_under_way == 1 and self.pause_s(monotonic()) == 0:
-            self.form_step()  # the device is waiting; counting can be done while it computes
+            self.form_step()  # the device is waiting; telling and counting can be done while it computes
+        self.batcher.deliver()
         if result.output is not None:
             self.observe(result)
 

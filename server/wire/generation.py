@@ -85,7 +85,10 @@ class AnswerNews:
 
 def write_news(news: Sequence[AnswerNews], *, is_last: bool) -> Result:
     """Arrays that would be empty are left out: most news are one token of one answer."""
-    arrays = {"token_ids": join_rows([np.array(item.token_ids, np.int32) for item in news])}
+    if all(len(item.token_ids) == 1 for item in news):
+        arrays = {"token_ids": Ragged(np.array([item.token_ids[0] for item in news], np.int32))}
+    else:
+        arrays = {"token_ids": join_rows([np.array(item.token_ids, np.int32) for item in news])}
     if any(item.finish_reason for item in news):
         arrays["finish_reasons"] = Ragged(np.array([REASONS.index(item.finish_reason) for item in news], np.int8))
     if any(item.num_cached_tokens for item in news):

@@ -131,10 +131,12 @@ def read_result(message: Results) -> Result | ServiceError:
 
 
 def write_array(array: Ragged) -> WireArray:
-    values, splits = np.ascontiguousarray(array.values), array.row_splits
-    return WireArray(values.dtype.str, values.shape, values.tobytes(), b"" if splits is None else splits.tobytes())
+    values, splits = array.values, array.row_splits
+    return WireArray(values.dtype.char, values.shape, values.tobytes(), b"" if splits is None else splits.tobytes())
 
 
 def read_array(array: WireArray) -> Ragged:
-    values: np.ndarray[Any, Any] = np.frombuffer(array.values, np.dtype(array.dtype)).reshape(array.shape)
+    values: np.ndarray[Any, Any] = np.frombuffer(array.values, array.dtype)
+    if len(array.shape) > 1:
+        values = values.reshape(array.shape)
     return Ragged(values, np.frombuffer(array.row_splits, np.int32) if array.row_splits else None)

@@ -108,6 +108,7 @@ class Continuous:
         step = self.batcher.form(self.now_s)
         if step is not None:
             self.compute(step)
+        self.batcher.deliver()
         return self.batcher.wait_s(self.now_s) is not None
 
     def compute(self, step: DecodingStep) -> None:

@@ -90,7 +90,10 @@ class Batcher(Protocol[AnyStep]):
         """The smallest step there is, which disturbs nobody."""
 
     def settle(self, result: StepResult[AnyStep], now_s: float) -> list[AnyStep]:
-        """Hand out what was computed. Returns what has to be tried again."""
+        """Take in what was computed. Returns what has to be tried again."""
+
+    def deliver(self) -> None:
+        """Hand out what was settled and has not been: the next step computes meanwhile."""
 
     def observe(self, result: StepResult[AnyStep]) -> None:
         """Learn what steps take."""

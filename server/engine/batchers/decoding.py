@@ -13,7 +13,7 @@ from runtime.kv_cache.blocks import BlockAllocator
 from runtime.kv_cache.examples import page_alone
 from server.engine.batchers.batcher import CANARY, Step, StepLimits, StepResult
 from server.engine.batchers.cache_metrics import CacheMetrics, CacheReport
-from server.engine.batchers.decoding_job import DecodingJob
+from server.engine.batchers.decoding_job import DecodingJob, Outbox
 from server.engine.batchers.feasibility import check_feasible
 from server.engine.batchers.job_queue import JobQueue, take_turns
 from server.engine.batchers.matcher import MakeMatcher, refuse_grammar
@@ -25,7 +25,7 @@ from server.engine.batchers.settlement import Settlement, list_generations
 from server.engine.cost_model import CostModel, Rate, StepCost
 from server.errors import DeadlineExceeded, EngineFailure, Unservable
 from server.metrics import Metrics
-from server.wire.generation import GenerationParams
+from server.wire.generation import GenerationParams, write_news
 from server.wire.job import Job
 from server.wire.result_stream import ResultStream
 
@@ -78,6 +78,7 @@ class DecodingBatcher:
         self.decodings: dict[ResultStream, DecodingJob] = {}
         self.owners: dict[int, DecodingJob] = {}
         """By the id of a generation."""
+        self.outbox: Outbox = []
         self.compiling: set[asyncio.Task[None]] = set()
         allocator = BlockAllocator(info.num_blocks, has_prefix_cache=options.has_prefix_cache)
         self.running = RunningSet(allocator, options.prefill_chunk_tokens, info.num_drafts)
@@ -109,7 +110,7 @@ class DecodingBatcher:
                 len(prompt), params, self.limits, self.running.allocator.num_blocks, self.options.max_total_tokens
             )
         waiting = self.queue.enter(priority=job.priority, deadline_s=now_s + job.timeout_s, arrival_s=now_s)
-        decoding = self.decodings[stream] = DecodingJob(job, stream, waiting)
+        decoding = self.decodings[stream] = DecodingJob(job, stream, waiting, self.outbox)
         for prompt in prompts:
             self.owners[id(decoding.add_prompt(prompt, self.options.max_total_tokens))] = decoding
         if params.grammar[0]:
@@ -239,6 +240,11 @@ class DecodingBatcher:
                 self.tidy_up(generation)
         return []
 
+    def deliver(self) -> None:
+        outbox, self.outbox[:] = list(self.outbox), []
+        for stream, news, is_last in outbox:
+            stream.put(write_news(news, is_last=is_last))
+
     def tidy_up(self, generation: Generation) -> None:
         """After a step: answers nobody listens to end, news go out, and what has no answers left is over."""
         if generation.is_over:
@@ -319,6 +325,7 @@ class DecodingBatcher:
     def fail(self, decoding: DecodingJob, error: Exception) -> None:
         if decoding.stream in self.decodings:
             self.forget(decoding)
+            self.deliver()  # what came before the error is heard before it
             decoding.stream.fail(error)
 
     def fail_step(self, step: DecodingStep, error: Exception) -> None:

@@ -5,9 +5,13 @@ from dataclasses import dataclass, field, replace
 
 from server.engine.batchers.job_queue import Waiting
 from server.engine.batchers.sequences import Generation
-from server.wire.generation import AnswerNews, GenerationParams, write_news
+from server.wire.generation import AnswerNews, GenerationParams
 from server.wire.job import Job
 from server.wire.result_stream import ResultStream
+
+
+Outbox = list[tuple[ResultStream, list[AnswerNews], bool]]
+"""News that a step has brought, for whom, and whether they are the last."""
 
 
 @dataclass(slots=True, eq=False)
@@ -17,6 +21,7 @@ class DecodingJob:
     job: Job
     stream: ResultStream
     waiting: Waiting[Generation]
+    outbox: Outbox
     generations: list[Generation | None] = field(default_factory=list)
     open_rows: set[int] = field(default_factory=set)
 
@@ -51,4 +56,4 @@ class DecodingJob:
         """News of the answers to one prompt, whose first is row `first`."""
         moved = [replace(item, row=first + item.row) for item in news] if first else news
         self.open_rows -= {item.row for item in moved if item.finish_reason}
-        self.stream.put(write_news(moved, is_last=not self.open_rows))
+        self.outbox.append((self.stream, moved, not self.open_rows))

@@ -166,6 +166,9 @@ class PackedBatcher:
                 self.answer(self.encodings[stream], places, result)
         return []
 
+    def deliver(self) -> None:
+        """Rows are handed out as they are settled: another step is running already."""
+
     def answer(self, encoding: Encoding, places: list[int], result: StepResult[PackedStep]) -> None:
         """Give a job the rows of its inputs, which are at these places of the batch."""
         assert result.output is not None
