@@ -18,7 +18,7 @@ from server.engine.batchers.feasibility import check_feasible
 from server.engine.batchers.job_queue import JobQueue, take_turns
 from server.engine.batchers.matcher import MakeMatcher, refuse_grammar
 from server.engine.batchers.packing import pack_parts, pack_sequences
-from server.engine.batchers.running_set import GenerationPlan, Part, Room, RunningSet
+from server.engine.batchers.running_set import GenerationPlan, Part, StepBudget, RunningSet
 from server.engine.batchers.sampling_rows import Row, list_rows
 from server.engine.batchers.sequences import Generation
 from server.engine.batchers.settlement import Settlement, list_generations
@@ -166,10 +166,10 @@ class DecodingBatcher:
         self.fail_late(now_s)
         plan = GenerationPlan()
         limits = self.limits
-        room = Room(limits.max_batch_tokens, limits.max_batch_requests, limits.max_batch_logits)
-        room.num_sequences -= self.running.num_sequences
-        self.running.advance(room, plan)
-        self.admit(room, plan)
+        budget = StepBudget(limits.max_batch_tokens, limits.max_batch_requests, limits.max_batch_logits)
+        budget.num_sequences -= self.running.num_sequences
+        self.running.advance(budget, plan)
+        self.admit(budget, plan)
         for generation in plan.preempted:
             decoding = self.owners[id(generation)]
             self.queue.push(decoding.waiting, generation.place[3], generation)
@@ -186,34 +186,34 @@ class DecodingBatcher:
             if generation.deadline_s <= now_s and id(generation) in self.owners:
                 self.fail(self.owners[id(generation)], late)
 
-    def admit(self, room: Room, plan: GenerationPlan) -> None:
+    def admit(self, budget: StepBudget, plan: GenerationPlan) -> None:
         """From the queue, in its order, one prompt of each job at a time. None may pass a prompt that waits for blocks,
         which would wait for ever; nor may anybody come in while blocks have just run out: who had to give way comes
         first."""
         for waiting, index, generation in take_turns(self.queue.order):
-            if room.num_tokens <= 0 or plan.preempted:
+            if budget.num_tokens <= 0 or plan.preempted:
                 return
-            if self.make_way(generation, room, plan):
+            if self.make_way(generation, budget, plan):
                 self.queue.take(waiting, index)
-                room.num_sequences -= generation.num_rows
-                self.running.prefill(generation, room, plan)
+                budget.num_sequences -= generation.num_rows
+                self.running.prefill(generation, budget, plan)
                 continue
-            if not self.running.generations and generation.num_rows <= room.num_sequences:
+            if not self.running.generations and generation.num_rows <= budget.num_sequences:
                 plan.starved.append(self.queue.take(waiting, index))
                 continue
             return
 
-    def make_way(self, generation: Generation, room: Room, plan: GenerationPlan) -> bool:
+    def make_way(self, generation: Generation, budget: StepBudget, plan: GenerationPlan) -> bool:
         """Take a generation in, in the place of less urgent ones if there is none otherwise, and if that is enough."""
-        if generation.num_rows <= room.num_sequences and self.running.admit(generation):
+        if generation.num_rows <= budget.num_sequences and self.running.admit(generation):
             return True
         victims = self.running.list_less_urgent(generation)
-        if not victims or not self.running.would_fit(generation, room.num_sequences, victims):
+        if not victims or not self.running.would_fit(generation, budget.num_sequences, victims):
             return False
         for victim in victims:
             self.running.preempt(victim, plan)
-            room.num_sequences += victim.num_rows
-            if generation.num_rows <= room.num_sequences and self.running.admit(generation):
+            budget.num_sequences += victim.num_rows
+            if generation.num_rows <= budget.num_sequences and self.running.admit(generation):
                 return True
         return False
 

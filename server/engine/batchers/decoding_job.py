@@ -9,7 +9,6 @@ from server.wire.generation import AnswerNews, GenerationParams
 from server.wire.job import Job
 from server.wire.result_stream import ResultStream
 
-
 Outbox = list[tuple[ResultStream, list[AnswerNews], bool]]
 """News that a step has brought, for whom, and whether they are the last."""
 

@@ -38,7 +38,7 @@ class Part:
 
 
 @dataclass(slots=True)
-class Room:
+class StepBudget:
     """What is left of a step. Mutable."""
 
     num_tokens: int
@@ -77,22 +77,22 @@ class RunningSet:
     def num_sequences(self) -> int:
         return sum(generation.num_rows for generation in self.generations)
 
-    def advance(self, room: Room, plan: GenerationPlan) -> None:
+    def advance(self, budget: StepBudget, plan: GenerationPlan) -> None:
         """Give every generation that already holds blocks its share of the step."""
         order = sorted(self.generations, key=lambda generation: generation.place)
         for generation in order:
             if generation.is_decoding and generation in self.generations:
-                self.decode(generation, room, plan)
+                self.decode(generation, budget, plan)
         for generation in order:
             if not generation.is_decoding and generation in self.generations:
-                self.prefill(generation, room, plan)
+                self.prefill(generation, budget, plan)
 
-    def decode(self, generation: Generation, room: Room, plan: GenerationPlan) -> None:
+    def decode(self, generation: Generation, budget: StepBudget, plan: GenerationPlan) -> None:
         """One token of each sequence, all or none, and drafts where there is room left."""
-        if len(generation.live) > min(room.num_tokens, room.num_logits):
+        if len(generation.live) > min(budget.num_tokens, budget.num_logits):
             return
         for sequence in generation.live:
-            spare = min(room.num_tokens, room.num_logits) - len(generation.live)
+            spare = min(budget.num_tokens, budget.num_logits) - len(generation.live)
             drafts = tuple(sequence.drafts[: max(spare, 0)])
             if not self.has_blocks(sequence, 1 + len(drafts)):
                 drafts = ()  # nobody has to give way for a guess
@@ -100,31 +100,31 @@ class RunningSet:
                 self.give_up(generation, plan)
                 return
             past = sequence.num_computed_tokens
-            self.add_part(Part(generation, sequence, past, 1 + len(drafts), drafts), room, plan)
+            self.add_part(Part(generation, sequence, past, 1 + len(drafts), drafts), budget, plan)
 
-    def prefill(self, generation: Generation, room: Room, plan: GenerationPlan) -> None:
+    def prefill(self, generation: Generation, budget: StepBudget, plan: GenerationPlan) -> None:
         """As much of what is known and not computed as the step has room for."""
         for sequence in generation.live:
-            num_tokens = min(sequence.num_remaining_tokens, self.prefill_room(room, plan))
+            num_tokens = min(sequence.num_remaining_tokens, self.count_prefill(budget, plan))
             num_rows = 1 if generation.has_forked else generation.num_rows
             num_prompt_rows = self.count_prompt_rows(generation, sequence, num_tokens)
-            if num_prompt_rows and num_prompt_rows + num_rows > room.num_logits:
-                num_prompt_rows = num_tokens = max(room.num_logits - num_rows, 0)
-            if num_rows > room.num_logits or num_tokens <= 0:
+            if num_prompt_rows and num_prompt_rows + num_rows > budget.num_logits:
+                num_prompt_rows = num_tokens = max(budget.num_logits - num_rows, 0)
+            if num_rows > budget.num_logits or num_tokens <= 0:
                 return
             if not self.reserve(generation, sequence, num_tokens, plan):
                 if len(self.generations) == 1:
                     self.give_up(generation, plan)
                 return
             past = sequence.num_computed_tokens
-            self.add_part(Part(generation, sequence, past, num_tokens, (), num_prompt_rows), room, plan)
+            self.add_part(Part(generation, sequence, past, num_tokens, (), num_prompt_rows), budget, plan)
 
-    def prefill_room(self, room: Room, plan: GenerationPlan) -> int:
+    def count_prefill(self, budget: StepBudget, plan: GenerationPlan) -> int:
         waiting = [part for part in plan.parts if part.generation.is_decoding]
         if not waiting or not self.prefill_chunk_tokens:
-            return room.num_tokens
+            return budget.num_tokens
         taken = sum(part.num_tokens for part in plan.parts if not part.generation.is_decoding)
-        return min(room.num_tokens, self.prefill_chunk_tokens - taken)
+        return min(budget.num_tokens, self.prefill_chunk_tokens - taken)
 
     def count_prompt_rows(self, generation: Generation, sequence: Sequence, num_tokens: int) -> int:
         """How many of these tokens have a logprob of the prompt to tell: that of the token behind them."""
@@ -133,12 +133,12 @@ class RunningSet:
         last = min(sequence.num_computed_tokens + num_tokens, generation.num_prompt_tokens - 1)
         return max(0, last - sequence.num_computed_tokens)
 
-    def add_part(self, part: Part, room: Room, plan: GenerationPlan) -> None:
+    def add_part(self, part: Part, budget: StepBudget, plan: GenerationPlan) -> None:
         plan.parts.append(part)
-        room.num_tokens -= part.num_tokens
-        room.num_logits -= part.num_prompt_rows + 1 + len(part.drafts)
+        budget.num_tokens -= part.num_tokens
+        budget.num_logits -= part.num_prompt_rows + 1 + len(part.drafts)
         if not part.generation.has_forked:
-            room.num_logits -= part.generation.num_rows - 1
+            budget.num_logits -= part.generation.num_rows - 1
 
     def reserve(self, generation: Generation, sequence: Sequence, num_tokens: int, plan: GenerationPlan) -> bool:
         """Blocks for the next `num_tokens` of a sequence, taken from those behind it where need be; and for a draft
