@@ -18,7 +18,7 @@ from server.engine.batchers.feasibility import check_feasible
 from server.engine.batchers.job_queue import JobQueue, take_turns
 from server.engine.batchers.matcher import MakeMatcher, refuse_grammar
 from server.engine.batchers.packing import pack_parts, pack_sequences
-from server.engine.batchers.running_set import GenerationPlan, Part, StepBudget, RunningSet
+from server.engine.batchers.running_set import GenerationPlan, Part, RunningSet, StepBudget
 from server.engine.batchers.sampling_rows import Row, list_rows
 from server.engine.batchers.sequences import Generation
 from server.engine.batchers.settlement import Settlement, list_generations
