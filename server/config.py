@@ -36,8 +36,26 @@ class HttpConfig(Section):
     """HTTP processes; all of them share the engines."""
     tokenizer_threads: Annotated[int, Field(ge=1, le=64)] = 1
     """Threads per HTTP process that turn text into tokens, off the event loop."""
-    max_body_mb: Annotated[float, Field(gt=0)] = 16.0
+    max_body_mb: Annotated[float, Field(gt=0)] = 4.0
     """Largest request body, counted after decompression."""
+    max_body_items: Positive = 500_000
+    """Most values in one body: items of lists; objects, lists and members of objects count 10 each."""
+    max_bodies_mb: Annotated[float, Field(gt=0)] = 256.0
+    """What an HTTP process holds of bodies at one time; beyond that 429. The first 64 KiB of each do not count."""
+    max_connections: Positive = 4096
+    """Of one HTTP process; further ones are answered 503 and closed."""
+    header_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """A request's line and headers must be there so long after its first byte, or after the connection's start."""
+    body_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """A request's body must be there so long after its headers, and go on by 1 KiB in every 5 s."""
+    write_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """A client that has not read what was sent to it for so long is cut off, and its request cancelled."""
+    idle_timeout_s: Annotated[int, Field(ge=1)] = 75
+    """A connection is closed after so long without a request."""
+    sse_ping_s: Annotated[float, Field(gt=0)] = 15.0
+    """A stream that has nothing to say sends a comment this often, so that no proxy takes it for dead."""
+    unhealthy_after_s: Annotated[float, Field(gt=0)] = 60.0
+    """`/health` fails once a model that could be served has had no ready replica for so long."""
     default_timeout_ms: Annotated[float, Field(gt=0)] = 30_000.0
     """Deadline of requests without an `x-request-timeout-ms` header."""
     generation_timeout_ms: Annotated[float, Field(gt=0)] = 600_000.0
@@ -49,6 +67,15 @@ class HttpConfig(Section):
     access_log: Literal["all", "failures", "none"] = "failures"
     """Which requests get a line of JSON in the log, with their id, what became of them and how long they took."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def check_contradictions(self) -> "HttpConfig":
+        if self.max_bodies_mb < self.max_body_mb:
+            raise ValueError(
+                f"max_bodies_mb ({self.max_bodies_mb:g}) is below max_body_mb ({self.max_body_mb:g}): the largest "
+                "bodies would always be refused. Raise max_bodies_mb or lower max_body_mb"
+            )
+        return self
 
 
 class SourceConfig(Section):

@@ -30,14 +30,14 @@ from server.http.api import (
     tei,
 )
 from server.http.api.openai_errors import render_error
-from server.http.body import check_media_type, read_body
+from server.http.body import check_media_type
+from server.http.body_limits import BodyBudget
 from server.http.call import Call, ClientGone, Reply
 from server.http.deadline import run_in_time, settle_deadline
 from server.http.docs import build_docs
 from server.http.retry import describe_retry
 from server.http.route import Route
 from server.http.state import ServerState
-from server.metrics import Metrics
 
 logger = logging.getLogger("padless.http")
 access_logger = logging.getLogger("padless.access")
@@ -52,7 +52,7 @@ ROUTES: tuple[Route, ...] = (
     *admin.ROUTES,
 )
 SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-LAG_PERIOD_S = 0.25
+WATCH_PERIOD_S = 0.25
 DOCUMENTS = frozenset({"/docs", "/openapi.json"})
 CLIENT_GONE_STATUS = 499
 """nginx's number, for the access log; nobody reads it."""
@@ -68,7 +68,7 @@ OUTCOMES: Mapping[Kind, str] = {
 
 
 class App:
-    """Serves `state`. Mutable: the next request's number."""
+    """Serves `state`. Mutable: the next request's number, and what is held of bodies."""
 
     def __init__(self, state: ServerState, routes: Sequence[Route] = ROUTES) -> None:
         self.state = state
@@ -77,11 +77,12 @@ class App:
         self.shapes = {route.path: route.render_error for route in routes}
         self.docs: ASGIApp = build_docs(routes)
         self.access_log = state.config.server.access_log
+        self.bodies = BodyBudget(state.config.server)
         self.prefix, self.numbers = secrets.token_hex(6), count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await run_lifespan(self.state.metrics, receive, send)
+            await run_lifespan(self.state, receive, send)
             return
         if scope["type"] != "http":
             return
@@ -111,7 +112,7 @@ class App:
                 raise EngineUnavailable("the server is shutting down")
             check_media_type(call)
             settle_deadline(call, route, self.state.config.server)
-        reply = await run_in_time(call, route, self.state, read_body)
+        reply = await run_in_time(call, route, self.state, self.bodies)
         if reply is not None:
             await call.answer(reply)
         return "ok"
@@ -186,10 +187,10 @@ def log_access(call: Call, outcome: str) -> None:
     access_logger.info("%s", orjson.dumps(line).decode())
 
 
-async def run_lifespan(metrics: Metrics, receive: Receive, send: Send) -> None:
+async def run_lifespan(state: ServerState, receive: Receive, send: Send) -> None:
     """One small task between start and stop."""
     assert (await receive())["type"] == "lifespan.startup"
-    task = asyncio.create_task(watch_event_loop(metrics))
+    task = asyncio.create_task(watch_process(state))
     await send({"type": "lifespan.startup.complete"})
     assert (await receive())["type"] == "lifespan.shutdown"
     task.cancel()
@@ -198,9 +199,11 @@ async def run_lifespan(metrics: Metrics, receive: Receive, send: Send) -> None:
     await send({"type": "lifespan.shutdown.complete"})
 
 
-async def watch_event_loop(metrics: Metrics) -> None:
-    """Sleep, and see how late one wakes up."""
+async def watch_process(state: ServerState) -> None:
+    """Sleep, see how late one wakes up, and which models can be served."""
     while True:
-        due_s = monotonic() + LAG_PERIOD_S
-        await asyncio.sleep(LAG_PERIOD_S)
-        metrics.event_loop_lag.observe(max(monotonic() - due_s, 0.0))
+        due_s = monotonic() + WATCH_PERIOD_S
+        await asyncio.sleep(WATCH_PERIOD_S)
+        now_s = monotonic()
+        state.metrics.event_loop_lag.observe(max(now_s - due_s, 0.0))
+        state.note_ready(now_s)

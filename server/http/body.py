@@ -1,4 +1,4 @@
-"""Reads a request's body within a limit, decompressed if need be, and parses it into a schema.
+"""Reads a request's body within its limits, decompressed if need be, and parses it into a schema.
 
 FastAPI would read without a limit, answer in a shape of its own, and take longer.
 """
@@ -7,16 +7,22 @@ import asyncio
 import json
 import re
 import zlib
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.types import Receive
 
-from server.errors import BodyTooLarge, InvalidBody, InvalidField, UnsupportedEncoding
+from server.errors import InvalidBody, InvalidField, UnsupportedEncoding
+from server.http.body_limits import HeldBody
 from server.http.call import Call, ClientGone
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
+MAX_LENGTH_DIGITS = 19
+TOO_LONG = {"too_long": "items", "string_too_long": "characters"}
+"""pydantic's kinds of error, and what there is too much of."""
 INFLATE_STEP_BYTES = 1 << 20
 """Decompressed at a time, about 2 ms; then the event loop has its turn."""
 MAX_EXPLAINED_BYTES = 1 << 20
@@ -36,29 +42,31 @@ def check_media_type(call: Call) -> None:
         )
 
 
-async def read_body(call: Call, max_bytes: int) -> bytes:
-    """The decompressed body. Raises BodyTooLarge, UnsupportedEncoding, InvalidBody, ClientGone."""
-    check_length(call.header(b"content-length"), max_bytes)
+async def read_body(call: Call, held: HeldBody) -> bytes:
+    """The decompressed body, of a size that is quick to parse.
+
+    Raises BodyTooLarge, Overloaded, UnsupportedEncoding, InvalidBody, ClientGone.
+    """
+    length = call.header(b"content-length")
+    if length is not None and length.isdecimal() and len(length) < MAX_LENGTH_DIGITS:
+        held.expect(int(length))  # a client that lies about it is caught while reading
+    body = await find_reader(call, held)(call.receive)
+    await held.settle(body)
+    return body
+
+
+def find_reader(call: Call, held: HeldBody) -> Callable[[Receive], Awaitable[bytes]]:
+    """Raises UnsupportedEncoding."""
     encoding = (call.header(b"content-encoding") or "identity").strip().lower()
     if encoding == "identity":
-        return await read_plain(call.receive, max_bytes)
+        return partial(read_plain, held)
     if encoding in ("gzip", "x-gzip"):
-        return await Inflater(zlib.MAX_WBITS | 16, max_bytes).read(call.receive)
+        return Inflater(zlib.MAX_WBITS | 16, held).read
     if encoding == "deflate":
-        return await Inflater(zlib.MAX_WBITS, max_bytes).read(call.receive)
+        return Inflater(zlib.MAX_WBITS, held).read
     raise UnsupportedEncoding(
         f"content-encoding {encoding[:50]!r} is not supported; send gzip, deflate or none", param="content-encoding"
     )
-
-
-def check_length(content_length: str | None, max_bytes: int) -> None:
-    """Refuse before a byte is read; a client that lies about it is caught while reading."""
-    if content_length is not None and content_length.isdecimal() and int(content_length) > max_bytes:
-        raise too_large(max_bytes)
-
-
-def too_large(max_bytes: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the body is over the limit of {max_bytes} bytes (after decompression); send several requests")
 
 
 async def read_chunk(receive: Receive) -> tuple[bytes, bool]:
@@ -69,29 +77,25 @@ async def read_chunk(receive: Receive) -> tuple[bytes, bool]:
     return message.get("body", b""), message.get("more_body", False)
 
 
-async def read_plain(receive: Receive, max_bytes: int) -> bytes:
-    chunk, has_more = await read_chunk(receive)
-    chunks, size = [chunk], len(chunk)
-    while has_more and size <= max_bytes:
+async def read_plain(held: HeldBody, receive: Receive) -> bytes:
+    chunks, has_more = [], True
+    while has_more:
         chunk, has_more = await read_chunk(receive)
+        held.add(len(chunk))
         chunks.append(chunk)
-        size += len(chunk)
-    if size > max_bytes:
-        raise too_large(max_bytes)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 class Inflater:
     """Decompresses a body as it arrives, and stops at the limit: a bomb costs the limit and no more."""
 
-    def __init__(self, window_bits: int, max_bytes: int) -> None:
+    def __init__(self, window_bits: int, held: HeldBody) -> None:
         self._stream = zlib.decompressobj(window_bits)
-        self._max_bytes = max_bytes
+        self._held = held
         self._parts: list[bytes] = []
-        self._size = 0
 
     async def read(self, receive: Receive) -> bytes:
-        """The whole body. Raises BodyTooLarge, InvalidBody, ClientGone."""
+        """The whole body. Raises BodyTooLarge, Overloaded, InvalidBody, ClientGone."""
         has_more = True
         while has_more:
             chunk, has_more = await read_chunk(receive)
@@ -108,9 +112,7 @@ class Inflater:
                 part = self._stream.decompress(chunk, INFLATE_STEP_BYTES)
             except zlib.error as error:
                 raise InvalidBody(f"the body cannot be decompressed: {error}", param="content-encoding") from None
-            self._size += len(part)
-            if self._size > self._max_bytes:
-                raise too_large(self._max_bytes)
+            self._held.add(len(part))
             self._parts.append(part)
             chunk = self._stream.unconsumed_tail or self._stream.unused_data
             if chunk:
@@ -126,19 +128,26 @@ def parse_body(schema: type[Schema], body: bytes) -> Schema:
 
 
 def explain_error(schema: type[BaseModel], error: ValidationError, body: bytes) -> InvalidBody | InvalidField:
-    """One sentence on what is wrong. Of a union's branches, the one that got furthest is the one that was meant."""
+    """One sentence on what is wrong. Of a union's branches, the one that got furthest is the one that was meant.
+
+    There are few errors, whatever the body: schemas stop at a list's first.
+    """
     details = error.errors(include_url=False, include_input=False)
     if details[0]["type"] == "json_invalid":
         return explain_json(details[0]["msg"], body)
     if not details[0]["loc"]:
         return InvalidBody("the body must be a JSON object")
     name = str(details[0]["loc"][0])
-    meant = max((item for item in details if item["loc"][0] == name), key=lambda item: find_depth(item["loc"]))
+    mine = [item for item in details if item["loc"][0] == name]
+    meant = max(mine, key=lambda item: (item["type"] in TOO_LONG, find_depth(item["loc"])))
     if meant["type"] == "missing":
         return InvalidField(f"{name} is missing", param=name)
     # The name of a union's branch, or the key in an object: both are told by the field's description.
     is_union = any(isinstance(part, str) for part in meant["loc"][1:])
     place = "".join(f"[{index}]" for index in find_depth(meant["loc"]))
+    if meant["type"] in TOO_LONG:
+        limit = f"the limit is {meant['ctx']['max_length']} {TOO_LONG[meant['type']]}"
+        return InvalidField(f"{name}{place} is too long: {limit}", param=name)
     if is_union and not place:
         return InvalidField(f"{name} must be {schema.model_fields[name].description}", param=name)
     hint = "; the items of a list must all be of one kind" if is_union else ""

@@ -77,9 +77,9 @@ class Call:
         return None
 
     async def start(self, status: int, headers: Headers) -> None:
-        self.status = status
         own = ((b"x-request-id", self.request_id), *self.extra_headers)
         await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
+        self.status = status  # not before: cancelled while it waits for the client to read, nothing has been sent
 
     async def answer(self, reply: Reply) -> None:
         headers = [(b"content-type", reply.content_type.encode()), (b"content-length", b"%d" % len(reply.body))]

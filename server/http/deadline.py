@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
 from time import monotonic
 from types import TracebackType
 
@@ -10,14 +9,14 @@ from starlette.types import Receive
 
 from server.config import HttpConfig
 from server.errors import DeadlineExceeded, InvalidField
+from server.http.body import read_body
+from server.http.body_limits import BodyBudget
 from server.http.call import Call, ClientGone, Reply
 from server.http.route import Route
 from server.http.state import ServerState
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"
 MAX_TIMEOUT_MS = 86_400_000.0
-
-ReadBody = Callable[[Call, int], Awaitable[bytes]]
 
 
 def settle_deadline(call: Call, route: Route, config: HttpConfig) -> None:
@@ -44,22 +43,27 @@ def parse_timeout(value: str) -> float:
     return timeout_ms
 
 
-async def run_in_time(call: Call, route: Route, state: ServerState, read_body: ReadBody) -> Reply | None:
+async def run_in_time(call: Call, route: Route, state: ServerState, bodies: BodyBudget) -> Reply | None:
     """Read the body and compute the answer. Raises DeadlineExceeded, ClientGone, and what the route raises."""
     if route.method == "GET":
         return await route.answer(call, state)
     timeout = asyncio.timeout(None if math.isinf(call.deadline_s) else call.deadline_s - monotonic())
     try:
         async with timeout:
-            call.body = await read_body(call, int(state.config.server.max_body_mb * 1e6))
-            async with DisconnectWatch(call.receive):
-                return await route.answer(call, state)
+            return await read_and_answer(call, route, state, bodies)
     except TimeoutError:
         if not timeout.expired():
             raise
         raise DeadlineExceeded(
             f"the answer was not complete within {(call.deadline_s - call.start_s) * 1000:.0f} ms"
         ) from None
+
+
+async def read_and_answer(call: Call, route: Route, state: ServerState, bodies: BodyBudget) -> Reply | None:
+    with bodies.open() as held:
+        call.body = await read_body(call, held)
+        async with DisconnectWatch(call.receive):
+            return await route.answer(call, state)
 
 
 class DisconnectWatch:

@@ -39,12 +39,26 @@ class ServedModel:
 
 @dataclass(slots=True)
 class ServerState:
-    """Mutable: `is_draining`, set once by whoever stops the server; new calls are refused from then on."""
+    """Mutable: `is_draining`, set once by whoever stops the server; new calls are refused from then on. And when models
+    were last ready."""
 
     config: ServerConfig
     models: dict[str, ServedModel]
     metrics: Metrics
     is_draining: bool = False
+    ready_s: dict[str, float] = field(default_factory=dict)
+    """`time.monotonic()` of when models were last seen to have a ready replica; those that never had are not here."""
+
+    def note_ready(self, now_s: float) -> None:
+        """To be called several times a second."""
+        for model in self.models.values():
+            if any(status.is_ready for status in model.engine.statuses()):
+                self.ready_s[model.name] = now_s
+
+    def list_lost(self, now_s: float) -> list[str]:
+        """Models that could be served, and cannot for longer than it takes to start an engine again."""
+        self.note_ready(now_s)
+        return [name for name, last_s in self.ready_s.items() if now_s - last_s > self.config.server.unhealthy_after_s]
 
     def find_model(self, name: str) -> ServedModel:
         """Raises UnknownModel."""

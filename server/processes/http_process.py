@@ -5,6 +5,7 @@ Started by the supervisor. Several of them share the listening socket, the engin
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -16,6 +17,7 @@ import uvloop
 
 from server.http.admission import Admission
 from server.http.app import App
+from server.http.connection import bound_connections
 from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
 from server.processes.deployment import DeployedModel, Deployment, load
@@ -80,10 +82,11 @@ async def serve_http(state: ServerState, listener: socket.socket) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             App(state),
-            http="httptools",
+            http=bound_connections(http),
+            ws="none",
             access_log=False,
             log_config=None,
-            timeout_keep_alive=75,
+            timeout_keep_alive=http.idle_timeout_s,
             timeout_graceful_shutdown=max(1, round(http.drain_timeout_s)),
             server_header=False,
         )
@@ -147,9 +150,16 @@ async def serve(run_dir: Path, worker: int, listener: socket.socket) -> None:
         await engine.close()
 
 
+def raise_file_limit() -> None:
+    """As far as one may: each connection is an open file, and many systems begin with 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
     run_dir, worker, listener_fd, _ = sys.argv[1:]
     set_up_logging(load(Path(run_dir)).config.server.log_level)
+    raise_file_limit()
     listener = socket.socket(fileno=int(listener_fd))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(Path(run_dir), int(worker), listener))

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,15 +11,20 @@ import openai
 import pytest
 import uvicorn
 from conftest import CLS, EMBED_DIM, MAX_TOKENS, SEP, VOCAB, MakeServer, Server, compute_row
+from fake_generator import GenerationServer
 
 from server.errors import DeadlineExceeded, EngineFailure, EngineUnavailable
+from server.http.connection import bound_connections
+
+AnyServer = Server | GenerationServer
 
 
 class Live:
     """A server in a thread. Engine and state belong to its event loop: touch them through `call`."""
 
-    def __init__(self, server: Server, port: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, server: AnyServer, port: int, running: uvicorn.Server, loop: asyncio.AbstractEventLoop) -> None:
         self.server = server
+        self._running = running
         self.url = f"http://127.0.0.1:{port}/v1"
         self._loop = loop
 
@@ -27,18 +32,34 @@ class Live:
         return openai.OpenAI(base_url=self.url, api_key="none", **options)  # type: ignore[arg-type]
 
     def set_gate(self, event: asyncio.Event | None) -> None:
+        assert isinstance(self.server, Server)
         self._loop.call_soon_threadsafe(setattr, self.server.embed, "gate", event)
 
+    def count_connections(self) -> int:
+        return len(self._running.server_state.connections)
+
+    def later(self, wait_s: float, function: Callable[[], object]) -> None:
+        self._loop.call_soon_threadsafe(self._loop.call_later, wait_s, function)
+
     def open_gate(self) -> None:
+        assert isinstance(self.server, Server)
         gate = self.server.embed.gate
         assert gate is not None
         self._loop.call_soon_threadsafe(gate.set)
 
 
 @contextmanager
-def run_live(server: Server) -> Iterator[Live]:
+def run_live(server: AnyServer) -> Iterator[Live]:
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(server.app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+    # What is sent and not read stays in our hands, where it can be seen, and not in the kernel's.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    config = uvicorn.Config(
+        server.app,
+        http=bound_connections(server.state.config.server),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+    )
     running = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
     started = threading.Event()
@@ -52,7 +73,7 @@ def run_live(server: Server) -> Iterator[Live]:
     thread.start()
     started.wait(10)
     try:
-        yield Live(server, listener.getsockname()[1], loops[0])
+        yield Live(server, listener.getsockname()[1], running, loops[0])
     finally:
         running.should_exit = True
         thread.join(10)

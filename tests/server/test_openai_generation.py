@@ -25,7 +25,7 @@ def generator(make_generator: MakeGenerator) -> GenerationServer:
 
 @pytest.fixture
 def live(generator: GenerationServer) -> Iterator[Live]:
-    with run_live(generator) as running:  # type: ignore[arg-type]
+    with run_live(generator) as running:
         yield running
 
 

@@ -3,18 +3,21 @@
 null is as good as absent everywhere. What fields mean together is checked in `generation_params`.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+
+from server.http.api.fields import Label, ModelName, Options, TokenIds
 
 MAX_SEQUENCES = 128
 """Most answers to one prompt."""
 MAX_LOGPROBS = 20
-MAX_STOPS = 16
+MAX_STOPS, MAX_STOP_CHARS = 16, 1000
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 MAX_STOP_TOKENS, MAX_BIASES, MAX_BAD_WORDS = 64, 1024, 256
 """They are looked at for every token of every answer."""
+MAX_BAD_WORD_CHARS = 256
 MAX_GRAMMAR_CHARS = 65_536
 
 Temperature = Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
@@ -23,8 +26,9 @@ LengthPenalty = Annotated[float, Field(strict=True, ge=-10, le=10, allow_inf_nan
 Penalty = Annotated[float, Field(strict=True, ge=-2, le=2, allow_inf_nan=False)]
 Sequences = Annotated[StrictInt, Field(ge=1, le=MAX_SEQUENCES)]
 Count = Annotated[StrictInt, Field(ge=0)]
-Texts = Annotated[list[str], Field(fail_fast=True)]
-TokenIds = Annotated[list[StrictInt], Field(fail_fast=True)]
+StopText = Annotated[str, Field(max_length=MAX_STOP_CHARS)]
+BadWord = Annotated[str, Field(max_length=MAX_BAD_WORD_CHARS)]
+Biases = Annotated[dict[str, Number], Field(fail_fast=True, max_length=MAX_BIASES)]
 
 
 class GenerationFields(BaseModel):
@@ -32,7 +36,7 @@ class GenerationFields(BaseModel):
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
-    model: str | None = Field(None, description="Needed only where several models generate.")
+    model: ModelName | None = Field(None, description="Needed only where several models generate.")
     max_tokens: Count | None = None
     min_tokens: Count | None = Field(None, description="No end before so many tokens.")
 
@@ -50,16 +54,20 @@ class GenerationFields(BaseModel):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Factor | None = None
-    logit_bias: dict[str, Number] | None = Field(None, description="an object from token ids to numbers -100 to 100")
+    logit_bias: Biases | None = Field(
+        None, description=f"an object from up to {MAX_BIASES} token ids to numbers -100 to 100"
+    )
 
-    stop: str | Texts | None = Field(
-        None, union_mode="left_to_right", description=f"a text or a list of up to {MAX_STOPS} texts"
+    stop: StopText | Annotated[list[StopText], Field(fail_fast=True, max_length=MAX_STOPS)] | None = Field(
+        None,
+        union_mode="left_to_right",
+        description=f"a text or a list of up to {MAX_STOPS} texts, of up to {MAX_STOP_CHARS} characters each",
     )
     stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_TOKENS)] | None = None
     include_stop_str_in_output: StrictBool | None = None
     ignore_eos: StrictBool | None = Field(None, description="The model's end tokens do not end the answer.")
     skip_special_tokens: StrictBool | None = Field(None, description="Special tokens are no text; true if absent.")
-    bad_words: Annotated[Texts, Field(max_length=MAX_BAD_WORDS)] | None = Field(
+    bad_words: Annotated[list[BadWord], Field(fail_fast=True, max_length=MAX_BAD_WORDS)] | None = Field(
         None, description="Words that are not generated."
     )
 
@@ -68,7 +76,7 @@ class GenerationFields(BaseModel):
     length_penalty: LengthPenalty | None = Field(None, description="Scores are divided by length ** this; 1 if absent.")
     early_stopping: StrictBool | None = None
 
-    response_format: dict[str, Any] | None = Field(
+    response_format: Options | None = Field(
         None, description="an object with type text, json_object, or json_schema and json_schema.schema"
     )
     regex: Annotated[str, Field(max_length=MAX_GRAMMAR_CHARS)] | None = Field(
@@ -76,14 +84,14 @@ class GenerationFields(BaseModel):
     )
 
     stream: StrictBool | None = None
-    stream_options: dict[str, Any] | None = Field(
+    stream_options: Options | None = Field(
         None, description="an object; include_usage true: one more chunk before the end holds the number of tokens"
     )
     return_token_ids: StrictBool | None = Field(None, description="Choices also have token_ids.")
     priority: Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)] | None = Field(
         None, description="Lower is earlier; 0 if absent."
     )
-    user: str | None = None
+    user: Label | None = None
 
     @property
     def num_answers(self) -> int:

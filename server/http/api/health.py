@@ -1,6 +1,7 @@
 """Alive, and ready: two questions that orchestrators ask separately."""
 
 from dataclasses import replace
+from time import monotonic
 
 from server.errors import EngineUnavailable
 from server.http.api.openai_errors import render_error
@@ -11,6 +12,9 @@ from server.http.state import ServerState
 
 
 async def get_health(call: Call, state: ServerState) -> Reply:
+    lost = [] if state.is_draining else state.list_lost(monotonic())
+    if lost:
+        raise EngineUnavailable(f"no replica has been ready for too long of: {', '.join(lost)}")
     return reply_json({"status": "alive"})
 
 
@@ -33,7 +37,7 @@ def find_problems(state: ServerState) -> list[str]:
     return problems
 
 
-HEALTH = Route("GET", "/health", get_health, render_error, "The HTTP process answers", "health", is_open=True)
+HEALTH = Route("GET", "/health", get_health, render_error, "The server is able to serve", "health", is_open=True)
 ROUTES = (
     HEALTH,
     replace(HEALTH, path="/healthz", is_listed=False),

@@ -6,6 +6,7 @@ from server.errors import EmptyInput, InvalidField
 from server.text.chat_template import Message
 
 ROLES = ("developer", "system", "user", "assistant", "tool")
+MAX_MESSAGES, MAX_PARTS = 4096, 4096
 
 
 def read_messages(given: list[dict[str, Any]]) -> list[Message]:
@@ -32,6 +33,8 @@ def read_content(given: Any, place: str) -> str:
         return given
     if not isinstance(given, list):
         raise InvalidField(f"{place} must be a text or a list of parts of type text", param=place)
+    if len(given) > MAX_PARTS:
+        raise InvalidField(f"{place} has {len(given)} parts; the limit is {MAX_PARTS}, join some of them", param=place)
     return "\n".join(read_part(part, f"{place}[{index}]") for index, part in enumerate(given))
 
 

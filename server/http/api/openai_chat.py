@@ -9,7 +9,7 @@ from server.errors import InvalidField
 from server.http.api.generation_fields import MAX_LOGPROBS, GenerationFields
 from server.http.api.generation_params import build_params, build_rules
 from server.http.api.logprobs import format_objects
-from server.http.api.messages import read_messages
+from server.http.api.messages import MAX_MESSAGES, read_messages
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_generation import Answer, Choice, Choices, Envelope, generate
 from server.http.body import parse_body
@@ -26,7 +26,9 @@ from server.text.text_stream import Delta
 class ChatRequest(GenerationFields):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: list[dict[str, Any]] = Field(description="a list of objects with role and content")
+    messages: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_MESSAGES)] = Field(
+        description="a list of objects with role and content"
+    )
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = Field(
         None, description="The old name of max_completion_tokens."
     )

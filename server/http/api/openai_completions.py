@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import Field, StrictBool, StrictInt
 
 from server.errors import InvalidField
-from server.http.api.generation_fields import MAX_LOGPROBS, GenerationFields, Texts, TokenIds
+from server.http.api.fields import Label, Texts, TokenIds, TokenLists
+from server.http.api.generation_fields import MAX_LOGPROBS, GenerationFields
 from server.http.api.generation_params import build_params, build_rules
 from server.http.api.logprobs import format_lists
 from server.http.api.openai_embeddings import list_inputs
@@ -33,7 +34,7 @@ class CompletionRequest(GenerationFields):
     """Body of `POST /v1/completions`."""
 
     prompt: Annotated[
-        str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)],
+        str | Texts | TokenIds | TokenLists,
         Field(
             union_mode="left_to_right",
             description="a text, a list of texts, a list of token ids, or a list of lists of token ids",
@@ -43,7 +44,7 @@ class CompletionRequest(GenerationFields):
     logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
         None, description="Logprobs of the tokens, and of so many most probable ones; with echo the prompt's as well."
     )
-    suffix: str | None = None
+    suffix: Label | None = None
 
 
 async def create_completion(call: Call, state: ServerState) -> Reply | None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
+from server.http.api.fields import Label, ModelName, Texts, TokenIds, TokenLists
 from server.http.api.openai_errors import render_error
 from server.http.body import parse_body
 from server.http.call import Call, Reply
@@ -20,18 +21,15 @@ from server.tasks import embed
 from server.text.tokenizer import Input
 from server.wire.job import TokenSequence
 
-Texts = Annotated[list[str], Field(fail_fast=True)]
-TokenIds = Annotated[list[StrictInt], Field(fail_fast=True)]
-
 
 class EmbeddingsRequest(BaseModel):
     """Body of `POST /v1/embeddings`."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
-    model: str | None = Field(None, description="Needed only where several models embed.")
+    model: ModelName | None = Field(None, description="Needed only where several models embed.")
     input: Annotated[
-        str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)],
+        str | Texts | TokenIds | TokenLists,
         Field(
             union_mode="left_to_right",
             description="a text, a list of texts, a list of token ids, or a list of lists of token ids",
@@ -43,7 +41,7 @@ class EmbeddingsRequest(BaseModel):
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(
         None, description="Keep so many leading dimensions, scaled to length 1 again."
     )
-    user: str | None = None
+    user: Label | None = None
 
 
 async def create_embeddings(call: Call, state: ServerState) -> Reply:

@@ -13,6 +13,7 @@ from server.errors import Unservable
 from server.http.api.generation_fields import GenerationFields
 from server.http.call import Call, Reply
 from server.http.endpoint import OpenJob, TextJob
+from server.http.events import EventStream
 from server.http.state import ServedModel, ServerState
 from server.http.text_generation import TextGeneration
 from server.text.text_stream import Delta, TextRules, TokenNews
@@ -93,7 +94,8 @@ async def generate(
             try:
                 choices = await make_choices(generation)
                 if asked.stream:
-                    await write_chunks(call, generation, choices, envelope, has_usage=asked.has_usage_chunk)
+                    async with EventStream(call, state.config.server.sse_ping_s) as events:
+                        await write_chunks(events, generation, choices, envelope, has_usage=asked.has_usage_chunk)
                     return None
                 answers = choose_best(await collect_answers(generation), generation.num_per_prompt, asked.num_answers)
             finally:
@@ -115,7 +117,7 @@ def naming_fields(asked: GenerationFields) -> Iterator[None]:
 
 
 async def write_chunks(
-    call: Call, generation: TextGeneration, choices: Choices, envelope: Envelope, *, has_usage: bool
+    events: EventStream, generation: TextGeneration, choices: Choices, envelope: Envelope, *, has_usage: bool
 ) -> None:
     """Every step's news as they come."""
     more = {"usage": None} if has_usage else {}
@@ -123,10 +125,10 @@ async def write_chunks(
         async for deltas in news:
             chunks = [envelope.wrap([choice], **more) for delta in deltas for choice in choices.list_chunks(delta)]
             if chunks:
-                await call.write_events(*chunks)
+                await events.write(*chunks)
     last = [envelope.wrap([], usage=describe_usage(generation))] if has_usage else []
-    await call.write_events(*last, DONE)
-    await call.end()
+    await events.write(*last, DONE)
+    await events.end()
 
 
 async def collect_answers(generation: TextGeneration) -> list[Answer]:

@@ -7,6 +7,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator
 
 from server.errors import InvalidField, Kind, ServiceError
+from server.http.api.fields import MAX_LIST, ModelName, Texts
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, check_places, run_job
@@ -16,8 +17,6 @@ from server.tasks import classify
 from server.text.tokenizer import Input, Text, Truncation
 from server.wire.job import TokenSequence
 
-Texts = Annotated[list[str], Field(fail_fast=True)]
-
 
 class PredictRequest(BaseModel):
     """Body of `POST /predict`."""
@@ -25,7 +24,7 @@ class PredictRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     inputs: Annotated[
-        str | Texts | Annotated[list[Texts], Field(fail_fast=True)],
+        str | Texts | Annotated[list[Texts], Field(fail_fast=True, max_length=MAX_LIST)],
         Field(
             union_mode="left_to_right",
             description="a text, a pair [a, b], or a batch of both [[a], [a, b], ...]",
@@ -36,7 +35,7 @@ class PredictRequest(BaseModel):
         "right", description="The end that is cut off; `Left` and `Right` are understood as well."
     )
     raw_scores: StrictBool = Field(False, description="Logits instead of probabilities.")
-    model: str | None = Field(None, description="Needed only where several classifiers are served.")
+    model: ModelName | None = Field(None, description="Needed only where several classifiers are served.")
 
     @field_validator("truncation_direction", mode="before")
     @classmethod
@@ -57,7 +56,7 @@ class TokenizeRequest(BaseModel):
 
     inputs: Annotated[str | Texts, Field(union_mode="left_to_right", description="a text or a list of texts")]
     add_special_tokens: StrictBool = True
-    model: str | None = Field(None, description="Needed only where several models are served.")
+    model: ModelName | None = Field(None, description="Needed only where several models are served.")
 
 
 async def predict(call: Call, state: ServerState) -> Reply:

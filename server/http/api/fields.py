@@ -1,0 +1,22 @@
+"""Kinds of fields that several protocols have. Every list and every text of a schema has a bound, be it in itself or by
+what is made of it; lists stop at their first error, for an error costs a hundred times what an item does.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import Field, StrictInt
+
+MAX_NAME_CHARS, MAX_LABEL_CHARS = 4096, 1024
+MAX_LIST = 65_536
+"""A call's inputs; how many of them a model takes is configured."""
+MAX_OPTIONS = 64
+"""Members of an object that has few."""
+
+ModelName = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
+"""What clients send along for themselves."""
+Texts = Annotated[list[str], Field(fail_fast=True, max_length=MAX_LIST)]
+TokenIds = Annotated[list[StrictInt], Field(fail_fast=True)]
+"""As many as the body may hold."""
+TokenLists = Annotated[list[TokenIds], Field(fail_fast=True, max_length=MAX_LIST)]
+Options = Annotated[dict[str, Any], Field(max_length=MAX_OPTIONS)]
