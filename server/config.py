@@ -107,6 +107,15 @@ class SpeculativeConfig(Section):
         return self
 
 
+class ChatConfig(Section):
+    """`chat:` of a model that generates."""
+
+    template: str | None = None
+    """One of the directory's chat templates by name, or the text of another one; None: the directory's default."""
+    template_kwargs: dict[str, Any] = {}
+    """Further variables for the template, such as `enable_thinking`; a request's `chat_template_kwargs` win."""
+
+
 class ModelConfig(Section):
     """One entry of `models:`."""
 
@@ -121,6 +130,8 @@ class ModelConfig(Section):
     """Scale embeddings to length 1; None: what the directory's sentence-transformers files say."""
     engine: EngineConfig = EngineConfig()
     limits: LimitsConfig = LimitsConfig()
+    chat: ChatConfig = ChatConfig()
+    """Generation only."""
     speculative: SpeculativeConfig | None = None
     """Generation only."""
 
