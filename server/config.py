@@ -216,12 +216,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ServerConfig:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: the file must be a mapping with the key 'models'")
+    return settle(document, overrides, str(path))
+
+
+def settle(document: dict[str, Any], overrides: Sequence[str], origin: str) -> ServerConfig:
+    """Check what a file has, changed by the overrides, in place. `origin`: for messages. Raises ConfigError."""
     for override in overrides:
         apply_override(document, override)
     try:
         return ServerConfig.model_validate(document)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in explain_errors(error))) from None
+        raise ConfigError("\n".join(f"{origin}: {line}" for line in explain_errors(error))) from None
 
 
 def find_config(path: Path) -> Path:

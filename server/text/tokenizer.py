@@ -231,6 +231,8 @@ class Tokenizer:
 
     def _pack(self, encoding: tokenizers.Encoding, places: Any, *, is_pair: bool) -> TokenSequence:
         ids = np.array(encoding.ids, dtype=np.int32)[places]
+        if not len(ids):
+            raise EmptyInput("must have a token at least; the model's tokenizer leaves nothing of it")
         if not (self._has_pair_types if is_pair else self._has_single_types):
             return TokenSequence(ids)
         types = np.array(encoding.type_ids, dtype=np.int32)[places]

@@ -211,6 +211,28 @@ async def test_what_the_engine_cannot_do(generator: GenerationServer, stream: bo
     generator.check_idle()
 
 
+@pytest.mark.parametrize(
+    ("param", "fields", "name"),
+    [
+        ("grammar", {"regex": "("}, "regex"),
+        ("grammar", {"response_format": {"type": "json_object"}}, "response_format"),
+        ("num_sequences", {"n": 2}, "n"),
+        ("num_sequences", {"best_of": 2}, "best_of"),
+        ("beam_width", {"use_beam_search": True, "n": 2}, "n"),
+        ("beam_width", {"use_beam_search": True, "n": 2, "beam_width": 4}, "beam_width"),
+        ("max_tokens", {"max_completion_tokens": 5}, "max_completion_tokens"),
+        ("max_tokens", {"max_tokens": 5}, "max_tokens"),
+        ("logit_bias", {"logit_bias": {"5": 1}}, "logit_bias"),
+    ],
+)
+async def test_the_engine_refuses_by_the_clients_names(
+    generator: GenerationServer, param: str, fields: dict[str, Any], name: str
+) -> None:
+    generator.engine.refusal = Unservable("it is too much", param)
+    response = await generator.chat(**fields)
+    assert check_openai_error(response, 400, param=name, code="unservable") == f"{name}: it is too much"
+
+
 async def test_other_tasks(generator: GenerationServer) -> None:
     response = await generator.client.post("/v1/embeddings", json={"model": "writer", "input": "x"})
     message = check_openai_error(response, 400, param="model", code="wrong_task")
