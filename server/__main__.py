@@ -1,4 +1,4 @@
-"""The command line: `padless --config FILE`, `padless config FILE`, `padless graph`, `padless quantize`."""
+"""The command line: `padless serve MODEL` or `--config FILE`, `padless config`, `padless graph`, `padless quantize`."""
 
 import argparse
 import json
@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.info import ModelDirectoryError
-from server.config import ConfigError, dump_config, load_config
+from server.config import ConfigError, ServerConfig, dump_config, load_config
 from server.processes.child import build_command, build_environment
 from server.processes.launch import launch
+from server.processes.one_model import configure_model
 
 SET_VARIABLE = "PADLESS_SET"
 """Overrides for every command, as a shell would split them: `server.host=0.0.0.0 engine.device=cuda`. For container
@@ -39,10 +40,7 @@ def with_default_command(words: list[str]) -> list[str]:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("padless", description="A Transformer inference server without padding.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    serve = commands.add_parser("serve", help="start the server (the default: padless --config FILE)")
-    serve.add_argument("--config", type=Path, required=True, metavar="FILE")
-    serve.add_argument("--host", default=None, help="the address to listen on, in place of the file's server.host")
-    serve.add_argument("--port", type=int, default=None, help="in place of the file's server.port; 0: a free one")
+    serve = add_serve(commands)
     config = commands.add_parser("config", help="print the effective configuration, every default spelt out")
     config.add_argument("config", type=Path, metavar="FILE")
     graph = commands.add_parser("graph", help="print a model's graph after each pass, and its execution plan")
@@ -58,6 +56,17 @@ def build_parser() -> argparse.ArgumentParser:
             help="override a value of the file; a model's key without models.N is set in all models",
         )
     return parser
+
+
+def add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    serve = commands.add_parser("serve", help="start the server (the default: padless --config FILE)")
+    what = serve.add_mutually_exclusive_group(required=True)
+    what.add_argument("model", nargs="?", metavar="MODEL", help="a directory, or org/name[@revision] on a hub")
+    what.add_argument("--config", type=Path, metavar="FILE", help="for more than that, or for several models")
+    serve.add_argument("--name", default=None, help="what clients call MODEL; its own name if left out")
+    serve.add_argument("--host", default=None, help="the address to listen on, in place of server.host")
+    serve.add_argument("--port", type=int, default=None, help="in place of server.port; 0: a free one")
+    return serve
 
 
 def add_quantize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -101,6 +110,8 @@ def list_overrides(arguments: argparse.Namespace) -> list[str]:
 
 def run(arguments: argparse.Namespace) -> int:
     overrides = list_overrides(arguments)
+    if arguments.command == "serve":
+        return launch(configure(arguments, overrides))
     config = load_config(arguments.config, overrides)
     if arguments.command == "config":
         print(dump_config(config), end="")
@@ -109,9 +120,16 @@ def run(arguments: argparse.Namespace) -> int:
         # In a process of its own, because this one stays free of torch.
         words = [str(arguments.config), arguments.model or config.models[0].name, *overrides]
         return run_module("server.processes.graph_process", words)
-    if arguments.command == "quantize":
-        return run_quantize(arguments, config.models[0].name, overrides)
-    return launch(config)
+    return run_quantize(arguments, config.models[0].name, overrides)
+
+
+def configure(arguments: argparse.Namespace, overrides: list[str]) -> ServerConfig:
+    """Of the file, or of the one model. Raises ConfigError."""
+    if arguments.config is None:
+        return configure_model(arguments.model, arguments.name, overrides)
+    if arguments.name is not None:
+        raise ConfigError("--name is for padless serve MODEL; the models of a file have their names there")
+    return load_config(arguments.config, overrides)
 
 
 def run_quantize(arguments: argparse.Namespace, first_model: str, overrides: list[str]) -> int:

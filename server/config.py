@@ -136,6 +136,15 @@ class SpeculativeConfig(Section):
         return self
 
 
+class ChatConfig(Section):
+    """`chat:` of a model that generates."""
+
+    template: str | None = None
+    """One of the directory's chat templates by name, or the text of another one; None: the directory's default."""
+    template_kwargs: dict[str, Any] = {}
+    """Further variables for the template, such as `enable_thinking`; a request's `chat_template_kwargs` win."""
+
+
 class ModelConfig(Section):
     """One entry of `models:`."""
 
@@ -150,6 +159,8 @@ class ModelConfig(Section):
     """Scale embeddings to length 1; None: what the directory's sentence-transformers files say."""
     engine: EngineConfig = EngineConfig()
     limits: LimitsConfig = LimitsConfig()
+    chat: ChatConfig = ChatConfig()
+    """Generation only."""
     speculative: SpeculativeConfig | None = None
     """Generation only."""
 
@@ -234,12 +245,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ServerConfig:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: the file must be a mapping with the key 'models'")
+    return settle(document, overrides, str(path))
+
+
+def settle(document: dict[str, Any], overrides: Sequence[str], origin: str) -> ServerConfig:
+    """Check what a file has, changed by the overrides, in place. `origin`: for messages. Raises ConfigError."""
     for override in overrides:
         apply_override(document, override)
     try:
         return ServerConfig.model_validate(document)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in explain_errors(error))) from None
+        raise ConfigError("\n".join(f"{origin}: {line}" for line in explain_errors(error))) from None
 
 
 def find_config(path: Path) -> Path:

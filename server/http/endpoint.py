@@ -13,6 +13,7 @@ from server.errors import DeadlineExceeded, EmptyInput, EngineUnavailable, Inval
 from server.http.admission import Ticket
 from server.http.call import Call
 from server.http.state import ServedModel
+from server.text.prompts import put_before
 from server.text.tokenizer import Input, Truncation, count_chars
 from server.wire.job import EngineStatus, Job, Ragged, Result, TokenSequence, write_inputs
 from server.wire.result_stream import ResultStream
@@ -31,6 +32,8 @@ class TextJob:
     inputs: Sequence[Input]
     field: str
     settle: Settle
+    prompt: str = ""
+    """Stands before each text."""
     truncation: Truncation = "error"
     add_special_tokens: bool = True
     num_answers: int = 1
@@ -48,6 +51,9 @@ class OpenJob:
 
     def __init__(self, call: Call, model: ServedModel, job: TextJob) -> None:
         self.call, self.model, self.job = call, model, job
+        self.inputs = job.inputs
+        self.num_prompt_tokens = 0
+        """That pooling leaves out of each text."""
         self.sequences: list[TokenSequence] = []
         self.params: Any = None
         self.ticket: Ticket | None = None
@@ -56,6 +62,7 @@ class OpenJob:
     async def __aenter__(self) -> "OpenJob":
         check_count(self.job, self.model)
         tokens_per_s = check_engine(self.model)
+        self.inputs = put_before(self.job.prompt, self.job.inputs)
         self.num_expected = self.estimate_answers()
         self.ticket = self.model.admission.admit(
             len(self.job.inputs) * self.job.num_answers,
@@ -80,7 +87,7 @@ class OpenJob:
 
     def estimate_inputs(self) -> int:
         """Exact for token ids, guessed from the characters for text."""
-        inputs = self.job.inputs
+        inputs = self.inputs
         num_ids = sum(len(item) for item in inputs if isinstance(item, list))
         num_chars = count_chars(inputs)
         if not num_chars:
@@ -98,8 +105,10 @@ class OpenJob:
         begin_s = monotonic()
         call, job, tokenizer = self.call, self.job, self.model.tokenizer
         self.sequences = await tokenizer.encode(
-            job.inputs, truncation=job.truncation, field=job.field, add_special_tokens=job.add_special_tokens
+            self.inputs, truncation=job.truncation, field=job.field, add_special_tokens=job.add_special_tokens
         )
+        if job.prompt and not self.model.info.pools_prompt:
+            self.num_prompt_tokens = await tokenizer.count_prompt_tokens(job.prompt)
         self.params = await job.settle(self.sequences)
         num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
         now_s = monotonic()
@@ -107,7 +116,7 @@ class OpenJob:
         call.times.tokenize_s = now_s - begin_s
         assert self.ticket is not None
         self.ticket.correct(num_tokens + self.num_expected * len(self.sequences))
-        num_chars = count_chars(job.inputs)
+        num_chars = count_chars(self.inputs)
         if num_chars:
             self.model.admission.estimator.learn(num_chars, num_tokens)
         if now_s >= call.deadline_s:
@@ -116,13 +125,24 @@ class OpenJob:
     def build_job(self) -> Job:
         return Job(
             task=self.model.task.name,
-            inputs=write_inputs(self.sequences),
+            inputs=self.write_inputs(),
             timeout_s=self.call.deadline_s - monotonic(),
             params=self.params,
             priority=self.job.priority,
             rows_per_input=self.job.num_answers,
             num_answer_tokens=self.num_expected,
         )
+
+    def write_inputs(self) -> dict[str, Ragged]:
+        """With `num_prompt_tokens`, one int32 for each input, where pooling leaves any out: of texts, not of ids."""
+        inputs = write_inputs(self.sequences)
+        if self.num_prompt_tokens:
+            counts = [
+                0 if isinstance(item, list) else min(self.num_prompt_tokens, sequence.num_tokens)
+                for item, sequence in zip(self.inputs, self.sequences, strict=True)
+            ]
+            inputs["num_prompt_tokens"] = Ragged(np.array(counts, np.int32))
+        return inputs
 
     async def collect(self) -> dict[str, Ragged]:
         """All results as one, in the order of the inputs. Raises InvalidAnswer where there is no number."""

@@ -39,5 +39,5 @@ def describe_access(deployment: Deployment, url: str, seconds: float) -> str:
 def find_example(model: DeployedModel) -> Example:
     """A request that this model answers."""
     has_tokenizer = (model.text_directory / "tokenizer.json").exists()
-    has_chat_template = load_chat_template(model.text_directory).is_there
+    has_chat_template = load_chat_template(model.text_directory, model.config.chat.template).is_there
     return model.task.make_example(model.config.name, has_tokenizer, has_chat_template)

@@ -11,9 +11,11 @@ import msgspec
 
 from models.info import ModelDirectoryError, ModelInfo, read_info
 from models.source import find_directory
-from server.config import ConfigError, ModelConfig, ServerConfig
+from server.config import ChatConfig, ConfigError, ModelConfig, ServerConfig
+from server.errors import InvalidField
 from server.tasks.registry import TASKS, check_name
 from server.tasks.task import Task, Work
+from server.text.chat_template import REMEDY, check_kwargs, load_chat_template
 
 FILE_NAME = "deployment.json"
 
@@ -102,6 +104,7 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
             raise ModelDirectoryError(f"model {model.name}: {error}") from None
         deployed = DeployedModel(index, model, directory, info, find_draft(model))
         check_limits(deployed)
+        check_chat(deployed)
         deployed.task.check_config(model)
         models.append(deployed)
     return Deployment(config, tuple(models), run_dir)
@@ -132,6 +135,11 @@ def check_limits(deployed: DeployedModel) -> None:
         )
     if deployed.task.work is Work.DECODE:
         return
+    if model.limits.truncation == "left" and not info.pools_prompt:
+        raise ConfigError(
+            f"model {model.name}: limits.truncation left would cut the prompt off, which this model's pooling leaves "
+            "out. Set truncation to right or error"
+        )
     if wanted is not None and wanted > max_batch_tokens:
         raise ConfigError(
             f"model {model.name}: limits.max_input_tokens ({wanted}) is over limits.max_batch_tokens "
@@ -143,6 +151,24 @@ def check_limits(deployed: DeployedModel) -> None:
             f"model {model.name}: speculative is for models that generate, and this one's task is "
             f"{deployed.task.name}. Leave it out"
         )
+
+
+def check_chat(deployed: DeployedModel) -> None:
+    """Raises ConfigError."""
+    model, chat = deployed.config, deployed.config.chat
+    if deployed.task.work is not Work.DECODE and chat != ChatConfig():
+        raise ConfigError(
+            f"model {model.name}: chat is for models that generate, and this one's task is {deployed.task.name}. "
+            "Leave it out"
+        )
+    try:
+        check_kwargs(chat.template_kwargs, "chat.template_kwargs")
+    except InvalidField as error:
+        raise ConfigError(f"model {model.name}: {error.message}") from None
+    if chat.template is not None:
+        template = load_chat_template(deployed.text_directory, chat.template)
+        if not template.is_there:
+            raise ConfigError(f"model {model.name}: chat.template: {template.problem.removesuffix(REMEDY)}")
 
 
 def save(deployment: Deployment) -> None:

@@ -25,8 +25,10 @@ def set_up_logging(level: str) -> None:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
     )
-    # Its lines about starting and stopping say nothing that the supervisor's do not.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # uvicorn's lines about starting and stopping say nothing that the supervisor's do not; the others are the hub's
+    # clients, old and new, with a line for each of their requests.
+    for name in ("uvicorn", "httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def make_progress(name: str) -> Progress:

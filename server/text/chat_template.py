@@ -28,7 +28,8 @@ TEMPLATE_FOLDER = "additional_chat_templates"
 CONFIG_FILE = "tokenizer_config.json"
 TOKENS_FILE = "special_tokens_map.json"
 DEFAULT_NAME = "default"
-NO_TEMPLATE = "this model has no chat template; use /v1/completions"
+REMEDY = "; use /v1/completions"
+NO_TEMPLATE = f"this model has no chat template{REMEDY}"
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 """What a template gets from elsewhere than a client's `chat_template_kwargs`."""
 END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
@@ -87,7 +88,7 @@ class Chat:
     continue_final_message: bool = False
     """End inside the last message, for the assistant to go on with it."""
     template: str | None = None
-    """One of the model's templates by name, or the text of another one. None: the default."""
+    """One of the model's templates by name; None: the default. Never a text: that would be a client's program."""
 
 
 def count_message_chars(message: Message) -> int:
@@ -104,7 +105,7 @@ def clean_message(message: Message) -> Message:
     Templates ask whether a field is there (`'tool_calls' in message`), not whether there is anything in it. An
     assistant's message without content, as it is with `tool_calls`, has an empty one.
     """
-    kept = {key: value for key, value in message.items() if value is not None and value != []}
+    kept = {key: value for key, value in message.items() if value is not None and value not in ([], {})}
     return kept | {"content": kept.get("content", "")}
 
 
@@ -157,24 +158,17 @@ class ChatTemplate:
         return text if final is None else cut_at_mark(text, final)
 
     def find(self, name: str | None) -> Compiled:
-        """By name, or made of a text; None: the default. Raises InvalidField for `chat_template`, `messages`."""
+        """By name; None: the default. Raises InvalidField for `chat_template`, `messages`."""
         if name is None or (name == DEFAULT_NAME and self.template is not None):
             if self.template is None:
                 raise InvalidField(self.problem, param="messages")
             return Compiled(self.template, self.source)
         if name in self.named:
             return self.named[name]
-        if "{" not in name:
-            known = ", ".join(sorted({*self.named, *([DEFAULT_NAME] if self.is_there else [])})) or "none"
-            raise InvalidField(
-                f"chat_template {name[:50]!r} is not one of the model's; it has {known}", param="chat_template"
-            )
-        try:
-            return compile_template(name)
-        except TemplateSyntaxError as error:
-            raise InvalidField(
-                f"chat_template is broken in line {error.lineno}: {error.message}", param="chat_template"
-            ) from error
+        known = ", ".join(sorted({*self.named, *([DEFAULT_NAME] if self.is_there else [])})) or "none"
+        raise InvalidField(
+            f"chat_template {name[:50]!r} is not the name of one of the model's; it has {known}", param="chat_template"
+        )
 
 
 NO_CHAT_TEMPLATE = ChatTemplate()
@@ -185,13 +179,12 @@ def compile_template(source: str) -> Compiled:
     return Compiled(build_environment().from_string(source), source)
 
 
-def check_kwargs(given: Mapping[str, Any]) -> None:
-    """Raises InvalidField for `chat_template_kwargs`."""
+def check_kwargs(given: Mapping[str, Any], field: str = "chat_template_kwargs") -> None:
+    """`field`: what they came in. Raises InvalidField for it."""
     for name in RESERVED:
         if name in given:
             raise InvalidField(
-                f"chat_template_kwargs must not have {name}, which is a field of the request itself; leave it out",
-                param="chat_template_kwargs",
+                f"{field} must not have {name}, which comes with the request itself; leave it out", param=field
             )
 
 
@@ -228,7 +221,7 @@ def cut_at_mark(text: str, final: str) -> str:
 
 
 def load_chat_template(directory: Path, given: str | None = None) -> ChatTemplate:
-    """What the directory has, its default being `given`, a name or a text, if that is not None.
+    """What the directory has, its default being `given`, if that is not None: a name, or a text, which has braces.
 
     Whatever is wrong with it is for the clients that chat: nobody else needs it.
     """
@@ -239,6 +232,8 @@ def load_chat_template(directory: Path, given: str | None = None) -> ChatTemplat
     except (ModelDirectoryError, OSError, UnicodeDecodeError) as error:
         return without_template(f"this model's chat template cannot be read: {error}")
     if given is not None:
+        if given not in sources and "{" not in given:
+            return without_template(f"there is no chat template {given!r}; there are {', '.join(sources) or 'none'}")
         sources[DEFAULT_NAME] = sources.get(given, given)
     named, problems = {}, {}
     for name, source in sources.items():
@@ -251,7 +246,7 @@ def load_chat_template(directory: Path, given: str | None = None) -> ChatTemplat
     if default is not None:
         return ChatTemplate(default.template, default.source, tokens, named=named)
     if DEFAULT_NAME in problems:
-        problem = f"this model's chat template {problems[DEFAULT_NAME]}; use /v1/completions"
+        problem = f"this model's chat template {problems[DEFAULT_NAME]}{REMEDY}"
         return ChatTemplate(tokens=tokens, problem=problem, named=named)
     if named:
         problem = f"this model has no chat template called default; choose with chat_template: {', '.join(named)}"
@@ -261,7 +256,7 @@ def load_chat_template(directory: Path, given: str | None = None) -> ChatTemplat
 
 def without_template(problem: str) -> ChatTemplate:
     logger.warning("%s", problem)
-    return ChatTemplate(problem=f"{problem}; use /v1/completions")
+    return ChatTemplate(problem=f"{problem}{REMEDY}")
 
 
 def read_optional(path: Path) -> dict[str, Any]:

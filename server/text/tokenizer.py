@@ -75,7 +75,7 @@ class Tokenizer:
     """One model's tokenizer. Immutable after construction; encoding is safe from several threads.
 
     `plain` None: the model has none. Then token ids pass as they do elsewhere, texts are refused, and all ids are
-    without text. `can_truncate`: the model's routes can cut inputs that are too long, so errors may say so.
+    without text.
     """
 
     def __init__(
@@ -87,7 +87,6 @@ class Tokenizer:
         type_vocab_size: int,
         pool: ThreadPoolExecutor,
         num_threads: int = 1,
-        can_truncate: bool = True,
         chat_template: ChatTemplate = NO_CHAT_TEMPLATE,
     ) -> None:
         self.max_input_tokens = max_input_tokens
@@ -97,7 +96,6 @@ class Tokenizer:
         self._vocab_size = vocab_size
         self._pool = pool
         self._num_threads = num_threads
-        self._can_truncate = can_truncate
         # Single texts of almost every model are all type 0: looked up once, not per text.
         self._has_pair_types = type_vocab_size > 1
         self._has_single_types = False
@@ -139,6 +137,14 @@ class Tokenizer:
             ]
             sequences.extend(chain.from_iterable(await asyncio.gather(*futures)))
         return sequences
+
+    async def count_prompt_tokens(self, prompt: str) -> int:
+        """How many of a text's tokens are its prompt's, special ones before it included. It must not be empty.
+
+        As Transformer._get_prompt_length of sentence-transformers 6: the prompt by itself, without what ends it.
+        """
+        (sequence,) = await self.encode([prompt], truncation="right", field="prompt")
+        return sequence.num_tokens - self.texts.is_special(int(sequence.input_ids[-1]))
 
     def _encode_chunk(self, inputs: Sequence[Input], first: int, work: Work) -> list[TokenSequence]:
         sequences = []
@@ -225,18 +231,15 @@ class Tokenizer:
 
     def _pack(self, encoding: tokenizers.Encoding, places: Any, *, is_pair: bool) -> TokenSequence:
         ids = np.array(encoding.ids, dtype=np.int32)[places]
+        if not len(ids):
+            raise EmptyInput("must have a token at least; the model's tokenizer leaves nothing of it")
         if not (self._has_pair_types if is_pair else self._has_single_types):
             return TokenSequence(ids)
         types = np.array(encoding.type_ids, dtype=np.int32)[places]
         return TokenSequence(ids, types if types.any() else None)
 
     def _too_long(self, num_tokens: str) -> InputTooLong:
-        return InputTooLong(f"has {num_tokens} tokens; the limit is {self.max_input_tokens}; {self._remedy()}")
-
-    def _remedy(self) -> str:
-        if not self._can_truncate:
-            return "shorten it"
-        return "shorten it, or ask for truncation (`truncate` of the request, limits.truncation of the server)"
+        return InputTooLong(f"has {num_tokens} tokens; the limit is {self.max_input_tokens}; shorten it")
 
     async def describe(self, texts: Sequence[str], *, add_special_tokens: bool, field: str) -> list[list[Piece]]:
         """All tokens with their place in the text: the body bounds them. Raises InvalidField and its kinds."""

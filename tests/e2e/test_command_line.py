@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from running_server import start_server, write_config
+from running_server import start_command, start_server, write_config
 
 from server.__main__ import build_parser, list_overrides
 from server.config import ConfigError
+from tests.models.hub_stub import run_hub
 
 ROOT = Path(__file__).parents[2]
 MINILM = ROOT / "configs" / "minilm.yaml"
@@ -23,9 +25,10 @@ has_demo = pytest.mark.skipif(
 )
 
 
-def run_padless(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "server", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ, timeout=240, check=False)
+def run_padless(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`variables` of the environment are added to ours."""
+    command, environment = [sys.executable, "-m", "server", *arguments], os.environ | variables
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240, check=False)
 
 
 def test_config_prints_every_default() -> None:
@@ -79,6 +82,55 @@ class TestOverrides:
             server.wait_ready()
         finally:
             server.stop()
+
+
+NULL = ("--set", 'engine.kind="null"', "--set", "engine.warmup=false", "--set", "server.canary_interval_s=0.5")
+
+
+class TestOneModel:
+    """`padless serve MODEL`, with no file."""
+
+    def test_directory_from_anywhere(self, null_model: Path, tmp_path: Path) -> None:
+        """A relative path, from a folder with a `server` of its own."""
+        (tmp_path / "server").mkdir()
+        (tmp_path / "server" / "__init__.py").write_text("raise ImportError('the wrong one')")
+        (tmp_path / "tiny").symlink_to(null_model)
+        command = [sys.executable, "-P", "-m", "server", "serve", "tiny", "--port", "0", "--name", "mine", *NULL]
+        environment = {"PYTHONPATH": str(ROOT)}
+        server = start_command(command, tmp_path / "log", directory=tmp_path, environment=environment)
+        try:
+            server.wait_ready()
+            assert json.loads(server.get("/v1/models")[1])["data"][0]["id"] == "mine"
+            assert server.embed("word1", model="mine")[0] == 200
+        finally:
+            server.stop()
+
+    def test_hub(self, null_model: Path, tmp_path: Path) -> None:
+        shutil.copytree(null_model, tmp_path / "hub" / "org" / "tiny")
+        (tmp_path / "hub" / "org" / "tiny" / "model.safetensors").write_bytes(b"")
+        with run_hub(tmp_path / "hub") as hub:
+            settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+            command = [sys.executable, "-m", "server", "serve", "org/tiny@v1", "--port", "0", *NULL]
+            server = start_command(command, tmp_path / "log", directory=ROOT, environment=settings)
+            try:
+                server.wait_ready()
+                assert server.embed("word1", model="org/tiny")[0] == 200
+                assert server.get("/v1/models/org/tiny")[0] == 200
+            finally:
+                server.stop()
+            wrong = run_padless("serve", "org/nobody", "--port", "0", **settings)
+        assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+        assert "org/nobody: cannot be downloaded" in wrong.stderr and "Check the name" in wrong.stderr
+
+    def test_wrong_words(self) -> None:
+        nowhere = run_padless("serve", "nowhere")
+        assert nowhere.returncode == 2
+        assert nowhere.stderr.startswith("padless: nowhere: there is no such directory. Name one that is there")
+        for words in ((), ("tiny", "--config", "minilm")):
+            result = run_padless("serve", *words)
+            assert result.returncode == 2 and "--config" in result.stderr
+        named = run_padless("serve", "--config", "minilm", "--name", "mine")
+        assert named.returncode == 2 and "--name is for padless serve MODEL" in named.stderr
 
 
 @has_demo

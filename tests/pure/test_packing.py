@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.batch import INPUTS
 from runtime.kv_cache.blocks import SCRATCH_BLOCK
 from server.engine.batchers.packing import pack, pack_sequences, pack_tables, sort_by_length
-from server.wire.job import TokenSequence
+from server.wire.job import Ragged, TokenSequence
 from tests.pure.fake_requests import make_job, make_sequence
 
 ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=20)
@@ -40,7 +41,9 @@ def test_batch_holds_each_sequence_between_its_borders(given_sequences: list[Tok
 
 def test_types_are_those_of_the_contract() -> None:
     batch = pack_sequences([make_sequence(3), make_sequence(1)])
-    assert {array.dtype for array in batch.arrays.values()} == {np.dtype(np.int64)}
+    assert {name: array.dtype for name, array in batch.arrays.items()} == {
+        name: np.dtype(INPUTS[name].dtype) for name in batch.arrays
+    }
     assert batch.cu_seqlens.dtype == np.int32
     assert type(batch.max_seqlen) is int
     assert batch.seqlens.tolist() == [3, 1]
@@ -55,6 +58,16 @@ def test_inputs_of_several_jobs_are_laid_in_the_order_asked_for() -> None:
     assert batch.arrays["input_ids"].tolist() == [40, 7, 8, 9, 30]
     assert batch.arrays["token_type_ids"].tolist() == [0, 0, 1, 1, 0]
     assert batch.cu_seqlens.tolist() == [0, 1, 4, 5]
+
+
+def test_tokens_of_prompts_are_counted_for_each_sequence() -> None:
+    """0 where a job says nothing of them."""
+    prompted = make_job([make_sequence(2), make_sequence(5)])
+    prompted.inputs["num_prompt_tokens"] = Ragged(np.array([1, 3], np.int32))
+    plain = make_job([make_sequence(1), make_sequence(1)])
+    batch = pack([(plain, 1), (prompted, 1), (prompted, 0), (plain, 0)])
+    assert batch.arrays["num_prompt_tokens"].tolist() == [0, 3, 1, 0]
+    assert pack([(plain, 0)]).arrays["num_prompt_tokens"].tolist() == [0]
 
 
 def test_equal_lengths_become_neighbours_in_the_order_they_came() -> None:

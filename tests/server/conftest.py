@@ -54,6 +54,7 @@ class FakeEngine:
     reported: tuple[EngineStatus, ...] = (EngineStatus(is_ready=True, reason="ready"),)
     num_running: int = 0
     num_cancelled: int = 0
+    jobs: list[Job] = field(default_factory=list)
     calls: list[list[list[int]]] = field(default_factory=list)
     types: list[list[list[int] | None]] = field(default_factory=list)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -63,6 +64,7 @@ class FakeEngine:
 
     def submit(self, job: Job) -> ResultStream:
         types = job.inputs.get("token_type_ids")
+        self.jobs.append(job)
         self.calls.append([job.input_ids.row(index).tolist() for index in range(job.num_inputs)])
         rows = [None if types is None else types.row(index) for index in range(job.num_inputs)]
         self.types.append([None if row is None or not row.any() else row.tolist() for row in rows])

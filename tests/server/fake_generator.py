@@ -15,7 +15,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
 from models.info import ModelInfo
-from server.config import HttpConfig, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
+from server.config import ChatConfig, HttpConfig, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
 from server.http.admission import Admission
 from server.http.app import App
 from server.http.state import ServedModel, ServerState
@@ -261,18 +261,29 @@ class GenerationServer:
 
 
 def build_generation_server(
-    directory: Path, pool: ThreadPoolExecutor, *, http: dict[str, Any] | None = None, **limits: Any
+    directory: Path,
+    pool: ThreadPoolExecutor,
+    *,
+    http: dict[str, Any] | None = None,
+    chat: dict[str, Any] | None = None,
+    **limits: Any,
 ) -> GenerationServer:
     raw = RawTokenizer.from_file(str(directory / "tokenizer.json"))
     size = raw.get_vocab_size()
     info = ModelInfo("LlamaForCausalLM", "generate", size, 1, CONTEXT, size, eos_token_ids=(EOS,))
     options: dict[str, Any] = {"max_input_tokens": CONTEXT, "vocab_size": size, "type_vocab_size": 1, "pool": pool}
     tokenizers = {
-        "writer": load_tokenizer(directory, can_truncate=False, chat_template=load_chat_template(directory), **options),
-        "ids": Tokenizer(None, can_truncate=False, **options),
+        "writer": load_tokenizer(directory, chat_template=load_chat_template(directory), **options),
+        "ids": Tokenizer(None, **options),
     }
     configs = tuple(
-        ModelConfig(name=name, source=SourceConfig(path="unused"), limits=LimitsConfig(**limits)) for name in tokenizers
+        ModelConfig(
+            name=name,
+            source=SourceConfig(path="unused"),
+            limits=LimitsConfig(**limits),
+            chat=ChatConfig(**(chat or {})),
+        )
+        for name in tokenizers
     )
     engines = [FakeGenerator(), FakeGenerator([[7, 8, EOS]])]
     served = {

@@ -27,7 +27,7 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "ignore_eos with a grammar": ({"ignore_eos": True, "regex": "yes|no"}, "ignore_eos"),
     "temperature of text": ({"temperature": "1"}, "temperature"),
     "temperature of a boolean": ({"temperature": True}, "temperature"),
-    "top_p of 0": ({"top_p": 0}, "top_p"),
+    "top_p under 0": ({"top_p": -0.1}, "top_p"),
     "top_p over 1": ({"top_p": 1.5}, "top_p"),
     "top_k below -1": ({"top_k": -2}, "top_k"),
     "top_k of a fraction": ({"top_k": 1.5}, "top_k"),
@@ -72,6 +72,7 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "beams in a stream": (BEAM | {"stream": True}, "stream"),
     "beams by chance": (BEAM | {"temperature": 0.7}, "temperature"),
     "beams of the nucleus": (BEAM | {"top_p": 0.9}, "top_p"),
+    "beams of the smallest nucleus": (BEAM | {"top_p": 0}, "top_p"),
     "more answers than beams": (BEAM | {"beam_width": 2, "n": 3}, "beam_width"),
     "unknown response format": ({"response_format": {"type": "xml"}}, "response_format.type"),
     "response format of text": ({"response_format": "json_object"}, "response_format"),
@@ -208,6 +209,28 @@ async def test_what_the_engine_cannot_do(generator: GenerationServer, stream: bo
         response = await generator.complete(prompt, regex="(", stream=stream)
         assert "unclosed group" in check_openai_error(response, 400, param=None, code="unservable")
     generator.check_idle()
+
+
+@pytest.mark.parametrize(
+    ("param", "fields", "name"),
+    [
+        ("grammar", {"regex": "("}, "regex"),
+        ("grammar", {"response_format": {"type": "json_object"}}, "response_format"),
+        ("num_sequences", {"n": 2}, "n"),
+        ("num_sequences", {"best_of": 2}, "best_of"),
+        ("beam_width", {"use_beam_search": True, "n": 2}, "n"),
+        ("beam_width", {"use_beam_search": True, "n": 2, "beam_width": 4}, "beam_width"),
+        ("max_tokens", {"max_completion_tokens": 5}, "max_completion_tokens"),
+        ("max_tokens", {"max_tokens": 5}, "max_tokens"),
+        ("logit_bias", {"logit_bias": {"5": 1}}, "logit_bias"),
+    ],
+)
+async def test_the_engine_refuses_by_the_clients_names(
+    generator: GenerationServer, param: str, fields: dict[str, Any], name: str
+) -> None:
+    generator.engine.refusal = Unservable("it is too much", param)
+    response = await generator.chat(**fields)
+    assert check_openai_error(response, 400, param=name, code="unservable") == f"{name}: it is too much"
 
 
 async def test_other_tasks(generator: GenerationServer) -> None:

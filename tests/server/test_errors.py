@@ -1,11 +1,17 @@
 """Every error: its status, its headers, and its body in the shape of each protocol."""
 
+import ast
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from conftest import MakeServer, Server
 
+import server as package
+from runtime.config import EngineConfig
+from server.config import ChatConfig, HttpConfig, LimitsConfig
 from server.errors import (
     DeadlineExceeded,
     EngineFailure,
@@ -214,6 +220,33 @@ class TestOverHttp:
             assert field in schema["properties"]
             assert "$ref" not in str(schema)
             assert "422" not in document["paths"][path]["post"]["responses"]
+
+
+ROOT = Path(package.__file__).parent
+CLIENTS_HEAR = ("http", "tasks", "text", "engine", "wire")
+"""The parts of the server whose errors clients may get."""
+
+
+def list_texts(path: Path) -> Iterator[str]:
+    """Of a module's program, but for documentation and for errors of the configuration."""
+    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        is_config = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "ConfigError"
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif not is_config and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            nodes += ast.iter_child_nodes(node)
+
+
+def test_clients_are_not_told_the_operators_keys() -> None:
+    """They could not change them."""
+    sections = {"server": HttpConfig, "limits": LimitsConfig, "engine": EngineConfig, "chat": ChatConfig}
+    keys = [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
+    texts = [(path, text) for part in CLIENTS_HEAR for path in (ROOT / part).rglob("*.py") for text in list_texts(path)]
+    assert len(texts) > 500
+    told = [(path.name, text) for path, text in texts if any(key in text for key in keys)]
+    assert told == []
 
 
 @pytest.mark.anyio

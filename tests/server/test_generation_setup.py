@@ -7,17 +7,29 @@ from typing import Any
 
 import pytest
 from conftest import MakeGenerator
-from fake_generator import BOS, CONTEXT, EOS, GenerationServer, write_directory
+from fake_generator import BOS, CONTEXT, EOS, FakeGenerator, GenerationServer, write_directory
+from prometheus_client import CollectorRegistry
 
 from models.info import ModelDirectoryError, ModelInfo
 from server.config import ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
 from server.errors import InvalidField
+from server.metrics import Metrics
 from server.processes.announcement import find_example
 from server.processes.deployment import DeployedModel, resolve
+from server.processes.http_process import build_state
 from server.tasks.registry import TASKS
 from server.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.anyio
+
+DECODER = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 async def test_a_tokenizer_that_is_not_there(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
@@ -91,6 +103,17 @@ def test_an_example_to_try(tmp_path: Path, task: str, has_tokenizer: bool, templ
     assert found == route and (task != "generate" or isinstance(body.get("prompt", ""), str) == has_tokenizer)
 
 
+def test_chat_templates_of_the_configuration(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    """A text in the YAML reaches the tokenizer, and the example that is shown at the start."""
+    directory = write_directory(write_config(tmp_path, "decoder", **DECODER), None)
+    model = {"name": "m", "source": {"path": str(directory)}, "chat": {"template": "{{ messages[0].content }}!"}}
+    deployment = resolve(ServerConfig.model_validate({"models": [model]}), tmp_path)
+    assert find_example(deployment.models[0]).route == "/v1/chat/completions"
+    state = build_state(deployment, 0, Metrics(CollectorRegistry()), [FakeGenerator()], pool)
+    template = state.models["m"].tokenizer.chat_template
+    assert template.render([{"role": "user", "content": "hello"}]) == "hello!"
+
+
 def write_config(directory: Path, name: str, **keys: object) -> Path:
     """A directory with nothing but config.json."""
     (directory / name).mkdir()
@@ -108,15 +131,36 @@ def write_config(directory: Path, name: str, **keys: object) -> Path:
             {"source": {"path": "encoder"}, "speculative": {"method": "ngram"}},
             "speculative is for models that generate",
         ),
+        ({"source": {"path": "encoder"}, "chat": {"template": "x"}}, "chat is for models that generate"),
+        ({"chat": {"template": "tools"}}, "chat.template: there is no chat template 'tools'; there are none$"),
+        ({"chat": {"template": "{% if %}"}}, "chat.template: this model's chat template is broken in line 1"),
+        ({"chat": {"template_kwargs": {"messages": []}}}, "chat.template_kwargs must not have messages"),
     ],
 )
 def test_what_is_not_for_such_a_model_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    decoder = {"num_hidden_layers": 1, "num_attention_heads": 1, "bos_token_id": 1, "eos_token_id": 2}
-    write_config(tmp_path, "decoder", architectures=["LlamaForCausalLM"], model_type="llama", **decoder)
+    write_config(tmp_path, "decoder", **DECODER)
     write_config(tmp_path, "encoder", architectures=["BertModel"], model_type="bert", type_vocab_size=2)
     config = {"models": [{"name": "m", "source": {"path": "decoder"}} | model]}
     with pytest.raises((ConfigError, ModelDirectoryError), match=f"model m: .*{message}"):
         resolve(ServerConfig.model_validate(config), tmp_path)
+
+
+def test_prompts_that_are_not_pooled_are_not_cut_off(tmp_path: Path) -> None:
+    directory = write_config(tmp_path, "encoder", architectures=["BertModel"], model_type="bert", type_vocab_size=2)
+    rows = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
+    rows.append({"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"})
+    (directory / "modules.json").write_text(json.dumps(rows))
+    (directory / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 4, "pooling_mode_mean_tokens": True, "include_prompt": False}
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    for truncation in ("right", "error", "left"):
+        model = {"name": "m", "source": {"path": str(directory)}, "limits": {"truncation": truncation}}
+        config = ServerConfig.model_validate({"models": [model]})
+        if truncation != "left":
+            resolve(config, tmp_path)
+            continue
+        with pytest.raises(ConfigError, match=r"model m: limits.truncation left would cut the prompt off"):
+            resolve(config, tmp_path)

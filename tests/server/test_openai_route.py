@@ -108,3 +108,21 @@ async def test_unknown_model_is_404(server: Server) -> None:
     response = await server.client.get("/v1/models/nobody/knows")
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/embedder", "/info", "/health", "/metrics"])
+async def test_head_is_answered_wherever_get_is(server: Server, path: str) -> None:
+    get, head = await server.client.get(path), await server.client.head(path)
+    assert head.status_code == get.status_code == 200
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+async def test_the_model_may_be_left_out(server: Server) -> None:
+    """text-embeddings-inference's clients do."""
+    response = await server.client.post("/v1/embeddings", json={"input": "word1"})
+    assert (response.status_code, response.json()["model"]) == (200, "embedder")
+
+
+async def test_too_long_is_told_in_words_of_the_client(server: Server) -> None:
+    message = (await server.embed_text("word1 " * 20)).json()["error"]["message"]
+    assert message == f"input has 22 tokens; the limit is {MAX_TOKENS}; shorten it"

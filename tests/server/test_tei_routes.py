@@ -1,5 +1,6 @@
 """`/predict` and `/tokenize` as text-embeddings-inference answers them."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,11 @@ async def test_truncate_false_overrules_the_configuration(make_server: MakeServe
     text = "word1 " * 20
     assert (await server.client.post("/predict", json={"inputs": text})).status_code == 200
     response = await server.client.post("/predict", json={"inputs": text, "truncate": False})
-    assert response.status_code == 422 and "22 tokens" in response.json()["error"]
+    assert response.status_code == 422
+    assert (
+        response.json()["error"]
+        == f"inputs has 22 tokens; the limit is {MAX_TOKENS}; shorten it, or set truncate to true"
+    )
 
 
 async def test_the_model_can_be_named(server: Server) -> None:
@@ -124,3 +129,40 @@ async def test_tokenize_refuses(server: Server, inputs: Any) -> None:
     assert (response.status_code, response.json()["error_type"]) in ((400, "Empty"), (422, "Validation"))
     assert "inputs" in response.json()["error"]
     assert server.state.models["embedder"].admission.num_inputs == 0
+
+
+async def test_all_tokens_of_a_long_text(server: Server) -> None:
+    """24,000 characters and more: only the body's size bounds them."""
+    body = {"inputs": "word1 " * 20_000, "model": "embedder"}
+    (pieces,) = (await server.client.post("/tokenize", json=body)).json()
+    assert len(pieces) == 20_002 and pieces[-2]["stop"] == len(body["inputs"]) - 1
+
+
+async def test_a_pair_may_have_one_empty_side(server: Server) -> None:
+    answer = await predict(server, [["word1", "word2"], ["word1", ""], ["", "word2"]])
+    assert len(answer) == 3
+    assert server.classify.calls[0][1:] == [[CLS, *ids("word1"), SEP, SEP], [CLS, SEP, *ids("word2"), SEP]]
+
+
+async def test_a_pair_with_two_is_named(server: Server) -> None:
+    response = await server.client.post("/predict", json={"inputs": [["word1", ""], ["", ""]]})
+    assert (response.status_code, response.json()["error_type"]) == (400, "Empty")
+    assert response.json()["error"] == "inputs[1] must not be empty on both sides"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"problem_type": "regression"}, lambda logits: logits),
+        ({"activation": "sigmoid"}, lambda logits: 1 / (1 + np.exp(-logits))),
+        ({"activation": "identity", "problem_type": "multi_label_classification"}, lambda logits: logits),
+    ],
+)
+async def test_scores_are_what_the_directory_says(server: Server, changes: dict[str, Any], expected: Any) -> None:
+    model = server.state.models["classifier"]
+    server.state.models["classifier"] = replace(model, info=replace(model.info, **changes))
+    logits = compute_row(np.array([CLS, *ids("word1"), SEP]), 3).astype(np.float64)
+    answer = await predict(server, "word1")
+    scores = expected(logits)
+    assert [item["label"] for item in answer] == [LABELS[index] for index in np.argsort(-scores)]
+    np.testing.assert_allclose([item["score"] for item in answer], np.sort(scores)[::-1], rtol=1e-5)

@@ -13,6 +13,8 @@ from conftest import CLS, MAX_TOKENS, SEP, UNK, VOCAB, build_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RawTokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from models.info import ModelDirectoryError
 from server.errors import EmptyInput, InputTooLong, InvalidField, TokenizerFailure
@@ -146,6 +148,15 @@ def test_a_pair_may_have_one_empty_side(tokenizer: Tokenizer) -> None:
 def test_what_is_empty_is_named(tokenizer: Tokenizer, empty: Input, problem: str) -> None:
     with pytest.raises(EmptyInput, match=rf"^input\[1\] {problem}"):
         encode(tokenizer, "word1", empty)
+
+
+def test_a_text_without_tokens_is_empty_too(pool: ThreadPoolExecutor) -> None:
+    """Blanks, where the tokenizer adds no special tokens: an engine cannot compute nothing."""
+    raw = RawTokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    raw.pre_tokenizer = Whitespace()
+    tokenizer = Tokenizer(raw, max_input_tokens=5, vocab_size=1, type_vocab_size=1, pool=pool)
+    with pytest.raises(EmptyInput, match=r"^input must have a token at least"):
+        encode(tokenizer, "  ")
 
 
 def test_ids_are_used_as_they_are(tokenizer: Tokenizer) -> None:

@@ -25,4 +25,6 @@ MakeMatcher = Callable[[str, str], Matcher]
 
 
 def refuse_grammar(kind: str, text: str) -> Matcher:
-    raise Unservable(f"this model has no tokenizer, so {kind.replace('_', ' ')} cannot be followed; leave it out")
+    raise Unservable(
+        f"this model has no tokenizer, so {kind.replace('_', ' ')} cannot be followed; leave it out", "grammar"
+    )

@@ -25,16 +25,19 @@ def pack(inputs: Sequence[tuple[Job, int]]) -> Batch:
     np.cumsum(seqlens, out=cu_seqlens[1:])
     num_tokens = int(cu_seqlens[-1])
     token_type_ids = np.zeros(num_tokens, dtype=np.int64)
-    for start, (job, index) in zip(cu_seqlens, inputs, strict=False):
-        types = job.inputs.get("token_type_ids")
+    num_prompt_tokens = np.zeros(len(rows), dtype=np.int32)
+    for place, (job, index) in enumerate(inputs):
+        types, counts = job.inputs.get("token_type_ids"), job.inputs.get("num_prompt_tokens")
         if types is not None:
-            row = types.row(index)
-            token_type_ids[start : start + len(row)] = row
+            token_type_ids[cu_seqlens[place] : cu_seqlens[place + 1]] = types.row(index)
+        if counts is not None:
+            num_prompt_tokens[place] = counts.values[index]
     return Batch(
         arrays={
             "input_ids": np.concatenate(rows).astype(np.int64),
             "position_ids": np.arange(num_tokens) - np.repeat(cu_seqlens[:-1], seqlens),
             "token_type_ids": token_type_ids,
+            "num_prompt_tokens": num_prompt_tokens,
         },
         cu_seqlens=cu_seqlens,
         max_seqlen=int(seqlens.max()),

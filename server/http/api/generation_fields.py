@@ -45,7 +45,9 @@ class GenerationFields(BaseModel):
         None, description="So many are generated, and the n with the highest logprob per token are given."
     )
     temperature: Temperature | None = Field(None, description="1 if absent; 0: always the most probable token.")
-    top_p: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(strict=True, ge=0, le=1)] | None = Field(
+        None, description="1 if absent; 0: always the most probable token."
+    )
     top_k: Annotated[StrictInt, Field(ge=-1)] | None = Field(None, description="0 and -1: no limit.")
     min_p: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = Field(

@@ -25,13 +25,14 @@ def build_params(
     num_sequences = asked.num_answers if beam_width else asked.best_of or asked.num_answers
     is_ranked = num_sequences > asked.num_answers
     vocab_size = model.info.vocab_size
+    is_greedy = asked.top_p == 0
     return GenerationParams(
         max_tokens=0,
         min_tokens=asked.min_tokens or 0,
         num_sequences=num_sequences,
-        temperature=1.0 if asked.temperature is None else asked.temperature,
+        temperature=0.0 if is_greedy else 1.0 if asked.temperature is None else asked.temperature,
         top_k=min(max(asked.top_k or 0, 0), vocab_size),
-        top_p=1.0 if asked.top_p is None else asked.top_p,
+        top_p=1.0 if asked.top_p is None or is_greedy else asked.top_p,
         min_p=asked.min_p or 0.0,
         repetition_penalty=1.0 if asked.repetition_penalty is None else asked.repetition_penalty,
         presence_penalty=asked.presence_penalty or 0.0,

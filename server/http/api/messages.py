@@ -17,14 +17,17 @@ def read_messages(given: list[dict[str, Any]]) -> list[Message]:
 
 
 def read_message(given: dict[str, Any], place: str) -> Message:
-    """Fields beside role and content pass, for templates that know them."""
+    """Fields beside role and content pass, for templates that know them. OpenAI's assistants may say nothing."""
     role = given.get("role")
     if role not in ROLES:
         shown = "missing" if role is None else repr(role)[:50]
         raise InvalidField(f"{place}.role is {shown}; it must be one of {', '.join(ROLES)}", param=f"{place}.role")
     if given.get("tool_calls") or given.get("function_call"):
         raise InvalidField(f"{place}.tool_calls: tools are not supported; send text", param=f"{place}.tool_calls")
-    return given | {"content": read_content(given.get("content"), f"{place}.content")}
+    content = given.get("content")
+    if content is None and role == "assistant":
+        content = ""
+    return given | {"content": read_content(content, f"{place}.content")}
 
 
 def read_content(given: Any, place: str) -> str:

@@ -35,6 +35,16 @@ class ChatRequest(GenerationFields):
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = Field(
         None, description="What is left of the context if absent."
     )
+    chat_template: str | None = Field(None, description="One of the model's templates, by its name.")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="an object: further variables for the template, such as enable_thinking"
+    )
+    add_generation_prompt: StrictBool | None = Field(
+        None, description="The prompt ends with what makes the assistant speak; true, unless it goes on, if absent."
+    )
+    continue_final_message: StrictBool | None = Field(
+        None, description="The answer goes on with the last message instead of beginning a new one."
+    )
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Any = None
@@ -64,22 +74,34 @@ async def create_chat_completion(call: Call, state: ServerState) -> Reply | None
 def build_job(asked: ChatRequest, model: ServedModel) -> TextJob:
     """Raises InvalidField and its kinds."""
     check_tools(asked)
-    messages = read_messages(asked.messages)
-    if not model.tokenizer.chat_template.is_there:
-        raise InvalidField(model.tokenizer.chat_template.problem, param="messages")
+    chat = read_chat(asked, model)
     if asked.top_logprobs is not None and not asked.logprobs:
         raise InvalidField("top_logprobs needs logprobs; set logprobs to true or leave it out", param="top_logprobs")
     params = build_params(asked, model, num_logprobs=(asked.top_logprobs or 0) if asked.logprobs else -1)
     context = model.tokenizer.max_input_tokens
     wish = GenerationWish(params, choose_max_tokens(asked), context, tuple(asked.bad_words or ()))
     return TextJob(
-        [Chat(tuple(messages))],
+        [chat],
         "messages",
         partial(wish.settle, tokenizer=model.tokenizer, field="messages"),
         num_answers=params.num_sequences,
         num_sequences=params.num_rows,
         num_answer_tokens=wish.most_tokens,
         priority=asked.priority or 0,
+    )
+
+
+def read_chat(asked: ChatRequest, model: ServedModel) -> Chat:
+    """The server's own variables for the template, and the request's over them. Raises InvalidField and its kinds."""
+    messages = read_messages(asked.messages)
+    model.tokenizer.chat_template.find(asked.chat_template)
+    is_continued = bool(asked.continue_final_message)
+    return Chat(
+        tuple(messages),
+        {**model.config.chat.template_kwargs, **(asked.chat_template_kwargs or {})},
+        add_generation_prompt=not is_continued if asked.add_generation_prompt is None else asked.add_generation_prompt,
+        continue_final_message=is_continued,
+        template=asked.chat_template,
     )
 
 

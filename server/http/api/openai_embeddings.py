@@ -18,8 +18,12 @@ from server.http.endpoint import TextJob, run_job
 from server.http.route import Route
 from server.http.state import ServerState
 from server.tasks import embed
+from server.text.prompts import choose_prompt
 from server.text.tokenizer import Input
 from server.wire.job import TokenSequence
+
+MAX_PROMPT_CHARS = 4096
+"""It is read once for each text."""
 
 
 class EmbeddingsRequest(BaseModel):
@@ -41,6 +45,13 @@ class EmbeddingsRequest(BaseModel):
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(
         None, description="Keep so many leading dimensions, scaled to length 1 again."
     )
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARS)] | None = Field(
+        None, description="Stands before each text; the model's default prompt if absent, none if empty."
+    )
+    prompt_name: Label | None = Field(None, description="One of the model's own prompts, in place of the default.")
+    input_type: Label | None = Field(
+        None, description="query, document, passage, search_query, ...: the model's prompt for such texts."
+    )
     user: Label | None = None
 
 
@@ -50,11 +61,12 @@ async def create_embeddings(call: Call, state: ServerState) -> Reply:
     call.model = model.name
     embed.check_dimensions(asked.dimensions, model.info)
     params = embed.EmbedParams(asked.dimensions)
+    prompt = choose_prompt(model.info, text=asked.prompt, name=asked.prompt_name, input_type=asked.input_type)
 
     async def settle(sequences: Sequence[TokenSequence]) -> embed.EmbedParams:
         return params
 
-    job = TextJob(list_inputs(asked.input), "input", settle, model.config.limits.truncation)
+    job = TextJob(list_inputs(asked.input), "input", settle, prompt, model.config.limits.truncation)
     rows = (await run_job(call, model, job))["embeddings"].values
     is_base64 = asked.encoding_format == "base64"
     return Reply(format_embeddings(rows, model.name, call.times.num_tokens, is_base64=is_base64))

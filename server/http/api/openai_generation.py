@@ -110,10 +110,21 @@ def naming_fields(asked: GenerationFields) -> Iterator[None]:
     try:
         yield
     except Unservable as error:
-        grammar = "regex" if asked.regex is not None else "response_format"
-        names = {"grammar": grammar, "num_sequences": "n"}
-        field = names.get(error.param or "", error.param)
+        field = name_field(asked, error.param)
         raise Unservable(f"{field}: {error.message}" if field else error.message, field) from error
+
+
+def name_field(asked: GenerationFields, param: str | None) -> str | None:
+    """Of several fields that set a parameter the one that the request has, else the last."""
+    names = {
+        "grammar": ("regex", "response_format"),
+        "num_sequences": ("best_of", "n"),
+        "beam_width": ("beam_width", "best_of", "n"),
+        "max_tokens": ("max_completion_tokens", "max_tokens"),
+    }.get(param or "")
+    if names is None:
+        return param
+    return next((name for name in names if getattr(asked, name, None) is not None), names[-1])
 
 
 async def write_chunks(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator
 
-from server.errors import InvalidField, Kind, ServiceError
+from server.errors import InputTooLong, InvalidField, Kind, ServiceError
 from server.http.api.fields import MAX_LIST, ModelName, Texts
 from server.http.body import parse_body
 from server.http.call import Call, Reply
@@ -14,6 +14,7 @@ from server.http.endpoint import TextJob, check_places, run_job
 from server.http.route import Route, Shape
 from server.http.state import ServerState
 from server.tasks import classify
+from server.text.prompts import find_default
 from server.text.tokenizer import Input, Text, Truncation
 from server.wire.job import TokenSequence
 
@@ -70,7 +71,11 @@ async def predict(call: Call, state: ServerState) -> Reply:
         return classify.ClassifyParams()
 
     truncation = asked.choose_truncation(model.config.limits.truncation)
-    logits = (await run_job(call, model, TextJob(inputs, "inputs", settle, truncation)))["logits"].values
+    job = TextJob(inputs, "inputs", settle, find_default(model.info), truncation)
+    try:
+        logits = (await run_job(call, model, job))["logits"].values
+    except InputTooLong as error:
+        raise InputTooLong(f"{error.message}, or set truncate to true", error.param) from None
     scores = logits if asked.raw_scores else classify.compute_scores(logits, model.info)
     ranked = classify.rank_labels(scores, model.info)
     return Reply(orjson.dumps(ranked if is_batch else ranked[0]))

@@ -1,0 +1,88 @@
+"""Prompts: what a model wants to read before every text, as sentence-transformers puts it there. Knows no HTTP."""
+
+from collections.abc import Mapping, Sequence
+
+from models.info import ModelInfo
+from server.errors import InvalidField
+from server.text.tokenizer import Input
+
+ALWAYS_KNOWN = ("query", "document")
+"""Names that every model of sentence-transformers has, empty where its directory says nothing of them."""
+QUERIES = ("query", "search_query")
+DOCUMENTS = ("document", "passage", "search_document", "corpus")
+INPUT_TYPES: Mapping[str, Sequence[str]] = {
+    "query": QUERIES,
+    "search_query": QUERIES,
+    "document": DOCUMENTS,
+    "search_document": DOCUMENTS,
+    "passage": DOCUMENTS,
+    "classification": ("classification",),
+    "clustering": ("clustering",),
+}
+"""The words of Cohere, Voyage and NIM, and under which names directories have the prompt: a type's own name is looked
+for first, and then these in their order."""
+
+
+def choose_prompt(
+    info: ModelInfo, *, text: str | None = None, name: str | None = None, input_type: str | None = None
+) -> str:
+    """The text to put before each input: as it was given, by its name, or by what the inputs are; else the default.
+
+    Raises InvalidField for `prompt_name`, `input_type`, and where more than one of them is given.
+    """
+    given = {"prompt": text, "prompt_name": name, "input_type": input_type}
+    fields = [field for field, value in given.items() if value is not None]
+    if len(fields) > 1:
+        raise InvalidField(f"{' and '.join(fields)} choose a prompt each; leave all but one out", param=fields[1])
+    if text is not None:
+        return text
+    if name is not None:
+        return find_prompt(info, name)
+    if input_type is not None:
+        return find_by_type(info, input_type)
+    return find_default(info)
+
+
+def find_default(info: ModelInfo) -> str:
+    """Empty where the directory has none."""
+    return "" if info.default_prompt_name is None else info.prompts[info.default_prompt_name]
+
+
+def find_prompt(info: ModelInfo, name: str) -> str:
+    """Raises InvalidField listing the names."""
+    names = dict.fromkeys([*info.prompts, *ALWAYS_KNOWN])
+    if name not in names:
+        raise InvalidField(
+            f"prompt_name {name[:50]!r} is not one of this model's; it has {', '.join(names)}", param="prompt_name"
+        )
+    return info.prompts.get(name, "")
+
+
+def find_by_type(info: ModelInfo, input_type: str) -> str:
+    """Empty where the directory has no prompt for inputs of this type: the default may be for others.
+
+    Raises InvalidField listing the types.
+    """
+    if input_type not in INPUT_TYPES and input_type not in info.prompts:
+        types = dict.fromkeys([*INPUT_TYPES, *info.prompts])
+        raise InvalidField(
+            f"input_type {input_type[:50]!r} is not known; there are {', '.join(types)}", param="input_type"
+        )
+    names = (input_type, *INPUT_TYPES.get(input_type, ()))
+    return next((prompt for name in names if (prompt := info.prompts.get(name))), "")
+
+
+def put_before(prompt: str, inputs: Sequence[Input]) -> Sequence[Input]:
+    """The inputs with the prompt before texts and before the first text of pairs, and nothing between them.
+
+    Token ids are the client's own, and what is empty stays so.
+    """
+    return [put_before_one(prompt, item) for item in inputs] if prompt else inputs
+
+
+def put_before_one(prompt: str, item: Input) -> Input:
+    if isinstance(item, str):
+        return prompt + item if item else item
+    if isinstance(item, tuple) and any(item):
+        return (prompt + item[0], item[1])
+    return item
