@@ -53,7 +53,10 @@ class EngineConfig(BaseModel):
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
     """Engine processes, each with its own copy of the weights."""
     pin_cores: bool = True
-    """Give each of several replicas cores of its own, where there are enough and it is the only model."""
+    """Give each of several engines cores of its own, of whatever model, and where there are not enough let those that
+    share cores take turns by step. False: leave both to the kernel."""
+    share: Annotated[float, Field(gt=0)] = 1.0
+    """This model's part of the cores that it shares with other models, beside their `share`."""
     inline: bool = False
     """Run the engine inside the HTTP process: for tests and debugging only, one HTTP worker."""
     memory_cap_mb: Annotated[float, Field(gt=0)] | None = None

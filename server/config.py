@@ -202,6 +202,11 @@ def check_engine_options(engine: EngineConfig) -> None:
             "engine.precision int8 and engine.cpu_kernels are for engine.device cpu. Set precision to bf16 or auto and "
             "leave cpu_kernels out, or set device to cpu"
         )
+    if engine.share != 1.0 and (engine.device != "cpu" or engine.inline or not engine.pin_cores):
+        raise ValueError(
+            "engine.share is for engines that take turns on cores: those on the CPU, with pin_cores and not inline. "
+            "Leave share out"
+        )
     if engine.kind != "null" and (engine.null_step_ms or engine.null_step_us_per_token):
         raise ValueError(f"engine.null_step_* is for kind null, and engine.kind is {engine.kind}. Leave it out")
     if engine.kind == "null" and engine.precision != "auto":

@@ -35,7 +35,7 @@ WATCH_PERIOD_S = 0.1
 
 
 class EngineLoop(Generic[AnyStep]):
-    """`changed` wakes it. Mutable: the steps on the device, the oldest first, and when that should end; its health."""
+    """`changed` wakes it. Mutable: the steps on the device, the oldest first, and since when it is that; its health."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class EngineLoop(Generic[AnyStep]):
         self.model, self.replica = model, replica
         self.health = Health(canary_interval_s)
         self.under_way: list[AnyStep] = []
-        self.predicted_end_s = 0.0
+        self.oldest_since_s = 0.0
         self.last_observed_s = 0.0
         self.crash: BaseException | None = None
         self.crashed = asyncio.Event()
@@ -136,7 +136,7 @@ class EngineLoop(Generic[AnyStep]):
         wait_s = self.batcher.wait_s(now_s)
         if wait_s is None or not self.under_way:
             return wait_s
-        return max(wait_s, self.predicted_end_s - PREFETCH_LEAD_S - now_s)
+        return max(wait_s, self.started_s + self.under_way[0].predicted_s - PREFETCH_LEAD_S - now_s)
 
     def form_step(self) -> None:
         step = self.batcher.form(monotonic())
@@ -155,9 +155,13 @@ class EngineLoop(Generic[AnyStep]):
         self.executor.submit(step)
 
     def note_start(self, step: AnyStep) -> None:
-        now_s = monotonic()
-        self.predicted_end_s = now_s + step.predicted_s
-        self.health.begin(now_s, step.predicted_s)
+        self.oldest_since_s = monotonic()
+        self.health.begin(self.oldest_since_s, step.predicted_s)
+
+    @property
+    def started_s(self) -> float:
+        """When the oldest step began, or could at the earliest, if it waits for others to leave the device."""
+        return max(self.oldest_since_s, self.executor.turn_s)
 
     def deliver(self, result: StepResult[AnyStep]) -> None:
         """On the executor's thread: pass the result to the loop. The loop may be gone when the process ends."""
@@ -210,6 +214,8 @@ class EngineLoop(Generic[AnyStep]):
         """
         while True:
             now_s = monotonic()
+            if self.under_way:  # one that waits for its turn does not hang
+                self.health.begin(self.started_s, self.under_way[0].predicted_s)
             problem = self.health.explain_hang(now_s) or self.health.explain_failures()
             if problem is not None:
                 raise EngineError(problem)

@@ -6,13 +6,14 @@ The engine loop knows no more of engines than stands here.
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Protocol, TypeVar
 
 from runtime.batch import Output
 from runtime.engine import Engine, EngineInfo, MemoryStats
 from server.engine.batchers.batcher import AnyStep, StepResult
+from server.engine.core_lease import KEEP_S, CoreLease
 
 Built = TypeVar("Built")
 OnResult = Callable[[StepResult[AnyStep]], None]
@@ -34,6 +35,10 @@ class Executor(Protocol[AnyStep]):
     @property
     def info(self) -> EngineInfo: ...
 
+    @property
+    def turn_s(self) -> float:
+        """No step that runs began before: when the device was last given to us; while a step waits for that, now."""
+
     def start(self, on_result: OnResult[AnyStep]) -> None:
         """`on_result` is called on a thread of the executor's own, once for each step, in their order."""
 
@@ -49,17 +54,28 @@ class Executor(Protocol[AnyStep]):
 
 
 class DeviceThread(Executor[AnyStep]):
-    """The one thread that owns an engine. Mutable: the queue of steps."""
+    """The one thread that owns an engine. `lease`: on cores that it shares with engines of other processes.
 
-    def __init__(self, engine: Engine, name: str) -> None:
+    Mutable: the queue of steps, and whether the next of them waits for its turn on the cores.
+    """
+
+    def __init__(self, engine: Engine, name: str, lease: CoreLease | None = None) -> None:
         self.engine = engine
+        self.lease = lease
         self.steps: SimpleQueue[AnyStep | None] = SimpleQueue()
+        self.is_waiting = False
         self.name = name
         self.thread: threading.Thread | None = None
 
     @property
     def info(self) -> EngineInfo:
         return self.engine.info
+
+    @property
+    def turn_s(self) -> float:
+        if self.lease is None:
+            return 0.0
+        return monotonic() if self.is_waiting else self.lease.turn_s
 
     def start(self, on_result: OnResult[AnyStep]) -> None:
         self.thread = threading.Thread(target=self.work, args=(on_result,), name=self.name, daemon=True)
@@ -78,15 +94,36 @@ class DeviceThread(Executor[AnyStep]):
         self.steps.put(None)
         if self.thread is not None:
             self.thread.join()
+        if self.lease is not None:
+            self.lease.close()
         self.engine.close()
 
     def work(self, on_result: OnResult[AnyStep]) -> None:
-        while (step := self.steps.get()) is not None:
-            started_s = monotonic()
-            output: Output | None = None
-            error: Exception | None = None
+        while (step := self.next_step()) is not None:
+            if self.lease is not None:
+                self.is_waiting = True
+                self.lease.acquire(step.predicted_s)
+                self.is_waiting = False
+            result = self.run(step)
+            if self.lease is not None:
+                self.lease.end_step()
+            on_result(result)
+
+    def next_step(self) -> AnyStep | None:
+        """None: there will be no more."""
+        if self.lease is not None and self.lease.is_kept:
             try:
-                output = self.engine.run(step.batch)
-            except Exception as failure:  # whatever it was, the jobs of this step must hear of it
-                error = failure
-            on_result(StepResult(step, started_s, monotonic(), output, error))
+                return self.steps.get(timeout=KEEP_S)
+            except Empty:
+                self.lease.give_back()
+        return self.steps.get()
+
+    def run(self, step: AnyStep) -> StepResult[AnyStep]:
+        started_s = monotonic()
+        output: Output | None = None
+        error: Exception | None = None
+        try:
+            output = self.engine.run(step.batch)
+        except Exception as failure:  # whatever it was, the jobs of this step must hear of it
+            error = failure
+        return StepResult(step, started_s, monotonic(), output, error)

@@ -4,20 +4,30 @@ Written as one JSON file into the run directory, which is made for one start and
 """
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from models.info import ModelDirectoryError, ModelInfo, read_info
 from models.source import find_directory
+from runtime.config import EngineConfig
 from server.config import ChatConfig, ConfigError, ModelConfig, ServerConfig
 from server.errors import InvalidField
+from server.processes.core_plan import Claim, Place, plan_cores
 from server.tasks.registry import TASKS, check_name
 from server.tasks.task import Task, Work
 from server.text.chat_template import REMEDY, check_kwargs, load_chat_template
 
 FILE_NAME = "deployment.json"
+
+
+def count_cores() -> int:
+    """The cores this process may use: its affinity, cut by a container's quota."""
+    cores = len(os.sched_getaffinity(0))
+    quota_file = Path("/sys/fs/cgroup/cpu.max")
+    quota, _, period = quota_file.read_text().partition(" ") if quota_file.exists() else ("max", "", "")
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,8 @@ class DeployedModel:
     info: ModelInfo
     draft_directory: Path | None = None
     """Of the model that guesses ahead, if there is one."""
+    threads: int = 1
+    """Of each replica."""
 
     @property
     def text_directory(self) -> Path:
@@ -48,18 +60,14 @@ class DeployedModel:
             return limits.max_input_tokens or self.info.max_input_tokens
         return limits.max_input_tokens or min(self.info.max_input_tokens, limits.max_batch_tokens)
 
-    @property
-    def threads(self) -> int:
-        """Per replica; by default all cores, shared out."""
-        engine = self.config.engine
-        return engine.threads or max(1, count_cores() // engine.replicas)
-
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
     config: ServerConfig
     models: tuple[DeployedModel, ...]
     run_dir: Path
+    num_cores: int = field(default_factory=count_cores)
+    """That the server may use, as its supervisor found them."""
 
     def socket_path(self, model: DeployedModel, replica: int) -> Path:
         return self.run_dir / f"engine-{model.index}-{replica}.sock"
@@ -71,6 +79,19 @@ class Deployment:
         num_caches = sum(engine.replicas for engine in engines if engine.device == model.config.engine.device)
         return 1 / max(num_caches, 1)
 
+    def place(self, model: DeployedModel, replica: int) -> Place | None:
+        """Where an engine computes. None: wherever the kernel lets it, beside whomever it likes."""
+        placed = [other for other in self.models if is_placed(other.config.engine)]
+        seats = [(other.index, each) for other in placed for each in range(other.config.engine.replicas)]
+        if (model.index, replica) not in seats or len(seats) == 1:
+            return None
+        engines = [self.models[index] for index, _ in seats]
+        claims = [Claim(each.threads, each.config.engine.share / each.config.engine.replicas) for each in engines]
+        return plan_cores(claims, self.num_cores)[seats.index((model.index, replica))]
+
+    def lease_path(self, number: int) -> Path:
+        return self.run_dir / f"lease-{number}"
+
     def admission_path(self, model: DeployedModel) -> Path:
         return self.run_dir / f"admission-{model.index}"
 
@@ -80,12 +101,14 @@ class Deployment:
         return self.run_dir / "metrics"
 
 
-def count_cores() -> int:
-    """The cores this process may use: its affinity, cut by a container's quota."""
-    cores = len(os.sched_getaffinity(0))
-    quota_file = Path("/sys/fs/cgroup/cpu.max")
-    quota, _, period = quota_file.read_text().partition(" ") if quota_file.exists() else ("max", "", "")
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+def count_threads(engine: EngineConfig, num_cores: int) -> int:
+    """Per replica; by default all cores, shared out."""
+    return engine.threads or max(1, num_cores // engine.replicas)
+
+
+def is_placed(engine: EngineConfig) -> bool:
+    """Whether engines of this kind are given cores: those on other devices need few, and HTTP is not to be pinned."""
+    return engine.pin_cores and engine.device == "cpu" and not engine.inline
 
 
 def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
@@ -94,6 +117,7 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
     Raises ConfigError, ModelDirectoryError.
     """
     models = []
+    num_cores = count_cores()
     for index, model in enumerate(config.models):
         source = model.source
         check_name(model.name, model.task)
@@ -102,12 +126,13 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
             info = read_info(directory, task=model.task, pooling=model.pooling, normalize=model.normalize)
         except ModelDirectoryError as error:
             raise ModelDirectoryError(f"model {model.name}: {error}") from None
-        deployed = DeployedModel(index, model, directory, info, find_draft(model))
+        threads = count_threads(model.engine, num_cores)
+        deployed = DeployedModel(index, model, directory, info, find_draft(model), threads)
         check_limits(deployed)
         check_chat(deployed)
         deployed.task.check_config(model)
         models.append(deployed)
-    return Deployment(config, tuple(models), run_dir)
+    return Deployment(config, tuple(models), run_dir, num_cores)
 
 
 def find_draft(model: ModelConfig) -> Path | None:
@@ -174,11 +199,13 @@ def check_chat(deployed: DeployedModel) -> None:
 def save(deployment: Deployment) -> None:
     document = {
         "config": deployment.config.model_dump(mode="json"),
+        "num_cores": deployment.num_cores,
         "models": [
             {
                 "directory": str(model.directory),
                 "info": asdict(model.info),
                 "draft": model.draft_directory and str(model.draft_directory),
+                "threads": model.threads,
             }
             for model in deployment.models
         ],
@@ -193,7 +220,8 @@ def load(run_dir: Path) -> Deployment:
         DeployedModel(
             *(index, model, Path(found["directory"]), msgspec.convert(found["info"], ModelInfo, strict=False)),
             draft_directory=Path(found["draft"]) if found["draft"] else None,
+            threads=found["threads"],
         )
         for index, (model, found) in enumerate(zip(config.models, document["models"], strict=True))
     )
-    return Deployment(config, models, run_dir)
+    return Deployment(config, models, run_dir, document["num_cores"])

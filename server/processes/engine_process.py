@@ -24,11 +24,13 @@ from server.engine.batchers.cache_metrics import CacheMetrics
 from server.engine.batchers.decoding import DecodingBatcher, DecodingOptions
 from server.engine.batchers.packed import PackedBatcher
 from server.engine.calibration import calibrate
+from server.engine.core_lease import CoreLease
 from server.engine.cost_model import CostModel
 from server.engine.engine_loop import EngineLoop
 from server.engine.engine_server import EngineServer
 from server.engine.executor import DeviceThread, run_in_passing_thread
 from server.metrics import Metrics
+from server.processes.core_plan import Place
 from server.processes.deployment import DeployedModel, Deployment, load
 from server.processes.startup import CANNOT_START, CRASHED, make_progress, set_up_logging, stay_with_parent
 from server.tasks.registry import TASKS
@@ -36,7 +38,9 @@ from server.tasks.task import Work
 from server.text.grammar import GrammarFactory
 
 
-def build_loop(deployment: Deployment, model: DeployedModel, replica: int, metrics: Metrics) -> EngineLoop[Any]:
+def build_loop(
+    deployment: Deployment, model: DeployedModel, replica: int, metrics: Metrics, lease: CoreLease | None = None
+) -> EngineLoop[Any]:
     """Everything from the model directory to a loop that can be started. Takes seconds; shows progress."""
     progress = make_progress(f"{model.config.name}/{replica}")
     engine = build(model, progress, deployment.share_memory(model))
@@ -60,7 +64,7 @@ def build_loop(deployment: Deployment, model: DeployedModel, replica: int, metri
     changed = asyncio.Event()
     return EngineLoop(
         BATCHERS[model.task.work](model, replica, engine.info, step_limits, cost_model, metrics, changed.set),
-        DeviceThread(engine, f"engine-{model.config.name}-{replica}"),
+        DeviceThread(engine, f"engine-{model.config.name}-{replica}", lease),
         metrics,
         changed,
         model=model.config.name,
@@ -162,11 +166,19 @@ def count_logits(model: DeployedModel) -> int:
     return min(limits.max_batch_requests * (1 + num_drafts), limits.max_batch_tokens)
 
 
-def pin_to_cores(replica: int, threads: int) -> None:
-    """Give each of several replicas cores of its own, where there are enough."""
+def pin_to_cores(place: Place, num_cores: int) -> None:
+    """Keep this process and its threads on some of the server's cores. Where a container's quota gives fewer cores than
+    there are, it says nothing of which, and the kernel chooses better."""
     cores = sorted(os.sched_getaffinity(0))
-    if (replica + 1) * threads <= len(cores):
-        os.sched_setaffinity(0, cores[replica * threads : (replica + 1) * threads])
+    if len(cores) == num_cores:
+        os.sched_setaffinity(0, [cores[index] for index in place.cores])
+
+
+def open_lease(deployment: Deployment, place: Place | None) -> CoreLease | None:
+    """Raises OSError."""
+    if place is None or place.lease is None:
+        return None
+    return CoreLease(deployment.lease_path(place.lease.number), place.lease.shares, place.lease.seat)
 
 
 async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) -> None:
@@ -184,14 +196,13 @@ async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) 
     heart = stay_with_parent(stop)
     deployment = load(run_dir)
     model = deployment.models[model_index]
-    is_alone = len(deployment.models) == 1
-    engine = model.config.engine
-    if engine.pin_cores and engine.replicas > 1 and engine.device == "cpu" and is_alone:
-        pin_to_cores(replica, model.threads)
+    place = deployment.place(model, replica)
+    if place is not None:
+        pin_to_cores(place, deployment.num_cores)
     metrics = Metrics()
     if num_starts > 1:
         metrics.count_engine_restart(model.config.name, replica)
-    build = partial(build_loop, deployment, model, replica, metrics)
+    build = partial(build_loop, deployment, model, replica, metrics, open_lease(deployment, place))
     engine_loop = await asyncio.to_thread(run_in_passing_thread, build)
     is_loading = False
     await engine_loop.start()
