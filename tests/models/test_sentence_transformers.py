@@ -19,11 +19,11 @@ from sentence_dirs import (
     write_directory,
     write_json,
 )
-from server.tasks.classify import compute_scores
 from tiny_models import TinyModel, build
 
 from models.info import ModelInfo, read_info
 from runtime.engine import Engine
+from server.tasks.classify import compute_scores
 from tests.tolerances import check_close
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
