@@ -23,6 +23,7 @@ from server.errors import EngineUnavailable, Kind, MethodNotAllowed, ServiceErro
 from server.http.api import (
     admin,
     health,
+    index,
     openai_chat,
     openai_completions,
     openai_embeddings,
@@ -34,7 +35,7 @@ from server.http.body import check_media_type
 from server.http.body_limits import BodyBudget
 from server.http.call import Call, ClientGone, Reply
 from server.http.deadline import run_in_time, settle_deadline
-from server.http.docs import build_docs
+from server.http.docs import build_docs, is_document
 from server.http.retry import describe_retry
 from server.http.route import Route
 from server.http.state import ServerState
@@ -49,11 +50,11 @@ ROUTES: tuple[Route, ...] = (
     *openai_models.ROUTES,
     *tei.ROUTES,
     *health.ROUTES,
+    *index.ROUTES,
     *admin.ROUTES,
 )
 SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 WATCH_PERIOD_S = 0.25
-DOCUMENTS = frozenset({"/docs", "/openapi.json"})
 CLIENT_GONE_STATUS = 499
 """nginx's number, for the access log; nobody reads it."""
 OUTCOMES: Mapping[Kind, str] = {
@@ -86,7 +87,7 @@ class App:
             return
         if scope["type"] != "http":
             return
-        if scope["path"] in DOCUMENTS:
+        if is_document(scope["path"]):
             await self.docs(scope, receive, send)
             return
         call = Call(scope, receive, send, self.choose_request_id(scope))

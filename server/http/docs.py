@@ -1,13 +1,30 @@
-"""The OpenAPI document and the page that shows it, made by FastAPI from the routes' own descriptions."""
+"""The OpenAPI document and the page that shows it, made by FastAPI from the routes' own descriptions.
 
-from collections.abc import Sequence
+The page's scripts come from here, not from the internet.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import Response
+from fastapi_offline import FastAPIOffline
 
+from server.errors import Kind, ServiceError
+from server.http.deadline import MAX_TIMEOUT_MS, TIMEOUT_HEADER
 from server.http.route import Route
 
+ASSETS = "/docs/assets"
+NEVER_OF_A_ROUTE = frozenset({Kind.UNKNOWN_ROUTE, Kind.METHOD_NOT_ALLOWED})
+KEY_KINDS = (Kind.UNAUTHENTICATED, Kind.FORBIDDEN)
+REQUEST_ID = {"description": "Of the request, also in the log.", "schema": {"type": "string"}}
+RETRY_AFTER = {"description": "Seconds to wait before another try.", "schema": {"type": "integer"}}
 
+
+@cache
 def find_version() -> str:
     """Of the installed package; a bare checkout has none."""
     try:
@@ -16,32 +33,90 @@ def find_version() -> str:
         return "0"
 
 
+def is_document(path: str) -> bool:
+    """Whether what `build_docs` makes answers it."""
+    return path in ("/docs", "/openapi.json") or path.startswith("/docs/")
+
+
 def build_docs(routes: Sequence[Route]) -> FastAPI:
-    """An application that answers /docs and /openapi.json."""
-    docs = FastAPI(
+    """An application that answers /docs, what that page loads, and /openapi.json."""
+    docs = FastAPIOffline(
         title="Padless",
         description="A Transformer inference server that wastes no computation on padding.",
         version=find_version(),
         redoc_url=None,
+        static_url=ASSETS,
     )
     for route in routes:
-        if not route.is_listed:
-            continue
-        extra = None
-        if route.schema is not None:
-            content = {"application/json": {"schema": dict(route.schema)}}
-            extra = {"requestBody": {"required": True, "content": content}}
-        docs.add_api_route(
-            route.path,
-            never_called,
-            methods=[route.method],
-            summary=route.summary,
-            tags=[route.tag],
-            openapi_extra=extra,
-            responses={status: dict(response) for status, response in route.responses.items()},
-        )
+        if route.is_listed:
+            docs.add_api_route(
+                route.path,
+                never_called,
+                methods=[route.method],
+                operation_id=route.answer.__name__,
+                summary=route.summary,
+                tags=[route.tag],
+                response_class=Response,
+                responses=describe_answers(route),
+                openapi_extra=describe_request(route),
+            )
     return docs
 
 
 async def never_called() -> None:
-    """Routes are run by `app`."""
+    raise AssertionError("Routes are run by `app`. This is a bug.")
+
+
+def describe_request(route: Route) -> dict[str, Any]:
+    """Parameters, and the body where there is one."""
+    described: dict[str, Any] = {"parameters": list(list_parameters(route))}
+    if route.schema is not None:
+        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": dict(route.schema)}}}
+    return described
+
+
+def list_parameters(route: Route) -> Iterator[dict[str, Any]]:
+    if route.path.endswith("{name}"):
+        yield {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    yield {
+        "name": "x-request-id",
+        "in": "header",
+        "description": "Comes back with the answer, if it is up to 128 letters, digits and ._:/+=@-; else a new one.",
+        "schema": {"type": "string"},
+    }
+    if route.deadline is not None:
+        yield {
+            "name": TIMEOUT_HEADER.decode(),
+            "in": "header",
+            "description": "The answer is of no use later than so many milliseconds from now.",
+            "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_MS},
+        }
+
+
+def describe_answers(route: Route) -> dict[int | str, dict[str, Any]]:
+    """By status: the 200, and every error in the protocol's shape."""
+    headers = {"x-request-id": REQUEST_ID}
+    good: dict[str, Any] = {"description": "Done", "headers": headers}
+    if route.reply is not None:
+        good["model"] = route.reply
+    if route.other_replies:
+        good["content"] = dict(route.other_replies)
+    answers: dict[int | str, dict[str, Any]] = {200: good}
+    for kind in list_kinds(route):
+        status = route.render_error(make_example(kind)).status
+        answers[status] = {"description": HTTPStatus(status).phrase, "model": route.error_reply, "headers": headers}
+        if kind in (Kind.OVERLOADED, Kind.UNAVAILABLE):
+            answers[status]["headers"] = headers | {"retry-after": RETRY_AFTER}
+    return answers
+
+
+def list_kinds(route: Route) -> list[Kind]:
+    """Of errors that it may answer."""
+    if route.method == "POST":
+        return [kind for kind in Kind if kind not in NEVER_OF_A_ROUTE]
+    return [*route.errors, *(() if route.is_open else KEY_KINDS), Kind.INTERNAL]
+
+
+def make_example(kind: Kind) -> ServiceError:
+    error: ServiceError = type("Example", (ServiceError,), {"kind": kind})("")
+    return error

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from server.errors import ServiceError
+from server.errors import Kind, ServiceError
 from server.http.call import Call, Reply
 from server.http.state import ServerState
 
@@ -26,6 +26,9 @@ RenderError = Callable[[ServiceError], Shape]
 class Route:
     """`path` may end in `{name}`, which then matches the rest. `schema`: of the body, which a POST has.
 
+    The OpenAPI document says of the answers: `reply`, the type of a 200's JSON, None where it is none; `other_replies`,
+    by their media types; `error_reply`, the type of an error's JSON; `errors`, the kinds of them that a GET may answer:
+    of a POST they are all possible.
     `deadline`: which of the server's settings limits it; None: none does.
     `is_open`: needs no key. `is_admin`: belongs on the port of its own, where there is one.
     """
@@ -37,7 +40,10 @@ class Route:
     summary: str
     tag: str
     schema: Mapping[str, Any] | None = None
-    responses: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    reply: Any = None
+    other_replies: Mapping[str, Any] = field(default_factory=dict)
+    error_reply: Any = dict[str, Any]
+    errors: tuple[Kind, ...] = ()
     deadline: Literal["default", "generation"] | None = None
     is_open: bool = False
     is_admin: bool = False

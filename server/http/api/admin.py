@@ -5,12 +5,22 @@ from dataclasses import asdict
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
+from typing_extensions import TypedDict
 
 from server.http.api.openai_errors import render_error
+from server.http.api.openai_schemas import ErrorReply
 from server.http.call import Call, Reply, reply_json
 from server.http.docs import find_version
 from server.http.route import Route
 from server.http.state import ServedModel, ServerState
+
+
+class Info(TypedDict):
+    server: str
+    version: str
+    is_draining: bool
+    models: list[dict[str, Any]]
+    config: dict[str, Any]
 
 
 async def get_info(call: Call, state: ServerState) -> Reply:
@@ -52,10 +62,14 @@ async def get_metrics(call: Call, state: ServerState) -> Reply:
 ROUTES = (
     Route(
         *("GET", "/info", get_info, render_error, "Models, engines and the effective configuration", "admin"),
+        reply=Info,
+        error_reply=ErrorReply,
         is_admin=True,
     ),
     Route(
         *("GET", "/metrics", get_metrics, render_error, "Prometheus metrics of all processes", "admin"),
+        other_replies={"text/plain": {"schema": {"type": "string"}}},
+        error_reply=ErrorReply,
         is_admin=True,
     ),
 )

@@ -3,12 +3,23 @@
 from dataclasses import replace
 from time import monotonic
 
-from server.errors import EngineUnavailable
+from typing_extensions import TypedDict
+
+from server.errors import EngineUnavailable, Kind
 from server.http.api.openai_errors import render_error
+from server.http.api.openai_schemas import ErrorReply
 from server.http.call import Call, Reply, reply_json
 from server.http.endpoint import describe_statuses
 from server.http.route import Route
 from server.http.state import ServerState
+
+
+class Alive(TypedDict):
+    status: str
+
+
+class Ready(Alive):
+    models: list[str]
 
 
 async def get_health(call: Call, state: ServerState) -> Reply:
@@ -37,13 +48,21 @@ def find_problems(state: ServerState) -> list[str]:
     return problems
 
 
-HEALTH = Route("GET", "/health", get_health, render_error, "The server is able to serve", "health", is_open=True)
+HEALTH = Route(
+    *("GET", "/health", get_health, render_error, "The server is able to serve", "health"),
+    reply=Alive,
+    error_reply=ErrorReply,
+    is_open=True,
+)
 ROUTES = (
     HEALTH,
     replace(HEALTH, path="/healthz", is_listed=False),
     replace(HEALTH, path="/ping", is_listed=False),
     Route(
         *("GET", "/ready", get_ready, render_error, "Every replica of every model computes", "health"),
+        reply=Ready,
+        error_reply=ErrorReply,
+        errors=(Kind.UNAVAILABLE,),
         is_open=True,
     ),
 )

@@ -12,6 +12,7 @@ from server.http.api.logprobs import format_objects
 from server.http.api.messages import MAX_MESSAGES, read_messages
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_generation import Answer, Choice, Choices, Envelope, generate
+from server.http.api.openai_schemas import EVENT_STREAM, ChatReply, ErrorReply
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob
@@ -175,6 +176,9 @@ ROUTES = (
         "Answer a chat",
         "openai",
         schema=ChatRequest.model_json_schema(),
+        reply=ChatReply,
+        other_replies=EVENT_STREAM,
+        error_reply=ErrorReply,
         deadline="generation",
     ),
 )

@@ -15,6 +15,7 @@ from server.http.api.logprobs import format_lists
 from server.http.api.openai_embeddings import list_inputs
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_generation import Answer, Choice, Choices, Envelope, generate
+from server.http.api.openai_schemas import EVENT_STREAM, CompletionReply, ErrorReply
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob
@@ -186,6 +187,9 @@ ROUTES = (
         "Complete texts or token ids",
         "openai",
         schema=CompletionRequest.model_json_schema(),
+        reply=CompletionReply,
+        other_replies=EVENT_STREAM,
+        error_reply=ErrorReply,
         deadline="generation",
     ),
 )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from server.http.api.fields import Label, ModelName, Texts, TokenIds, TokenLists
 from server.http.api.openai_errors import render_error
+from server.http.api.openai_schemas import EmbeddingsReply, ErrorReply
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, run_job
@@ -100,6 +101,8 @@ ROUTE = Route(
     "Embed texts or token ids",
     "openai",
     schema=EmbeddingsRequest.model_json_schema(),
+    reply=EmbeddingsReply,
+    error_reply=ErrorReply,
     deadline="default",
 )
 ROUTES = (ROUTE, replace(ROUTE, path="/embeddings", is_listed=False, label=ROUTE.path))

@@ -1,8 +1,8 @@
 """OpenAI's list of models."""
 
-from typing import Any
-
+from server.errors import Kind
 from server.http.api.openai_errors import render_error
+from server.http.api.openai_schemas import ErrorReply, ModelCard, ModelList
 from server.http.call import Call, Reply, reply_json
 from server.http.route import Route
 from server.http.state import ServedModel, ServerState
@@ -16,8 +16,7 @@ async def get_model(call: Call, state: ServerState) -> Reply:
     return reply_json(describe_model(state.find_model(call.rest)))
 
 
-def describe_model(model: ServedModel) -> dict[str, Any]:
-    """OpenAI's fields, then those benchmark tools look for."""
+def describe_model(model: ServedModel) -> ModelCard:
     return {
         "id": model.name,
         "object": "model",
@@ -30,6 +29,15 @@ def describe_model(model: ServedModel) -> dict[str, Any]:
 
 
 ROUTES = (
-    Route("GET", "/v1/models", list_models, render_error, "List the models", "openai"),
-    Route("GET", "/v1/models/{name}", get_model, render_error, "One model", "openai"),
+    Route(
+        *("GET", "/v1/models", list_models, render_error, "List the models", "openai"),
+        reply=ModelList,
+        error_reply=ErrorReply,
+    ),
+    Route(
+        *("GET", "/v1/models/{name}", get_model, render_error, "One model", "openai"),
+        reply=ModelCard,
+        error_reply=ErrorReply,
+        errors=(Kind.UNKNOWN_MODEL,),
+    ),
 )

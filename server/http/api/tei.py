@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator
+from typing_extensions import TypedDict
 
 from server.errors import InputTooLong, InvalidField, Kind, ServiceError
 from server.http.api.fields import MAX_LIST, ModelName, Texts
@@ -58,6 +59,28 @@ class TokenizeRequest(BaseModel):
     inputs: Annotated[str | Texts, Field(union_mode="left_to_right", description="a text or a list of texts")]
     add_special_tokens: StrictBool = True
     model: ModelName | None = Field(None, description="Needed only where several models are served.")
+
+
+class TeiErrorReply(TypedDict):
+    """Of every route here."""
+
+    error: str
+    error_type: str
+
+
+class Label(TypedDict):
+    label: str
+    score: float
+
+
+class Piece(TypedDict):
+    """One token; `start` and `stop` count characters, and are null for special tokens."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
 
 
 async def predict(call: Call, state: ServerState) -> Reply:
@@ -151,6 +174,8 @@ ROUTES = (
         "Classify texts or pairs of texts",
         "text-embeddings-inference",
         schema=PredictRequest.model_json_schema(),
+        reply=list[Label] | list[list[Label]],
+        error_reply=TeiErrorReply,
         deadline="default",
     ),
     Route(
@@ -161,6 +186,8 @@ ROUTES = (
         "Show the tokens of texts",
         "text-embeddings-inference",
         schema=TokenizeRequest.model_json_schema(),
+        reply=list[list[Piece]],
+        error_reply=TeiErrorReply,
         deadline="default",
     ),
 )
