@@ -1,4 +1,4 @@
-"""The command line: `padless --config FILE`, `padless config FILE`, `padless graph`, `padless quantize`."""
+"""The command line: `padless --config FILE`, `padless config FILE`, `graph`, `quantize`, `hash-key`."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from models.info import ModelDirectoryError
+from server.api_keys import MIN_KEY_CHARS, check_key, hash_key
 from server.config import ConfigError, dump_config, load_config
 from server.processes.launch import launch
 
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     graph.add_argument("--config", type=Path, required=True, metavar="FILE")
     graph.add_argument("--model", default=None, metavar="NAME", help="which model of the file; the first if left out")
     quantize = add_quantize(commands)
+    commands.add_parser("hash-key", help="read an API key from standard input, and print its line for server.api_keys")
     for command in (serve, config, graph, quantize):
         command.add_argument(
             "--set",
@@ -98,6 +100,9 @@ def list_overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "hash-key":
+        print(describe_key(sys.stdin.readline().strip()))
+        return 0
     overrides = list_overrides(arguments)
     config = load_config(arguments.config, overrides)
     if arguments.command == "config":
@@ -110,6 +115,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.command == "quantize":
         return run_quantize(arguments, config.models[0].name, overrides)
     return launch(config)
+
+
+def describe_key(key: str) -> str:
+    """Raises ConfigError."""
+    check_key(key)
+    if len(key) < MIN_KEY_CHARS:
+        raise ConfigError(
+            f"the API key has {len(key)} characters, and one under {MIN_KEY_CHARS} could be found from its hash. "
+            "Make one with: openssl rand -hex 32"
+        )
+    return f"hash: {hash_key(key)}"
 
 
 def run_quantize(arguments: argparse.Namespace, first_model: str, overrides: list[str]) -> int:

@@ -1,7 +1,7 @@
 """The ASGI application: one explicit chain that every request goes through, whatever its route. Knows no task.
 
-    request id -> route -> draining? -> media type -> deadline -> body within its limits -> answer
-    -> errors in the protocol's shape -> metrics and access log
+    request id -> origin -> key -> route -> the key's limits -> draining? -> media type -> deadline
+    -> body within its limits -> answer -> errors in the protocol's shape -> metrics and access log
 
 FastAPI describes the routes (`docs`); it is not asked to run them: matching, opening three exit stacks and looking for
 dependencies costs more than the rest of the way (measured: 0.13 of 0.3 ms).
@@ -17,7 +17,7 @@ from itertools import count
 from time import monotonic
 
 import orjson
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from server.errors import EngineUnavailable, Kind, MethodNotAllowed, ServiceError, UnknownRoute
 from server.http.api import (
@@ -33,7 +33,9 @@ from server.http.api.openai_errors import render_error
 from server.http.body import check_media_type, read_body
 from server.http.call import Call, ClientGone, Reply
 from server.http.deadline import run_in_time, settle_deadline
-from server.http.docs import build_docs
+from server.http.docs import list_doc_routes
+from server.http.keys import Keyring
+from server.http.origin import answer_preflight, check_origin
 from server.http.retry import describe_retry
 from server.http.route import Route
 from server.http.state import ServerState
@@ -53,7 +55,6 @@ ROUTES: tuple[Route, ...] = (
 )
 SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 LAG_PERIOD_S = 0.25
-DOCUMENTS = frozenset({"/docs", "/openapi.json"})
 CLIENT_GONE_STATUS = 499
 """nginx's number, for the access log; nobody reads it."""
 OUTCOMES: Mapping[Kind, str] = {
@@ -68,14 +69,19 @@ OUTCOMES: Mapping[Kind, str] = {
 
 
 class App:
-    """Serves `state`. Mutable: the next request's number."""
+    """Serves `state`. Mutable: the next request's number, and what keys have done lately."""
 
-    def __init__(self, state: ServerState, routes: Sequence[Route] = ROUTES) -> None:
+    def __init__(self, state: ServerState, routes: Sequence[Route] = ROUTES, *, needs_keys: bool = True) -> None:
         self.state = state
+        http = state.config.server
+        self.keyring = Keyring(
+            state.keys if needs_keys else (), allow_priority=http.allow_priority, num_workers=http.http_workers
+        )
+        routes = (*routes, *list_doc_routes(routes))
         self.routes = {(route.method, route.path): route for route in routes}
+        self.open_paths = {route.path for route in routes if route.is_open}
         self.prefixes = [route for route in routes if route.path.endswith("{name}")]
         self.shapes = {route.path: route.render_error for route in routes}
-        self.docs: ASGIApp = build_docs(routes)
         self.prefix, self.numbers = secrets.token_hex(6), count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,15 +90,15 @@ class App:
             return
         if scope["type"] != "http":
             return
-        if scope["path"] in DOCUMENTS:
-            await self.docs(scope, receive, send)
-            return
         call = Call(scope, receive, send, self.choose_request_id(scope))
         route: Route | None = None
         outcome = "failed"
         try:
-            route = self.find_route(call)
-            outcome = await self.serve(call, route)
+            if not await self.is_preflight(call):
+                self.identify(call)
+                route = self.find_route(call)
+                await self.serve(call, route)
+            outcome = "ok"
         except ClientGone:
             outcome, call.status = "cancelled", call.status or CLIENT_GONE_STATUS
         except asyncio.CancelledError:
@@ -103,17 +109,34 @@ class App:
         finally:
             self.note(call, route, outcome)
 
-    async def serve(self, call: Call, route: Route) -> str:
+    async def is_preflight(self, call: Call) -> bool:
+        """Whether it was a browser's question, and has been answered. Raises Forbidden: not from that page."""
+        call.extra_headers = check_origin(call, self.state.config.server.cors_origins)
+        reply = answer_preflight(call)
+        if reply is None:
+            return False
+        await call.answer(reply)
+        return True
+
+    def identify(self, call: Call) -> None:
+        """Before it is known whether there is such a route: only the open ones need no key. Raises Unauthenticated."""
+        if call.path not in self.open_paths:
+            call.key = self.keyring.identify(call.scope["headers"])
+
+    async def serve(self, call: Call, route: Route) -> None:
         """Everything between a known route and its answer. Raises ServiceError, ClientGone."""
-        if route.method == "POST":
-            if self.state.is_draining:
-                raise EngineUnavailable("the server is shutting down")
-            check_media_type(call)
-            settle_deadline(call, route, self.state.config.server)
-        reply = await run_in_time(call, route, self.state, read_body)
-        if reply is not None:
-            await call.answer(reply)
-        return "ok"
+        if route.is_admin:
+            call.key.check_admin()
+        state = self.state if route.is_admin or route.is_open else self.state.narrow(call.key)
+        with call.key.enter():
+            if route.method == "POST":
+                if state.is_draining:
+                    raise EngineUnavailable("the server is shutting down")
+                check_media_type(call)
+                settle_deadline(call, route, state.config.server)
+            reply = await run_in_time(call, route, state, read_body)
+            if reply is not None:
+                await call.answer(reply)
 
     def find_route(self, call: Call) -> Route:
         """Raises UnknownRoute, MethodNotAllowed."""
@@ -156,6 +179,8 @@ class App:
             self.state.metrics.observe_call(
                 route=label, model=call.model, outcome=outcome, total_s=total_s, times=call.times
             )
+        if self.keyring.is_needed and call.path not in self.open_paths:
+            self.state.metrics.count_key(call.key.name, outcome)
         if access_logger.isEnabledFor(logging.INFO):
             log_access(call, outcome)
 
@@ -176,6 +201,7 @@ def log_access(call: Call, outcome: str) -> None:
         "path": call.path[:200],
         "status": call.status,
         "outcome": outcome,
+        "key": call.key.name,
         "model": call.model,
         "num_inputs": call.times.num_inputs,
         "num_tokens": call.times.num_tokens,

@@ -6,8 +6,9 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import orjson
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from server.http.keys import NOBODY, Key
 from server.metrics import UNKNOWN_MODEL, CallTimes
 
 JSON = "application/json"
@@ -40,8 +41,9 @@ class ClientGone(Exception):
 
 @dataclass(slots=True)
 class Call:
-    """Mutable: `body` once it is read, `deadline_s` once it is known, what metrics and the access log want to know, and
-    whether the answer has begun. Times are `time.monotonic()` seconds. `model` is a configured name or UNKNOWN_MODEL.
+    """Mutable: `body` once it is read, `deadline_s` and `key` once they are known, what metrics and the access log want
+    to know, and whether the answer has begun. Times are `time.monotonic()` seconds. `model` is a configured name or
+    UNKNOWN_MODEL.
     """
 
     scope: Scope
@@ -53,6 +55,8 @@ class Call:
     body: bytes = b""
     rest: str = ""
     """What the `{name}` at the end of the route's path stands for."""
+    key: Key = NOBODY
+    """Who asks, once that is known."""
     model: str = UNKNOWN_MODEL
     times: CallTimes = field(default_factory=CallTimes)
     status: int = 0
@@ -77,9 +81,15 @@ class Call:
         return None
 
     async def start(self, status: int, headers: Headers) -> None:
-        self.status = status
-        own = ((b"x-request-id", self.request_id), *self.extra_headers)
-        await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
+        await self.forward({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def forward(self, message: Message) -> None:
+        """A message of ASGI, with what every answer of ours has."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            own = ((b"x-request-id", self.request_id), *self.extra_headers)
+            message = {**message, "headers": [*message["headers"], *own]}
+        await self.send(message)
 
     async def answer(self, reply: Reply) -> None:
         headers = [(b"content-type", reply.content_type.encode()), (b"content-length", b"%d" % len(reply.body))]

@@ -5,7 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 
+from server.http.api.openai_errors import render_error
+from server.http.call import Call, Reply
 from server.http.route import Route
+from server.http.state import ServerState
 
 
 def find_version() -> str:
@@ -14,6 +17,20 @@ def find_version() -> str:
         return version("padless")
     except PackageNotFoundError:
         return "0"
+
+
+def list_doc_routes(routes: Sequence[Route]) -> tuple[Route, ...]:
+    """/docs and /openapi.json, which describe `routes`."""
+    docs = build_docs(routes)
+
+    async def answer(call: Call, state: ServerState) -> Reply | None:
+        await docs(call.scope, call.receive, call.forward)
+        return None
+
+    return tuple(
+        Route("GET", path, answer, render_error, "This interface", "docs", is_listed=False)
+        for path in ("/docs", "/openapi.json")
+    )
 
 
 def build_docs(routes: Sequence[Route]) -> FastAPI:

@@ -1,6 +1,7 @@
 """What the supervisor has settled and its children are told: configuration, model directories, where sockets lie.
 
-Written as one JSON file into the run directory, which is made for one start and removed at its end.
+Written as one JSON file into the run directory, which is made for one start, read by no other user, and removed at its
+end.
 """
 
 import os
@@ -11,7 +12,8 @@ import msgspec
 
 from models.info import ModelDirectoryError, ModelInfo, read_info
 from models.source import find_directory
-from server.config import ConfigError, ModelConfig, ServerConfig
+from server.api_keys import KeyConfig, load_keys
+from server.config import ConfigError, ModelConfig, ServerConfig, dump_secrets
 from server.tasks.registry import TASKS, check_name
 from server.tasks.task import Task, Work
 
@@ -58,6 +60,7 @@ class Deployment:
     config: ServerConfig
     models: tuple[DeployedModel, ...]
     run_dir: Path
+    keys: tuple[KeyConfig, ...] = ()
 
     def socket_path(self, model: DeployedModel, replica: int) -> Path:
         return self.run_dir / f"engine-{model.index}-{replica}.sock"
@@ -91,6 +94,7 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
 
     Raises ConfigError, ModelDirectoryError.
     """
+    keys = load_keys(config.server, [model.name for model in config.models], os.environ)
     models = []
     for index, model in enumerate(config.models):
         source = model.source
@@ -104,7 +108,7 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
         check_limits(deployed)
         deployed.task.check_config(model)
         models.append(deployed)
-    return Deployment(config, tuple(models), run_dir)
+    return Deployment(config, tuple(models), run_dir, keys)
 
 
 def find_draft(model: ModelConfig) -> Path | None:
@@ -147,7 +151,8 @@ def check_limits(deployed: DeployedModel) -> None:
 
 def save(deployment: Deployment) -> None:
     document = {
-        "config": deployment.config.model_dump(mode="json"),
+        "config": dump_secrets(deployment.config),
+        "keys": [key.model_dump(mode="json") for key in deployment.keys],
         "models": [
             {
                 "directory": str(model.directory),
@@ -170,4 +175,5 @@ def load(run_dir: Path) -> Deployment:
         )
         for index, (model, found) in enumerate(zip(config.models, document["models"], strict=True))
     )
-    return Deployment(config, models, run_dir)
+    keys = tuple(KeyConfig.model_validate(key) for key in document["keys"])
+    return Deployment(config, models, run_dir, keys)
