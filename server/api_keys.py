@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from server.config import ConfigError, HttpConfig, Positive, Section, check_document, read_yaml
 
@@ -59,16 +59,17 @@ class KeyConfig(KeyRights):
     @field_validator("hash")
     @classmethod
     def check_hash(cls, value: str) -> str:
-        # What stands here may be a key in plain: no message shows it.
         if not re.fullmatch(f"{PREFIX}[0-9a-f]{{64}}", value):
             raise ValueError(f"must be {PREFIX} and 64 hexadecimal digits, as `padless hash-key` prints it for a key")
         return value
 
 
 class KeyFile(Section):
-    """A whole file."""
+    """A whole file. Who has written a key in plain into it finds none of it in a message."""
 
-    keys: Annotated[tuple[KeyConfig, ...], Field(min_length=1)]
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    keys: tuple[KeyConfig, ...]
 
 
 def hash_key(key: str) -> str:
@@ -99,6 +100,8 @@ def load_keys(config: HttpConfig, models: Collection[str], environment: Mapping[
 
 def check_entries(keys: Collection[KeyConfig], models: Collection[str], path: Path) -> None:
     """Raises ConfigError."""
+    if not keys:
+        raise ConfigError(f"{path}: keys: there is none, and nobody could ask. Add one, or leave server.api_keys out")
     for what, values in (("name", [key.name for key in keys]), ("hash", [key.hash for key in keys])):
         value, count = Counter(values).most_common(1)[0]
         if count > 1:

@@ -325,7 +325,9 @@ def descend(target: Any, part: str, override: str) -> Any:
 
 
 def explain_errors(error: ValidationError, schema: type[BaseModel]) -> Iterator[str]:
-    """One line per error: where it is, what is wrong, and the nearest key for a misspelt one."""
+    """One line per error: where it is, what is wrong, and the nearest key for a misspelt one. What stands there is
+    shown, unless the schema hides it."""
+    is_hidden = schema.model_config.get("hide_input_in_errors", False)
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
@@ -333,7 +335,7 @@ def explain_errors(error: ValidationError, schema: type[BaseModel]) -> Iterator[
         elif item["type"] == "value_error":
             yield f"{where}: {item['ctx']['error']}" if where else str(item["ctx"]["error"])
         else:
-            yield f"{where}: {item['msg']} (got {item['input']!r})"
+            yield f"{where}: {item['msg']}" + ("" if is_hidden else f" (got {item['input']!r})")
 
 
 def suggest_key(loc: tuple[str | int, ...], schema: type[BaseModel]) -> str:
