@@ -31,7 +31,8 @@ RESERVED_NAMES = frozenset({"anyone", "unknown", "environment", "supervisor"})
 
 
 class KeyRights(Section):
-    """What one key's holder may do. None: no limit. Limits are divided evenly by `server.http_workers`."""
+    """What one key's holder may do. None: no limit. Each of `server.http_workers` takes an even part of every limit,
+    and one concurrent request at least."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     """In metrics and the access log."""

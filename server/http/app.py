@@ -90,7 +90,7 @@ class App:
             return
         if scope["type"] != "http":
             return
-        call = Call(scope, receive, send, self.choose_request_id(scope))
+        call = Call(scope, receive, send, self.choose_request_id(scope), self.keyring.nobody)
         route: Route | None = None
         outcome = "failed"
         try:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import orjson
 from starlette.types import Message, Receive, Scope, Send
 
-from server.http.keys import NOBODY, Key
+from server.http.keys import Key
 from server.metrics import UNKNOWN_MODEL, CallTimes
 
 JSON = "application/json"
@@ -50,13 +50,13 @@ class Call:
     receive: Receive
     send: Send
     request_id: bytes
+    key: Key
+    """Who asks; the one of nobody until that is known."""
     start_s: float = field(default_factory=monotonic)
     deadline_s: float = float("inf")
     body: bytes = b""
     rest: str = ""
     """What the `{name}` at the end of the route's path stands for."""
-    key: Key = NOBODY
-    """Who asks, once that is known."""
     model: str = UNKNOWN_MODEL
     times: CallTimes = field(default_factory=CallTimes)
     status: int = 0

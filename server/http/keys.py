@@ -122,10 +122,6 @@ def check_bucket(bucket: Bucket, what: str) -> None:
         )
 
 
-NOBODY = Key(KeyRights(name="unknown", models=()))
-"""Whoever has not shown a key, where one is needed or not."""
-
-
 class Keyring:
     """All keys there are. Without any, everybody is let in as `anyone`."""
 
@@ -133,6 +129,8 @@ class Keyring:
         self, keys: Sequence[KeyConfig], *, allow_priority: bool, num_workers: int, clock: Clock = monotonic
     ) -> None:
         self._keys = [(each.hash, Key(each, num_workers=num_workers, clock=clock)) for each in keys]
+        self.nobody = Key(KeyRights(name="unknown", models=()))
+        """Whoever has not shown a key yet, or need not."""
         self._anyone = Key(KeyRights(name="anyone", priority=allow_priority, cache="shared", admin=True))
 
     @property

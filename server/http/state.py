@@ -54,7 +54,7 @@ class ServerState:
 
     def narrow(self, key: Key) -> "ServerState":
         """As this key's holder may see it: with the models that are there for them."""
-        if all(key.may_use(name) for name in self.models):
+        if key.rights.models is None:
             return self
         models = {name: model for name, model in self.models.items() if key.may_use(name)}
         return replace(self, models=models, is_narrowed=True)

@@ -17,7 +17,6 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from server.config import HttpConfig
 from server.http.admission import Admission
 from server.http.app import ROUTES, App
 from server.http.state import ServedModel, ServerState
@@ -86,7 +85,7 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def build_server(app: App, http: HttpConfig, **options: Any) -> HttpServer:
+def build_server(app: App, **options: Any) -> HttpServer:
     """`options` are uvicorn's own."""
     return HttpServer(
         uvicorn.Config(
@@ -95,7 +94,6 @@ def build_server(app: App, http: HttpConfig, **options: Any) -> HttpServer:
             access_log=False,
             log_config=None,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=max(1, round(http.drain_timeout_s)),
             server_header=False,
             **options,
         )
@@ -108,7 +106,7 @@ def build_public_server(state: ServerState, *, has_admin: bool) -> HttpServer:
     password = http.ssl_keyfile_password
     return build_server(
         App(state, [route for route in ROUTES if not (has_admin and route.is_admin)]),
-        http,
+        timeout_graceful_shutdown=max(1, round(http.drain_timeout_s)),
         ssl_certfile=http.ssl_certfile,
         ssl_keyfile=http.ssl_keyfile,
         ssl_keyfile_password=None if password is None else password.get_secret_value(),
@@ -118,7 +116,7 @@ def build_public_server(state: ServerState, *, has_admin: bool) -> HttpServer:
 def build_admin_server(state: ServerState) -> HttpServer:
     """For whoever reaches its port: that is what it is for."""
     routes = [route for route in ROUTES if route.is_admin or route.is_open]
-    return build_server(App(state, routes, needs_keys=False), state.config.server, lifespan="off")
+    return build_server(App(state, routes, needs_keys=False), timeout_graceful_shutdown=1, lifespan="off")
 
 
 async def serve_http(state: ServerState, listeners: Sequence[socket.socket]) -> None:
