@@ -1,4 +1,4 @@
-"""The command line: `padless serve MODEL` or `--config FILE`, `padless config`, `padless graph`, `padless quantize`."""
+"""The command line: `padless serve MODEL` or `--config FILE`, `config`, `graph`, `quantize`, `hash-key`."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.info import ModelDirectoryError
+from server.api_keys import MIN_KEY_CHARS, check_key, hash_key
 from server.config import ConfigError, ServerConfig, dump_config, load_config
 from server.processes.child import build_command, build_environment
 from server.processes.launch import launch
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     graph.add_argument("--config", type=Path, required=True, metavar="FILE")
     graph.add_argument("--model", default=None, metavar="NAME", help="which model of the file; the first if left out")
     quantize = add_quantize(commands)
+    commands.add_parser("hash-key", help="read an API key from standard input, and print its line for server.api_keys")
     for command in (serve, config, graph, quantize):
         command.add_argument(
             "--set",
@@ -109,6 +111,9 @@ def list_overrides(arguments: argparse.Namespace) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "hash-key":
+        print(describe_key(sys.stdin.readline().strip()))
+        return 0
     overrides = list_overrides(arguments)
     if arguments.command == "serve":
         return launch(configure(arguments, overrides))
@@ -130,6 +135,17 @@ def configure(arguments: argparse.Namespace, overrides: list[str]) -> ServerConf
     if arguments.name is not None:
         raise ConfigError("--name is for padless serve MODEL; the models of a file have their names there")
     return load_config(arguments.config, overrides)
+
+
+def describe_key(key: str) -> str:
+    """Raises ConfigError."""
+    check_key(key)
+    if len(key) < MIN_KEY_CHARS:
+        raise ConfigError(
+            f"the API key has {len(key)} characters, and one under {MIN_KEY_CHARS} could be found from its hash. "
+            "Make one with: openssl rand -hex 32"
+        )
+    return f"hash: {hash_key(key)}"
 
 
 def run_quantize(arguments: argparse.Namespace, first_model: str, overrides: list[str]) -> int:

@@ -6,14 +6,15 @@ Unknown keys are errors that suggest the nearest one; contradictions are refused
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard, get_args
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from runtime.config import EngineConfig
 
 Positive = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
 
 SHIPPED = Path(__file__).parents[1] / "configs"
 """The files that come with Padless, in a checkout and in an installed wheel alike."""
@@ -27,11 +28,29 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+Whole = TypeVar("Whole", bound=Section)
+
+
 class HttpConfig(Section):
     """`server:`, what all models share."""
 
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    port: Port = 8000
+    admin_host: str = "127.0.0.1"
+    admin_port: Port | None = None
+    """`/metrics` and `/info` are only here, in plain HTTP and for whoever reaches it; None: they are on `port`. 0, here
+    and there: a free one."""
+    api_keys: str | None = None
+    """The file of those who may ask, see `server/api_keys.py`; None: everybody may."""
+    allow_priority: bool = False
+    """Whether requests may set `priority` where no file of keys says who may."""
+    cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/?#\s]+)$")], ...] = ()
+    """Whose web pages may ask, as `https://example.org`; `*`: all. Without an entry only pages of this server's own."""
+    ssl_certfile: str | None = None
+    """PEM, with the chain. With it `port` speaks HTTPS and nothing else."""
+    ssl_keyfile: str | None = None
+    """PEM; None: it is in the certificate's file."""
+    ssl_keyfile_password: SecretStr | None = None
     http_workers: Annotated[int, Field(ge=1, le=64)] = 1
     """HTTP processes; all of them share the engines."""
     tokenizer_threads: Annotated[int, Field(ge=1, le=64)] = 1
@@ -75,6 +94,10 @@ class HttpConfig(Section):
                 f"max_bodies_mb ({self.max_bodies_mb:g}) is below max_body_mb ({self.max_body_mb:g}): the largest "
                 "bodies would always be refused. Raise max_bodies_mb or lower max_body_mb"
             )
+        if self.ssl_certfile is None and (self.ssl_keyfile is not None or self.ssl_keyfile_password is not None):
+            raise ValueError("ssl_keyfile and ssl_keyfile_password need ssl_certfile. Add it, or leave them out")
+        if self.admin_port and self.admin_port == self.port:
+            raise ValueError(f"admin_port and port are both {self.port}. Choose another admin_port, or leave it out")
         return self
 
 
@@ -242,6 +265,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ServerConfig:
     Raises ConfigError.
     """
     path = find_config(path)
+    return settle(read_yaml(path, "models"), overrides, str(path))
+
+
+def settle(document: dict[str, Any], overrides: Sequence[str], origin: str) -> ServerConfig:
+    """Check what a file has, changed by the overrides, in place. `origin`: for messages. Raises ConfigError."""
+    for override in overrides:
+        apply_override(document, override)
+    return check_document(ServerConfig, document, origin)
+
+
+def read_yaml(path: Path, key: str) -> dict[str, Any]:
+    """A mapping, in which `key` is expected. Raises ConfigError."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -249,18 +284,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ServerConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(document, dict):
-        raise ConfigError(f"{path}: the file must be a mapping with the key 'models'")
-    return settle(document, overrides, str(path))
+        raise ConfigError(f"{path}: the file must be a mapping with the key {key!r}")
+    return document
 
 
-def settle(document: dict[str, Any], overrides: Sequence[str], origin: str) -> ServerConfig:
-    """Check what a file has, changed by the overrides, in place. `origin`: for messages. Raises ConfigError."""
-    for override in overrides:
-        apply_override(document, override)
+def check_document(schema: type[Whole], document: dict[str, Any], origin: str) -> Whole:
+    """Raises ConfigError, with a line for each mistake."""
     try:
-        return ServerConfig.model_validate(document)
+        return schema.model_validate(document)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{origin}: {line}" for line in explain_errors(error))) from None
+        raise ConfigError("\n".join(f"{origin}: {line}" for line in explain_errors(error, schema))) from None
 
 
 def find_config(path: Path) -> Path:
@@ -278,8 +311,16 @@ def find_config(path: Path) -> Path:
 
 
 def dump_config(config: ServerConfig) -> str:
-    """The effective configuration as YAML, every default spelt out."""
+    """The effective configuration as YAML, every default spelt out, passwords hidden."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def dump_secrets(config: ServerConfig) -> dict[str, Any]:
+    """For JSON, passwords as they are: for processes of ours, and nobody else."""
+    document = config.model_dump(mode="json")
+    password = config.server.ssl_keyfile_password
+    document["server"]["ssl_keyfile_password"] = None if password is None else password.get_secret_value()
+    return document
 
 
 def apply_override(document: dict[str, Any], override: str) -> None:
@@ -328,35 +369,36 @@ def descend(target: Any, part: str, override: str) -> Any:
     return target[part]
 
 
-def explain_errors(error: ValidationError) -> Iterator[str]:
-    """One line per error: where it is, what is wrong, and the nearest key for a misspelt one."""
+def explain_errors(error: ValidationError, schema: type[BaseModel]) -> Iterator[str]:
+    """One line per error: where it is, what is wrong, and the nearest key for a misspelt one. What stands there is
+    shown, unless the schema hides it."""
+    is_hidden = schema.model_config.get("hide_input_in_errors", False)
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            yield f"{where}: unknown key{suggest_key(item['loc'])}"
+            yield f"{where}: unknown key{suggest_key(item['loc'], schema)}"
         elif item["type"] == "value_error":
             yield f"{where}: {item['ctx']['error']}" if where else str(item["ctx"]["error"])
         else:
-            yield f"{where}: {item['msg']} (got {item['input']!r})"
+            yield f"{where}: {item['msg']}" + ("" if is_hidden else f" (got {item['input']!r})")
 
 
-def suggest_key(loc: tuple[str | int, ...]) -> str:
+def suggest_key(loc: tuple[str | int, ...], schema: type[BaseModel]) -> str:
     """The nearest existing key to the last part of `loc`, or the list of those there are."""
-    fields = list(find_section(loc[:-1]).model_fields)
+    fields = list(find_section(loc[:-1], schema).model_fields)
     near = difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; the keys here are {', '.join(fields)}"
 
 
-def find_section(loc: tuple[str | int, ...]) -> type[BaseModel]:
-    section: type[BaseModel] = ServerConfig
+def find_section(loc: tuple[str | int, ...], schema: type[BaseModel]) -> type[BaseModel]:
+    section = schema
     for part in loc:
-        if isinstance(part, int):
-            section = ModelConfig
-        elif part != "models":
-            annotation = section.model_fields[part].annotation
-            sections = [each for each in (annotation, *get_args(annotation)) if is_section(each)]
-            assert len(sections) == 1, "A key with keys of its own is of one kind. This is a bug."
-            section = sections[0]
+        if isinstance(part, int):  # an entry of the list that was the part before
+            continue
+        annotation = section.model_fields[part].annotation
+        sections = [each for each in (annotation, *get_args(annotation)) if is_section(each)]
+        assert len(sections) == 1, "A key with keys of its own is of one kind. This is a bug."
+        section = sections[0]
     return section
 
 

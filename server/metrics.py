@@ -110,6 +110,7 @@ class Metrics:
             return Counter(f"padless_{name}", text, labels, registry=registry)
 
         self.requests = counter("requests", "HTTP calls by what became of them", (*call, "outcome"))
+        self.key_requests = counter("key_requests", "HTTP calls by whose key they had", ("key", "outcome"))
         self.inputs = counter("inputs", "Inputs answered", call)
         self.tokens = counter("tokens", "Tokens answered, special tokens included, after truncation", call)
         self.request_seconds = seconds("request_seconds", "From the first byte to the answer", call)
@@ -166,6 +167,10 @@ class Metrics:
         if calls is None:
             calls = self._calls[route, model] = CallMetrics(self, route, model)
         calls.observe(outcome, total_s, times)
+
+    def count_key(self, key: str, outcome: str) -> None:
+        """One HTTP call. `key` must be a configured name, or the one for those who show none."""
+        self.key_requests.labels(key, outcome).inc()
 
     def bind_tokens(self, *, route: str, model: str) -> TokenMetrics:
         """For one call that generates. `model` must be a configured name."""

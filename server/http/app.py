@@ -1,7 +1,7 @@
 """The ASGI application: one explicit chain that every request goes through, whatever its route. Knows no task.
 
-    request id -> route -> draining? -> media type -> deadline -> body within its limits -> answer
-    -> errors in the protocol's shape -> metrics and access log
+    request id -> origin -> key -> route -> the key's limits -> draining? -> media type -> deadline
+    -> body within its limits -> answer -> errors in the protocol's shape -> metrics and access log
 
 FastAPI describes the routes (`docs`); it is not asked to run them: matching, opening three exit stacks and looking for
 dependencies costs more than the rest of the way (measured: 0.13 of 0.3 ms).
@@ -17,7 +17,7 @@ from itertools import count
 from time import monotonic
 
 import orjson
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from server.errors import EngineUnavailable, Kind, MethodNotAllowed, ServiceError, UnknownRoute
 from server.http.api import (
@@ -35,7 +35,9 @@ from server.http.body import check_media_type
 from server.http.body_limits import BodyBudget
 from server.http.call import Call, ClientGone, Reply
 from server.http.deadline import run_in_time, settle_deadline
-from server.http.docs import build_docs, is_document
+from server.http.docs import list_doc_routes
+from server.http.keys import Keyring
+from server.http.origin import answer_preflight, check_origin
 from server.http.retry import describe_retry
 from server.http.route import Route
 from server.http.state import ServerState
@@ -69,14 +71,19 @@ OUTCOMES: Mapping[Kind, str] = {
 
 
 class App:
-    """Serves `state`. Mutable: the next request's number, and what is held of bodies."""
+    """Serves `state`. Mutable: the next request's number, what is held of bodies, and what keys have done lately."""
 
-    def __init__(self, state: ServerState, routes: Sequence[Route] = ROUTES) -> None:
+    def __init__(self, state: ServerState, routes: Sequence[Route] = ROUTES, *, needs_keys: bool = True) -> None:
         self.state = state
+        http = state.config.server
+        self.keyring = Keyring(
+            state.keys if needs_keys else (), allow_priority=http.allow_priority, num_workers=http.http_workers
+        )
+        routes = (*routes, *list_doc_routes(routes))
         self.routes = {(route.method, route.path): route for route in routes}
+        self.open_paths = {route.path for route in routes if route.is_open}
         self.prefixes = [route for route in routes if route.path.endswith("{name}")]
         self.shapes = {route.path: route.render_error for route in routes}
-        self.docs: ASGIApp = build_docs(routes)
         self.access_log = state.config.server.access_log
         self.bodies = BodyBudget(state.config.server)
         self.prefix, self.numbers = secrets.token_hex(6), count()
@@ -87,15 +94,15 @@ class App:
             return
         if scope["type"] != "http":
             return
-        if is_document(scope["path"]):
-            await self.docs(scope, receive, send)
-            return
-        call = Call(scope, receive, send, self.choose_request_id(scope))
+        call = Call(scope, receive, send, self.choose_request_id(scope), self.keyring.nobody)
         route: Route | None = None
         outcome = "failed"
         try:
-            route = self.find_route(call)
-            outcome = await self.serve(call, route)
+            if not await self.is_preflight(call):
+                self.identify(call)
+                route = self.find_route(call)
+                await self.serve(call, route)
+            outcome = "ok"
         except ClientGone:
             outcome, call.status = "cancelled", call.status or CLIENT_GONE_STATUS
         except asyncio.CancelledError:
@@ -106,17 +113,34 @@ class App:
         finally:
             self.note(call, route, outcome)
 
-    async def serve(self, call: Call, route: Route) -> str:
+    async def is_preflight(self, call: Call) -> bool:
+        """Whether it was a browser's question, and has been answered. Raises Forbidden: not from that page."""
+        call.extra_headers = check_origin(call, self.state.config.server.cors_origins)
+        reply = answer_preflight(call)
+        if reply is None:
+            return False
+        await call.answer(reply)
+        return True
+
+    def identify(self, call: Call) -> None:
+        """Before it is known whether there is such a route: only the open ones need no key. Raises Unauthenticated."""
+        if call.path not in self.open_paths:
+            call.key = self.keyring.identify(call.scope["headers"])
+
+    async def serve(self, call: Call, route: Route) -> None:
         """Everything between a known route and its answer. Raises ServiceError, ClientGone."""
-        if route.method == "POST":
-            if self.state.is_draining:
-                raise EngineUnavailable("the server is shutting down")
-            check_media_type(call)
-            settle_deadline(call, route, self.state.config.server)
-        reply = await run_in_time(call, route, self.state, self.bodies)
-        if reply is not None:
-            await call.answer(reply)
-        return "ok"
+        if route.is_admin:
+            call.key.check_admin()
+        state = self.state if route.is_admin or route.is_open else self.state.narrow(call.key)
+        with call.key.enter():
+            if route.method == "POST":
+                if state.is_draining:
+                    raise EngineUnavailable("the server is shutting down")
+                check_media_type(call)
+                settle_deadline(call, route, state.config.server)
+            reply = await run_in_time(call, route, state, self.bodies)
+            if reply is not None:
+                await call.answer(reply)
 
     def find_route(self, call: Call) -> Route:
         """Raises UnknownRoute, MethodNotAllowed."""
@@ -159,6 +183,8 @@ class App:
             self.state.metrics.observe_call(
                 route=label, model=call.model, outcome=outcome, total_s=total_s, times=call.times
             )
+        if self.keyring.is_needed and call.path not in self.open_paths:
+            self.state.metrics.count_key(call.key.name, outcome)
         if self.access_log == "all" or (self.access_log == "failures" and outcome != "ok"):
             log_access(call, outcome)
 
@@ -179,6 +205,7 @@ def log_access(call: Call, outcome: str) -> None:
         "path": call.path[:200],
         "status": call.status,
         "outcome": outcome,
+        "key": call.key.name,
         "model": call.model,
         "num_inputs": call.times.num_inputs,
         "num_tokens": call.times.num_tokens,

@@ -6,8 +6,9 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import orjson
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from server.http.keys import Key
 from server.metrics import UNKNOWN_MODEL, CallTimes
 
 JSON = "application/json"
@@ -40,14 +41,17 @@ class ClientGone(Exception):
 
 @dataclass(slots=True)
 class Call:
-    """Mutable: `body` once it is read, `deadline_s` once it is known, what metrics and the access log want to know, and
-    whether the answer has begun. Times are `time.monotonic()` seconds. `model` is a configured name or UNKNOWN_MODEL.
+    """Mutable: `body` once it is read, `deadline_s` and `key` once they are known, what metrics and the access log want
+    to know, and whether the answer has begun. Times are `time.monotonic()` seconds. `model` is a configured name or
+    UNKNOWN_MODEL.
     """
 
     scope: Scope
     receive: Receive
     send: Send
     request_id: bytes
+    key: Key
+    """Who asks; the one of nobody until that is known."""
     start_s: float = field(default_factory=monotonic)
     deadline_s: float = float("inf")
     body: bytes = b""
@@ -77,9 +81,17 @@ class Call:
         return None
 
     async def start(self, status: int, headers: Headers) -> None:
+        await self.forward({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def forward(self, message: Message) -> None:
+        """A message of ASGI, with what every answer of ours has."""
+        if message["type"] != "http.response.start":
+            await self.send(message)
+            return
         own = ((b"x-request-id", self.request_id), *self.extra_headers)
-        await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
-        self.status = status  # not before: cancelled while it waits for the client to read, nothing has been sent
+        await self.send({**message, "headers": [*message["headers"], *own]})
+        # Not before: cancelled while it waits for the client to read, nothing has been sent.
+        self.status = message["status"]
 
     async def answer(self, reply: Reply) -> None:
         headers = [(b"content-type", reply.content_type.encode()), (b"content-length", b"%d" % len(reply.body))]

@@ -14,8 +14,11 @@ from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
 
 from server.errors import Kind, ServiceError
+from server.http.api.openai_errors import render_error
+from server.http.call import Call, Reply
 from server.http.deadline import MAX_TIMEOUT_MS, TIMEOUT_HEADER
 from server.http.route import Route
+from server.http.state import ServerState
 
 ASSETS = "/docs/assets"
 NEVER_OF_A_ROUTE = frozenset({Kind.UNKNOWN_ROUTE, Kind.METHOD_NOT_ALLOWED})
@@ -33,9 +36,18 @@ def find_version() -> str:
         return "0"
 
 
-def is_document(path: str) -> bool:
-    """Whether what `build_docs` makes answers it."""
-    return path in ("/docs", "/openapi.json") or path.startswith("/docs/")
+def list_doc_routes(routes: Sequence[Route]) -> tuple[Route, ...]:
+    """/docs, what that page loads, and /openapi.json, which describe `routes`."""
+    docs = build_docs(routes)
+
+    async def answer(call: Call, state: ServerState) -> Reply | None:
+        await docs(call.scope, call.receive, call.forward)
+        return None
+
+    return tuple(
+        Route("GET", path, answer, render_error, "This interface", "docs", is_listed=False)
+        for path in ("/docs", f"{ASSETS}/{{name}}", "/openapi.json")
+    )
 
 
 def build_docs(routes: Sequence[Route]) -> FastAPI:

@@ -2,6 +2,7 @@
 protocol and no task."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
@@ -12,6 +13,7 @@ import numpy as np
 from server.errors import DeadlineExceeded, EmptyInput, EngineUnavailable, InvalidAnswer, InvalidField
 from server.http.admission import Ticket
 from server.http.call import Call
+from server.http.keys import Charge
 from server.http.state import ServedModel
 from server.text.prompts import put_before
 from server.text.tokenizer import Input, Truncation, count_chars
@@ -57,25 +59,29 @@ class OpenJob:
         self.sequences: list[TokenSequence] = []
         self.params: Any = None
         self.ticket: Ticket | None = None
+        self.charge: Charge | None = None
         self.results: ResultStream | None = None
 
     async def __aenter__(self) -> "OpenJob":
+        self.call.key.check_priority(self.job.priority)
         check_count(self.job, self.model)
         tokens_per_s = check_engine(self.model)
         self.inputs = put_before(self.job.prompt, self.job.inputs)
         self.num_expected = self.estimate_answers()
-        self.ticket = self.model.admission.admit(
-            len(self.job.inputs) * self.job.num_answers,
-            self.estimate_inputs() + self.num_expected * len(self.job.inputs),
-            deadline_s=self.call.deadline_s,
-            tokens_per_s=tokens_per_s,
-        )
-        try:
+        num_tokens = self.estimate_inputs() + self.num_expected * len(self.job.inputs)
+        with ExitStack() as if_it_fails:
+            self.charge = self.call.key.charge(num_tokens)
+            if_it_fails.callback(self.charge.correct, 0)
+            self.ticket = self.model.admission.admit(
+                len(self.job.inputs) * self.job.num_answers,
+                num_tokens,
+                deadline_s=self.call.deadline_s,
+                tokens_per_s=tokens_per_s,
+            )
+            if_it_fails.callback(self.ticket.release)
             await self.tokenise()
             self.results = self.model.engine.submit(self.build_job())
-        except BaseException:
-            self.ticket.release()
-            raise
+            if_it_fails.pop_all()
         return self
 
     async def __aexit__(
@@ -114,8 +120,9 @@ class OpenJob:
         now_s = monotonic()
         call.times.num_inputs, call.times.num_tokens = len(self.sequences), num_tokens
         call.times.tokenize_s = now_s - begin_s
-        assert self.ticket is not None
+        assert self.ticket is not None and self.charge is not None
         self.ticket.correct(num_tokens + self.num_expected * len(self.sequences))
+        self.charge.correct(num_tokens + self.num_expected * len(self.sequences))
         num_chars = count_chars(self.inputs)
         if num_chars:
             self.model.admission.estimator.learn(num_chars, num_tokens)
@@ -129,6 +136,7 @@ class OpenJob:
             timeout_s=self.call.deadline_s - monotonic(),
             params=self.params,
             priority=self.job.priority,
+            salt=self.call.key.salt,
             rows_per_input=self.job.num_answers,
             num_answer_tokens=self.num_expected,
         )
@@ -143,6 +151,11 @@ class OpenJob:
             ]
             inputs["num_prompt_tokens"] = Ragged(np.array(counts, np.int32))
         return inputs
+
+    def count_generated(self, num_tokens: int) -> None:
+        """In place of what was expected."""
+        assert self.charge is not None
+        self.charge.correct(self.call.times.num_tokens + num_tokens)
 
     async def collect(self) -> dict[str, Ragged]:
         """All results as one, in the order of the inputs. Raises InvalidAnswer where there is no number."""

@@ -2,7 +2,14 @@
 
 import math
 
-from server.errors import DeadlineExceeded, EngineUnavailable, MethodNotAllowed, Overloaded, ServiceError
+from server.errors import (
+    DeadlineExceeded,
+    EngineUnavailable,
+    MethodNotAllowed,
+    Overloaded,
+    ServiceError,
+    Unauthenticated,
+)
 
 UNAVAILABLE_RETRY_S = 1.0
 """Engines come back in seconds or, behind a load balancer, another server answers at once."""
@@ -20,6 +27,8 @@ def describe_retry(error: ServiceError) -> dict[str, str]:
         return {"x-should-retry": "false"}
     if isinstance(error, MethodNotAllowed):
         return {"allow": error.allow}
+    if isinstance(error, Unauthenticated):
+        return {"www-authenticate": "Bearer"}
     return {}
 
 

@@ -1,12 +1,14 @@
 """What an HTTP process serves: its models, each with everything a request needs on the way, and its metrics."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import time
 
 from models.info import ModelInfo
+from server.api_keys import KeyConfig
 from server.config import ModelConfig, ServerConfig
-from server.errors import InvalidField, UnknownModel, WrongTask
+from server.errors import Forbidden, InvalidField, UnknownModel, WrongTask
 from server.http.admission import Admission
+from server.http.keys import Key
 from server.metrics import Metrics
 from server.tasks.task import Task
 from server.text.tokenizer import Tokenizer
@@ -45,7 +47,11 @@ class ServerState:
     config: ServerConfig
     models: dict[str, ServedModel]
     metrics: Metrics
+    keys: tuple[KeyConfig, ...] = ()
+    """None: everybody may ask."""
     is_draining: bool = False
+    is_narrowed: bool = False
+    """`models` are not all that there are."""
     ready_s: dict[str, float] = field(default_factory=dict)
     """`time.monotonic()` of when models were last seen to have a ready replica; those that never had are not here."""
 
@@ -60,9 +66,19 @@ class ServerState:
         self.note_ready(now_s)
         return [name for name, last_s in self.ready_s.items() if now_s - last_s > self.config.server.unhealthy_after_s]
 
+    def narrow(self, key: Key) -> "ServerState":
+        """As this key's holder may see it: with the models that are there for them."""
+        if key.rights.models is None:
+            return self
+        models = {name: model for name, model in self.models.items() if key.may_use(name)}
+        return replace(self, models=models, is_narrowed=True)
+
     def find_model(self, name: str) -> ServedModel:
-        """Raises UnknownModel."""
+        """Raises UnknownModel; Forbidden where it may exist for others, which is not told."""
         model = self.models.get(name)
+        if model is None and self.is_narrowed:
+            names = ", ".join(self.models)
+            raise Forbidden(f"model {name[:100]!r} is not for this key; it may use {names}", param="model")
         if model is None:
             raise UnknownModel(
                 f"model {name[:100]!r} does not exist; the models here are {', '.join(self.models)}", param="model"

@@ -81,6 +81,7 @@ class TextGeneration:
         self._metrics.observe_tokens(
             num_prompt_tokens=num_prompt_tokens, num_generated_tokens=self.num_generated_tokens
         )
+        self._opened.count_generated(self.num_generated_tokens)
         if not self._num_open and self._opened.params.max_tokens:
             estimator = self._opened.model.admission.estimator
             estimator.learn_generated(self.num_generated_tokens / len(self._texts))

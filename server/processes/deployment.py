@@ -1,6 +1,7 @@
 """What the supervisor has settled and its children are told: configuration, model directories, where sockets lie.
 
-Written as one JSON file into the run directory, which is made for one start and removed at its end.
+Written as one JSON file into the run directory, which is made for one start, read by no other user, and removed at its
+end.
 """
 
 import os
@@ -12,7 +13,8 @@ import msgspec
 from models.info import ModelDirectoryError, ModelInfo, read_info
 from models.source import find_directory
 from runtime.config import EngineConfig
-from server.config import ChatConfig, ConfigError, ModelConfig, ServerConfig
+from server.api_keys import KeyConfig, load_keys
+from server.config import ChatConfig, ConfigError, ModelConfig, ServerConfig, dump_secrets
 from server.errors import InvalidField
 from server.processes.core_plan import Claim, Place, plan_cores
 from server.tasks.registry import TASKS, check_name
@@ -68,6 +70,7 @@ class Deployment:
     run_dir: Path
     num_cores: int = field(default_factory=count_cores)
     """That the server may use, as its supervisor found them."""
+    keys: tuple[KeyConfig, ...] = ()
 
     def socket_path(self, model: DeployedModel, replica: int) -> Path:
         return self.run_dir / f"engine-{model.index}-{replica}.sock"
@@ -116,6 +119,7 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
 
     Raises ConfigError, ModelDirectoryError.
     """
+    keys = load_keys(config.server, [model.name for model in config.models], os.environ)
     models = []
     num_cores = count_cores()
     for index, model in enumerate(config.models):
@@ -132,7 +136,7 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
         check_chat(deployed)
         deployed.task.check_config(model)
         models.append(deployed)
-    return Deployment(config, tuple(models), run_dir, num_cores)
+    return Deployment(config, tuple(models), run_dir, num_cores, keys)
 
 
 def find_draft(model: ModelConfig) -> Path | None:
@@ -198,8 +202,9 @@ def check_chat(deployed: DeployedModel) -> None:
 
 def save(deployment: Deployment) -> None:
     document = {
-        "config": deployment.config.model_dump(mode="json"),
+        "config": dump_secrets(deployment.config),
         "num_cores": deployment.num_cores,
+        "keys": [key.model_dump(mode="json") for key in deployment.keys],
         "models": [
             {
                 "directory": str(model.directory),
@@ -224,4 +229,5 @@ def load(run_dir: Path) -> Deployment:
         )
         for index, (model, found) in enumerate(zip(config.models, document["models"], strict=True))
     )
-    return Deployment(config, models, run_dir, document["num_cores"])
+    keys = tuple(KeyConfig.model_validate(key) for key in document["keys"])
+    return Deployment(config, models, run_dir, document["num_cores"], keys)

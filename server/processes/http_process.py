@@ -1,6 +1,6 @@
-"""An HTTP process: `... http_process RUN_DIR WORKER SOCKET_FD NUM_STARTS`.
+"""An HTTP process: `... http_process RUN_DIR WORKER SOCKET_FD [ADMIN_SOCKET_FD] NUM_STARTS`.
 
-Started by the supervisor. Several of them share the listening socket, the engines, and the count of admitted requests.
+Started by the supervisor. Several of them share the listening sockets, the engines, and the count of admitted requests.
 """
 
 import asyncio
@@ -9,14 +9,17 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 import uvloop
 
 from server.http.admission import Admission
-from server.http.app import App
+from server.http.app import ROUTES, App
 from server.http.connection import bound_connections
 from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
@@ -65,7 +68,7 @@ def build_state(
             ),
             engine=engine,
         )
-    return ServerState(deployment.config, models, metrics)
+    return ServerState(deployment.config, models, metrics, deployment.keys)
 
 
 async def connect(deployment: Deployment, model: DeployedModel) -> ReplicaSet:
@@ -75,36 +78,71 @@ async def connect(deployment: Deployment, model: DeployedModel) -> ReplicaSet:
     return ReplicaSet(sockets)
 
 
-async def serve_http(state: ServerState, listener: socket.socket) -> None:
-    """Serve until SIGTERM: then readiness turns off, new calls are refused, and accepted ones finish."""
-    http = state.config.server
-    server = uvicorn.Server(
+class HttpServer(uvicorn.Server):
+    """uvicorn's, which leaves signals alone: it would stop listening before readiness turns off."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def build_server(app: App, **options: Any) -> HttpServer:
+    """`options` are uvicorn's own."""
+    return HttpServer(
         uvicorn.Config(
-            App(state),
-            http=bound_connections(http),
+            app,
+            http=bound_connections(app.state.config.server),
             ws="none",
             access_log=False,
             log_config=None,
-            timeout_keep_alive=http.idle_timeout_s,
-            timeout_graceful_shutdown=max(1, round(http.drain_timeout_s)),
+            proxy_headers=False,
+            timeout_keep_alive=app.state.config.server.idle_timeout_s,
             server_header=False,
+            **options,
         )
     )
+
+
+def build_public_server(state: ServerState, *, has_admin: bool) -> HttpServer:
+    """Without the routes that another one serves."""
+    http = state.config.server
+    password = http.ssl_keyfile_password
+    return build_server(
+        App(state, [route for route in ROUTES if not (has_admin and route.is_admin)]),
+        timeout_graceful_shutdown=max(1, round(http.drain_timeout_s)),
+        ssl_certfile=http.ssl_certfile,
+        ssl_keyfile=http.ssl_keyfile,
+        ssl_keyfile_password=None if password is None else password.get_secret_value(),
+    )
+
+
+def build_admin_server(state: ServerState) -> HttpServer:
+    """For whoever reaches its port: that is what it is for."""
+    routes = [route for route in ROUTES if route.is_admin or route.is_open]
+    return build_server(App(state, routes, needs_keys=False), timeout_graceful_shutdown=1, lifespan="off")
+
+
+async def serve_http(state: ServerState, listeners: Sequence[socket.socket]) -> None:
+    """Serve until SIGTERM: then readiness turns off, new calls are refused, and accepted ones finish. A second listener
+    is the admin port's, which answers until the end."""
+    public, *others = listeners
+    server = build_public_server(state, has_admin=bool(others))
+    admins = [build_admin_server(state) for _ in others]
     draining: list[asyncio.Task[None]] = []
 
     def begin_drain() -> None:
         if not draining:
             draining.append(asyncio.create_task(drain(state, server)))
 
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started and not serving.done():
-        await asyncio.sleep(DRAIN_POLL_S)
-    # Only now: uvicorn has set its own handlers, which would stop listening before readiness turns off.
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, begin_drain)
     heart = stay_with_parent(begin_drain)
-    await serving
+    serving = [asyncio.create_task(admin.serve(sockets=[other])) for admin, other in zip(admins, others, strict=True)]
+    await server.serve(sockets=[public])
+    for admin in admins:
+        admin.should_exit = True
+    await asyncio.gather(*serving)
     heart.cancel()
 
 
@@ -137,12 +175,12 @@ async def wait_for_answers(state: ServerState, until_s: float) -> None:
         await asyncio.sleep(DRAIN_POLL_S)
 
 
-async def serve(run_dir: Path, worker: int, listener: socket.socket) -> None:
+async def serve(run_dir: Path, worker: int, listeners: Sequence[socket.socket]) -> None:
     deployment = load(run_dir)
     engines: list[EngineClient] = [await connect(deployment, model) for model in deployment.models]
     with ThreadPoolExecutor(deployment.config.server.tokenizer_threads, "tokenizer") as pool:
         state = build_state(deployment, worker, Metrics(), engines, pool)
-        await serve_http(state, listener)
+        await serve_http(state, listeners)
     for model in state.models.values():
         model.admission.close()
     for engine in engines:
@@ -156,12 +194,12 @@ def raise_file_limit() -> None:
 
 
 def main() -> None:
-    run_dir, worker, listener_fd, _ = sys.argv[1:]
+    run_dir, worker, *descriptors, _ = sys.argv[1:]
     set_up_logging(load(Path(run_dir)).config.server.log_level)
     raise_file_limit()
-    listener = socket.socket(fileno=int(listener_fd))
+    listeners = [socket.socket(fileno=int(descriptor)) for descriptor in descriptors]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(Path(run_dir), int(worker), listener))
+        runner.run(serve(Path(run_dir), int(worker), listeners))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""HTTP and engines in one process, for debugging: `... inline_process RUN_DIR 0 SOCKET_FD NUM_STARTS`."""
+"""HTTP and engines in one process, for debugging. Takes the words that `http_process` takes."""
 
 import asyncio
 import socket
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from server.processes.startup import set_up_logging
 from server.wire.client import EngineClient
 
 
-async def serve(run_dir: Path, listener: socket.socket) -> None:
+async def serve(run_dir: Path, listeners: Sequence[socket.socket]) -> None:
     """Models that are not `inline` keep their engine processes."""
     deployment, metrics = load(run_dir), Metrics()
     engines: list[EngineClient] = []
@@ -30,16 +31,17 @@ async def serve(run_dir: Path, listener: socket.socket) -> None:
         else:
             engines.append(await connect(deployment, model))
     with ThreadPoolExecutor(deployment.config.server.tokenizer_threads, "tokenizer") as pool:
-        await serve_http(build_state(deployment, 0, metrics, engines, pool), listener)
+        await serve_http(build_state(deployment, 0, metrics, engines, pool), listeners)
     for engine in engines:
         await engine.close()
 
 
 def main() -> None:
-    run_dir, _, listener_fd, _ = sys.argv[1:]
+    run_dir, _, *descriptors, _ = sys.argv[1:]
     set_up_logging(load(Path(run_dir)).config.server.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(Path(run_dir), socket.socket(fileno=int(listener_fd))))
+        listeners = [socket.socket(fileno=int(descriptor)) for descriptor in descriptors]
+        runner.run(serve(Path(run_dir), listeners))
 
 
 if __name__ == "__main__":

@@ -6,22 +6,24 @@ It computes nothing and imports no torch. Engines and HTTP workers find one anot
 import asyncio
 import logging
 import os
+import secrets
 import signal
-import socket
-import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from time import monotonic
 
 import msgspec
 
 from runtime.engine import EngineInfo
-from server.config import ConfigError, ServerConfig
+from server.api_keys import KEY_VARIABLE, KeyConfig, hash_key
+from server.config import ServerConfig
 from server.http.admission import clear_slot
 from server.metrics import METRICS_DIR_VARIABLE, forget_process
 from server.processes.announcement import describe_access, describe_model
 from server.processes.child import HEARTBEAT_PATIENCE_S, Child
 from server.processes.deployment import Deployment, resolve, save
+from server.processes.listeners import Listeners, fetch, open_listeners
 from server.processes.run_dir import keep_fresh, make_run_dir
 from server.processes.startup import CANNOT_START, set_up_logging
 from server.text.tokenizer import ENVIRONMENT as TOKENIZER_ENVIRONMENT
@@ -45,9 +47,10 @@ process beside the engine a step of 2 ms took 600 (docs/decisions/0014)."""
 class Supervisor:
     """Mutable: the children, and whether they are being stopped."""
 
-    def __init__(self, deployment: Deployment, listener: socket.socket) -> None:
+    def __init__(self, deployment: Deployment, listeners: Listeners, own_key: str) -> None:
         self.deployment = deployment
-        self.listener = listener
+        self.listeners = listeners
+        self.own_key = own_key
         self.engines = [
             Child(
                 f"engine {model.config.name}/{replica}",
@@ -66,10 +69,10 @@ class Supervisor:
     def list_workers(self) -> Iterator[Child]:
         is_inline = any(model.config.engine.inline for model in self.deployment.models)
         module = "server.processes.inline_process" if is_inline else "server.processes.http_process"
-        descriptor = self.listener.fileno()
+        descriptors = self.listeners.descriptors
         for worker in range(self.deployment.config.server.http_workers):
-            arguments = [str(self.deployment.run_dir), str(worker), str(descriptor)]
-            yield Child(f"http {worker}", module, arguments, (descriptor,), worker)
+            arguments = [str(self.deployment.run_dir), *map(str, (worker, *descriptors))]
+            yield Child(f"http {worker}", module, arguments, descriptors, worker)
 
     async def run(self) -> int:
         """Keep all children running until SIGTERM or SIGINT. Returns the exit status."""
@@ -148,69 +151,43 @@ class Supervisor:
     async def announce(self) -> None:
         """Once every replica of every model is ready: say what runs, and how to talk to it."""
         started_s = monotonic()
-        url = find_url(self.listener)
-        while await asyncio.to_thread(fetch, f"{url}/ready") is None:
+        admin_url = self.listeners.admin_url
+        while await asyncio.to_thread(fetch, f"{admin_url}/ready") is None:
             await asyncio.sleep(0.1)
         self.was_ready = True
-        body = await asyncio.to_thread(fetch, f"{url}/info")
+        body = await asyncio.to_thread(fetch, f"{admin_url}/info", self.own_key)
         answer = msgspec.json.decode(body or b"{}")
         for model, found in zip(self.deployment.models, answer.get("models", ()), strict=False):
             print(describe_model(model, msgspec.convert(found["replicas"][0]["info"], EngineInfo)), flush=True)
-        print(describe_access(self.deployment, url, monotonic() - started_s), flush=True)
-
-
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""The way to this machine leads past the proxies of the environment."""
-
-
-def fetch(url: str) -> bytes | None:
-    """The body; None where the answer is not 200 or does not come."""
-    try:
-        with DIRECT.open(url, timeout=5) as response:
-            return bytes(response.read())
-    except OSError:
-        return None
-
-
-def find_url(listener: socket.socket) -> str:
-    """An address to reach the listener from this machine."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Raises ConfigError where the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        raise ConfigError(
-            f"server.host {host}, server.port {port}: {error.strerror}. Choose another port, or stop who has it"
-        ) from None
-    listener.listen(1024)
-    listener.setblocking(False)
-    return listener
+        url = self.listeners.public_url
+        print(describe_access(self.deployment, url, admin_url, monotonic() - started_s), flush=True)
 
 
 def launch(config: ServerConfig) -> int:
     """Serve until told to stop. Raises ConfigError, ModelDirectoryError before anything is started."""
     set_up_logging(config.server.log_level)
-    listener = listen(config.server.host, config.server.port)
+    listeners = open_listeners(config.server)
     try:
         with make_run_dir() as run_dir:
-            deployment = resolve(config, run_dir)
+            deployment, own_key = add_own_key(resolve(config, run_dir))
             deployment.metrics_dir.mkdir()
             set_environment(deployment)
             save(deployment)
             for model in deployment.models:
                 deployment.admission_path(model).touch()
                 print(f"{model.config.name}: loading {model.info.architecture} from {model.directory}", flush=True)
-            return asyncio.run(run_supervisor(deployment, listener))
+            return asyncio.run(run_supervisor(deployment, listeners, own_key))
     finally:
-        listener.close()
+        listeners.close()
+
+
+def add_own_key(deployment: Deployment) -> tuple[Deployment, str]:
+    """Where keys are needed the supervisor makes one for itself, which ends with it. Empty where none is."""
+    if not deployment.keys:
+        return deployment, ""
+    secret = secrets.token_urlsafe(32)
+    own = KeyConfig(name="supervisor", hash=hash_key(secret), admin=True)
+    return replace(deployment, keys=(*deployment.keys, own)), secret
 
 
 def set_environment(deployment: Deployment) -> None:
@@ -218,7 +195,8 @@ def set_environment(deployment: Deployment) -> None:
     os.environ[METRICS_DIR_VARIABLE] = str(deployment.metrics_dir)
     os.environ.setdefault(SPIN_VARIABLE, SPIN_COUNT)
     os.environ.update(TOKENIZER_ENVIRONMENT)
+    os.environ.pop(KEY_VARIABLE, None)  # children know its hash
 
 
-async def run_supervisor(deployment: Deployment, listener: socket.socket) -> int:
-    return await Supervisor(deployment, listener).run()
+async def run_supervisor(deployment: Deployment, listeners: Listeners, own_key: str) -> int:
+    return await Supervisor(deployment, listeners, own_key).run()

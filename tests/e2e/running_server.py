@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -52,17 +54,18 @@ def write_config(path: Path, model_directory: Path, **sections: dict[str, Any]) 
 
 @dataclass
 class RunningServer:
-    """Mutable: `log`, everything it has printed, complete once it has ended."""
+    """Mutable: `log`, everything it has printed, complete once it has ended. `trust`: for its certificate."""
 
     process: subprocess.Popen[str]
     log_path: Path
     url: str = ""
+    trust: ssl.SSLContext | None = None
 
     def wait_ready(self) -> None:
         until_s = time.monotonic() + START_S
         while time.monotonic() < until_s:
             assert self.process.poll() is None, self.log
-            self.url = next((word for word in self.log.split() if word.startswith("http://127.0.0.1:")), "")
+            self.url = next(iter(re.findall(r"https?://127\.0\.0\.1:\d+", self.log)), "")
             if self.url and self.get("/ready")[0] == 200:
                 return
             time.sleep(0.05)
@@ -88,7 +91,7 @@ class RunningServer:
     def send(self, request: urllib.request.Request) -> tuple[int, str]:
         """Status and body, of errors too."""
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=30, context=self.trust) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -106,9 +109,9 @@ class RunningServer:
         return self.process.wait(30)
 
 
-def start_server(config: Path, *arguments: str) -> RunningServer:
+def start_server(config: Path, *arguments: str, environment: dict[str, str] | None = None) -> RunningServer:
     command = [sys.executable, "-m", "server", "--config", str(config), *arguments]
-    return start_command(command, config.with_suffix(".log"))
+    return start_command(command, config.with_suffix(".log"), environment=environment)
 
 
 def start_command(

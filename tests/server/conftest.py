@@ -1,7 +1,7 @@
 """A tiny tokenizer, an engine that does what a test tells it, and the application around them, in process."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -228,7 +228,14 @@ async def wait_until(condition: Callable[[], bool]) -> None:
 class RawCall:
     """One ASGI call whose client can send half a body, wait, and go away."""
 
-    def __init__(self, app: App, path: str, *chunks: bytes, is_complete: bool = True) -> None:
+    def __init__(
+        self,
+        app: App,
+        path: str,
+        *chunks: bytes,
+        is_complete: bool = True,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         for index, chunk in enumerate(chunks):
             has_more = not is_complete or index + 1 < len(chunks)
@@ -244,7 +251,7 @@ class RawCall:
             "raw_path": path.encode(),
             "query_string": b"",
             "root_path": "",
-            "headers": [(b"host", b"padless"), (b"content-type", b"application/json")],
+            "headers": [(b"host", b"padless"), (b"content-type", b"application/json"), *headers],
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 80),
         }

@@ -41,7 +41,8 @@ async def test_defaults(generator: GenerationServer) -> None:
     assert generator.engine.params.seed is params.seed is None, "a new one for each prompt"
 
 
-async def test_every_field_gets_to_the_engine(generator: GenerationServer) -> None:
+async def test_every_field_gets_to_the_engine(make_generator: MakeGenerator) -> None:
+    generator = make_generator(http={"allow_priority": True})
     fields: dict[str, Any] = {
         "max_tokens": 9,
         "min_tokens": 3,
