@@ -2,7 +2,8 @@
 
 Start-time fair queueing (Goyal, Vin & Cheng 1996), the form of stride scheduling (Waldspurger & Weihl 1995) in which
 nobody has to know beforehand how long a step takes: of the engines that wait, the one goes next that has used least
-(device seconds / share). Who comes back from idling starts level with the one that runs, so idling saves up nothing.
+(device seconds / share). Who comes back from idling starts level with the one that runs, or a little before it: idling
+saves up no more than MAX_CREDIT_S.
 
 An engine whose next step depends on its last is away for a moment between any two. Were the cores given to another at
 once, it would get one short step for each of the other's long ones, whatever its share (deceptive idleness, Iyer &
@@ -12,6 +13,10 @@ Druschel 2001). So who is first keeps its turn when a step ends, for a moment th
 from collections.abc import Callable, MutableSequence, Sequence
 from dataclasses import dataclass
 
+MAX_CREDIT_S = 0.05
+"""Seconds / share that who was away may claim afterwards: some long steps of another, which came in between because an
+engine was held up on its way to its next step. Without it every such delay would cost that engine a part of its share.
+"""
 HOLDER, TERM_END, CLOCK, HEADER = 0, 1, 2, 3
 USED, WANTED, SEAT = 0, 1, 2
 
@@ -54,7 +59,7 @@ class Turns:
             self.table[TERM_END] = now_s + term_s
             return True
         if self.table[wanted_at(seat)] == 0.0:
-            self.table[used_at(seat)] = max(self.table[used_at(seat)], self.table[CLOCK])
+            self.table[used_at(seat)] = max(self.table[used_at(seat)], self.table[CLOCK] - MAX_CREDIT_S)
             self.table[wanted_at(seat)] = term_s
         holder = self.holder
         if holder is None or now_s >= self.table[TERM_END] or not self.is_alive(holder):

@@ -13,6 +13,7 @@ from runtime.engines.null import NullEngine
 from server.engine.batchers.batcher import StepLimits
 from server.engine.batchers.packed import PackedBatcher, PackedStep
 from server.engine.batchers.packing import pack_sequences
+from server.engine.core_lease import CoreLease
 from server.engine.cost_model import CostModel
 from server.engine.engine_loop import EngineLoop
 from server.engine.executor import DeviceThread
@@ -70,12 +71,16 @@ def make_batcher(*, max_wait_s: float = 0.0, cost_model: CostModel | None = None
 
 
 def make_loop(
-    engine: GatedEngine, batcher: PackedBatcher | None = None, *, canary_interval_s: float = 1000.0
+    engine: GatedEngine,
+    batcher: PackedBatcher | None = None,
+    *,
+    canary_interval_s: float = 1000.0,
+    lease: CoreLease | None = None,
 ) -> PackedLoop:
     """Unless a test wants them, no canaries but the first."""
     return EngineLoop(
         make_batcher() if batcher is None else batcher,
-        DeviceThread(engine, "device"),
+        DeviceThread(engine, "device", lease),
         Metrics(CollectorRegistry()),
         asyncio.Event(),
         model="m",

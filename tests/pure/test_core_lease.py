@@ -1,5 +1,6 @@
 """The lease between real processes: never two inside, whoever dies or hangs inside, and those who wait sleep."""
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def test_two_processes_are_never_both_inside(path: Path) -> None:
     steps = [[tuple(map(float, line.split())) for line in output if line != "in"] for output in outputs]
     assert [len(each) for each in steps] == [100, 100]
     both = sorted(step for each in steps for step in each)
-    assert all(end_s <= begin_s for (_, end_s), (begin_s, _) in zip(both, both[1:], strict=False))
+    assert all(end_s <= begin_s for (_, end_s), (begin_s, _) in itertools.pairwise(both))
     assert steps[0][0] < steps[1][-1] and steps[1][0] < steps[0][-1]
 
 
