@@ -4,6 +4,7 @@ Started by the supervisor. Several of them share the listening socket, the engin
 """
 
 import asyncio
+import gc
 import logging
 import resource
 import signal
@@ -143,6 +144,7 @@ async def serve(run_dir: Path, worker: int, listener: socket.socket) -> None:
     engines: list[EngineClient] = [await connect(deployment, model) for model in deployment.models]
     with ThreadPoolExecutor(deployment.config.server.tokenizer_threads, "tokenizer") as pool:
         state = build_state(deployment, worker, Metrics(), engines, pool)
+        gc.freeze()  # what is there now stays: looking through it took longer than to parse the largest bodies
         await serve_http(state, listener)
     for model in state.models.values():
         model.admission.close()
