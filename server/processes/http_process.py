@@ -4,6 +4,7 @@ Started by the supervisor. Several of them share the listening sockets, the engi
 """
 
 import asyncio
+import gc
 import logging
 import resource
 import signal
@@ -180,6 +181,7 @@ async def serve(run_dir: Path, worker: int, listeners: Sequence[socket.socket]) 
     engines: list[EngineClient] = [await connect(deployment, model) for model in deployment.models]
     with ThreadPoolExecutor(deployment.config.server.tokenizer_threads, "tokenizer") as pool:
         state = build_state(deployment, worker, Metrics(), engines, pool)
+        gc.freeze()  # what is there now stays: looking through it took longer than to parse the largest bodies
         await serve_http(state, listeners)
     for model in state.models.values():
         model.admission.close()

@@ -44,6 +44,9 @@ INLINE_CHARS = 500
 """Calls of no more are tokenised on the event loop's thread, which they hold for 0.2 to 0.3 ms (WordPiece and
 byte-level BPE, 0.4 to 0.6 us a character on a core of a 2 GHz server). To a thread of the pool and back takes 0.08 ms
 where all is idle, and several switches of threads where it is not."""
+LONG_CHARS = 131_072
+"""Chunks of more, which can only be one text without borders, have a thread of their own: for seconds no others could be
+tokenised."""
 ITEM_CHARS = 16
 """An input costs as much as so many characters before its first one."""
 IDS_PER_CHAR = 8
@@ -95,6 +98,7 @@ class Tokenizer:
         self.chat_template = chat_template
         self._vocab_size = vocab_size
         self._pool = pool
+        self._long_pool = ThreadPoolExecutor(1, "long-text")
         self._num_threads = num_threads
         # Single texts of almost every model are all type 0: looked up once, not per text.
         self._has_pair_types = type_vocab_size > 1
@@ -132,7 +136,9 @@ class Tokenizer:
         # No more chunks in the pool than it has threads, so that a call of 2,048 texts leaves room for others.
         for begin in range(0, len(chunks), self._num_threads):
             futures = [
-                loop.run_in_executor(self._pool, self._encode_chunk, inputs[first:last], first, work)
+                loop.run_in_executor(
+                    self._choose_pool(inputs[first:last]), self._encode_chunk, inputs[first:last], first, work
+                )
                 for first, last in chunks[begin : begin + self._num_threads]
             ]
             sequences.extend(chain.from_iterable(await asyncio.gather(*futures)))
@@ -145,6 +151,9 @@ class Tokenizer:
         """
         (sequence,) = await self.encode([prompt], truncation="right", field="prompt")
         return sequence.num_tokens - self.texts.is_special(int(sequence.input_ids[-1]))
+
+    def _choose_pool(self, inputs: Sequence[Input]) -> ThreadPoolExecutor:
+        return self._long_pool if count_chars(inputs) > LONG_CHARS else self._pool
 
     def _encode_chunk(self, inputs: Sequence[Input], first: int, work: Work) -> list[TokenSequence]:
         sequences = []
@@ -205,6 +214,8 @@ class Tokenizer:
             encoding = self._read(heads, work)
             if len(encoding) <= self.max_input_tokens and all(head.is_whole for head in heads):
                 return self._pack(encoding, slice(None), is_pair=len(parts) > 1)
+            if work.truncation == "error" and all(head.is_whole for head in heads):
+                raise self._too_long(str(len(encoding)))
             reading = Reading(encoding, heads)
             if work.truncation == "error":
                 self._check_certain(reading)
@@ -250,7 +261,8 @@ class Tokenizer:
                 raise InvalidField(f"{field}[{index}] {NO_TEXTS}", param=field)
             if not text:
                 raise EmptyInput(f"{field}[{index}] must not be empty", param=field)
-            described.append(await loop.run_in_executor(self._pool, self._describe_text, text, add_special_tokens))
+            pool = self._choose_pool([text])
+            described.append(await loop.run_in_executor(pool, self._describe_text, text, add_special_tokens))
         return described
 
     def _describe_text(self, text: str, add_special_tokens: bool) -> list[Piece]:

@@ -22,7 +22,7 @@ from server.http import deadline
 from server.http.api.openai_chat import ChatRequest
 from server.http.api.openai_completions import CompletionRequest
 from server.http.body import parse_body
-from server.http.body_limits import SMALL_BYTES, BodyBudget, check_items, strip_strings, weigh
+from server.http.body_limits import CONTAINER_WEIGHT, SMALL_BYTES, BodyBudget, check_items, strip_strings, weigh
 from server.wire.job import EngineStatus
 
 pytestmark = pytest.mark.anyio
@@ -80,7 +80,7 @@ async def test_a_text_full_of_brackets_is_one_value(server: Server) -> None:
 
 
 async def test_as_many_token_ids_as_clients_send_at_once(server: Server) -> None:
-    response = await server.client.post("/v1/embeddings", json={"model": "embedder", "input": [[5] * 230] * 2048})
+    response = await server.client.post("/v1/embeddings", json={"model": "embedder", "input": [[5] * 120] * 2048})
     check_openai_error(response, 400, param="input", code="context_length_exceeded")
 
 
@@ -103,11 +103,11 @@ def count_values(value: Any) -> tuple[int, int]:
 def test_weights_of_any_json(value: Any, is_ascii: bool) -> None:
     items, containers = count_values(value)
     body = json.dumps(value, ensure_ascii=is_ascii).encode()
-    assert weigh(strip_strings(body)) == items + 10 * containers
-    check_items(body, items + 10 * containers)
+    assert weigh(strip_strings(body)) == items + CONTAINER_WEIGHT * containers
+    check_items(body, items + CONTAINER_WEIGHT * containers)
     if items + containers:
         with pytest.raises(BodyTooLarge):
-            check_items(body, items + 10 * containers - 1)
+            check_items(body, items + CONTAINER_WEIGHT * containers - 1)
 
 
 def count_errors(monkeypatch: pytest.MonkeyPatch, schema: type[BaseModel], body: bytes) -> int:
@@ -166,6 +166,19 @@ async def test_too_many_messages_and_parts(generator: GenerationServer) -> None:
     assert "4096 items" in check_openai_error(response, 400, param="messages", code="invalid_value")
     response = await generator.chat([{"role": "user", "content": [{"type": "text", "text": "x"}] * 4097}])
     assert "4097 parts" in check_openai_error(response, 400, param="messages[0].content", code="invalid_value")
+
+
+async def test_a_text_without_borders_holds_up_no_others(make_server: MakeServer, tokenizer: Tokenizer) -> None:
+    """Nowhere can it be cut, so all of it is tokenised: others are, too, on a thread beside it."""
+    server = make_server(tokenizer=tokenizer)
+    stuck = threading.Event()
+    long = asyncio.create_task(server.embed_text("x" * 3_000_000))
+    tokenizer._long_pool.submit(stuck.wait, 10)  # noqa: SLF001 the next long one waits behind this
+    other = asyncio.create_task(server.embed_text("x" * 3_000_000))
+    assert (await server.embed_text(["word1 " * 5] * 100)).status_code == 400 or not other.done()
+    assert not other.done()
+    stuck.set()
+    assert {(await long).status_code, (await other).status_code} <= {200, 400}
 
 
 class TestMemory:

@@ -1,6 +1,7 @@
 """text-embeddings-inference's classifier and tokenizer routes, as its clients speak them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -16,8 +17,11 @@ from server.http.route import Route, Shape
 from server.http.state import ServerState
 from server.tasks import classify
 from server.text.prompts import find_default
-from server.text.tokenizer import Input, Text, Truncation
+from server.text.tokenizer import Input, Piece, Text, Truncation
 from server.wire.job import TokenSequence
+
+PART_PIECES = 1000
+"""Written at a time, in less than 1 ms."""
 
 
 class PredictRequest(BaseModel):
@@ -136,7 +140,17 @@ async def tokenize(call: Call, state: ServerState) -> Reply:
         pieces = await model.tokenizer.describe(texts, add_special_tokens=asked.add_special_tokens, field="inputs")
     call.times.num_inputs = len(texts)
     call.times.num_tokens = sum(len(item) for item in pieces)
-    return Reply(orjson.dumps([[piece._asdict() for piece in item] for item in pieces]))
+    return Reply(await model.tokenizer.run(partial(write_pieces, pieces)))
+
+
+def write_pieces(texts: list[list[Piece]]) -> bytes:
+    """A piece is a hundred bytes, of a text of one: in parts, between which others have their turn at the GIL."""
+    return b"[" + b",".join(b"[" + b",".join(write_parts(pieces)) + b"]" for pieces in texts) + b"]"
+
+
+def write_parts(pieces: list[Piece]) -> Iterator[bytes]:
+    for begin in range(0, len(pieces), PART_PIECES):
+        yield orjson.dumps([piece._asdict() for piece in pieces[begin : begin + PART_PIECES]])[1:-1]
 
 
 SHAPES: dict[Kind, tuple[int, str]] = {
