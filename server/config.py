@@ -162,8 +162,13 @@ def check_engine_options(engine: EngineConfig) -> None:
             "engine.precision int8 and engine.cpu_kernels are for engine.device cpu. Set precision to bf16 or auto and "
             "leave cpu_kernels out, or set device to cpu"
         )
-    if engine.kind != "null" and (engine.null_step_ms or engine.null_step_us_per_token):
-        raise ValueError(f"engine.null_step_* is for kind null, and engine.kind is {engine.kind}. Leave it out")
+    null_keys = [
+        key
+        for key, field in EngineConfig.model_fields.items()
+        if key.startswith("null_") and getattr(engine, key) != field.default
+    ]
+    if engine.kind != "null" and null_keys:
+        raise ValueError(f"engine.{null_keys[0]} is for kind null, and engine.kind is {engine.kind}. Leave it out")
     if engine.kind == "null" and engine.precision != "auto":
         raise ValueError("engine.kind null computes nothing, in no precision. Leave engine.precision out")
 
