@@ -318,7 +318,7 @@ def build_reference(
     return ReferenceEngine(module, read_inputs(graph_module), limits.largest(), device, info)
 
 
-def build_null(outputs: tuple[ArraySpec, ...], config: EngineConfig, limits: BatchLimits) -> Engine:
+def build_null(outputs: tuple[ArraySpec, ...], config: EngineConfig, limits: BatchLimits, replica: int = 0) -> Engine:
     """Gives `outputs`; a decoder where the limits say that there are logits."""
     num_blocks = 1 + limits.max_batch_requests * count_blocks(limits.max_input_tokens) if limits.max_batch_logits else 0
     info = EngineInfo(
@@ -328,7 +328,14 @@ def build_null(outputs: tuple[ArraySpec, ...], config: EngineConfig, limits: Bat
         max_batch_logits=limits.max_batch_logits,
     )
     engine = NullDecoder if num_blocks else NullEngine
-    return engine(info, step_ms=config.null_step_ms, us_per_token=config.null_step_us_per_token)
+    return engine(
+        info,
+        step_ms=config.null_step_ms,
+        us_per_token=config.null_step_us_per_token,
+        fail_token_id=config.null_fail_token_id,
+        nan_token_id=config.null_nan_token_id,
+        max_steps=1 if replica == config.null_failing_replica else None,
+    )
 
 
 def trace_passes(module: nn.Module, config: EngineConfig, on_pass: OnPass) -> Program:

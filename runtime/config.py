@@ -68,3 +68,9 @@ class EngineConfig(BaseModel):
     """`null` only: how long a step takes."""
     null_step_us_per_token: Annotated[float, Field(ge=0)] = 0.0
     """`null` only: added per token."""
+    null_fail_token_id: Annotated[int, Field(ge=0)] | None = None
+    """`null` only: a step that holds this token fails."""
+    null_nan_token_id: Annotated[int, Field(ge=0)] | None = None
+    """`null` only: what holds this token (generation: ends in it) has no number for an answer."""
+    null_failing_replica: Annotated[int, Field(ge=0)] | None = None
+    """`null` only: every step of this replica fails, but the first, by which it gets ready."""

@@ -230,8 +230,13 @@ def check_engine_options(engine: EngineConfig) -> None:
             "engine.share is for engines that take turns on cores: those on the CPU, with pin_cores and not inline. "
             "Leave share out"
         )
-    if engine.kind != "null" and (engine.null_step_ms or engine.null_step_us_per_token):
-        raise ValueError(f"engine.null_step_* is for kind null, and engine.kind is {engine.kind}. Leave it out")
+    null_keys = [
+        key
+        for key, field in EngineConfig.model_fields.items()
+        if key.startswith("null_") and getattr(engine, key) != field.default
+    ]
+    if engine.kind != "null" and null_keys:
+        raise ValueError(f"engine.{null_keys[0]} is for kind null, and engine.kind is {engine.kind}. Leave it out")
     if engine.kind == "null" and engine.precision != "auto":
         raise ValueError("engine.kind null computes nothing, in no precision. Leave engine.precision out")
 

@@ -14,15 +14,26 @@ from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
 
 
 class NullEngine:
-    """A step that contains `fail_token_id` fails."""
+    """A step that contains `fail_token_id` fails; a row of a sequence that contains `nan_token_id` is NaN.
+
+    `max_steps`: so many succeed, and then none; None: all do. Mutable: how many have been run.
+    """
 
     def __init__(
-        self, info: EngineInfo, *, step_ms: float = 0.0, us_per_token: float = 0.0, fail_token_id: int | None = None
-    ):
+        self,
+        info: EngineInfo,
+        *,
+        step_ms: float = 0.0,
+        us_per_token: float = 0.0,
+        fail_token_id: int | None = None,
+        nan_token_id: int | None = None,
+        max_steps: int | None = None,
+    ) -> None:
         self.info = info
         self.step_s = step_ms / 1e3
         self.s_per_token = us_per_token / 1e6
-        self.fail_token_id = fail_token_id
+        self.fail_token_id, self.nan_token_id = fail_token_id, nan_token_id
+        self.max_steps, self.num_steps = max_steps, 0
 
     def warmup(self, progress: Progress) -> None:
         progress("warming up", 1, 1)
@@ -33,7 +44,19 @@ class NullEngine:
             time.sleep(sleep_s)
         if self.fail_token_id is not None and self.fail_token_id in batch.arrays["input_ids"]:
             raise EngineError(f"asked to fail by token {self.fail_token_id}")
-        return Output({spec.name: make_rows(batch, spec) for spec in self.info.outputs})
+        self.num_steps += 1
+        if self.max_steps is not None and self.num_steps > self.max_steps:
+            raise EngineError(f"asked to fail after {self.max_steps} steps")
+        return Output({spec.name: self.make_rows(batch, spec) for spec in self.info.outputs})
+
+    def make_rows(self, batch: Batch, spec: ArraySpec) -> FloatArray:
+        rows = make_rows(batch, spec)
+        if self.nan_token_id is not None:
+            is_nan = batch.arrays["input_ids"] == self.nan_token_id
+            rows[is_nan if spec.dims[0] == "num_tokens" else np.logical_or.reduceat(is_nan, batch.cu_seqlens[:-1])] = (
+                np.nan
+            )
+        return rows
 
     def memory(self) -> MemoryStats:
         return MemoryStats()

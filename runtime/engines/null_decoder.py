@@ -19,7 +19,8 @@ EMPTY = -1
 class NullDecoder:
     """The next token is a hash of the past, and of the random number if the temperature is over 0; see `choose_token`.
 
-    A step that contains `fail_token_id` fails; a row after `nan_token_id` has no token. Mutable: the cache.
+    A step that contains `fail_token_id` fails; a row after `nan_token_id` has no token. `max_steps`: so many succeed,
+    and then none; None: all do. Mutable: the cache, and how many steps have been run.
     """
 
     def __init__(
@@ -30,11 +31,13 @@ class NullDecoder:
         us_per_token: float = 0.0,
         fail_token_id: int | None = None,
         nan_token_id: int | None = None,
+        max_steps: int | None = None,
     ) -> None:
         self.info = info
         self.vocab_size = int(info.outputs[0].dims[-1])
         self.step_s, self.s_per_token = step_ms / 1e3, us_per_token / 1e6
         self.fail_token_id, self.nan_token_id = fail_token_id, nan_token_id
+        self.max_steps, self.num_steps = max_steps, 0
         self.cache = np.full((info.num_blocks, BLOCK_SIZE), EMPTY, np.int64)
 
     def warmup(self, progress: Progress) -> None:
@@ -48,6 +51,9 @@ class NullDecoder:
             time.sleep(sleep_s)
         if self.fail_token_id is not None and self.fail_token_id in batch.arrays["input_ids"]:
             raise EngineError(f"asked to fail by token {self.fail_token_id}")
+        self.num_steps += 1
+        if self.max_steps is not None and self.num_steps > self.max_steps:
+            raise EngineError(f"asked to fail after {self.max_steps} steps")
         if len(paging.block_copies):
             self.cache[paging.block_copies[:, 1]] = self.cache[paging.block_copies[:, 0]]
         self.cache.reshape(-1)[paging.slot_mapping] = batch.arrays["input_ids"]

@@ -13,10 +13,11 @@ import fcntl
 import mmap
 import os
 import select
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
+from typing import cast
 
 from server.engine.turns import Turns, table_size
 
@@ -49,7 +50,7 @@ class CoreLease:
         fcntl.flock(self.bells[seat], fcntl.LOCK_EX)
         self.poll = select.poll()
         self.poll.register(self.bells[seat], select.POLLIN)
-        self.turns = Turns(table, shares, self.is_alive, self.ring)
+        self.turns = Turns(cast(MutableSequence[float], table), shares, self.is_alive, self.ring)
         self.since_s = self.turn_s = 0.0
         self.is_kept = False
         with self.locked():  # whatever an earlier incarnation left behind

@@ -145,19 +145,24 @@ class App:
     def find_route(self, call: Call) -> Route:
         """Raises UnknownRoute, MethodNotAllowed."""
         method, path = call.scope["method"], call.path
-        route = self.routes.get(("GET" if method == "HEAD" else method, path))
+        template = self.find_template(call)
+        route = self.routes.get(("GET" if method == "HEAD" else method, template))
         if route is not None:
             return route
-        for route in self.prefixes:
-            start = route.path.removesuffix("{name}")
-            if path.startswith(start) and len(path) > len(start) and method in ("GET", "HEAD"):
-                call.rest = path.removeprefix(start)
-                return route
-        allowed = sorted(known for known, known_path in self.routes if known_path == path)
+        allowed = sorted(known for known, known_path in self.routes if known_path == template)
         if allowed:
             allow = ", ".join(allowed)
             raise MethodNotAllowed(f"{path[:200]} does not answer {method[:20]}, only {allow}", allow=allow)
         raise UnknownRoute(f"there is no {method[:20]} {path[:200]}; GET /docs shows what there is")
+
+    def find_template(self, call: Call) -> str:
+        """The path, or that of the route whose `{name}` stands for its rest."""
+        for route in self.prefixes:
+            start = route.path.removesuffix("{name}")
+            if call.path.startswith(start) and len(call.path) > len(start):
+                call.rest = call.path.removeprefix(start)
+                return route.path
+        return call.path
 
     async def answer_error(self, call: Call, error: Exception) -> str:
         """In the shape that clients of this path parse; text of unforeseen errors stays in the log: it may hold the

@@ -43,7 +43,7 @@ def build_loop(
 ) -> EngineLoop[Any]:
     """Everything from the model directory to a loop that can be started. Takes seconds; shows progress."""
     progress = make_progress(f"{model.config.name}/{replica}")
-    engine = build(model, progress, deployment.share_memory(model))
+    engine = build(model, replica, progress, deployment.share_memory(model))
     limits = model.config.limits
     step_limits = StepLimits(
         min(limits.max_batch_tokens, engine.info.max_batch_tokens),
@@ -122,14 +122,14 @@ def plan_decoding(model: DeployedModel) -> DecodingOptions:
     return replace(options, make_matcher=grammars.make_matcher)
 
 
-def build(model: DeployedModel, progress: Progress, share: float) -> Engine:
+def build(model: DeployedModel, replica: int, progress: Progress, share: float) -> Engine:
     limits = model.config.limits
     batch_limits = BatchLimits(
         limits.max_batch_tokens, limits.max_batch_requests, model.max_input_tokens, count_logits(model)
     )
     config = model.config.engine.model_copy(update={"threads": model.threads})
     if config.kind == "null":
-        return build_null(model.task.describe_graph(model.info), config, batch_limits)
+        return build_null(model.task.describe_graph(model.info), config, batch_limits, replica)
     progress("reading weights", 0, 1)
     module = load_model(model.directory, model.info)
     draft = load_draft(model)

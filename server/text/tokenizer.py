@@ -45,8 +45,8 @@ INLINE_CHARS = 500
 byte-level BPE, 0.4 to 0.6 us a character on a core of a 2 GHz server). To a thread of the pool and back takes 0.08 ms
 where all is idle, and several switches of threads where it is not."""
 LONG_CHARS = 131_072
-"""Chunks of more, which can only be one text without borders, have a thread of their own: for seconds no others could be
-tokenised."""
+"""Chunks of more, which can only be one text without borders, have a thread of their own: for seconds no others could
+be tokenised."""
 ITEM_CHARS = 16
 """An input costs as much as so many characters before its first one."""
 IDS_PER_CHAR = 8

@@ -4,12 +4,13 @@ from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field, StrictBool, StrictInt
+from pydantic.config import JsonDict
 
 from server.errors import InvalidField
 from server.http.api.generation_fields import MAX_LOGPROBS, GenerationFields
 from server.http.api.generation_params import build_params, build_rules
 from server.http.api.logprobs import format_objects
-from server.http.api.messages import MAX_MESSAGES, read_messages
+from server.http.api.messages import MAX_MESSAGES, ROLES, read_messages
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_generation import Answer, Choice, Choices, Envelope, generate
 from server.http.api.openai_schemas import EVENT_STREAM, ChatReply, ErrorReply
@@ -23,12 +24,22 @@ from server.tasks.generate import TASK, GenerationWish
 from server.text.chat_template import Chat
 from server.text.text_stream import Delta
 
+MESSAGE: JsonDict = {
+    "type": "object",
+    "required": ["role"],
+    "properties": {
+        "role": {"enum": list(ROLES)},
+        "content": {"description": "A text, or a list of parts of type text."},
+    },
+    "examples": [{"role": "user", "content": "Once upon a time"}],
+}
+
 
 class ChatRequest(GenerationFields):
     """Body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_MESSAGES)] = Field(
-        description="a list of objects with role and content"
+        description="a list of objects with role and content", json_schema_extra={"items": MESSAGE}
     )
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = Field(
         None, description="The old name of max_completion_tokens."

@@ -77,7 +77,7 @@ class Label(TypedDict):
     score: float
 
 
-class Piece(TypedDict):
+class PieceReply(TypedDict):
     """One token; `start` and `stop` count characters, and are null for special tokens."""
 
     id: int
@@ -200,7 +200,7 @@ ROUTES = (
         "Show the tokens of texts",
         "text-embeddings-inference",
         schema=TokenizeRequest.model_json_schema(),
-        reply=list[list[Piece]],
+        reply=list[list[PieceReply]],
         error_reply=TeiErrorReply,
         deadline="default",
     ),
