@@ -31,7 +31,7 @@ from loadtest.measure import Traffic
 from loadtest.open_loop import Step, measure_step
 from loadtest.server_process import find_free_port, serve
 from loadtest.workloads import build_bodies, build_texts, find_workload, load_workload
-from server.config import load_config
+from server.config_file import load_config
 from server.wire.job import TokenSequence
 
 WORKLOAD = "short-words"

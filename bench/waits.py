@@ -22,7 +22,7 @@ from loadtest.client import Answer, Client
 from loadtest.server_process import serve
 from loadtest.workloads import build_texts, find_workload, load_workload
 from runtime.engine import Engine
-from server.config import load_config
+from server.config_file import load_config
 from server.engine.batchers.packing import pack_sequences
 from server.wire.job import TokenSequence
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from models.info import ModelDirectoryError
 from server.api_keys import MIN_KEY_CHARS, check_key, hash_key
-from server.config import ConfigError, ServerConfig, dump_config, load_config
+from server.config import ConfigError, ServerConfig
+from server.config_file import dump_config, load_config
 from server.processes.child import build_command, build_environment
 from server.processes.launch import launch
 from server.processes.one_model import configure_model

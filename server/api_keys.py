@@ -20,7 +20,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from server.config import ConfigError, HttpConfig, Positive, Section, check_document, read_yaml
+from server.config import ConfigError, HttpConfig, Positive, Section
+from server.config_file import check_document, read_yaml
 
 KEY_VARIABLE = "PADLESS_API_KEY"
 """One key without limits, plain: for who has no file, or beside it."""

@@ -26,7 +26,7 @@ FLOORS = {
     "processes": {"wire", "text", "tasks", "engine", "http"},
 }
 """Of the server: which of its folders each may import, beside itself and the ground floor."""
-GROUND_FLOOR = {"config", "errors", "metrics"}
+GROUND_FLOOR = {"api_keys", "config", "config_file", "errors", "metrics"}
 """Files of the server that all its folders may import, and that import no folder."""
 
 ENGINE_PROCESSES = {

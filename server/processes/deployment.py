@@ -14,7 +14,8 @@ from models.info import ModelDirectoryError, ModelInfo, read_info
 from models.source import find_directory
 from runtime.config import EngineConfig
 from server.api_keys import KeyConfig, load_keys
-from server.config import ChatConfig, ConfigError, ModelConfig, ServerConfig, dump_secrets
+from server.config import ChatConfig, ConfigError, ModelConfig, ServerConfig
+from server.config_file import dump_secrets
 from server.errors import InvalidField
 from server.processes.core_plan import Claim, Place, plan_cores
 from server.tasks.registry import TASKS, check_name

@@ -10,7 +10,8 @@ from models.info import ModelDirectoryError
 from models.load import load_model
 from runtime.build import BatchLimits, trace_passes
 from runtime.listing import format_graph, format_program
-from server.config import ConfigError, load_config
+from server.config import ConfigError
+from server.config_file import load_config
 from server.processes.deployment import DeployedModel, resolve
 
 

@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from server.config import SHIPPED, ConfigError, ServerConfig, settle
+from server.config import ConfigError, ServerConfig
+from server.config_file import SHIPPED, settle
 
 HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@\w[\w./-]*)?")
 

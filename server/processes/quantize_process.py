@@ -24,7 +24,8 @@ from runtime.quantization.calibrate import Calibration, Options, calibrate
 from runtime.quantization.observe import trace_linears
 from runtime.quantization.report import Speed, compare_speed, format_json, format_markdown
 from runtime.quantization.scheme import save_quantization
-from server.config import ConfigError, load_config
+from server.config import ConfigError
+from server.config_file import load_config
 from server.engine.batchers.packing import pack_sequences, sort_by_length
 from server.processes.deployment import DeployedModel, count_cores, resolve
 from server.text.tokenizer import load_tokenizer

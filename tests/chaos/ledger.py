@@ -31,6 +31,8 @@ class Ledger:
     scenario: str
     refusals: frozenset[int] = frozenset()
     has_retries: bool = False
+    ends: bool = False
+    """The server is ending: who is not let in any more is refused too."""
     sent: int = 0
     answered: int = 0
     refused: int = 0
@@ -52,6 +54,9 @@ class Ledger:
                 async with asyncio.timeout(PATIENCE_S):
                     return await exchange(self.server.port, write_request(path, body, *headers))
             except (OSError, EOFError, TimeoutError) as error:
+                if self.ends and isinstance(error, ConnectionRefusedError | ConnectionResetError):
+                    self.refused += 1
+                    return None
                 if is_last:
                     self.lost.append(repr(error))
                     return None

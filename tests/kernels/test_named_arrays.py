@@ -201,7 +201,7 @@ class TestPrompts:
         check_close(found["embeddings"], functional.normalize(rows, dim=-1))
 
     def test_they_are_read_only_by_heads_that_ask(self) -> None:
-        plain = TextModel(Bert(BERT_CONFIG), EmbeddingHead("mean", (), True)).eval()
+        plain = TextModel(Bert(BERT_CONFIG), EmbeddingHead(("mean",), (), True)).eval()
         assert "num_prompt_tokens" in list_inputs(plain)
         engine = build_engine(plain, EngineConfig(threads=1, precision="fp32"), LIMITS, lambda *_: None)
         batch = replace(BATCH, arrays={name: a for name, a in BATCH.arrays.items() if name != "num_prompt_tokens"})
@@ -234,7 +234,7 @@ class TestInputs:
 
     @pytest.mark.parametrize("name", ["reference", "fp32-torch"])
     def test_model_without_types_asks_for_none(self, name: str) -> None:
-        module = TextModel(Bert(replace(BERT_CONFIG, type_vocab_size=0)), EmbeddingHead("mean", (), True)).eval()
+        module = TextModel(Bert(replace(BERT_CONFIG, type_vocab_size=0)), EmbeddingHead(("mean",), (), True)).eval()
         engine = build_engine(module, EngineConfig(threads=1, **ENGINES[name]), LIMITS, lambda *_: None)  # type: ignore[arg-type]
         arrays = {key: BATCH.arrays[key] for key in ("input_ids", "position_ids")}
         found = engine.run(replace(BATCH, arrays=arrays)).arrays["embeddings"]

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from server.config import ConfigError, ModelConfig, ServerConfig, dump_config, load_config
+from server.config import ConfigError, ModelConfig, ServerConfig
+from server.config_file import dump_config, load_config
 from server.tasks.registry import TASKS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("**/*.y*ml"))

@@ -19,7 +19,8 @@ from pydantic import BaseModel
 from test_bad_input import check_openai_error
 from test_openai_client import run_live
 
-from server.config import ConfigError, HttpConfig, load_config
+from server.config import ConfigError, HttpConfig
+from server.config_file import load_config
 from server.errors import BodyTooLarge, EngineFailure
 from server.http import deadline
 from server.http.api.openai_chat import ChatRequest

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as RawTokenizer
 
-from server.errors import InputTooLong
+from server.errors import EmptyInput, InputTooLong
 from server.text.tokenizer import Tokenizer, Truncation, Work
 from server.text.truncation import Side, crosses_words, cut_text, has_borders, share_budget
 
@@ -150,8 +150,13 @@ def test_as_if_everything_were_read(
     kind: str, parts: tuple[str, ...], truncation: Truncation, limit: int, is_inline: bool
 ) -> None:
     work = Work(truncation, "input", True, is_inline)
-    sequence = build_ours(kind, limit)._encode_text(parts if len(parts) == 2 else parts[0], work)  # type: ignore[arg-type]
     ids, types = encode_and_cut(kind, limit, list(parts), truncation)
+    encode = partial(build_ours(kind, limit)._encode_text, parts if len(parts) == 2 else parts[0], work)  # type: ignore[arg-type]
+    if not ids:
+        with pytest.raises(EmptyInput):
+            encode()
+        return
+    sequence = encode()
     assert sequence.input_ids.tolist() == ids
     found = [0] * len(ids) if sequence.token_type_ids is None else sequence.token_type_ids.tolist()
     assert found == types
@@ -163,6 +168,10 @@ def test_as_if_everything_were_read(
 def test_the_refusal_tells_the_truth(kind: str, text: str, limit: int) -> None:
     num_tokens = len(build(kind).encode(text).ids)
     work = Work("error", "input", True, False)
+    if num_tokens == 0:
+        with pytest.raises(EmptyInput):
+            build_ours(kind, limit)._encode_text(text, work)
+        return
     if num_tokens <= limit:
         assert build_ours(kind, limit)._encode_text(text, work).num_tokens == num_tokens
         return

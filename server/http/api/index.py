@@ -31,6 +31,5 @@ ROUTES = (
         *("GET", "/", get_index, render_error, "What this is and where to go", "health"),
         reply=Index,
         error_reply=ErrorReply,
-        is_open=True,
     ),
 )
