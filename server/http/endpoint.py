@@ -160,7 +160,13 @@ class OpenJob:
     async def collect(self) -> dict[str, Ragged]:
         """All results as one, in the order of the inputs. Raises InvalidAnswer where there is no number."""
         assert self.results is not None
-        results: list[Result] = [result async for result in self.results]
+        results: list[Result] = []
+        async for result in self.results:
+            if result.is_restart:  # a step's results are of one engine, which computes all of its rows again
+                again = set(result.rows.tolist())
+                results = [kept for kept in results if not again.intersection(kept.rows.tolist())]
+            else:
+                results.append(result)
         times = self.call.times
         times.queue_s = max(result.queue_s for result in results)
         times.engine_s = max(result.engine_s for result in results)

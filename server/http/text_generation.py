@@ -13,22 +13,20 @@ from server.wire.generation import AnswerNews, TokenLogprob, read_news
 class TextGeneration:
     """`num_sequences` answers to each prompt, in the order of the prompts. To be read once, while the job is open.
 
-    Mutable: the answers' texts, and what the engine has told of the prompts.
+    Mutable: the answers' texts, and what the engine has told of the prompts. Answers may begin anew, where a sibling
+    takes over from an engine, but only those of which the client has not been told.
     """
 
     def __init__(self, call: Call, opened: OpenJob, rules: TextRules, metrics: TokenMetrics) -> None:
         self.prompts = [sequence.input_ids for sequence in opened.sequences]
-        self.num_cached_tokens = self.num_generated_tokens = 0
+        self.num_generated_tokens = 0
+        self._num_cached = [0] * len(self.prompts)
         self.prompt_logprobs: list[tuple[TokenLogprob, ...]] = [() for _ in self.prompts]
         """Of each prompt's tokens from the second on, once its first news are there."""
         self.num_per_prompt: int = opened.params.num_sequences
         self._call, self._opened, self._metrics = call, opened, metrics
-        texts = opened.model.tokenizer.texts
-        self._texts = [
-            TextStream(place * self.num_per_prompt + index, texts, prompt.tolist(), rules)
-            for place, prompt in enumerate(self.prompts)
-            for index in range(self.num_per_prompt)
-        ]
+        self._rules = rules
+        self._texts = [self._begin(row) for row in range(len(self.prompts) * self.num_per_prompt)]
         self._num_open = len(self._texts)
         self._last_s = [0.0] * len(self._texts)
 
@@ -37,6 +35,9 @@ class TextGeneration:
         results = self._opened.results
         assert results is not None
         async for result in results:
+            if result.is_restart:
+                self._restart(result.rows.tolist())
+                continue
             news = read_news(result)
             deltas = [delta for item in news if (delta := self._read(item)) is not None]
             ended = {item.row for item in news if item.finish_reason}
@@ -48,10 +49,32 @@ class TextGeneration:
             if not self._num_open:
                 return
 
+    def note_told(self, row: int) -> None:
+        """The client hears of this answer, which can begin anew no more."""
+        assert self._opened.results is not None
+        self._opened.results.told.add(row)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        return sum(self._num_cached)
+
+    def _begin(self, row: int) -> TextStream:
+        prompt = self.prompts[row // self.num_per_prompt].tolist()
+        return TextStream(row, self._opened.model.tokenizer.texts, prompt, self._rules)
+
+    def _restart(self, rows: list[int]) -> None:
+        """All answers to their prompts, as the engine that computed them is gone."""
+        for row in rows:
+            place = row // self.num_per_prompt
+            self.num_generated_tokens -= self._texts[row].num_tokens
+            self._num_open += bool(self._texts[row].finish_reason)
+            self._texts[row], self._last_s[row] = self._begin(row), 0.0
+            self._num_cached[place], self.prompt_logprobs[place] = 0, ()
+
     def _read(self, news: AnswerNews) -> Delta | None:
         """None for an answer that has ended: what the engine had sent before it learned of that."""
         place = news.row // self.num_per_prompt
-        self.num_cached_tokens += news.num_cached_tokens
+        self._num_cached[place] += news.num_cached_tokens
         if news.prompt_logprobs:
             self.prompt_logprobs[place] = news.prompt_logprobs
         text = self._texts[news.row]

@@ -38,16 +38,20 @@ class Delta:
     text: str
     tokens: tuple[TokenNews, ...]
     finish_reason: FinishReason
+    is_first: bool = False
+    """The answer begins with it; or begins anew, and what was said of it before counts no more."""
 
 
 class TextStream:
-    """One answer. Mutable: its text so far, as far as it is not certain yet, and `finish_reason` once it has ended."""
+    """One answer. Mutable: its text so far, as far as it is not certain yet, how many tokens it has, and
+    `finish_reason` once it has ended."""
 
     def __init__(self, index: int, texts: TokenTexts, prompt: Sequence[int], rules: TextRules) -> None:
         self.index = index
         self.finish_reason: FinishReason = ""
+        self._is_new = True
         self._rules = rules
-        self._num_tokens = 0
+        self.num_tokens = 0
         self._num_chars = 0
         self._detokenizer = Detokenizer(texts, skip_special_tokens=rules.skip_special_tokens)
         self._detokenizer.prime(prompt)
@@ -68,13 +72,14 @@ class TextStream:
         if news.finish_reason and not self.finish_reason:
             self.finish_reason = news.finish_reason
             parts += [self._stops.push(self._detokenizer.finish()), self._stops.finish()]
-        return Delta(self.index, "".join(parts), tuple(tokens), self.finish_reason)
+        is_first, self._is_new = self._is_new, False
+        return Delta(self.index, "".join(parts), tuple(tokens), self.finish_reason, is_first)
 
     def _read(self, token_id: int, *, is_end: bool) -> str:
         """The text that is certain with this token. `is_end`: it is the stop token."""
-        self._num_tokens += 1
+        self.num_tokens += 1
         if is_end and not self._rules.include_stop:
             return ""
         piece = self._detokenizer.push(token_id)
         self._num_chars += len(piece)
-        return piece if self._num_tokens <= self._rules.min_tokens else self._stops.push(piece)
+        return piece if self.num_tokens <= self._rules.min_tokens else self._stops.push(piece)

@@ -148,6 +148,8 @@ class Result:
     is_last: bool
     queue_s: float = 0.0
     engine_s: float = 0.0
+    is_restart: bool = False
+    """What came of these rows before counts no more: they are computed anew. There are no arrays."""
 
 
 @dataclass(frozen=True, slots=True)

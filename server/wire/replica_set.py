@@ -1,7 +1,8 @@
 """Several engines of one model as one: each job goes where it is done soonest, cut over several where that gains.
 
-What an engine cannot finish, because it died, hangs or fails, a sibling computes, once, as long as the client has not
-been told any of it. An engine that fails again and again gets no work for a while (Nygard, 2007: circuit breaker).
+What an engine cannot finish, because it died, hangs or fails, a sibling computes, once, from its beginning, as long as
+the client has not been told any of it. An engine that fails again and again gets no work for a while (Nygard, 2007:
+circuit breaker).
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 
 import numpy as np
+import numpy.typing as npt
 
 from server.errors import EngineFailure, EngineUnavailable
 from server.wire.client import SocketClient
@@ -119,7 +121,7 @@ class Part:
 
     def __init__(self, whole: SplitJob, job: Job, first_row: int) -> None:
         self.whole, self.job, self.first_row = whole, job, first_row
-        self.is_over = self.has_told = False
+        self.is_over = self.has_results = False
         self.replica: Replica | None = None
         self.moved_from: Replica | None = None
         self.stream: ResultStream | None = None
@@ -135,7 +137,7 @@ class Part:
 
     def on_result(self, result: Result) -> None:
         assert self.replica is not None
-        self.has_told = True
+        self.has_results = True
         if result.is_last:
             self.is_over = True
             self.replica.breaker.note_success()
@@ -145,7 +147,7 @@ class Part:
 
     def on_error(self, error: Exception) -> None:
         assert self.replica is not None
-        is_idempotent = not self.has_told and self.moved_from is None
+        is_idempotent = self.moved_from is None and not self.whole.stream.told.intersection(self.rows.tolist())
         if is_idempotent and isinstance(error, EngineFailure | EngineUnavailable) and self.move():
             return
         self.is_over = True
@@ -157,10 +159,18 @@ class Part:
             sibling = self.whole.replicas.list_usable(but=self.replica)[0]
         except EngineUnavailable:
             return False
+        if self.has_results:
+            self.whole.stream.restart(self.rows)
         self.moved_from = self.replica
         self.job = replace(self.job, timeout_s=self.whole.deadline_s - monotonic())
         self.start(sibling)
         return True
+
+    @property
+    def rows(self) -> npt.NDArray[np.int32]:
+        """Of the whole job."""
+        num_rows = self.job.num_inputs * self.job.rows_per_input
+        return np.arange(self.first_row, self.first_row + num_rows, dtype=np.int32)
 
     def cancel(self, rows: Sequence[int]) -> None:
         if self.is_over or self.stream is None:

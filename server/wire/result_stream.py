@@ -4,19 +4,24 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from server.wire.job import Result
 
 
 class ResultStream:
     """Iterate over it until the last result; iterating raises the error that ended the job, if one did.
 
-    Whoever leaves before the end must `cancel`. Mutable: what has not been read, and whether all has been put in.
+    Whoever leaves before the end must `cancel`. Mutable: what has not been read, and whether all has been put in; and
+    `told`, the rows of which the reader has passed something on, so that they cannot begin anew.
     `on_cancel(rows)` tells the engine's side what is no longer wanted; no rows: nothing is.
     """
 
     def __init__(self, on_cancel: Callable[[Sequence[int]], None]) -> None:
         self.on_cancel = on_cancel
         self.is_over = False
+        self.told: set[int] = set()
         self._waiting: deque[Result | Exception] = deque()
         self._reader: asyncio.Future[None] | None = None
         self._listener: tuple[Callable[[Result], None], Callable[[Exception], None]] | None = None
@@ -44,6 +49,14 @@ class ResultStream:
         self._waiting.append(news)
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
+
+    def restart(self, rows: npt.NDArray[np.int32]) -> None:
+        """These rows are computed anew: what has not been read of them never will be. None of them may be `told`."""
+        again = set(rows.tolist())
+        self._waiting = deque(
+            news for news in self._waiting if isinstance(news, Exception) or not again.intersection(news.rows.tolist())
+        )
+        self.put(Result(rows, {}, is_last=False, is_restart=True))
 
     def listen(self, on_result: Callable[[Result], None], on_error: Callable[[Exception], None]) -> None:
         """Be called instead of iterating; at once for what is there already."""

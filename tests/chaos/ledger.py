@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from tests.chaos.exchange import Answer, exchange, write_request
@@ -11,8 +12,7 @@ from tests.chaos.servers import WORDS, ChaosServer
 PATIENCE_S = 30.0
 """How long an answer may take before it counts as lost."""
 DRAIN_S = 20.0
-# The first token of its story is text by itself: what is held back for the next has been told to nobody.
-PROMPT = {"prompt": "Once upon a time there", "max_tokens": 8, "temperature": 0}
+PROMPT = {"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
 
 
 def expect_row(words: str) -> list[float]:
@@ -33,17 +33,18 @@ class Ledger:
     refusals: frozenset[int] = frozenset()
     has_retries: bool = False
     ends: bool = False
-    """The server is ending: who is not let in any more is refused too."""
+    """The server is ending: who is not let in any more is `unheard`. That it was so, the server's log has to show."""
     sent: int = 0
     answered: int = 0
     refused: int = 0
+    unheard: int = 0
     retried: int = 0
     interrupted: int = 0
     """Streams that had begun: they cannot be computed again."""
     lost: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        more = [f"{name} {count}" for name in ("retried", "interrupted") if (count := getattr(self, name))]
+        more = [f"{name} {count}" for name in ("retried", "interrupted", "unheard") if (count := getattr(self, name))]
         counts = [f"sent {self.sent}", f"answered {self.answered}", f"refused {self.refused}", f"lost {len(self.lost)}"]
         return f"{self.scenario}: {', '.join(counts + more)}"
 
@@ -56,7 +57,7 @@ class Ledger:
                     return await exchange(self.server.port, write_request(path, body, *headers))
             except (OSError, EOFError, TimeoutError) as error:
                 if self.ends and isinstance(error, ConnectionRefusedError | ConnectionResetError):
-                    self.refused += 1
+                    self.unheard += 1
                     return None
                 if is_last:
                     self.lost.append(repr(error))
@@ -96,6 +97,33 @@ class Ledger:
             self.interrupted += 1
         else:
             self.lost.append(f"{answer.status} {answer.body!r}")
+
+    async def generate_whole(self, story: str) -> None:
+        """Not as a stream: until it is all there, nothing has been told."""
+        answer = await self.post("/v1/completions", PROMPT)
+        if answer is None:
+            return
+        if answer.status == 200 and json.loads(answer.body)["choices"][0]["text"] == story:
+            self.answered += 1
+        else:
+            self.lost.append(f"{answer.status} {answer.body!r}")
+
+    async def embed_many(self) -> None:
+        """A call that takes many steps."""
+        texts = [f"word{index % 50} word{index % 7}" for index in range(48)]
+        answer = await self.post("/v1/embeddings", {"input": texts})
+        if answer is None:
+            return
+        rows = [item["embedding"] for item in json.loads(answer.body).get("data", [])]
+        if rows == [expect_row(text) for text in texts]:
+            self.answered += 1
+        else:
+            self.lost.append(f"{answer.status} {answer.body!r}")
+
+    async def repeat(self, seconds: float, send: Callable[[], Awaitable[None]]) -> None:
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s:
+            await send()
 
     async def embed_steadily(self, seconds: float, *, num_clients: int = 16) -> None:
         """Each client sends its next text when it has the last one's answer."""

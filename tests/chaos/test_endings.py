@@ -16,7 +16,9 @@ pytestmark = pytest.mark.chaos
 @pytest.fixture
 def failing(tmp_path: Path) -> Iterator[ChaosServer]:
     """The second of its engines fails every step that it should do for somebody, and is replaced by one like it."""
-    config = write_chaos_config(tmp_path, has_generator=False, engine={"null_failing_replica": 1})
+    config = write_chaos_config(
+        tmp_path, has_generator=False, engine={"null_failing_replica": 1}, server={"access_log": "all"}
+    )
     server = start_chaos_server(config, has_generator=False)
     yield server
     if server.process.poll() is None:
@@ -41,5 +43,9 @@ def test_a_replica_that_fails_every_step_and_sigterm_under_load(failing: ChaosSe
     asyncio.run(both())
     print(ending)
     assert ending.lost == [] and ending.answered > 0
-    assert ending.sent == ending.answered + ending.refused
+    assert ending.sent == ending.answered + ending.refused + ending.unheard
     assert failing.process.wait(20) == 0
+    # Whatever it has heard it has answered: a connection that was cut had not been let in.
+    seen = [line for line in failing.log.splitlines() if '"path":"/v1/embeddings"' in line]
+    assert not [line for line in seen if '"status":200' not in line and '"status":503' not in line]
+    assert len(seen) == ledger.answered + ending.answered + ending.refused

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable
+from functools import partial
 
 import pytest
 
@@ -56,7 +57,13 @@ def test_an_engine_is_killed_or_stopped(server: ChaosServer, story: str, signal_
     victims = [server.find_engines(0)[0], server.find_engines(1)[0]]
 
     asyncio.run(
-        gather(ledger.embed_steadily(2.0), ledger.generate_steadily(2.0, story), strike(victims, signal_number, 0.5))
+        gather(
+            ledger.embed_steadily(2.0, num_clients=8),
+            ledger.generate_steadily(2.0, story),
+            *(ledger.repeat(2.0, partial(ledger.generate_whole, story)) for _ in range(4)),
+            ledger.repeat(2.0, ledger.embed_many),
+            strike(victims, signal_number, 0.5),
+        )
     )
     server.wait_ready()
     assert not set(victims) & {*server.find_engines(0), *server.find_engines(1)}

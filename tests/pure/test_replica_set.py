@@ -80,6 +80,10 @@ class Heard:
     def hear(self, result: Result) -> None:
         assert not self.has_ended
         self.has_ended = result.is_last
+        if result.is_restart:
+            for row in result.rows.tolist():
+                self.firsts.pop(row, None)
+            return
         for row, first in zip(result.rows.tolist(), result.arrays["firsts"].values[:, 0].tolist(), strict=True):
             assert row not in self.firsts
             self.firsts[row] = first
@@ -279,7 +283,7 @@ class TestSplitJob:
 
 @pytest.mark.parametrize("kind", [EngineUnavailable, EngineFailure])
 class TestSecondTry:
-    """What an engine cannot finish a sibling computes, once, as long as nothing of it was told."""
+    """What an engine cannot finish a sibling computes, once, as long as the client has not heard of it."""
 
     def test_sibling_computes_it(self, clock: Clock, kind: type[Exception]) -> None:
         engines = FakeEngine(), FakeEngine(pending_tokens=100)
@@ -318,9 +322,41 @@ class TestSecondTry:
         engines = FakeEngine(), FakeEngine(pending_tokens=10_000)
         heard = submit(make_set(*engines), [5, 5])
         engines[0].tell(1)
+        heard.stream.told.add(1)
         engines[0].fail(kind("broken"))
         assert isinstance(heard.error, kind)
         assert not engines[1].jobs
+
+    def test_what_the_client_has_not_heard_begins_anew(self, kind: type[Exception]) -> None:
+        """However much the engine had said of it."""
+        engines = FakeEngine(), FakeEngine(pending_tokens=10_000)
+        heard = submit(make_set(*engines), [5, 5])
+        engines[0].tell(1)
+        engines[0].fail(kind("broken"))
+        assert heard.error is None and heard.firsts == {}
+        engines[1].finish()
+        assert heard.has_ended and heard.firsts == {0: 1.0, 1: 2.0}
+
+    def test_other_parts_stay_as_they_are(self, kind: type[Exception]) -> None:
+        engines = FakeEngine(), FakeEngine()
+        heard = submit(make_set(*engines), [200] * 4)
+        engines[0].tell(0)
+        heard.stream.told.add(0)
+        engines[1].tell(1)
+        engines[1].fail(kind("broken"))
+        assert heard.error is None and heard.firsts == {0: 1.0}
+
+    def test_what_was_not_read_is_taken_back(self, kind: type[Exception]) -> None:
+        """Else the reader could tell of it, and then meet the restart."""
+        engines = FakeEngine(), FakeEngine(pending_tokens=10_000)
+        job = make_job([make_sequence(5, 1)], timeout_s=30.0)
+        stream = make_set(*engines).submit(job)
+        engines[0].tell(0)
+        engines[0].fail(kind("broken"))
+        heard = Heard(stream)
+        assert heard.firsts == {}
+        engines[1].finish()
+        assert heard.has_ended and heard.firsts == {0: 1.0}
 
     def test_no_sibling_is_ready(self, kind: type[Exception]) -> None:
         engines = FakeEngine(), FakeEngine(EngineStatus(False, "starting"))

@@ -134,7 +134,11 @@ async def write_chunks(
     more = {"usage": None} if has_usage else {}
     async with aclosing(generation.read()) as news:
         async for deltas in news:
-            chunks = [envelope.wrap([choice], **more) for delta in deltas for choice in choices.list_chunks(delta)]
+            chunks: list[bytes] = []
+            for delta in deltas:
+                if found := choices.list_chunks(delta):
+                    generation.note_told(delta.index)
+                    chunks += [envelope.wrap([choice], **more) for choice in found]
             if chunks:
                 await events.write(*chunks)
     last = [envelope.wrap([], usage=describe_usage(generation))] if has_usage else []
@@ -148,6 +152,8 @@ async def collect_answers(generation: TextGeneration) -> list[Answer]:
     async with aclosing(generation.read()) as news:
         async for deltas in news:
             for delta in deltas:
+                if delta.is_first:
+                    answers[delta.index] = Answer()
                 answers[delta.index].add(delta)
     return answers
 
