@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +131,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed; Debian has it as a package")
+    if arguments.profile and shutil.which("py-spy") is None:
+        raise SystemExit("--profile needs py-spy: pip install py-spy, with its folder in PATH")
     roots = {"now": ROOT} | ({"baseline": arguments.baseline.resolve()} if arguments.baseline else {})
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in roots}
     with tempfile.TemporaryDirectory() as name:
@@ -147,17 +149,17 @@ def main() -> None:
 
 
 def report(results: dict[str, list[tuple[float, float]]]) -> None:
-    table = [["commit", "requests/s, median (min-max)", "ms of processor time each, median (min-max)"]]
+    table = [["commit", "requests/s", "ms of processor time each", "rate by the first's, in turn"]]
     for which, rounds in results.items():
-        rates, costs = (sorted(values) for values in zip(*rounds, strict=True))
-        table.append(
-            [
-                which,
-                f"{statistics.median(rates):.0f} ({rates[0]:.0f}-{rates[-1]:.0f})",
-                f"{statistics.median(costs):.3f} ({costs[0]:.3f}-{costs[-1]:.3f})",
-            ]
-        )
+        rates, costs = zip(*rounds, strict=True)
+        ratios = [rate / first for rate, (first, _) in zip(rates, results["now"], strict=True)]
+        table.append([which, show_spread(rates, ".0f"), show_spread(costs, ".3f"), show_spread(ratios, ".2f")])
     write_results("null-server", table, results)
+
+
+def show_spread(values: Sequence[float], how: str) -> str:
+    """Median, smallest and largest."""
+    return f"{statistics.median(values):{how}} ({min(values):{how}}-{max(values):{how}})"
 
 
 if __name__ == "__main__":

@@ -82,7 +82,9 @@ class App:
         routes = (*routes, *list_doc_routes(routes))
         self.routes = {(route.method, route.path): route for route in routes}
         self.open_paths = {route.path for route in routes if route.is_open}
-        self.prefixes = [route for route in routes if route.path.endswith("{name}")]
+        self.prefixes = {
+            route.path.removesuffix("{name}"): route.path for route in routes if route.path.endswith("{name}")
+        }
         self.shapes = {route.path: route.render_error for route in routes}
         self.access_log = state.config.server.access_log
         self.bodies = BodyBudget(state.config.server)
@@ -94,11 +96,16 @@ class App:
             return
         if scope["type"] != "http":
             return
-        call = Call(scope, receive, send, self.choose_request_id(scope), self.keyring.nobody)
+        call = Call(scope, receive, send, self.keyring.nobody)
+        call.request_id = self.choose_request_id(call)
         route: Route | None = None
         outcome = "failed"
         try:
-            if not await self.is_preflight(call):
+            call.extra_headers = check_origin(call, self.state.config.server.cors_origins)
+            reply = answer_preflight(call)
+            if reply is not None:
+                await call.answer(reply)
+            else:
                 self.identify(call)
                 route = self.find_route(call)
                 await self.serve(call, route)
@@ -112,15 +119,6 @@ class App:
             outcome = await self.answer_error(call, error)
         finally:
             self.note(call, route, outcome)
-
-    async def is_preflight(self, call: Call) -> bool:
-        """Whether it was a browser's question, and has been answered. Raises Forbidden: not from that page."""
-        call.extra_headers = check_origin(call, self.state.config.server.cors_origins)
-        reply = answer_preflight(call)
-        if reply is None:
-            return False
-        await call.answer(reply)
-        return True
 
     def identify(self, call: Call) -> None:
         """Before it is known whether there is such a route: only the open ones need no key. Raises Unauthenticated."""
@@ -157,11 +155,10 @@ class App:
 
     def find_template(self, call: Call) -> str:
         """The path, or that of the route whose `{name}` stands for its rest."""
-        for route in self.prefixes:
-            start = route.path.removesuffix("{name}")
+        for start, path in self.prefixes.items():
             if call.path.startswith(start) and len(call.path) > len(start):
                 call.rest = call.path.removeprefix(start)
-                return route.path
+                return path
         return call.path
 
     async def answer_error(self, call: Call, error: Exception) -> str:
@@ -193,11 +190,11 @@ class App:
         if self.access_log == "all" or (self.access_log == "failures" and outcome != "ok"):
             log_access(call, outcome)
 
-    def choose_request_id(self, scope: Scope) -> bytes:
+    def choose_request_id(self, call: Call) -> bytes:
         """The client's, if it cannot break a log line or a header; else a new one."""
-        for name, value in scope["headers"]:
-            if name == b"x-request-id" and SANE_REQUEST_ID.fullmatch(value):
-                return bytes(value)
+        given = call.request_headers.get(b"x-request-id")
+        if given is not None and SANE_REQUEST_ID.fullmatch(given):
+            return given
         return f"{self.prefix}{next(self.numbers):08x}".encode()
 
 

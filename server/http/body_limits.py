@@ -47,7 +47,8 @@ class HeldBody:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.budget.held_bytes -= count_large(self.num_bytes)
+        if self.num_bytes > SMALL_BYTES:
+            self.budget.held_bytes -= count_large(self.num_bytes)
         self.num_bytes = 0
 
     def expect(self, num_bytes: int) -> None:
@@ -60,6 +61,8 @@ class HeldBody:
             raise BodyTooLarge(
                 f"the body is over the limit of {budget.max_bytes} bytes (after decompression); send several requests"
             )
+        if num_bytes <= SMALL_BYTES:
+            return
         more = count_large(num_bytes) - count_large(self.num_bytes)
         if more and budget.held_bytes + more > budget.max_held_bytes:
             raise Overloaded(
@@ -71,9 +74,10 @@ class HeldBody:
     def add(self, num_bytes: int) -> None:
         """So many bytes more have come. Raises BodyTooLarge, Overloaded."""
         self.expect(self.num_bytes + num_bytes)
-        before = count_large(self.num_bytes)
+        before = self.num_bytes
         self.num_bytes += num_bytes
-        self.budget.held_bytes += count_large(self.num_bytes) - before
+        if self.num_bytes > SMALL_BYTES:
+            self.budget.held_bytes += count_large(self.num_bytes) - count_large(before)
 
     async def settle(self, body: bytes) -> None:
         """Before it is parsed, in the step of the event loop that comes back from here: large ones take turns, and
@@ -95,6 +99,8 @@ def count_large(num_bytes: int) -> int:
 def check_items(body: bytes, max_items: int) -> None:
     """Raises BodyTooLarge. `bytes.count` takes 1 ns a byte; strings, where commas are no items, are only left out where
     that decides."""
+    if len(body) * CONTAINER_WEIGHT <= max_items:  # most bodies are too short for it
+        return
     if weigh(body) > max_items and weigh(strip_strings(body)) > max_items:
         raise BodyTooLarge(
             f"the body has too many values: items of lists, and objects, lists and members of objects, which count "

@@ -49,9 +49,9 @@ class Call:
     scope: Scope
     receive: Receive
     send: Send
-    request_id: bytes
     key: Key
     """Who asks; the one of nobody until that is known."""
+    request_id: bytes = b""
     start_s: float = field(default_factory=monotonic)
     deadline_s: float = float("inf")
     body: bytes = b""
@@ -62,23 +62,22 @@ class Call:
     status: int = 0
     extra_headers: Headers = ()
     """Of every answer, whatever it is."""
+    path: str = field(init=False)
+    request_headers: Mapping[bytes, bytes] = field(init=False)
+    """The first one of each name; names are in lower case."""
+
+    def __post_init__(self) -> None:
+        self.path = self.scope["path"]
+        self.request_headers = dict(reversed(self.scope["headers"]))
 
     @property
     def has_started(self) -> bool:
         return self.status != 0
 
-    @property
-    def path(self) -> str:
-        path: str = self.scope["path"]
-        return path
-
     def header(self, name: bytes) -> str | None:
         """The first one of this name, in lower case."""
-        for key, value in self.scope["headers"]:
-            if key == name:
-                text: str = value.decode("latin-1")
-                return text
-        return None
+        value = self.request_headers.get(name)
+        return None if value is None else value.decode("latin-1")
 
     async def start(self, status: int, headers: Headers) -> None:
         await self.forward({"type": "http.response.start", "status": status, "headers": headers})

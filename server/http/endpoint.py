@@ -2,7 +2,6 @@
 protocol and no task."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
@@ -15,8 +14,9 @@ from server.http.admission import Ticket
 from server.http.call import Call
 from server.http.keys import Charge
 from server.http.state import ServedModel
+from server.text.inputs import Input, Size, measure
 from server.text.prompts import put_before
-from server.text.tokenizer import Input, Truncation, count_chars
+from server.text.tokenizer import Truncation
 from server.wire.job import EngineStatus, Job, Ragged, Result, TokenSequence, write_inputs
 from server.wire.result_stream import ResultStream
 
@@ -54,6 +54,7 @@ class OpenJob:
     def __init__(self, call: Call, model: ServedModel, job: TextJob) -> None:
         self.call, self.model, self.job = call, model, job
         self.inputs = job.inputs
+        self.size = Size(0)
         self.num_prompt_tokens = 0
         """That pooling leaves out of each text."""
         self.sequences: list[TokenSequence] = []
@@ -69,19 +70,21 @@ class OpenJob:
         self.inputs = put_before(self.job.prompt, self.job.inputs)
         self.num_expected = self.estimate_answers()
         num_tokens = self.estimate_inputs() + self.num_expected * len(self.job.inputs)
-        with ExitStack() as if_it_fails:
-            self.charge = self.call.key.charge(num_tokens)
-            if_it_fails.callback(self.charge.correct, 0)
+        self.charge = self.call.key.charge(num_tokens)
+        try:
             self.ticket = self.model.admission.admit(
                 len(self.job.inputs) * self.job.num_answers,
                 num_tokens,
                 deadline_s=self.call.deadline_s,
                 tokens_per_s=tokens_per_s,
             )
-            if_it_fails.callback(self.ticket.release)
             await self.tokenise()
             self.results = self.model.engine.submit(self.build_job())
-            if_it_fails.pop_all()
+        except BaseException:
+            self.charge.correct(0)
+            if self.ticket is not None:
+                self.ticket.release()
+            raise
         return self
 
     async def __aexit__(
@@ -93,13 +96,11 @@ class OpenJob:
 
     def estimate_inputs(self) -> int:
         """Exact for token ids, guessed from the characters for text."""
-        inputs = self.inputs
-        num_ids = sum(len(item) for item in inputs if isinstance(item, list))
-        num_chars = count_chars(inputs)
-        if not num_chars:
-            return num_ids
+        self.size = size = measure(self.inputs)
+        if not size.num_chars:
+            return size.num_ids
         estimator, most = self.model.admission.estimator, self.model.tokenizer.max_input_tokens
-        return num_ids + estimator.estimate(num_chars, num_texts=len(inputs), max_input_tokens=most)
+        return size.num_ids + estimator.estimate(size.num_chars, num_texts=len(self.inputs), max_input_tokens=most)
 
     def estimate_answers(self) -> int:
         """Tokens, of all answers to one input."""
@@ -116,16 +117,15 @@ class OpenJob:
         if job.prompt and not self.model.info.pools_prompt:
             self.num_prompt_tokens = await tokenizer.count_prompt_tokens(job.prompt)
         self.params = await job.settle(self.sequences)
-        num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
+        num_tokens = sum([len(sequence.input_ids) for sequence in self.sequences])
         now_s = monotonic()
         call.times.num_inputs, call.times.num_tokens = len(self.sequences), num_tokens
         call.times.tokenize_s = now_s - begin_s
         assert self.ticket is not None and self.charge is not None
         self.ticket.correct(num_tokens + self.num_expected * len(self.sequences))
         self.charge.correct(num_tokens + self.num_expected * len(self.sequences))
-        num_chars = count_chars(self.inputs)
-        if num_chars:
-            self.model.admission.estimator.learn(num_chars, num_tokens)
+        if self.size.num_chars:
+            self.model.admission.estimator.learn(self.size.num_chars, num_tokens)
         if now_s >= call.deadline_s:
             raise DeadlineExceeded("the deadline passed while the text was tokenised")
 
@@ -168,8 +168,8 @@ class OpenJob:
             else:
                 results.append(result)
         times = self.call.times
-        times.queue_s = max(result.queue_s for result in results)
-        times.engine_s = max(result.engine_s for result in results)
+        times.queue_s = max([result.queue_s for result in results])
+        times.engine_s = max([result.engine_s for result in results])
         rows = results[0].rows if len(results) == 1 else np.concatenate([result.rows for result in results])
         if len(rows) != len(self.sequences):
             raise RuntimeError(f"{len(self.sequences)} inputs got {len(rows)} rows. This is a bug.")
@@ -237,10 +237,10 @@ def check_places(num_inputs: int, model: ServedModel, field: str) -> None:
 def check_engine(model: ServedModel) -> float:
     """The replicas' measured tokens per second, 0 before the first step. Raises EngineUnavailable if none is ready."""
     statuses = model.engine.statuses()
-    ready = [status for status in statuses if status.is_ready]
-    if not ready:
+    rates = [status.tokens_per_s for status in statuses if status.is_ready]
+    if not rates:
         raise EngineUnavailable(f"model {model.name!r} is not ready: {describe_statuses(statuses)}")
-    return sum(status.tokens_per_s for status in ready)
+    return sum(rates)
 
 
 def describe_statuses(statuses: tuple[EngineStatus, ...]) -> str:

@@ -1,9 +1,9 @@
 """Who asks, and what they may do: API keys and their limits. Knows no route and no protocol."""
 
 import hmac
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from time import monotonic
+from types import TracebackType
 
 from server.api_keys import KeyConfig, KeyRights, hash_key
 from server.errors import Forbidden, Overloaded, Unauthenticated
@@ -70,9 +70,8 @@ class Key:
             None if limit is None else Bucket(limit / num_workers, clock) for limit in per_minute
         )
 
-    @contextmanager
-    def enter(self) -> Iterator[None]:
-        """For the time of a call. Raises Overloaded."""
+    def enter(self) -> "Visit":
+        """For the time of a call; a context manager. Raises Overloaded."""
         if self._max_calls is not None and self.num_calls >= self._max_calls:
             raise Overloaded(
                 f"this key has {self.num_calls} requests under way, its limit; send the next when one has ended",
@@ -82,11 +81,7 @@ class Key:
         if self._calls is not None:
             check_bucket(self._calls, "requests")
             self._calls.take(1)
-        self.num_calls += 1
-        try:
-            yield
-        finally:
-            self.num_calls -= 1
+        return Visit(self)
 
     def charge(self, num_tokens: int) -> Charge:
         """`num_tokens` may be an estimate, and more than is left: nobody could ask a long question otherwise. Who owes
@@ -109,6 +104,23 @@ class Key:
         """Raises Forbidden."""
         if not self.rights.admin:
             raise Forbidden("this key does not open this page; use one that its owner has marked for it")
+
+
+class Visit:
+    """A call under way, as a context manager."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: Key) -> None:
+        self._key = key
+
+    def __enter__(self) -> None:
+        self._key.num_calls += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._key.num_calls -= 1
 
 
 def check_bucket(bucket: Bucket, what: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from models.info import ModelInfo
 from server.errors import InvalidField
-from server.text.tokenizer import Input
+from server.text.inputs import Input
 
 ALWAYS_KNOWN = ("query", "document")
 """Names that every model of sentence-transformers has, empty where its directory says nothing of them."""

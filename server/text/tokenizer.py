@@ -18,8 +18,9 @@ import tokenizers
 
 from models.info import ModelDirectoryError
 from server.errors import EmptyInput, InputTooLong, InvalidField, TokenizerFailure
-from server.text.chat_template import NO_CHAT_TEMPLATE, Chat, ChatTemplate, count_message_chars
+from server.text.chat_template import NO_CHAT_TEMPLATE, Chat, ChatTemplate
 from server.text.detokenizer import TokenTexts
+from server.text.inputs import Input, Text, is_long, is_short, split_chunks
 from server.text.truncation import GROWTH, Head, Reading, Side, cut_text, has_borders
 from server.wire.job import TokenSequence
 
@@ -27,9 +28,6 @@ logger = logging.getLogger("padless.http")
 
 Result = TypeVar("Result")
 Truncation = Literal["error", "right", "left"]
-Text = str | tuple[str, str]
-Input = str | tuple[str, str] | list[int] | Chat
-"""What a client may send for one sequence: a text, a pair of texts, token ids used as they are, or a chat."""
 
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false"}
 """For the processes that tokenise: `encode_batch` then works on the thread that calls it. Read at each call."""
@@ -38,19 +36,6 @@ CHARS_PER_TOKEN = 8
 """So many characters per token of the limit truncation reads at first. Prose has 3 to 6 (Chinese 1 to 2)."""
 GUARD_CHARS_PER_TOKEN = 32
 """So many are read at first of a text that must not be truncated: enough to count the tokens of nearly all."""
-CHUNK_CHARS = 16_384
-"""What a thread takes at a time, about 5 ms: between two chunks other calls get their turn."""
-INLINE_CHARS = 500
-"""Calls of no more are tokenised on the event loop's thread, which they hold for 0.2 to 0.3 ms (WordPiece and
-byte-level BPE, 0.4 to 0.6 us a character on a core of a 2 GHz server). To a thread of the pool and back takes 0.08 ms
-where all is idle, and several switches of threads where it is not."""
-LONG_CHARS = 131_072
-"""Chunks of more, which can only be one text without borders, have a thread of their own: for seconds no others could
-be tokenised."""
-ITEM_CHARS = 16
-"""An input costs as much as so many characters before its first one."""
-IDS_PER_CHAR = 8
-"""Token ids that are checked in the time of one character."""
 
 NO_TEXTS = "is text, but this model has no tokenizer; send token ids"
 
@@ -130,7 +115,7 @@ class Tokenizer:
         work = Work(truncation, field, add_special_tokens, is_inline)
         if is_inline:
             return self._encode_chunk(inputs, 0, work)
-        chunks = list(split_chunks(inputs))
+        chunks = split_chunks(inputs)
         sequences: list[TokenSequence] = []
         loop = asyncio.get_running_loop()
         # No more chunks in the pool than it has threads, so that a call of 2,048 texts leaves room for others.
@@ -153,7 +138,7 @@ class Tokenizer:
         return sequence.num_tokens - self.texts.is_special(int(sequence.input_ids[-1]))
 
     def _choose_pool(self, inputs: Sequence[Input]) -> ThreadPoolExecutor:
-        return self._long_pool if count_chars(inputs) > LONG_CHARS else self._pool
+        return self._long_pool if is_long(inputs) else self._pool
 
     def _encode_chunk(self, inputs: Sequence[Input], first: int, work: Work) -> list[TokenSequence]:
         sequences = []
@@ -300,35 +285,3 @@ def load_tokenizer(directory: Path, *, lowercase: bool = False, is_required: boo
         rest = [plain.normalizer] if plain.normalizer is not None else []
         plain.normalizer = tokenizers.normalizers.Sequence([first, *rest])
     return Tokenizer(plain, **options)
-
-
-def count_chars(inputs: Sequence[Input]) -> int:
-    """Characters to tokenise; token ids cost next to nothing."""
-    total = 0
-    for item in inputs:
-        if isinstance(item, str):
-            total += len(item)
-        elif isinstance(item, tuple):
-            total += len(item[0]) + len(item[1])
-        elif isinstance(item, Chat):
-            total += sum(map(count_message_chars, item.messages))
-    return total
-
-
-def is_short(inputs: Sequence[Input]) -> bool:
-    """Whether to tokenise at once. Chats wait for their template, which may do anything."""
-    if len(inputs) > INLINE_CHARS // ITEM_CHARS or any(isinstance(item, Chat) for item in inputs):
-        return False
-    num_ids = sum(len(item) for item in inputs if isinstance(item, list))
-    return count_chars(inputs) + len(inputs) * ITEM_CHARS + num_ids // IDS_PER_CHAR <= INLINE_CHARS
-
-
-def split_chunks(inputs: Sequence[Input]) -> list[tuple[int, int]]:
-    """Ranges of neighbours, about CHUNK_CHARS characters each."""
-    chunks, first, size = [], 0, 0
-    for index, item in enumerate(inputs):
-        if size > CHUNK_CHARS:
-            chunks.append((first, index))
-            first, size = index, 0
-        size += count_chars((item,)) + ITEM_CHARS
-    return [*chunks, (first, len(inputs))]

@@ -57,7 +57,7 @@ class SocketClient:
         self.pending_tokens = 0
         self.writer: asyncio.StreamWriter | None = None
         self.num_connections = 0
-        self.last = EngineStatus(False, "starting")
+        self.status = EngineStatus(False, "starting")
         self.last_heard_s = 0.0
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -71,17 +71,13 @@ class SocketClient:
                 await task
         self.disconnect("the server is stopping")
 
-    @property
-    def status(self) -> EngineStatus:
-        return self.last
-
     def statuses(self) -> tuple[EngineStatus, ...]:
-        return (self.last,)
+        return (self.status,)
 
     def submit(self, job: Job) -> ResultStream:
         """See EngineClient."""
         if self.writer is None:
-            raise EngineUnavailable(f"the engine is not there: {self.last.reason}")
+            raise EngineUnavailable(f"the engine is not there: {self.status.reason}")
         job_id = next(self.ids)
 
         def cancel(rows: Sequence[int]) -> None:
@@ -91,8 +87,8 @@ class SocketClient:
                 self.forget(job_id)
 
         stream = ResultStream(cancel)
-        self.pending[job_id] = Pending(stream, job.load_tokens)
-        self.pending_tokens += job.load_tokens
+        pending = self.pending[job_id] = Pending(stream, job.load_tokens)
+        self.pending_tokens += pending.load_tokens
         self.send(write_job(job_id, job))
         return stream
 
@@ -144,7 +140,7 @@ class SocketClient:
         """Nothing may hang: every job under way is told now. No effect where that has been done."""
         if self.writer is None and self.num_connections:
             return
-        self.last = EngineStatus(False, reason, num_restarts=self.num_connections, info=self.last.info)
+        self.status = EngineStatus(False, reason, num_restarts=self.num_connections, info=self.status.info)
         if self.writer is not None:
             self.writer.close()
             self.writer = None
@@ -156,7 +152,7 @@ class SocketClient:
     def receive(self, message: Message) -> None:
         self.last_heard_s = monotonic()
         if isinstance(message, Status):
-            self.last = EngineStatus(
+            self.status = EngineStatus(
                 message.is_ready,
                 message.reason,
                 message.queued_tokens,

@@ -68,7 +68,7 @@ class ReplicaSet:
         self.replicas = [Replica(engine) for engine in engines]
 
     def statuses(self) -> tuple[EngineStatus, ...]:
-        return tuple(replica.status for replica in self.replicas)
+        return tuple([replica.engine.status for replica in self.replicas])
 
     def submit(self, job: Job) -> ResultStream:
         """See EngineClient."""
@@ -77,7 +77,7 @@ class ReplicaSet:
     def list_usable(self, *, but: Replica | None = None) -> list[Replica]:
         """Those that may be sent work, the one with the least to do first. Raises EngineUnavailable."""
         now_s = monotonic()
-        ready = [replica for replica in self.replicas if replica.status.is_ready and replica is not but]
+        ready = [replica for replica in self.replicas if replica.engine.status.is_ready and replica is not but]
         if not ready:
             reasons = "; ".join(dict.fromkeys(replica.status.reason for replica in self.replicas))
             raise EngineUnavailable(f"no replica is ready: {reasons}")
@@ -90,7 +90,7 @@ class ReplicaSet:
 
 
 class SplitJob:
-    """One job over one or several replicas, and one stream of all their results. Mutable: the parts under way."""
+    """One job over one or several replicas, and one stream of all their results. Mutable: the parts not over."""
 
     def __init__(self, replicas: ReplicaSet, job: Job, shares: Sequence[tuple[Replica, int, int]]) -> None:
         self.replicas = replicas
@@ -102,8 +102,10 @@ class SplitJob:
                 part.start(replica)
 
     def put(self, result: Result) -> None:
-        if result.is_last and any(not part.is_over for part in self.parts):
-            result = replace(result, is_last=False)
+        if result.is_last:
+            self.parts = [part for part in self.parts if not part.is_over]
+            if self.parts:
+                result = replace(result, is_last=False)
         self.stream.put(result)
 
     def fail(self, error: Exception) -> None:
@@ -114,6 +116,7 @@ class SplitJob:
     def cancel(self, rows: Sequence[int]) -> None:
         for part in self.parts:
             part.cancel(rows)
+        self.parts = [part for part in self.parts if not part.is_over]
 
 
 class Part:

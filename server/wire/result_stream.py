@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,10 @@ class ResultStream:
     """
 
     def __init__(self, on_cancel: Callable[[Sequence[int]], None]) -> None:
-        self.on_cancel = on_cancel
+        self._on_cancel: Callable[[Sequence[int]], None] | None = on_cancel
         self.is_over = False
         self.told: set[int] = set()
+        self._is_read = False
         self._waiting: deque[Result | Exception] = deque()
         self._reader: asyncio.Future[None] | None = None
         self._listener: tuple[Callable[[Result], None], Callable[[Exception], None]] | None = None
@@ -29,9 +30,11 @@ class ResultStream:
     def put(self, result: Result) -> None:
         if self.is_over:
             return
-        self.is_over = result.is_last
-        if self._listener is not None:
-            self._listener[0](result)
+        listener = self._listener
+        if result.is_last:
+            self._end()
+        if listener is not None:
+            listener[0](result)
         else:
             self._hand_over(result)
 
@@ -39,11 +42,18 @@ class ResultStream:
         """The last thing that is heard."""
         if self.is_over:
             return
-        self.is_over = True
-        if self._listener is not None:
-            self._listener[1](error)
+        listener = self._listener
+        self._end()
+        if listener is not None:
+            listener[1](error)
         else:
             self._hand_over(error)
+
+    def _end(self) -> None:
+        """Whoever listens, and whoever would cancel, mostly holds the stream as well: what refers to itself stays until
+        the garbage collector comes, which then stands still for thousands of jobs at once."""
+        self.is_over = True
+        self._listener = self._on_cancel = None
 
     def _hand_over(self, news: Result | Exception) -> None:
         self._waiting.append(news)
@@ -68,21 +78,26 @@ class ResultStream:
             else:
                 on_result(news)
 
-    async def __aiter__(self) -> AsyncIterator[Result]:
-        while True:
-            while not self._waiting:
-                self._reader = asyncio.get_running_loop().create_future()
-                await self._reader
-            news = self._waiting.popleft()
-            if isinstance(news, Exception):
-                raise news
-            yield news
-            if news.is_last:
-                return
+    def __aiter__(self) -> "ResultStream":
+        return self
+
+    async def __anext__(self) -> Result:
+        if self._is_read:
+            raise StopAsyncIteration
+        while not self._waiting:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        news = self._waiting.popleft()
+        if isinstance(news, Exception):
+            raise news
+        self._is_read = news.is_last
+        return news
 
     def cancel(self, rows: Sequence[int] = ()) -> None:
         """Nothing more is wanted of these rows, or of any. No effect after the end."""
-        if self.is_over:
+        on_cancel = self._on_cancel
+        if on_cancel is None:
             return
-        self.is_over = not rows
-        self.on_cancel(rows)
+        if not rows:
+            self._end()
+        on_cancel(rows)

@@ -84,7 +84,7 @@ async def fake(path: Path, client: SocketClient) -> AsyncIterator[FakeLoop]:
     loop = FakeLoop()
     server = EngineServer(loop, path, PARAMS)
     await server.start()
-    await until(lambda: client.last.is_ready)
+    await until(lambda: client.status.is_ready)
     yield loop
     await server.close()
 
@@ -97,7 +97,7 @@ async def engine(path: Path, client: SocketClient) -> AsyncIterator[GatedEngine]
     await loop.start()
     server = EngineServer(loop, path, PARAMS)
     await server.start()
-    await until(lambda: client.last.is_ready)
+    await until(lambda: client.status.is_ready)
     yield engine
     await server.close()
     await loop.close()
@@ -117,7 +117,7 @@ async def test_jobs_under_way_together_keep_apart(client: SocketClient, engine: 
     """Of two HTTP processes, whose job ids are the same."""
     other = SocketClient(path)
     await other.start()
-    await until(lambda: other.last.is_ready)
+    await until(lambda: other.status.is_ready)
     sequences = [make_sequence(1 + index % 9, index + 1) for index in range(40)]
     answers = await asyncio.gather(
         *(run((client, other)[index % 2], sequence) for index, sequence in enumerate(sequences))
@@ -210,13 +210,13 @@ async def test_http_process_that_ends_takes_its_jobs_along(client: SocketClient,
 async def test_engine_that_ends_fails_who_waits_at_once_and_is_found_again(client: SocketClient, path: Path) -> None:
     server = EngineServer(FakeLoop(), path, PARAMS)
     await server.start()
-    await until(lambda: client.last.is_ready)
+    await until(lambda: client.status.is_ready)
     tasks = [asyncio.create_task(run(client, make_sequence(5))) for _ in range(3)]
     await until(lambda: len(client.pending) == 3)
     await server.close()
     results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), PATIENCE_S)
     assert all(isinstance(result, EngineUnavailable) for result in results), results
-    assert not client.last.is_ready
+    assert not client.status.is_ready
     with pytest.raises(EngineUnavailable, match="being started again"):
         await run(client, make_sequence(5))
 
@@ -225,8 +225,8 @@ async def test_engine_that_ends_fails_who_waits_at_once_and_is_found_again(clien
     await loop.start()
     again = EngineServer(loop, path, PARAMS)
     await again.start()
-    await until(lambda: client.last.is_ready)
-    assert client.last.num_restarts == 1
+    await until(lambda: client.status.is_ready)
+    assert client.status.num_restarts == 1
     assert await run(client, make_sequence(5)) == expected_rows([make_sequence(5)])
     await again.close()
     await loop.close()
@@ -242,8 +242,8 @@ async def test_loss_of_readiness_is_reported(
 ) -> None:
     monkeypatch.setattr(engine_server, "STATUS_PERIOD_S", 0.001)
     fake.status = EngineStatus(False, "it stopped computing")
-    await until(lambda: not client.last.is_ready)
-    assert client.last.reason == "it stopped computing"
+    await until(lambda: not client.status.is_ready)
+    assert client.status.reason == "it stopped computing"
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ async def test_engine_that_falls_silent_fails_who_waits(
     await server.start()
     client = SocketClient(path)
     await client.start()
-    await until(lambda: client.last.is_ready)
+    await until(lambda: client.status.is_ready)
     task = asyncio.create_task(run(client, make_sequence(5)))
     await asyncio.sleep(0.5)
     assert not task.done(), "One that speaks may take its time."
@@ -278,13 +278,13 @@ async def test_process_that_stood_still_itself_blames_no_engine(path: Path, shor
     await server.start()
     client = SocketClient(path)
     await client.start()
-    await until(lambda: client.last.is_ready)
+    await until(lambda: client.status.is_ready)
     task = asyncio.create_task(run(client, make_sequence(5)))
     await until(lambda: client.pending)
     for _ in range(3):
         time.sleep(0.5)  # the event loop stands still
         await asyncio.sleep(0.05)
-    assert (client.num_connections, client.last.is_ready, task.done()) == (1, True, False)
+    assert (client.num_connections, client.status.is_ready, task.done()) == (1, True, False)
     task.cancel()
     await client.close()
     await server.close()
@@ -301,7 +301,7 @@ async def test_sibling_computes_what_a_silent_engine_was_asked(
     for server, client in zip(servers, clients, strict=True):
         await server.start()
         await client.start()
-    await until(lambda: all(client.last.is_ready for client in clients))
+    await until(lambda: all(client.status.is_ready for client in clients))
     replicas = ReplicaSet(clients)
     task = asyncio.create_task(read_rows(replicas.submit(make_job([make_sequence(5)]))))
     await until(lambda: silent.jobs)
@@ -315,7 +315,7 @@ async def test_sibling_computes_what_a_silent_engine_was_asked(
 
     monkeypatch.setattr(engine_server.Connection, "send", send_unless_silent)
     assert await task == expected_rows([make_sequence(5)])
-    assert "has said nothing" in clients[0].last.reason
+    assert "has said nothing" in clients[0].status.reason
     await replicas.close()
     for server in servers:
         await server.close()
@@ -335,7 +335,7 @@ async def test_what_cannot_be_understood_ends_the_connection_and_not_the_client(
     server = await asyncio.start_unix_server(babble, path)
     client = SocketClient(path)
     await client.start()
-    await until(lambda: "broke" in client.last.reason)
+    await until(lambda: "broke" in client.status.reason)
     await until(lambda: client.num_connections > 1)
     await client.close()
     server.close()

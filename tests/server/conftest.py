@@ -259,6 +259,8 @@ class RawCall:
 
     async def _send(self, message: Any) -> None:
         self.sent.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self.disconnect()  # as ASGI has it once all has been answered
 
     def disconnect(self) -> None:
         self._incoming.put_nowait({"type": "http.disconnect"})

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from server.errors import InvalidField
 from server.text.chat_template import Chat, clean_message, count_message_chars, load_chat_template
-from server.text.tokenizer import Tokenizer, count_chars
+from server.text.inputs import Size, measure
+from server.text.tokenizer import Tokenizer
 
 LLAMA_2 = """\
 {%- if messages[0]['role'] == 'system' %}
@@ -293,4 +294,4 @@ def test_a_chat_is_an_input(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
 def test_characters_of_chats_are_counted() -> None:
     parts = [{"type": "text", "text": "four"}, {"type": "image"}, 7]
     assert [count_message_chars({"content": content}) for content in ("abc", None, parts)] == [3, 0, 4]
-    assert count_chars([Chat(({"role": "user", "content": "abc"}, {"role": "user"})), "de", [1, 2]]) == 5
+    assert measure([Chat(({"role": "user", "content": "abc"}, {"role": "user"})), "de", [1, 2]]) == Size(5, 2, True)

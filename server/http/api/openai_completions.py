@@ -24,8 +24,8 @@ from server.http.state import ServedModel, ServerState
 from server.http.text_generation import TextGeneration
 from server.tasks.generate import TASK, GenerationWish
 from server.text.detokenizer import Detokenizer, TokenTexts
+from server.text.inputs import Input
 from server.text.text_stream import Delta, TokenNews
-from server.text.tokenizer import Input
 from server.wire.generation import TokenLogprob
 
 DEFAULT_MAX_TOKENS = 16

@@ -19,8 +19,8 @@ from server.http.endpoint import TextJob, run_job
 from server.http.route import Route
 from server.http.state import ServerState
 from server.tasks import embed
+from server.text.inputs import Input
 from server.text.prompts import choose_prompt
-from server.text.tokenizer import Input
 from server.wire.job import TokenSequence
 
 MAX_PROMPT_CHARS = 4096

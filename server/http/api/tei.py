@@ -16,8 +16,9 @@ from server.http.endpoint import TextJob, check_places, run_job
 from server.http.route import Route, Shape
 from server.http.state import ServerState
 from server.tasks import classify
+from server.text.inputs import Input, Text
 from server.text.prompts import find_default
-from server.text.tokenizer import Input, Piece, Text, Truncation
+from server.text.tokenizer import Piece, Truncation
 from server.wire.job import TokenSequence
 
 PART_PIECES = 1000
