@@ -89,7 +89,9 @@ def time_steps(engine: Engine, lengths: list[int], num_steps: int) -> float:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     model = load_config(Path(CONFIG)).models[0]
-    num_tokens = len(Tokenizer.from_file(str(DIRECTORY / "tokenizer.json")).encode(SHORT).ids)
+    tokenizer = Tokenizer.from_file(str(DIRECTORY / "tokenizer.json"))
+    tokenizer.no_padding()
+    num_tokens = len(tokenizer.encode(SHORT).ids)
     engine = build_ours(precision=model.engine.precision, threads=1)
     alone, own = [], []
     with tempfile.TemporaryDirectory() as folder, serve(CONFIG, log=Path(folder) / "log") as url:

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
 from runtime.build import BatchLimits, DraftModel, build_engine, build_null
@@ -32,7 +34,14 @@ from server.engine.executor import DeviceThread, run_in_passing_thread
 from server.metrics import Metrics
 from server.processes.core_plan import Place
 from server.processes.deployment import DeployedModel, Deployment, load
-from server.processes.startup import CANNOT_START, CRASHED, make_progress, set_up_logging, stay_with_parent
+from server.processes.startup import (
+    CANNOT_START,
+    CRASHED,
+    make_progress,
+    set_up_logging,
+    spare_garbage_collector,
+    stay_with_parent,
+)
 from server.tasks.registry import TASKS
 from server.tasks.task import Work
 from server.text.grammar import GrammarFactory
@@ -205,6 +214,7 @@ async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) 
     build = partial(build_loop, deployment, model, replica, metrics, open_lease(deployment, place))
     engine_loop = await asyncio.to_thread(run_in_passing_thread, build)
     is_loading = False
+    spare_garbage_collector()
     await engine_loop.start()
     params = {task.name: task.params for task in TASKS.values()}
     server = EngineServer(engine_loop, deployment.socket_path(model, replica), params)
@@ -222,7 +232,8 @@ def main() -> None:
     run_dir, *numbers = sys.argv[1:]
     set_up_logging(load(Path(run_dir)).config.server.log_level)
     try:
-        asyncio.run(serve(Path(run_dir), *(int(number) for number in numbers)))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(Path(run_dir), *(int(number) for number in numbers)))
     except (ModelDirectoryError, UnusableConfig) as error:
         print(f"padless: {error}", file=sys.stderr)
         sys.exit(CANNOT_START)

@@ -4,7 +4,6 @@ Started by the supervisor. Several of them share the listening sockets, the engi
 """
 
 import asyncio
-import gc
 import logging
 import resource
 import signal
@@ -25,7 +24,7 @@ from server.http.connection import bound_connections
 from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
 from server.processes.deployment import DeployedModel, Deployment, load
-from server.processes.startup import set_up_logging, stay_with_parent
+from server.processes.startup import set_up_logging, spare_garbage_collector, stay_with_parent
 from server.tasks.task import Work
 from server.text.chat_template import load_chat_template
 from server.text.tokenizer import load_tokenizer
@@ -35,9 +34,6 @@ from server.wire.replica_set import ReplicaSet
 logger = logging.getLogger("padless.http")
 
 DRAIN_POLL_S = 0.02
-GC_THRESHOLD = 50_000
-"""So many new objects before they are looked through for cycles. With 64 requests under way there are always thousands;
-with Python's 700 it took a tenth of the process's time."""
 CUT_OFF_S = 1.0
 """For telling those whose requests are cut off, after `drain_timeout_s`."""
 
@@ -184,8 +180,7 @@ async def serve(run_dir: Path, worker: int, listeners: Sequence[socket.socket]) 
     engines: list[EngineClient] = [await connect(deployment, model) for model in deployment.models]
     with ThreadPoolExecutor(deployment.config.server.tokenizer_threads, "tokenizer") as pool:
         state = build_state(deployment, worker, Metrics(), engines, pool)
-        gc.freeze()  # what is there now stays: looking through it took longer than to parse the largest bodies
-        gc.set_threshold(GC_THRESHOLD)
+        spare_garbage_collector()
         await serve_http(state, listeners)
     for model in state.models.values():
         model.admission.close()
