@@ -17,10 +17,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.report import write_results
 from loadtest.client import fetch
@@ -53,10 +54,11 @@ class Server:
 
 
 @contextmanager
-def start_server(root: Path, folder: Path) -> Iterator[Server]:
+def start_server(root: Path, folder: Path, config: Mapping[str, Any]) -> Iterator[Server]:
+    """Of the checkout in `root`; its log goes into `folder`."""
     port = find_free_port()
     path = folder / f"{port}.json"
-    path.write_text(json.dumps(CONFIG | {"server": {"port": port}}))
+    path.write_text(json.dumps({**config, "server": {"port": port}}))
     command = [sys.executable, "-m", "server", "--config", str(path)]
     environment = os.environ | {"PYTHONPATH": str(root)}
     with (folder / f"{port}.log").open("w") as log:
@@ -140,7 +142,7 @@ def main() -> None:
         script = write_script(folder)
         for round_number in range(ROUNDS):
             for which, root in roots.items():
-                with start_server(root, folder) as server:
+                with start_server(root, folder, CONFIG) as server:
                     run_load(server, script, 1)
                     results[which].append(run_load(server, script, SECONDS))
                     if which == "now" and arguments.profile and round_number == ROUNDS - 1:

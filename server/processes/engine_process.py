@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from server.engine.core_lease import CoreLease
 from server.engine.cost_model import CostModel
 from server.engine.engine_loop import EngineLoop
 from server.engine.engine_server import EngineServer
-from server.engine.executor import DeviceThread, run_in_passing_thread
+from server.engine.executor import DeviceThread, pin_thread, run_in_passing_thread
 from server.metrics import Metrics
 from server.processes.core_plan import Place
 from server.processes.deployment import DeployedModel, Deployment, load
@@ -48,9 +48,18 @@ from server.text.grammar import GrammarFactory
 
 
 def build_loop(
-    deployment: Deployment, model: DeployedModel, replica: int, metrics: Metrics, lease: CoreLease | None = None
+    deployment: Deployment,
+    model: DeployedModel,
+    replica: int,
+    metrics: Metrics,
+    lease: CoreLease | None = None,
+    cores: Set[int] = frozenset(),
 ) -> EngineLoop[Any]:
-    """Everything from the model directory to a loop that can be started. Takes seconds; shows progress."""
+    """Everything from the model directory to a loop that can be started. Takes seconds; shows progress.
+
+    To be called on a thread of its own, which then computes on `cores`, as the engine's will; none: on any.
+    """
+    pin_thread(cores)
     progress = make_progress(f"{model.config.name}/{replica}")
     engine = build(model, replica, progress, deployment.share_memory(model))
     limits = model.config.limits
@@ -73,7 +82,7 @@ def build_loop(
     changed = asyncio.Event()
     return EngineLoop(
         BATCHERS[model.task.work](model, replica, engine.info, step_limits, cost_model, metrics, changed.set),
-        DeviceThread(engine, f"engine-{model.config.name}-{replica}", lease),
+        DeviceThread(engine, f"engine-{model.config.name}-{replica}", lease, cores),
         metrics,
         changed,
         model=model.config.name,
@@ -175,12 +184,13 @@ def count_logits(model: DeployedModel) -> int:
     return min(limits.max_batch_requests * (1 + num_drafts), limits.max_batch_tokens)
 
 
-def pin_to_cores(place: Place, num_cores: int) -> None:
-    """Keep this process and its threads on some of the server's cores. Where a container's quota gives fewer cores than
-    there are, it says nothing of which, and the kernel chooses better."""
+def list_cores(place: Place | None, num_cores: int) -> Set[int]:
+    """Where the engine is to compute. None, which is any, where a container's quota gives fewer cores than there are:
+    it says nothing of which, and the kernel chooses better."""
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) == num_cores:
-        os.sched_setaffinity(0, [cores[index] for index in place.cores])
+    if place is None or len(cores) != num_cores:
+        return frozenset()
+    return frozenset(cores[index] for index in place.cores)
 
 
 def open_lease(deployment: Deployment, place: Place | None) -> CoreLease | None:
@@ -206,12 +216,11 @@ async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) 
     deployment = load(run_dir)
     model = deployment.models[model_index]
     place = deployment.place(model, replica)
-    if place is not None:
-        pin_to_cores(place, deployment.num_cores)
     metrics = Metrics()
     if num_starts > 1:
         metrics.count_engine_restart(model.config.name, replica)
-    build = partial(build_loop, deployment, model, replica, metrics, open_lease(deployment, place))
+    cores = list_cores(place, deployment.num_cores)
+    build = partial(build_loop, deployment, model, replica, metrics, open_lease(deployment, place), cores)
     engine_loop = await asyncio.to_thread(run_in_passing_thread, build)
     is_loading = False
     spare_garbage_collector()
