@@ -79,8 +79,12 @@ class EngineLoop(Generic[AnyStep]):
             return
         self.crash = task.exception()
         logger.error("the loop of model %s crashed", self.model, exc_info=self.crash)
-        self.batcher.fail_all(EngineUnavailable(f"the engine's loop crashed: {self.crash}"))
+        self.batcher.fail_all(EngineUnavailable(self.explain_crash()))
         self.crashed.set()
+
+    def explain_crash(self) -> str:
+        """For clients: what an engine says of itself; of a bug of ours only the log has the words."""
+        return str(self.crash) if isinstance(self.crash, EngineError) else "the engine's loop crashed; the log says why"
 
     async def close(self) -> None:
         """Stop. Jobs still under way fail; whoever drains lets them finish first."""
@@ -91,7 +95,7 @@ class EngineLoop(Generic[AnyStep]):
         self.batcher.fail_all(EngineUnavailable("the engine was stopped"))
 
     def statuses(self) -> tuple[EngineStatus, ...]:
-        reason = "its loop crashed" if self.crash is not None else self.health.explain_unready(monotonic())
+        reason = self.explain_crash() if self.crash is not None else self.health.explain_unready(monotonic())
         return (
             EngineStatus(
                 is_ready=reason is None,
@@ -106,7 +110,7 @@ class EngineLoop(Generic[AnyStep]):
     def submit(self, job: Job) -> ResultStream:
         """See EngineClient."""
         if self.crash is not None:
-            raise EngineUnavailable(f"the engine's loop crashed: {self.crash}")
+            raise EngineUnavailable(self.explain_crash())
 
         def cancel(rows: Sequence[int]) -> None:
             self.batcher.cancel(stream, rows)

@@ -44,7 +44,7 @@ from server.processes.startup import (
 )
 from server.tasks.registry import TASKS
 from server.tasks.task import Work
-from server.text.grammar import GrammarFactory
+from server.text.grammar import load_grammars
 
 
 def build_loop(
@@ -136,8 +136,8 @@ def plan_decoding(model: DeployedModel) -> DecodingOptions:
     )
     if not (model.text_directory / "tokenizer.json").exists():
         return options
-    grammars = GrammarFactory(model.text_directory, model.info.output_dim, model.info.eos_token_ids)
-    return replace(options, make_matcher=grammars.make_matcher)
+    grammars = load_grammars(model.text_directory, model.info.output_dim, model.info.eos_token_ids)
+    return options if grammars is None else replace(options, make_matcher=grammars.make_matcher)
 
 
 def build(model: DeployedModel, replica: int, progress: Progress, share: float) -> Engine:

@@ -1,6 +1,7 @@
 """Answers that must conform to JSON, a JSON schema or a regular expression, by llguidance (docs/decisions/0012)."""
 
 import json
+import logging
 from copy import copy
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from server.errors import Unservable
+
+logger = logging.getLogger("padless.engine")
 
 LIMITS = LLParserLimits(initial_lexer_fuel=250_000, verbose_errors=False)
 """Of the work that one grammar may cause: some 0.1 s at a time, in which nobody else's tokens go on."""
@@ -56,10 +59,21 @@ class GrammarMatcher:
         return other
 
 
+def load_grammars(directory: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> "GrammarFactory | None":
+    """None, with a line in the log, where llguidance cannot tell which bytes the tokens stand for: a model without
+    grammars is of more use than none."""
+    try:
+        return GrammarFactory(directory, vocab_size, eos_token_ids)
+    except ValueError as error:
+        logger.warning("%s: answers cannot be held to a grammar: %s", directory / "tokenizer.json", error)
+        return None
+
+
 class GrammarFactory:
     """One model's tokenizer as grammars need it: which bytes each token stands for, and which ones end an answer."""
 
     def __init__(self, directory: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+        """Raises ValueError where the tokenizer's way of writing bytes is not known."""
         text = (directory / "tokenizer.json").read_text(encoding="utf-8")
         self.tokenizer = LLTokenizer(text, n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
         self._compile = lru_cache(MAX_COMPILED)(self.compile)

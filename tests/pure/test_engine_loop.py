@@ -295,8 +295,27 @@ async def test_engine_that_goes_on_failing_is_given_up(engine: GatedEngine, cloc
         await until(lambda num_before=num_before: len(engine.batches) > num_before)
     await until(loop.crashed.is_set)
     assert not loop.statuses()[0].is_ready
-    with pytest.raises(EngineUnavailable, match="crashed"):
+    with pytest.raises(EngineUnavailable, match="canaries in a row have failed"):
         loop.submit(make_job([make_sequence(3)]))
+    await loop.close()
+
+
+async def test_words_of_a_bug_stay_in_the_log(
+    engine: GatedEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = make_loop(engine)
+    await loop.start()
+    await until(lambda: loop.statuses()[0].is_ready)
+
+    def break_down(now_s: float) -> None:
+        raise ValueError("somebody's text")
+
+    monkeypatch.setattr(loop.batcher, "form", break_down)
+    stream = loop.submit(make_job([make_sequence(3)]))
+    with pytest.raises(EngineUnavailable, match="the log says why") as told:
+        await anext(stream)
+    assert "somebody" not in str(told.value) + loop.statuses()[0].reason
+    assert "somebody's text" in caplog.text
     await loop.close()
 
 

@@ -1,6 +1,7 @@
 """Every error: its status, its headers, and its body in the shape of each protocol."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -212,8 +213,20 @@ class TestOverHttp:
         response = await server.client.get("/health", headers={b"x-request-id": request_id})
         assert response.headers["x-request-id"] not in (request_id, "")
 
+    async def test_first_page_says_where_to_go(self, server: Server) -> None:
+        said = (await server.client.get("/")).json()
+        assert (said["server"], said["models"]) == ("padless", ["embedder", "classifier"])
+        for path in (said["docs"], said["openapi"], said["ready"]):
+            assert (await server.client.get(path)).status_code == 200
+
     async def test_documentation(self, server: Server) -> None:
-        assert (await server.client.get("/docs")).status_code == 200
+        page = await server.client.get("/docs")
+        assert page.status_code == 200
+        sources = re.findall(r"""(?:src|href|url)\s*[=:]\s*["']([^"']+)""", page.text)
+        assert len(sources) >= 3
+        for source in sources:  # the page's scripts and styles come from here, not from the internet
+            assert source.startswith("/") and not source.startswith("//")
+            assert (await server.client.get(source)).status_code == 200
         document = (await server.client.get("/openapi.json")).json()
         for path, field in (("/v1/embeddings", "input"), ("/predict", "inputs"), ("/tokenize", "inputs")):
             schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]

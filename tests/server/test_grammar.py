@@ -1,5 +1,6 @@
 """Grammars over a tokenizer of single bytes: what may come next, and what cannot be followed is said so, at once."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from server.engine.batchers.sequences import Matcher
 from server.errors import Unservable
 from server.text import grammar
-from server.text.grammar import GrammarFactory
+from server.text.grammar import GrammarFactory, load_grammars
 
 END = 256
 TOO_COMPLEX = "(a{1000}){1000}"
@@ -25,6 +26,14 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> GrammarFactory:
     directory = tmp_path_factory.mktemp("bytes")
     tokenizer.save(str(directory / "tokenizer.json"))
     return GrammarFactory(directory, END + 1, (END,))
+
+
+def test_model_whose_tokens_cannot_be_read_has_no_grammars(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is served all the same; before, its engine was started again and again."""
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))  # and no decoder
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert load_grammars(tmp_path, 2, ()) is None
+    assert "cannot be held to a grammar" in caplog.text
 
 
 def allowed(matcher: Matcher) -> list[int]:
