@@ -71,6 +71,22 @@ def test_an_engine_is_killed_or_stopped(server: ChaosServer, story: str, signal_
     assert ledger.interrupted <= 4  # as many as were under way
 
 
+def test_time_jumps(server: ChaosServer) -> None:
+    """All processes stand still for longer than a silent engine or a hanging step is given, as those of a machine that
+    is put to sleep: to their clocks that is one long step. Nobody is given up for it, and nothing is lost."""
+    ledger = Ledger(server, "clock jump")
+    modules = ("server.processes.engine_process", "server.processes.http_process")
+    pids = [server.process.pid, *(pid for module in modules for pid in server.children(module))]
+
+    async def sleep() -> None:
+        await strike(pids, signal.SIGSTOP, 0.5)
+        await strike(pids, signal.SIGCONT, 4.0)
+
+    asyncio.run(gather(ledger.embed_steadily(6.0), sleep()))
+    server.wait_ready()
+    ledger.close()
+
+
 def test_an_http_worker_is_killed(server: ChaosServer) -> None:
     """Its clients see a broken connection and ask again: the other worker answers."""
     ledger = Ledger(server, "HTTP worker SIGKILL", has_retries=True)
