@@ -56,7 +56,7 @@ class Ledger:
                 async with asyncio.timeout(PATIENCE_S):
                     return await exchange(self.server.port, write_request(path, body, *headers))
             except (OSError, EOFError, TimeoutError) as error:
-                if self.ends and isinstance(error, ConnectionRefusedError | ConnectionResetError):
+                if self.ends and was_unheard(error):
                     self.unheard += 1
                     return None
                 if is_last:
@@ -152,6 +152,14 @@ class Ledger:
         assert self.lost == [], self
         assert self.sent == self.answered + self.refused + self.interrupted, self
         check_conserved(self.server)
+
+
+def was_unheard(error: Exception) -> bool:
+    """Refused, or closed before the server had read a byte: then it has not said one either. By its reset or by its
+    end, as the request was on its way or not yet."""
+    if isinstance(error, asyncio.IncompleteReadError):
+        return not error.partial
+    return isinstance(error, ConnectionRefusedError | ConnectionResetError)
 
 
 def check_conserved(server: ChaosServer) -> None:

@@ -30,7 +30,7 @@ CHECKS = {
 @pytest.fixture(scope="module")
 def app(tokenizer: Tokenizer, generator_directory: Path, pool: ThreadPoolExecutor) -> App:
     """With models of all tasks."""
-    state = build_state(tokenizer, LimitsConfig(), HttpConfig())
+    state = build_state(tokenizer, LimitsConfig(), HttpConfig(allow_priority=True))
     state.models["writer"] = build_generation_server(generator_directory, pool).state.models["writer"]
     return App(state)
 

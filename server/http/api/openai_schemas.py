@@ -134,8 +134,8 @@ class ModelList(TypedDict):
 
 EVENT_STREAM: dict[str, Any] = {
     "text/event-stream": {
+        # No type: before OpenAPI 3.2 nothing says whether it would be that of the stream or of an event.
         "schema": {
-            "type": "string",
             "description": "With `stream`: chunks, each a line `data: ` and JSON; the last one is `data: [DONE]`.",
         }
     }
