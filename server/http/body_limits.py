@@ -47,8 +47,7 @@ class HeldBody:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.num_bytes > SMALL_BYTES:
-            self.budget.held_bytes -= count_large(self.num_bytes)
+        self.budget.held_bytes -= count_large(self.num_bytes)
         self.num_bytes = 0
 
     def expect(self, num_bytes: int) -> None:
@@ -76,8 +75,7 @@ class HeldBody:
         self.expect(self.num_bytes + num_bytes)
         before = self.num_bytes
         self.num_bytes += num_bytes
-        if self.num_bytes > SMALL_BYTES:
-            self.budget.held_bytes += count_large(self.num_bytes) - count_large(before)
+        self.budget.held_bytes += count_large(self.num_bytes) - count_large(before)
 
     async def settle(self, body: bytes) -> None:
         """Before it is parsed, in the step of the event loop that comes back from here: large ones take turns, and

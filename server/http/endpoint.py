@@ -68,6 +68,7 @@ class OpenJob:
         check_count(self.job, self.model)
         tokens_per_s = check_engine(self.model)
         self.inputs = put_before(self.job.prompt, self.job.inputs)
+        self.size = measure(self.inputs)
         self.num_expected = self.estimate_answers()
         num_tokens = self.estimate_inputs() + self.num_expected * len(self.job.inputs)
         self.charge = self.call.key.charge(num_tokens)
@@ -96,7 +97,7 @@ class OpenJob:
 
     def estimate_inputs(self) -> int:
         """Exact for token ids, guessed from the characters for text."""
-        self.size = size = measure(self.inputs)
+        size = self.size
         if not size.num_chars:
             return size.num_ids
         estimator, most = self.model.admission.estimator, self.model.tokenizer.max_input_tokens

@@ -68,7 +68,7 @@ class ReplicaSet:
         self.replicas = [Replica(engine) for engine in engines]
 
     def statuses(self) -> tuple[EngineStatus, ...]:
-        return tuple([replica.engine.status for replica in self.replicas])
+        return tuple([replica.status for replica in self.replicas])
 
     def submit(self, job: Job) -> ResultStream:
         """See EngineClient."""
@@ -77,7 +77,7 @@ class ReplicaSet:
     def list_usable(self, *, but: Replica | None = None) -> list[Replica]:
         """Those that may be sent work, the one with the least to do first. Raises EngineUnavailable."""
         now_s = monotonic()
-        ready = [replica for replica in self.replicas if replica.engine.status.is_ready and replica is not but]
+        ready = [replica for replica in self.replicas if replica.status.is_ready and replica is not but]
         if not ready:
             reasons = "; ".join(dict.fromkeys(replica.status.reason for replica in self.replicas))
             raise EngineUnavailable(f"no replica is ready: {reasons}")
