@@ -126,8 +126,7 @@ class Job:
     @property
     def load_tokens(self) -> int:
         """Tokens that an engine will have computed when the job is done."""
-        ids = self.inputs["input_ids"]
-        return len(ids.values) + len(ids) * self.num_answer_tokens
+        return self.num_tokens + self.num_inputs * self.num_answer_tokens
 
     def cut(self, first: int, last: int) -> "Job":
         """The part of it that is about inputs `first` to `last`, that one left out."""
