@@ -24,7 +24,7 @@ from loadtest.server_process import serve
 AT_ONCE = 8
 LIMIT_MS = 100.0
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
-MAX_BYTES, MAX_ITEMS, CONTAINER_WEIGHT = 4_000_000, 300_000, 20
+MAX_BYTES, MAX_ITEMS, CONTAINER_WEIGHT, TEXT_WEIGHT = 4_000_000, 300_000, 20, 2
 """As the server has them by default: the worst that is parsed is just below."""
 
 
@@ -48,10 +48,13 @@ def build_bodies() -> dict[str, tuple[str, bytes]]:
         "16 MB of numbers": (EMBEDDINGS, b'{"input":[' + repeat(b"12345", 2_666_000) + b"]}"),
         "messages of numbers": (CHAT, b'{"messages":[' + repeat(b"1", MAX_ITEMS - 100) + b"]}"),
         "messages of objects": (CHAT, b'{"messages":[' + repeat(b"{}", containers) + b"]}"),
-        "members of a message": (CHAT, b'{"messages":[{' + members(containers) + b"}]}"),
+        "members of a message": (
+            CHAT,
+            b'{"messages":[{' + members(MAX_ITEMS // (CONTAINER_WEIGHT + TEXT_WEIGHT + 1) - 100) + b"}]}",
+        ),
         "lists of ids": (COMPLETIONS, b'{"prompt":[' + repeat(b"[1]", containers) + b"]}"),
         "ids": (EMBEDDINGS, b'{"input":[' + repeat(b"12345", MAX_ITEMS - 100) + b"]}"),
-        "texts": (EMBEDDINGS, b'{"input":[' + repeat(b'"a"', MAX_ITEMS - 100) + b"]}"),
+        "texts": (EMBEDDINGS, b'{"input":[' + repeat(b'"a"', MAX_ITEMS // (TEXT_WEIGHT + 1) - 100) + b"]}"),
         "a text of escapes": (EMBEDDINGS, fill(b'{"input":"', rb"\u4f60", b'"}')),
         "a text of brackets": (EMBEDDINGS, fill(b'{"input":"', b"[{,:", b'"}')),
         "long numbers": (EMBEDDINGS, fill(b'{"input":[1', b"," + b"1" * 4000, b"]}")),

@@ -18,10 +18,11 @@ import tokenizers
 
 from models.info import ModelDirectoryError
 from server.errors import EmptyInput, InputTooLong, InvalidField, TokenizerFailure
+from server.text.borders import NOWHERE, Borders, find_borders
 from server.text.chat_template import NO_CHAT_TEMPLATE, Chat, ChatTemplate
 from server.text.detokenizer import TokenTexts
 from server.text.inputs import Input, Text, is_long, is_short, split_chunks
-from server.text.truncation import GROWTH, Head, Reading, Side, cut_text, has_borders
+from server.text.truncation import GROWTH, Head, Reading, Side, cut_text
 from server.wire.job import TokenSequence
 
 logger = logging.getLogger("padless.http")
@@ -88,11 +89,11 @@ class Tokenizer:
         # Single texts of almost every model are all type 0: looked up once, not per text.
         self._has_pair_types = type_vocab_size > 1
         self._has_single_types = False
-        self._has_borders = False
+        self._borders = Borders(NOWHERE, 0)
         if plain is not None:
             plain.no_padding()
             plain.no_truncation()
-            self._has_borders = has_borders(plain)
+            self._borders = find_borders(plain)
             self._has_single_types = self._has_pair_types and any(plain.encode("a").type_ids)
 
     @property
@@ -193,9 +194,9 @@ class Tokenizer:
             raise EmptyInput("must not be empty" if len(parts) == 1 else "must not be empty on both sides")
         side: Side = "left" if work.truncation == "left" else "right"
         chars_per_token = GUARD_CHARS_PER_TOKEN if work.truncation == "error" else CHARS_PER_TOKEN
-        reach = self.max_input_tokens * chars_per_token if self._has_borders else max(map(len, parts))
+        reach = self.max_input_tokens * chars_per_token
         while True:
-            heads = [cut_text(part, reach, side) for part in parts]
+            heads = [cut_text(part, reach, side, self._borders) for part in parts]
             encoding = self._read(heads, work)
             if len(encoding) <= self.max_input_tokens and all(head.is_whole for head in heads):
                 return self._pack(encoding, slice(None), is_pair=len(parts) > 1)

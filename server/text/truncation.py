@@ -1,12 +1,11 @@
 """Truncation that reads no more of a text than it takes, and keeps exactly what reading all of it would keep.
 
 A text is tokenised from the end that is kept up to some border between words, and further only where that was not
-enough. A border is safe where no token of the vocabulary crosses it: what stands before it and what stands behind it
-are then tokenised independently. The word next to the cut is not trusted all the same: some tokenizers treat the
-beginning or the end of a text in their own way.
+enough. The word next to the cut is not trusted all the same: some tokenizers treat the beginning or the end of a text
+in their own way.
 """
 
-import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from server.text.detokenizer import find_raw_bytes
+from server.errors import InputTooLong
+from server.text.borders import Borders
 
 Side = Literal["right", "left"]
 """The end that is cut off."""
@@ -22,11 +22,10 @@ Places = npt.NDArray[np.intp]
 
 GROWTH = 4
 """By so much more is read where it was not enough: in all at most a third more than the whole text."""
-BORDER = re.compile(r"\w ")
-CROSSING = re.compile(r"\S ")
-WORDS = "a 1 . a"
-BLANKS = "Ġ▁ "
-"""How vocabularies write a blank: byte-level ones, SentencePiece's and the rest."""
+WINDOW_CHARS = 4096
+UNBROKEN_CHARS = 262_144
+"""Longer texts are refused where half as many characters have no border between them: to know what is kept, all would
+have to be read. So many take 1 s and 350 MB, if each is a token."""
 
 
 class Head(NamedTuple):
@@ -38,38 +37,40 @@ class Head(NamedTuple):
     last: int
 
 
-def cut_text(text: str, reach: int, side: Side) -> Head:
-    """At most `reach` characters from the end that is kept, or more where there are no borders between words."""
-    if len(text) <= reach:
-        return Head(text, True, 0, len(text))
-    begin, end = (reach // 2, reach) if side == "right" else (len(text) - reach, len(text) - reach // 2)
-    borders = [found.end() - 1 for found in BORDER.finditer(text, begin, end)]
-    if len(borders) < 2:
-        return cut_text(text, reach * GROWTH, side)
-    if side == "right":
-        return Head(text[: borders[-1]], False, 0, borders[-2])
-    return Head(text[borders[0] :], False, borders[1] - borders[0], len(text) - borders[0])
+def cut_text(text: str, reach: int, side: Side, borders: Borders) -> Head:
+    """At most `reach` characters from the end that is kept, or more where there are no borders.
+
+    Raises InputTooLong where there are none for UNBROKEN_CHARS.
+    """
+    while len(text) > reach:
+        # Near the cut there nearly always is a border, and to list all of half a megabyte takes time.
+        for size in (min(WINDOW_CHARS, reach // 2), reach // 2):
+            begin, end = (reach - size, reach) if side == "right" else (len(text) - reach, len(text) - reach + size)
+            places = [found.end() for found in borders.pattern.finditer(text, begin, end)]
+            head = cut_right(text, places, borders) if side == "right" else cut_left(text, places, borders)
+            if head is not None:
+                return head
+        if reach >= UNBROKEN_CHARS:
+            raise InputTooLong(
+                f"has {len(text):,} characters, and {reach // 2:,} in a row without a break between words; shorten it"
+            )
+        reach = min(reach * GROWTH, UNBROKEN_CHARS)
+    return Head(text, True, 0, len(text))
 
 
-def has_borders(plain: tokenizers.Tokenizer) -> bool:
-    """Whether blanks after words are borders: no token reaches across, and words are looked at by themselves."""
-    return is_word_by_word(plain) and not any(crosses_words(token) for token in plain.get_vocab())
+def cut_right(text: str, places: Sequence[int], borders: Borders) -> Head | None:
+    """At the last border; the last one well before it is where trust ends."""
+    if not places:
+        return None
+    num_trusted = bisect_right(places, places[-1] - max(borders.margin, 1))
+    return Head(text[: places[-1]], False, 0, places[num_trusted - 1]) if num_trusted else None
 
 
-def is_word_by_word(plain: tokenizers.Tokenizer) -> bool:
-    """Merges and the best path of BPE and Unigram are as local as their tokens; other models need words cut out."""
-    if isinstance(plain.model, tokenizers.models.BPE | tokenizers.models.Unigram):
-        return True
-    splitter = plain.pre_tokenizer
-    return splitter is not None and len(splitter.pre_tokenize_str(WORDS)) == len(WORDS.split())
-
-
-def crosses_words(token: str) -> bool:
-    """Whether a token has a blank after something that is none."""
-    if not any(blank in token[1:] for blank in BLANKS):
-        return False
-    text = find_raw_bytes(token).decode(errors="replace") or token.replace("▁", " ")
-    return CROSSING.search(text) is not None
+def cut_left(text: str, places: Sequence[int], borders: Borders) -> Head | None:
+    if not places:
+        return None
+    first = bisect_left(places, places[0] + max(borders.margin, 1))
+    return Head(text[places[0] :], False, places[first] - places[0], len(text)) if first < len(places) else None
 
 
 class Reading:
@@ -88,10 +89,10 @@ class Reading:
         head, places = self._heads[owner], self._places[owner]
         if head.is_whole or not len(places):
             return places
-        starts, stops = np.array(encoding.offsets, dtype=np.int64)[places].T
-        is_certain: npt.NDArray[np.bool_] = (starts >= head.first) & (stops <= head.last)
-        certain: Places = places[is_certain]
-        return certain
+        # Not `offsets`: a list of a tuple each takes longer than the rest, and nobody else runs meanwhile.
+        first = bisect_left(places, head.first, key=lambda place: find_chars(encoding, place)[0])
+        last = bisect_right(places, head.last, key=lambda place: find_chars(encoding, place)[1])
+        return places[first:last]
 
     @property
     def is_whole(self) -> bool:
@@ -119,6 +120,13 @@ class Reading:
         longest = cut[0]
         others = [len(places) for owner, places in enumerate(self._places) if owner != longest]
         return len(cut) == 1 and len(self._certain[longest]) > max(kept[longest], *others, 0)
+
+
+def find_chars(encoding: tokenizers.Encoding, place: np.intp) -> tuple[int, int]:
+    """The characters of a token that comes from a text, from the beginning of its own."""
+    chars = encoding.token_to_chars(int(place))
+    assert chars is not None, "special tokens come from no text, and have no owner"
+    return chars
 
 
 def share_budget(counts: Sequence[int], budget: int) -> list[int]:

@@ -1,8 +1,10 @@
 """Truncation that does not read everything keeps what reading everything keeps: of every kind of tokenizer."""
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -11,8 +13,10 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from tokenizers import Tokenizer as RawTokenizer
 
 from server.errors import EmptyInput, InputTooLong
+from server.text.borders import BREAKS, Borders, find_borders, find_uncrossed
+from server.text.detokenizer import CHARACTER_BYTES
 from server.text.tokenizer import Tokenizer, Truncation, Work
-from server.text.truncation import Side, crosses_words, cut_text, has_borders, share_budget
+from server.text.truncation import UNBROKEN_CHARS, Side, cut_text, share_budget
 
 PROSE = [
     "Once upon a time, in a far-away land, there lived 3 dragons; the 42nd of them didn't sleep.",
@@ -43,6 +47,23 @@ def build_byte_level() -> RawTokenizer:
     trainer = trainers.BpeTrainer(vocab_size=SIZE, initial_alphabet=alphabet, special_tokens=specials)
     raw.train_from_iterator(PROSE, trainer)
     raw.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0), add_prefix_space=False)
+    return raw
+
+
+def build_digits_by_three() -> RawTokenizer:
+    """As Llama 3: what a run of digits is split into depends on where it begins."""
+    raw = RawTokenizer(models.BPE())
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    specials = ["<s>", "</s>", "<mask>"]
+    trainer = trainers.BpeTrainer(vocab_size=SIZE, initial_alphabet=alphabet, special_tokens=specials)
+    raw.train_from_iterator([*PROSE, "123 456 789 12 34 1,234,567"] * 3, trainer)
+    raw.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B:1", [("<s>", 0)])
     return raw
 
 
@@ -86,6 +107,7 @@ def build_word_level() -> RawTokenizer:
 BUILDERS: dict[str, Callable[[], RawTokenizer]] = {
     "WordPiece": build_word_piece,
     "byte-level BPE": build_byte_level,
+    "digits by three": build_digits_by_three,
     "whole BPE": build_whole_bpe,
     "Unigram": build_unigram,
     "across words": build_across_words,
@@ -135,7 +157,8 @@ WORDS = st.sampled_from([*" ".join(PROSE).split(), *ODD, *SPECIALS, "x" * 150, "
 SPACED = st.lists(WORDS, min_size=30, max_size=120).map(" ".join)
 TIGHT = st.lists(WORDS, min_size=20, max_size=60).map("".join)
 FEW = st.lists(st.sampled_from(["a", "aa", " ", "ab", ". ", "the "]), min_size=60, max_size=200).map("".join)
-TEXTS = st.one_of(SPACED, SPACED, TIGHT, FEW, st.text(max_size=200))
+MARKS = st.lists(st.sampled_from([*"[]{},:;.'\"_-!a1 2é日本。、\n", "<mask>", "[SEP]"]), min_size=60, max_size=250)
+TEXTS = st.one_of(SPACED, SPACED, TIGHT, FEW, MARKS.map("".join), st.text(max_size=200))
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
@@ -181,17 +204,57 @@ def test_the_refusal_tells_the_truth(kind: str, text: str, limit: int) -> None:
     assert said in (f"has {num_tokens}", f"has more than {limit}")
 
 
-@pytest.mark.parametrize("kind", BUILDERS)
-def test_which_tokenizers_have_borders(kind: str) -> None:
-    assert has_borders(build(kind)) == (kind not in ("across words", "WordLevel"))
+BORDERS = {
+    "WordPiece": ["one| two", "one|, two|,|two", "[|[|[", "a|日|本|語", "don't", "é| é"],
+    "byte-level BPE": ["one| two", "one|, two", "[[[", "日本語", "don't", "end|\n\n"],
+    "digits by three": ["one| two", "one|, two", "[[[", "日本語", "don't", "end|\n\n"],
+    "whole BPE": ["one| two", "[[[", "日本語", "don't"],
+    "Unigram": ["one| two", "[[[", "日本語", "don't"],
+    "across words": ["one two, three"],
+    "WordLevel": ["one two, three"],
+}
+
+
+@pytest.mark.parametrize(("kind", "marked"), [(kind, text) for kind, texts in BORDERS.items() for text in texts])
+def test_where_borders_are(kind: str, marked: str) -> None:
+    text = marked.replace("|", "")
+    borders = find_borders(build(kind))
+    places = {0, *(found.end() for found in borders.pattern.finditer(text)), len(text)}
+    pieces = [text[first:last] for first, last in pairwise(sorted(places))]
+    assert "|".join(pieces) == marked
 
 
 @pytest.mark.parametrize(
-    ("token", "expected"),
-    [("Ġword", False), ("aĠb", True), ("ĊĠĠ", False), ("▁▁", False), ("▁a▁", True), ("a b", True), ("word", False)],
+    ("token", "crossed"),
+    [
+        ("Ġword", ""),
+        ("aĠb", " "),
+        ("ĊĠĠ", ""),
+        ("▁▁", ""),
+        ("▁a▁", " "),
+        ("a b", " "),
+        ("a,", ","),
+        ("'", ""),
+        ("日、", "、"),
+    ],
 )
-def test_tokens_that_cross_words(token: str, expected: bool) -> None:
-    assert crosses_words(token) == expected
+def test_tokens_that_cross_words(token: str, crossed: str) -> None:
+    raw = RawTokenizer(models.BPE({token: 0}, []))
+    assert set(BREAKS) - set(find_uncrossed(raw)) == set(crossed)
+
+
+def test_tokens_that_end_within_a_character() -> None:
+    """Byte-level vocabularies have them: here the last bytes of one, and the first two of the ideographic comma."""
+    written = {byte: char for char, byte in CHARACTER_BYTES.items()}
+    token = "".join(written[byte] for byte in b"\xac\xe3\x80")
+    assert set(BREAKS) - set(find_uncrossed(RawTokenizer(models.BPE({token: 0}, [])))) == set("、。")
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_what_has_no_breaks_is_refused_unread(side: Side) -> None:
+    with pytest.raises(InputTooLong, match="300,000 characters, and 131,072 in a row without a break between words"):
+        build_ours("byte-level BPE", 8)._encode_text("x" * 300_000, Work(side, "input", True, False))
+    assert cut_text("x" * UNBROKEN_CHARS, 12, side, find_borders(build("byte-level BPE"))).is_whole
 
 
 @pytest.mark.parametrize("kind", ["WordPiece", "byte-level BPE", "whole BPE", "Unigram"])
@@ -210,12 +273,12 @@ def test_little_is_read_of_a_long_text(kind: str, truncation: Truncation, monkey
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_cut_between_words(side: Side) -> None:
-    text = "one two three four five six"
-    head = cut_text(text, 22, side)
+    text, borders = "one two three four five six", Borders(re.compile("\\w(?= )"), 0)
+    head = cut_text(text, 22, side, borders)
     assert (head.text, head.is_whole) == ("one two three four" if side == "right" else " three four five six", False)
     assert head.text[head.first : head.last] == ("one two three" if side == "right" else " four five six")
-    assert cut_text("x" * 50, 12, side).is_whole
-    assert cut_text(text, 100, side) == (text, True, 0, len(text))
+    assert cut_text("x" * 50, 12, side, borders).is_whole
+    assert cut_text(text, 100, side, borders) == (text, True, 0, len(text))
 
 
 @given(counts=st.lists(st.integers(0, 12), min_size=1, max_size=2), budget=st.integers(1, 20))
