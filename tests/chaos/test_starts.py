@@ -1,13 +1,16 @@
 """What a server finds when it starts: a cache folder it cannot write to, and weights that are not whole."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from tests.e2e.running_server import WORDS, make_model_directory, start_server
+from tests.e2e.running_server import WORDS, make_model_directory, start_command, start_server
 
 pytestmark = pytest.mark.chaos
 
@@ -37,6 +40,28 @@ def test_cache_folder_that_cannot_be_written(config: Path, tmp_path: Path) -> No
     assert status == 200 and len(json.loads(text)["data"]) == 2
     assert server.stop() == 0
     assert "cannot be written" in server.log
+
+
+FULL_DISK = 'mount -t tmpfs -o size=64k tmpfs "$0" && exec "$@"'
+
+
+def test_cache_folder_on_a_full_disk(config: Path, tmp_path: Path) -> None:
+    """Which takes 64 KiB, and not the kernels: they are written in part, and served is by torch's."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["unshare", "-rm", "sh", "-c", FULL_DISK, str(disk)]
+    if shutil.which("unshare") is None or subprocess.run([*mount, "true"], check=False).returncode != 0:
+        pytest.skip("no file system of its own can be mounted here")
+    settings = json.loads(config.read_text())
+    settings["models"][0]["engine"] |= {"precision": "auto", "warmup": True}
+    config.write_text(json.dumps(settings))
+    command = [*mount, sys.executable, "-m", "server", "--config", str(config)]
+    server = start_command(command, tmp_path / "server.log", environment={"XDG_CACHE_HOME": str(disk)})
+    server.wait_ready()
+    status, text = server.embed(["word1 word2", "word3"], model="m")
+    assert status == 200 and len(json.loads(text)["data"]) == 2
+    assert server.stop() == 0
+    assert "No space left" in server.log
 
 
 def test_weights_that_are_not_whole(config: Path, tmp_path: Path) -> None:
