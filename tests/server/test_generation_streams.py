@@ -185,6 +185,14 @@ async def test_a_client_that_goes_away(
     generator.check_idle()
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_what_is_answered_whole_counts_as_such(generator: GenerationServer, is_stream: bool) -> None:
+    """The disconnect that ASGI tells of when all has been sent is no client that goes away."""
+    assert (await generator.chat(stream=is_stream)).status_code == 200
+    assert generator.count(outcome="ok") == generator.count() == 1
+    assert generator.count("inputs_total") == 1
+
+
 async def test_the_deadline(make_generator: MakeGenerator) -> None:
     generator = make_generator(http={"generation_timeout_ms": 300.0, "default_timeout_ms": 1.0})
     generator.engine.gate = asyncio.Semaphore(2)
