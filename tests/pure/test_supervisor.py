@@ -11,8 +11,8 @@ import pytest
 
 from models.info import ModelInfo
 from runtime.engine import EngineInfo
-from server.config import HttpConfig, ModelConfig, ServerConfig, SourceConfig
-from server.processes import child, launch
+from server.config import ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
+from server.processes import child, launch, run_dir
 from server.processes.deployment import DeployedModel, Deployment
 from server.processes.launch import Supervisor
 from server.processes.listeners import Listeners, open_listeners
@@ -47,6 +47,13 @@ def test_told_to_stop_while_a_child_is_being_started(
         return await asyncio.wait_for(supervisor.run(), 10)
 
     assert asyncio.run(run()) == 0
+
+
+def test_no_place_for_sockets_is_the_operators_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line on the terminal, and no traceback."""
+    monkeypatch.setattr(run_dir, "is_usable", lambda path: False)
+    with pytest.raises(ConfigError, match="set XDG_RUNTIME_DIR"), run_dir.make_run_dir():
+        pass
 
 
 def test_announced_once_whoever_answers_has_heard_of_the_engines(
