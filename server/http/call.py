@@ -42,8 +42,8 @@ class ClientGone(Exception):
 @dataclass(slots=True)
 class Call:
     """Mutable: `body` once it is read, `deadline_s` and `key` once they are known, what metrics and the access log want
-    to know, and whether the answer has begun. Times are `time.monotonic()` seconds. `model` is a configured name or
-    UNKNOWN_MODEL.
+    to know, and whether the answer has begun and ended. Times are `time.monotonic()` seconds. `model` is a configured
+    name or UNKNOWN_MODEL.
     """
 
     scope: Scope
@@ -60,6 +60,8 @@ class Call:
     model: str = UNKNOWN_MODEL
     times: CallTimes = field(default_factory=CallTimes)
     status: int = 0
+    has_ended: bool = False
+    """A stream: all of it has been sent."""
     extra_headers: Headers = ()
     """Of every answer, whatever it is."""
     path: str = field(init=False)
@@ -111,3 +113,4 @@ class Call:
     async def end(self) -> None:
         """Of a stream."""
         await self.send({"type": "http.response.body", "body": b""})
+        self.has_ended = True

@@ -1,13 +1,16 @@
 """What a connection may cost: how many there are, how long a request may take to arrive, and an answer to be read.
 
-uvicorn itself waits for ever for the second half of a request, and for a reader who does not read.
+uvicorn itself waits for ever for the second half of a request, and for a reader who does not read. And where a request
+asks for another protocol, as those of Java's client do, it takes the body for the next request.
 """
 
 import asyncio
+import sys
 from enum import Enum
 from http import HTTPStatus
-from typing import ClassVar
+from typing import ClassVar, cast
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -17,6 +20,7 @@ MAX_OVERHEAD_BYTES = 65_536
 """Of a request's line and headers, or between two parts of its body; as they arrive in pieces, up to one more."""
 PROGRESS_S, PROGRESS_BYTES = 5.0, 1024
 """In each such period so much of a body must come, or its end."""
+FRAMING = (b"content-length", b"transfer-encoding")
 MAX_PIPELINED = 16
 """Requests sent ahead on one connection. Hardly any client sends one."""
 
@@ -40,6 +44,7 @@ class Connection(HttpToolsProtocol):
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._overhead_bytes = self._progress_bytes = 0
+        self._data, self._framing, self._is_resuming = b"", b"", False
         self._enter(Phase.FIRST_BYTE)
         if len(self.connections) > self.limits.max_connections:
             self._refuse(
@@ -57,7 +62,9 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._has_moved = False
         self._overhead_bytes += len(data)
+        self._data = data
         super().data_received(data)
+        self._data = b""
         if self.transport.is_closing():
             return
         if self._overhead_bytes > MAX_OVERHEAD_BYTES and self._phase is not Phase.ANSWER:
@@ -79,11 +86,26 @@ class Connection(HttpToolsProtocol):
     def _enter(self, phase: Phase) -> None:
         self._phase, self._has_moved, self._overhead_bytes = phase, True, 0
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """The request is read on as if it had not asked for another protocol (RFC 9110, 7.8); httptools has ended it at
+        its headers, and this parser begins anew with those that say where the body ends."""
+        if self._framing:
+            (num_read,) = cast(httptools.HttpParserUpgrade, sys.exception()).args
+            self._data = b"POST / HTTP/1.1\r\n" + self._framing + b"\r\n\r\n" + self._data[num_read:]
+            self._is_resuming = True
+            super().data_received(self._data)
+
     def on_message_begin(self) -> None:
+        if self._is_resuming:
+            return
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too many requests sent ahead")  # to the parser, which then gives up
         super().on_message_begin()
         self._enter(Phase.HEADERS)
+
+    def on_url(self, url: bytes) -> None:
+        if not self._is_resuming:
+            super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Those behind a body, its trailers, are nobody's business here.
@@ -91,7 +113,12 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._is_resuming:
+            self._is_resuming, self._framing = False, b""
+            return
         super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self._framing = b"\r\n".join(name + b":" + value for name, value in self.headers if name in FRAMING)
         self._enter(Phase.BODY)
 
     def on_body(self, body: bytes) -> None:
@@ -100,6 +127,8 @@ class Connection(HttpToolsProtocol):
         self._progress_bytes += len(body)
 
     def on_message_complete(self) -> None:
+        if self._framing:
+            return
         super().on_message_complete()
         self._enter(Phase.ANSWER)
 

@@ -53,7 +53,7 @@ async def run_in_time(call: Call, route: Route, state: ServerState, bodies: Body
 
 class Watch:
     """A context manager. Inside, the task is cancelled when the call's time is over, which comes out as
-    DeadlineExceeded, and when its client goes away, which comes out as ClientGone.
+    DeadlineExceeded, and when its client goes away, which comes out as ClientGone. Neither ends a stream that is whole.
 
     One object for both, after asyncio.timeout: two of them and their frames took twice the time.
     """
@@ -91,7 +91,7 @@ class Watch:
         self._stop(DeadlineExceeded(f"the answer was not complete within {timeout_ms:.0f} ms"))
 
     def _stop(self, error: Exception) -> None:
-        if self._error is None:
+        if self._error is None and not self._call.has_ended:
             self._error = error
             self._task.cancel()
 

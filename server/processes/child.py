@@ -35,7 +35,7 @@ def build_environment() -> dict[str, str]:
 class Child:
     """`module` is run with `arguments`, and at last how often it has been started.
 
-    Mutable: `process`, the current incarnation, `num_starts`, and when it was last heard.
+    Mutable: `process`, the current incarnation, `num_starts`, when it was last heard, and whether it is to end.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Child:
     process: asyncio.subprocess.Process | None = None
     num_starts: int = 0
     last_heard_s: float | None = None
+    is_ending: bool = False
 
     async def run(self, on_hang: Callable[["Child"], None]) -> int:
         """One incarnation, from its start to its end. Returns its exit status. Raises OSError."""
@@ -62,6 +63,8 @@ class Child:
                     process_group=0,
                     env=build_environment(),
                 )
+            if self.is_ending:  # so it was told while it was being started
+                self.process.terminate()
             ours.setblocking(False)
             loop = asyncio.get_running_loop()
             loop.add_reader(ours, self.hear, ours)
@@ -71,6 +74,12 @@ class Child:
             finally:
                 watch.cancel()
                 loop.remove_reader(ours)
+
+    def terminate(self) -> None:
+        """SIGTERM, also to one that is just being started."""
+        self.is_ending = True
+        if self.process is not None and self.process.returncode is None:
+            self.process.terminate()
 
     def hear(self, ours: socket.socket) -> None:
         try:

@@ -128,8 +128,8 @@ class Supervisor:
     async def stop(self, children: list[Child], patience_s: float) -> bool:
         """SIGTERM, then SIGKILL for those that do not end in time. Returns whether all ended by themselves."""
         running = [each.process for each in children if each.process is not None and each.process.returncode is None]
-        for process in running:
-            process.terminate()
+        for child in children:
+            child.terminate()
         if not running:
             return True
         ends = [asyncio.create_task(process.wait()) for process in running]
@@ -155,12 +155,21 @@ class Supervisor:
         while await asyncio.to_thread(fetch, f"{admin_url}/ready") is None:
             await asyncio.sleep(0.1)
         self.was_ready = True
-        body = await asyncio.to_thread(fetch, f"{admin_url}/info", self.own_key)
-        answer = msgspec.json.decode(body or b"{}")
-        for model, found in zip(self.deployment.models, answer.get("models", ()), strict=False):
-            print(describe_model(model, msgspec.convert(found["replicas"][0]["info"], EngineInfo)), flush=True)
+        for model, info in zip(self.deployment.models, await self.find_infos(), strict=False):
+            print(describe_model(model, info), flush=True)
         url = self.listeners.public_url
         print(describe_access(self.deployment, url, admin_url, monotonic() - started_s), flush=True)
+
+    async def find_infos(self) -> list[EngineInfo]:
+        """Of each model's first replica; none where nobody says. Another HTTP process may answer than the one that is
+        ready, and may yet have to hear of its engines."""
+        while True:
+            body = await asyncio.to_thread(fetch, f"{self.listeners.admin_url}/info", self.own_key)
+            answer = msgspec.json.decode(body or b"{}")
+            infos = [found["replicas"][0]["info"] for found in answer.get("models", ())]
+            if None not in infos:
+                return [msgspec.convert(info, EngineInfo) for info in infos]
+            await asyncio.sleep(0.1)
 
 
 def launch(config: ServerConfig) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from server.config import ConfigError
+
 MAX_SOCKET_PATH = 107
 """Bytes of a Unix socket's path, the closing zero left out (unix(7))."""
 LONGEST_NAME = len("/padless-xxxxxxxx/engine-999-99.sock")
@@ -14,7 +16,7 @@ LONGEST_NAME = len("/padless-xxxxxxxx/engine-999-99.sock")
 
 @contextmanager
 def make_run_dir() -> Iterator[Path]:
-    """Removed at the end. Raises OSError where there is no place for it."""
+    """Removed at the end. Raises ConfigError where there is no place for it."""
     path = Path(tempfile.mkdtemp(prefix="padless-", dir=choose_parent()))
     try:
         yield path
@@ -24,12 +26,15 @@ def make_run_dir() -> Iterator[Path]:
 
 def choose_parent() -> Path:
     """The session's own runtime folder, which lasts as long as it; else the system's, for who may write there; else the
-    user's cache. Folders for temporary files come last: cleaners empty them of what is some days old."""
+    user's cache. Folders for temporary files come last: cleaners empty them of what is some days old.
+
+    Raises ConfigError.
+    """
     candidates = [os.environ.get("XDG_RUNTIME_DIR"), "/run", make_cache_dir(), tempfile.gettempdir(), "/tmp"]
     for candidate in candidates:
         if candidate and is_usable(Path(candidate)):
             return Path(candidate)
-    raise OSError("no folder for sockets: set XDG_RUNTIME_DIR to one that can be written to and has a short name")
+    raise ConfigError("no folder for sockets: set XDG_RUNTIME_DIR to one that can be written to and has a short name")
 
 
 def make_cache_dir() -> str | None:

@@ -266,3 +266,24 @@ def test_a_reader_of_a_whole_answer_who_does_not_read(make_server: MakeServer, e
         wait_for(lambda: server.count(outcome="ok") == 1)
         wait_for(lambda: live.count_connections() == 0)
         client.socket.close()
+
+
+UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAA\r\n"
+"""What Java's client asks for of every server that it has not met yet."""
+CHUNKED = b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+
+
+@pytest.mark.parametrize("rest", [b"content-length: %d\r\n\r\n%s" % (len(BODY), BODY), CHUNKED])
+@pytest.mark.parametrize("cut", [len(HEAD), len(HEAD + UPGRADE) + 5, -len(BODY), -5, 0])
+def test_who_asks_for_another_protocol_is_answered_in_this_one(make_server: MakeServer, rest: bytes, cut: int) -> None:
+    """With its body, wherever that is cut, and with whatever comes behind it."""
+    request = HEAD + UPGRADE + rest
+    last = HEAD + b"connection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY)
+    with open_port(make_server()) as connect:
+        client = connect()
+        client.send(request[:cut])
+        time.sleep(0.05)
+        client.send(request[cut:] + request + last)
+        answers = client.read_all().split(b"HTTP/1.1 ")[1:]
+        assert [answer[:3] for answer in answers] == [b"200"] * 3
+        assert len({answer.partition(b"\r\n\r\n")[2] for answer in answers}) == 1

@@ -1,6 +1,7 @@
 """Streams: each token at once, in OpenAI's order of chunks; and what ends a stream before its time."""
 
 import asyncio
+import threading
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.errors import DeadlineExceeded, EngineFailure, EngineUnavailable
+from server.http.api.openai_generation import Envelope
 from server.wire.job import EngineStatus
 
 pytestmark = pytest.mark.anyio
@@ -183,6 +185,35 @@ async def test_a_client_that_goes_away(
     assert generator.engine.num_cancelled == 1 and generator.count(outcome="cancelled") == 1
     assert len(call.sent) == num_sent, "nobody is there"
     generator.check_idle()
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_what_is_answered_whole_counts_as_such(generator: GenerationServer, is_stream: bool) -> None:
+    """The disconnect that ASGI tells of when all has been sent is no client that goes away."""
+    assert (await generator.chat(stream=is_stream)).status_code == 200
+    assert generator.count(outcome="ok") == generator.count() == 1
+    assert generator.count("inputs_total") == 1
+
+
+async def test_many_logprobs_are_written_off_the_event_loop(
+    generator: GenerationServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """128 chats of 1,000 tokens with 20 others each would hold it for 10 s."""
+    writers: list[threading.Thread] = []
+    wrap = Envelope.wrap
+
+    def note(*arguments: Any, **options: Any) -> bytes:
+        writers.append(threading.current_thread())
+        return wrap(*arguments, **options)
+
+    monkeypatch.setattr(Envelope, "wrap", note)
+    generator.say("hello " * 20)
+    for fields in ({}, {"logprobs": True}, {"n": 32}, {"n": 32, "logprobs": True, "top_logprobs": 20}):
+        choices = (await generator.chat(**fields)).json()["choices"]
+        assert len(choices) == fields.get("n", 1)
+        assert all(len(choice["logprobs"]["content"]) > 20 for choice in choices if "logprobs" in fields)
+    assert (await generator.complete("Once " * 50, logprobs=1, echo=True, n=32, max_tokens=0)).is_success
+    assert [writer is threading.main_thread() for writer in writers] == [True, True, True, False, False]
 
 
 async def test_the_deadline(make_generator: MakeGenerator) -> None:

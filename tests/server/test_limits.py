@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ from server.config import ConfigError, HttpConfig
 from server.config_file import load_config
 from server.errors import BodyTooLarge, EngineFailure
 from server.http import deadline
+from server.http.api import openai_embeddings, tei
 from server.http.api.openai_chat import ChatRequest
 from server.http.api.openai_completions import CompletionRequest
 from server.http.body import parse_body
@@ -35,6 +37,7 @@ from server.http.body_limits import (
     strip_strings,
     weigh,
 )
+from server.tasks import classify
 from server.wire.job import EngineStatus
 
 pytestmark = pytest.mark.anyio
@@ -396,3 +399,25 @@ class TestHealth:
     @pytest.mark.parametrize("path", ["/health", "/ready", "/v1/models", "/v1/models/embedder", "/info", "/metrics"])
     async def test_head(self, server: Server, path: str) -> None:
         assert (await server.client.head(path)).status_code == 200
+
+
+async def test_large_answers_are_written_off_the_event_loop(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,048 vectors of 1,024 numbers, or 77 labels each, would hold it for 0.15 s."""
+    writers: list[bool] = []
+    encode, rank = openai_embeddings.encode_floats, classify.rank_labels
+
+    def note(function: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*arguments: Any) -> Any:
+            writers.append(threading.current_thread() is threading.main_thread())
+            return function(*arguments)
+
+        return noting
+
+    monkeypatch.setattr(openai_embeddings, "encode_floats", note(encode))
+    monkeypatch.setattr(classify, "rank_labels", note(rank))
+    monkeypatch.setattr(openai_embeddings, "INLINE_VALUES", 8)
+    monkeypatch.setattr(tei, "INLINE_SCORES", 3)
+    assert (await server.embed_text(["word1"])).is_success and (await server.embed_text(["word1", "word2"])).is_success
+    for inputs in ([["word1"]], [["word1"], ["word2"]]):
+        assert (await server.client.post("/predict", json={"inputs": inputs})).is_success
+    assert writers == [True, False, False, True, False]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StrictBool, StrictInt
 
@@ -130,7 +130,7 @@ def build_echoes(
 
 
 class CompletionChoices:
-    """Writes choices. Mutable: which of them have begun in a stream."""
+    """Writes choices. Mutable: which of them have begun in a stream, and what is the same in all of a prompt's."""
 
     def __init__(
         self, asked: CompletionRequest, model: ServedModel, generation: TextGeneration, echoes: list[Echo]
@@ -143,39 +143,41 @@ class CompletionChoices:
         self._generation = generation
         self._echoes = echoes
         self._begun: set[int] = set()
+        self._echoed: dict[int, dict[str, Any]] = {}
 
     def list_chunks(self, delta: Delta) -> list[Choice]:
-        place = delta.index // self._num_answers
-        echo = self._echoes[place]
+        echo = self._echoes[delta.index // self._num_answers]
         chunks = []
         if self._has_echo and delta.index not in self._begun:
             self._begun.add(delta.index)
-            chunks.append(self._build(delta.index, echo.text, self._list_echoed(place), (), ""))
+            chunks.append(self._build(delta.index, echo.text, (), "", has_echo=True))
         says_nothing = not (delta.text or delta.finish_reason or self._has_logprobs or self._has_token_ids)
         if not says_nothing:
-            chunks.append(self._build(delta.index, delta.text, [], delta.tokens, delta.finish_reason))
+            chunks.append(self._build(delta.index, delta.text, delta.tokens, delta.finish_reason, has_echo=False))
         return chunks
 
     def describe(self, index: int, answer: Answer) -> Choice:
-        place = index // self._num_answers
-        text = self._echoes[place].text + answer.text
-        return self._build(index, text, self._list_echoed(place), answer.tokens, answer.finish_reason)
+        text = self._echoes[index // self._num_answers].text + answer.text
+        return self._build(index, text, answer.tokens, answer.finish_reason, has_echo=self._has_echo)
 
-    def _list_echoed(self, place: int) -> list[TokenNews]:
-        return self._echoes[place].list_tokens(self._generation.prompt_logprobs[place])
-
-    def _build(
-        self, index: int, text: str, echoed: list[TokenNews], tokens: list[TokenNews] | tuple[TokenNews, ...], end: str
-    ) -> Choice:
+    def _build(self, index: int, text: str, tokens: Sequence[TokenNews], end: str, *, has_echo: bool) -> Choice:
         choice: Choice = {"index": index, "text": text, "logprobs": None, "finish_reason": end or None}
         if self._has_logprobs:
-            first_offset = len(self._echoes[index // self._num_answers].text)
-            before = format_lists(echoed, self._texts)
-            after = format_lists(tokens, self._texts, first_offset=first_offset)
-            choice["logprobs"] = {key: before[key] + after[key] for key in after}
+            place = index // self._num_answers
+            lists = format_lists(tokens, self._texts, first_offset=len(self._echoes[place].text))
+            if has_echo:
+                echoed = self._format_echo(place)
+                lists = {key: echoed[key] + lists[key] for key in lists}
+            choice["logprobs"] = lists
         if self._has_token_ids:
             choice["token_ids"] = [token.token_id for token in tokens]
         return choice
+
+    def _format_echo(self, place: int) -> dict[str, Any]:
+        if place not in self._echoed:
+            tokens = self._echoes[place].list_tokens(self._generation.prompt_logprobs[place])
+            self._echoed[place] = format_lists(tokens, self._texts)
+        return self._echoed[place]
 
 
 ROUTES = (

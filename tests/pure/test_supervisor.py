@@ -1,0 +1,78 @@
+"""The supervisor's own rules, with children that only sleep."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.info import ModelInfo
+from runtime.engine import EngineInfo
+from server.config import ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
+from server.processes import child, launch, run_dir
+from server.processes.deployment import DeployedModel, Deployment
+from server.processes.launch import Supervisor
+from server.processes.listeners import Listeners, open_listeners
+
+MODEL = ModelConfig(name="embedder", source=SourceConfig(path="unused"))
+CONFIG = ServerConfig(server=HttpConfig(port=0), models=(MODEL,))
+
+
+@pytest.fixture
+def listeners() -> Iterator[Listeners]:
+    opened = open_listeners(CONFIG.server)
+    yield opened
+    opened.close()
+
+
+def test_told_to_stop_while_a_child_is_being_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listeners: Listeners
+) -> None:
+    monkeypatch.setattr(child, "build_command", lambda module, arguments: ["sleep", "60"])
+    start = asyncio.create_subprocess_exec
+
+    async def run() -> int:
+        supervisor = Supervisor(Deployment(CONFIG, (), tmp_path), listeners, "")
+
+        async def start_slowly(*command: str, **options: Any) -> asyncio.subprocess.Process:
+            process = await start(*command, **options)
+            supervisor.stopping.set()
+            await asyncio.sleep(0.05)
+            return process
+
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", start_slowly)
+        return await asyncio.wait_for(supervisor.run(), 10)
+
+    assert asyncio.run(run()) == 0
+
+
+def test_no_place_for_sockets_is_the_operators_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line on the terminal, and no traceback."""
+    monkeypatch.setattr(run_dir, "is_usable", lambda path: False)
+    with pytest.raises(ConfigError, match="set XDG_RUNTIME_DIR"), run_dir.make_run_dir():
+        pass
+
+
+def test_announced_once_whoever_answers_has_heard_of_the_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listeners: Listeners, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One HTTP process is ready, and another one, which has just started, is asked."""
+    info = ModelInfo("BertModel", "embed", 10, 2, 16, 8)
+    known = asdict(EngineInfo("null", "none", "", "cpu", 1, ()))
+    answers = iter([None, known])
+
+    def fetch(url: str, key: str = "") -> bytes:
+        return json.dumps({"models": [{"replicas": [{"info": next(answers)}]}]}).encode() if "info" in url else b"{}"
+
+    monkeypatch.setattr(launch, "fetch", fetch)
+    model = DeployedModel(0, MODEL, tmp_path, info)
+
+    async def announce() -> None:
+        await Supervisor(Deployment(CONFIG, (model,), tmp_path), listeners, "").announce()
+
+    asyncio.run(announce())
+    printed = capsys.readouterr().out
+    assert "embedder: BertModel" in printed and "Ready after" in printed
