@@ -18,7 +18,7 @@ VOCAB_SIZE = 12
 
 def make_generation(prompt: Seq[int], params: GenerationParams, answer: Seq[int] = ()) -> Generation:
     generation = Generation(list(prompt), params, (0, 0.0, 0, 0), 1e9, seed=params.seed or 0)
-    generation.live[0].token_ids += answer
+    generation.live[0].token_ids.extend(answer)
     generation.has_forked = bool(answer)
     return generation
 

@@ -238,7 +238,7 @@ class RunningSet:
         """A second sequence that goes on from where `parent` is, sharing its blocks."""
         return Sequence(
             index=index,
-            token_ids=list(parent.token_ids),
+            token_ids=parent.token_ids[:],
             table=self.allocator.fork(parent.table),
             num_computed_tokens=parent.num_computed_tokens,
             matcher=None if parent.matcher is None else parent.matcher.fork(),

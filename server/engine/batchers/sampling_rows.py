@@ -39,6 +39,13 @@ class Row:
         return self.part.drafts[: self.num_drafts]
 
     @property
+    def has_penalties(self) -> bool:
+        params = self.generation.params
+        if self.forced_id != NO_TOKEN:
+            return False
+        return params.repetition_penalty != 1 or bool(params.presence_penalty or params.frequency_penalty)
+
+    @property
     def num_generated(self) -> int:
         """Tokens of the answer before this one."""
         return self.generation.count_generated(self.sequence) + self.num_drafts
@@ -138,19 +145,17 @@ def list_banned(row: Row) -> npt.NDArray[np.int64]:
 
 def build_history(rows: Seq[Row]) -> History | None:
     """The tokens before those rows that have penalties."""
-    places: list[npt.NDArray[np.int64]] = []
-    ids: list[npt.NDArray[np.int64]] = []
-    generated: list[npt.NDArray[np.bool_]] = []
-    for place, row in enumerate(rows):
-        params = row.generation.params
-        has_penalties = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
-        if row.forced_id != NO_TOKEN or not has_penalties:
-            continue
-        tokens = np.array([*row.sequence.token_ids, *row.drafts], np.int64)
+    places = [place for place, row in enumerate(rows) if row.has_penalties]
+    if not places:
+        return None
+    ids, is_generated = [], []
+    for place in places:
+        row = rows[place]
+        tokens = np.concatenate([np.array(row.sequence.token_ids), np.array(row.drafts, np.int64)])
         ids.append(tokens)
-        places.append(np.full(len(tokens), place, np.int64))
-        generated.append(np.arange(len(tokens)) >= row.generation.num_prompt_tokens)
-    return History(np.concatenate(places), np.concatenate(ids), np.concatenate(generated)) if ids else None
+        is_generated.append(np.arange(len(tokens)) >= row.generation.num_prompt_tokens)
+    lengths = [len(tokens) for tokens in ids]
+    return History(np.repeat(places, lengths), np.concatenate(ids), np.concatenate(is_generated))
 
 
 def build_masks(rows: Seq[Row], vocab_size: int) -> TokenMasks | None:

@@ -5,6 +5,7 @@ wanted, or into beams; forks share the blocks of what they have in common. A seq
 computed yet: computing it gives the next one.
 """
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -18,12 +19,12 @@ from server.wire.generation import AnswerNews, FinishReason, GenerationParams, T
 class Sequence:
     """One answer under way, or one beam. Mutable: all but `index`.
 
-    `token_ids`: the prompt and what has been generated. `num_computed_tokens`: of these, how many have their keys and
+    `token_ids`: the prompt and what has been generated, as 64-bit numbers, which numpy takes in at once. `num_computed_tokens`: of these, how many have their keys and
     values in the cache. `drafts`: guesses of what follows, to be checked in the next step.
     """
 
     index: int
-    token_ids: list[int]
+    token_ids: "array[int]"
     table: BlockTable = field(default_factory=BlockTable)
     num_computed_tokens: int = 0
     drafts: list[int] = field(default_factory=list)
@@ -71,7 +72,7 @@ class Generation:
     """It has given up its blocks for good; what a step under way computes of it means nothing."""
 
     def __post_init__(self) -> None:
-        self.live = [Sequence(0, list(self.prompt))]
+        self.live = [Sequence(0, array("q", self.prompt))]
         if self.params.beam_width:
             self.beams = BeamSearch(
                 self.params.beam_width,
@@ -129,7 +130,7 @@ class Generation:
     def fold(self) -> None:
         """All blocks are lost. Several answers become branches of their prompt, so that it is computed once."""
         if self.has_forked and len(self.live) > 1:
-            self.branches, self.live = self.live, [Sequence(0, list(self.prompt))]
+            self.branches, self.live = self.live, [Sequence(0, array("q", self.prompt))]
 
     def append(self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None) -> FinishReason:
         """One more token of an answer. Says why the answer has ended, or ''."""
