@@ -6,12 +6,14 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from tqdm import tqdm
 
+from models.info import ModelDirectoryError
+from runtime.config import UnusableConfig
 from runtime.engine import Progress
 from server.processes.child import HEARTBEAT_PERIOD_S
 
@@ -70,6 +72,17 @@ def return_free_memory() -> None:
     """To the system, what the allocator keeps for later; where the C library is glibc."""
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def end_where_it_would_fail_again() -> Iterator[None]:
+    """A model or a setting that cannot be used is told in one line, and ends the process as the supervisor understands
+    it: to start it again would change nothing."""
+    try:
+        yield
+    except (ModelDirectoryError, UnusableConfig) as error:
+        print(f"padless: {error}", file=sys.stderr)
+        sys.exit(CANNOT_START)
 
 
 def stay_with_parent(on_end: Callable[[], None]) -> "asyncio.Task[None]":

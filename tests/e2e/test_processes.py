@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from running_server import RunningServer, start_server, write_config
 
 StartServer = Callable[..., RunningServer]
@@ -227,3 +229,15 @@ def is_refused(port: int) -> bool:
     with socket.socket() as client:
         client.settimeout(1.0)
         return client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
+@pytest.mark.parametrize("is_inline", [False, True])
+def test_tokenizer_that_is_not_there_is_told_in_one_line(null_model: Path, tmp_path: Path, is_inline: bool) -> None:
+    """By the HTTP process, which is not started again: it would fail again."""
+    directory = tmp_path / "model"
+    shutil.copytree(null_model, directory)
+    (directory / "tokenizer.json").unlink()
+    server = start_server(write_config(tmp_path / "config.yaml", directory, engine={"inline": is_inline}))
+    assert server.process.wait(60) == 1
+    assert server.log.count("tokenizer.json: no such file") == 1 and "Traceback" not in server.log
+    assert "http 0 cannot be started; the reason is above" in server.log
