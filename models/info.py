@@ -162,7 +162,7 @@ def choose_task(path: Path, architecture: str, task: str) -> str:
     if not heads.get(task, True):
         kind = "classification" if task == "classify" else "language model"
         raise ModelDirectoryError(
-            f"{path}: task {task} needs a {kind} head, but the architecture is {architecture}. Set task to embed"
+            f"{path}: task {task} needs a {kind} head, but the architecture is {architecture}. Leave task out"
         )
     return task
 

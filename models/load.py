@@ -42,8 +42,8 @@ def load_decoder(directory: Path, info: ModelInfo) -> Decoder:
 def load_encoder(directory: Path, info: ModelInfo) -> TextModel:
     """The encoder with its head for `info.task`."""
     folder = directory / info.transformer
+    family = find_family(info.architecture, read_keys(folder)["model_type"])
     config = read_config(folder)
-    family = find_family(info.architecture, config.model_type)
     # Built without memory and filled later: initialising weights that are overwritten takes seconds for large models.
     with torch.device("meta"):
         head = build_head(directory, family, config, info)

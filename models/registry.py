@@ -42,6 +42,8 @@ def find_family(architecture: str, model_type: str) -> Family:
         ),
         None,
     )
+    if architecture in DECODERS:
+        raise ModelDirectoryError(f"config.json: {architecture} is served to generate only. Leave task out")
     if family is None:
         raise ModelDirectoryError(
             f"config.json: the architecture {architecture!r} is not served. Served are {', '.join(sorted(FAMILIES))}, "

@@ -93,6 +93,8 @@ def load_keys(config: HttpConfig, models: Collection[str], environment: Mapping[
     keys: list[KeyConfig] = []
     if config.api_keys is not None:
         path = Path(config.api_keys)
+        if not path.is_file():
+            raise ConfigError(f"server.api_keys {path}: there is no such file. Name one, or leave it out")
         keys += check_document(KeyFile, read_yaml(path, "keys"), str(path)).keys
         check_entries(keys, models, path)
     if KEY_VARIABLE in environment:

@@ -74,7 +74,8 @@ class HttpConfig(Section):
     canary_interval_s: Annotated[float, Field(gt=0)] = 5.0
     """An idle engine proves itself with a forward pass this often; `/ready` fails after three missed ones."""
     access_log: Literal["all", "failures", "none"] = "failures"
-    """Which requests get a line of JSON in the log, with their id, what became of them and how long they took."""
+    """Which requests get a line of JSON in the log, with their id, what became of them and how long they took. Where
+    `/health` and `/ready` say no they have not failed."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")

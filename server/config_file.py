@@ -139,8 +139,18 @@ def explain_errors(error: ValidationError, schema: type[BaseModel]) -> Iterator[
             yield f"{where}: unknown key{suggest_key(item['loc'], schema)}"
         elif item["type"] == "value_error":
             yield f"{where}: {item['ctx']['error']}" if where else str(item["ctx"]["error"])
+        elif item["type"] == "missing":
+            yield f"{where}: is missing"
         else:
-            yield f"{where}: {item['msg']}" + ("" if is_hidden else f" (got {item['input']!r})")
+            problem = explain_shape(item["type"], item["loc"], schema) or item["msg"]
+            yield f"{where}: {problem}" + ("" if is_hidden else f" (got {item['input']!r})")
+
+
+def explain_shape(kind: str, loc: tuple[str | int, ...], schema: type[BaseModel]) -> str | None:
+    """In the words of YAML, where pydantic has those of Python: which would show no way out. None: it has not."""
+    if kind == "model_type":
+        return f"must be a mapping, with keys out of {', '.join(find_section(loc, schema).model_fields)}"
+    return "must be a list" if kind == "tuple_type" else None
 
 
 def suggest_key(loc: tuple[str | int, ...], schema: type[BaseModel]) -> str:

@@ -187,7 +187,8 @@ class App:
             )
         if self.keyring.is_needed and call.path not in self.open_paths:
             self.state.metrics.count_key(call.key.name, outcome)
-        if self.access_log == "all" or (self.access_log == "failures" and outcome != "ok"):
+        is_probe = route is not None and route.is_open
+        if self.access_log == "all" or (self.access_log == "failures" and outcome != "ok" and not is_probe):
             log_access(call, outcome)
 
     def choose_request_id(self, call: Call) -> bytes:

@@ -19,7 +19,6 @@ import uvloop
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
 from runtime.build import BatchLimits, DraftModel, build_engine, build_null
-from runtime.config import UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
 from server.engine.batchers.batcher import Batcher, StepLimits
 from server.engine.batchers.cache_metrics import CacheMetrics
@@ -35,8 +34,8 @@ from server.metrics import Metrics
 from server.processes.core_plan import Place
 from server.processes.deployment import DeployedModel, Deployment, load
 from server.processes.startup import (
-    CANNOT_START,
     CRASHED,
+    end_where_it_would_fail_again,
     make_progress,
     set_up_logging,
     spare_garbage_collector,
@@ -240,12 +239,8 @@ async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) 
 def main() -> None:
     run_dir, *numbers = sys.argv[1:]
     set_up_logging(load(Path(run_dir)).config.server.log_level)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(Path(run_dir), *(int(number) for number in numbers)))
-    except (ModelDirectoryError, UnusableConfig) as error:
-        print(f"padless: {error}", file=sys.stderr)
-        sys.exit(CANNOT_START)
+    with end_where_it_would_fail_again(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(Path(run_dir), *(int(number) for number in numbers)))
 
 
 if __name__ == "__main__":

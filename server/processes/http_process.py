@@ -24,7 +24,12 @@ from server.http.connection import bound_connections
 from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
 from server.processes.deployment import DeployedModel, Deployment, load
-from server.processes.startup import set_up_logging, spare_garbage_collector, stay_with_parent
+from server.processes.startup import (
+    end_where_it_would_fail_again,
+    set_up_logging,
+    spare_garbage_collector,
+    stay_with_parent,
+)
 from server.tasks.task import Work
 from server.text.chat_template import load_chat_template
 from server.text.tokenizer import load_tokenizer
@@ -199,7 +204,7 @@ def main() -> None:
     set_up_logging(load(Path(run_dir)).config.server.log_level)
     raise_file_limit()
     listeners = [socket.socket(fileno=int(descriptor)) for descriptor in descriptors]
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with end_where_it_would_fail_again(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(Path(run_dir), int(worker), listeners))
 
 

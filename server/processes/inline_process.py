@@ -15,7 +15,7 @@ from server.metrics import Metrics
 from server.processes.deployment import load
 from server.processes.engine_process import build_loop
 from server.processes.http_process import build_state, connect, serve_http
-from server.processes.startup import set_up_logging
+from server.processes.startup import end_where_it_would_fail_again, set_up_logging
 from server.wire.client import EngineClient
 
 
@@ -39,7 +39,7 @@ async def serve(run_dir: Path, listeners: Sequence[socket.socket]) -> None:
 def main() -> None:
     run_dir, _, *descriptors, _ = sys.argv[1:]
     set_up_logging(load(Path(run_dir)).config.server.log_level)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with end_where_it_would_fail_again(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         listeners = [socket.socket(fileno=int(descriptor)) for descriptor in descriptors]
         runner.run(serve(Path(run_dir), listeners))
 

@@ -86,6 +86,7 @@ class Supervisor:
         announcer.cancel()
         patience_s = self.deployment.config.server.drain_timeout_s + KILL_AFTER_S
         has_drained = await self.stop(self.workers, patience_s)
+        self.listeners.close()  # nobody is left to answer: who comes now is refused at once, instead of waiting in vain
         await self.stop(self.engines, KILL_AFTER_S)
         await asyncio.gather(*keepers, announcer, return_exceptions=True)
         if self.failure:

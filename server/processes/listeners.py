@@ -1,5 +1,6 @@
 """The sockets that clients connect to, opened once by the supervisor, and its own way to them."""
 
+import errno
 import socket
 import ssl
 import urllib.request
@@ -62,11 +63,20 @@ def listen(host: str, port: int, host_key: str, port_key: str) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"{host_key} {host}, {port_key} {port}: {error.strerror}. Choose another port, or stop who has it"
+            f"{host_key} {host}, {port_key} {port}: {error.strerror}. {advise(error, host_key)}"
         ) from None
     listener.listen(BACKLOG)
     listener.setblocking(False)
     return listener
+
+
+def advise(error: OSError, host_key: str) -> str:
+    """The way out."""
+    if error.errno == errno.EADDRINUSE:
+        return "Choose another port, or stop who has it"
+    if error.errno == errno.EACCES:
+        return "Choose a port that you may have: those from 1024 are anybody's"
+    return f"Set {host_key} to an address of this machine: 127.0.0.1 for itself alone, 0.0.0.0 for all it has"
 
 
 def check_certificate(config: HttpConfig) -> None:

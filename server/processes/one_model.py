@@ -21,7 +21,7 @@ def configure_model(model: str, name: str | None = None, overrides: Sequence[str
         source, found = {"hub": model}, match["name"]
     else:
         raise ConfigError(explain(path, model))
-    return settle({"models": [{"name": name or found, "source": source}]}, overrides, model)
+    return settle({"models": [{"name": found if name is None else name, "source": source}]}, overrides, model)
 
 
 def explain(path: Path, model: str) -> str:

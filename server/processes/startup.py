@@ -1,16 +1,19 @@
 """What every process of ours does at its start: log lines, progress bars, and ending when its parent has."""
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from tqdm import tqdm
 
+from models.info import ModelDirectoryError
+from runtime.config import UnusableConfig
 from runtime.engine import Progress
 from server.processes.child import HEARTBEAT_PERIOD_S
 
@@ -54,9 +57,32 @@ def make_progress(name: str) -> Progress:
 
 def spare_garbage_collector() -> None:
     """To be called when all has been loaded: it stays, and to look through it takes longer than to parse the largest
-    bodies. New objects are looked through less often: with 64 requests under way there are always thousands."""
+    bodies. New objects are looked through less often: with 64 requests under way there are always thousands.
+
+    What loading has left behind goes first, because what is frozen is never freed: captured graphs are cycles, and hold
+    the weights as they were read, hundreds of megabytes of them.
+    """
+    gc.collect()
+    return_free_memory()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
+
+
+def return_free_memory() -> None:
+    """To the system, what the allocator keeps for later; where the C library is glibc."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def end_where_it_would_fail_again() -> Iterator[None]:
+    """A model or a setting that cannot be used is told in one line, and ends the process as the supervisor understands
+    it: to start it again would change nothing."""
+    try:
+        yield
+    except (ModelDirectoryError, UnusableConfig) as error:
+        print(f"padless: {error}", file=sys.stderr)
+        sys.exit(CANNOT_START)
 
 
 def stay_with_parent(on_end: Callable[[], None]) -> "asyncio.Task[None]":

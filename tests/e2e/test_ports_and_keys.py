@@ -111,6 +111,15 @@ def test_certificate_that_cannot_be_used(certificate: dict[str, Any], change: di
     assert PASSWORD not in str(raised.value)
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid"])
+def test_address_of_another_machine(host: str) -> None:
+    """Another port would be no way out."""
+    with pytest.raises(ConfigError, match=r"Set server\.host to an address of this machine"):
+        open_listeners(HttpConfig(host=host, port=0))
+    with pytest.raises(ConfigError, match=r"Set server\.admin_host to an address of this machine"):
+        open_listeners(HttpConfig(port=0, admin_host=host, admin_port=0))
+
+
 def test_admin_port_that_is_taken() -> None:
     first = open_listeners(HttpConfig(port=0))
     taken = first.public.getsockname()[1]

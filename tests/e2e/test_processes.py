@@ -1,8 +1,11 @@
 """The supervisor and its processes, with the null engine: start, share, crash, recover, drain, end."""
 
+import errno
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -10,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from running_server import RunningServer, start_server, write_config
 
 StartServer = Callable[..., RunningServer]
@@ -206,3 +210,34 @@ def test_sigterm_while_loading_ends_at_once(null_model: Path, tmp_path: Path) ->
     wait_for(lambda: bool(server.children("server.processes.engine_process")), "the engine process")
     assert server.stop() == 0
     assert "killed" not in server.log and "Traceback" not in server.log
+
+
+def test_who_comes_when_nobody_answers_any_more_is_refused(start: StartServer) -> None:
+    """A connection that is let in, and cut when the engines have ended, looks as if its request had been lost."""
+    server = start()
+    port = int(server.url.rsplit(":", 1)[1])
+    (engine,) = server.children("server.processes.engine_process")
+    os.kill(engine, signal.SIGSTOP)  # it has the supervisor wait for it
+    server.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: not server.children("server.processes.http_process"), "the end of the HTTP process")
+    wait_for(lambda: is_refused(port), "an address that refuses", 2.0)
+    assert server.process.poll() is None, "it still waits for the engine"
+    server.process.wait(30)
+
+
+def is_refused(port: int) -> bool:
+    with socket.socket() as client:
+        client.settimeout(1.0)
+        return client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
+@pytest.mark.parametrize("is_inline", [False, True])
+def test_tokenizer_that_is_not_there_is_told_in_one_line(null_model: Path, tmp_path: Path, is_inline: bool) -> None:
+    """By the HTTP process, which is not started again: it would fail again."""
+    directory = tmp_path / "model"
+    shutil.copytree(null_model, directory)
+    (directory / "tokenizer.json").unlink()
+    server = start_server(write_config(tmp_path / "config.yaml", directory, engine={"inline": is_inline}))
+    assert server.process.wait(60) == 1
+    assert server.log.count("tokenizer.json: no such file") == 1 and "Traceback" not in server.log
+    assert "http 0 cannot be started; the reason is above" in server.log

@@ -319,6 +319,11 @@ def test_unknown_architecture() -> None:
         find_family("BertModel", "roberta")
 
 
+def test_decoders_do_not_embed() -> None:
+    with pytest.raises(ModelDirectoryError, match=r"LlamaForCausalLM is served to generate only\. Leave task out"):
+        find_family("LlamaForCausalLM", "llama")
+
+
 def test_every_model_type_has_a_family() -> None:
     families = {*FAMILIES.values(), *DECODERS.values()}
     assert sorted(model_type for family in families for model_type in family.model_types) == sorted(DEFAULTS)

@@ -163,7 +163,29 @@ def test_file_without_a_model(write: Any) -> None:
 def test_missing_name_is_told(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("models: [{source: {path: x}}]")
-    assert "models.0.name: Field required" in message_of(path)
+    assert message_of(path) == f"{path}: models.0.name: is missing"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (
+            "models: [{name: a, source: ./here}]",
+            "models.0.source: must be a mapping, with keys out of path, package, hub",
+        ),
+        ("models: {name: a, source: {path: x}}", "models: must be a list (got"),
+        ("models: [a]", "models.0: must be a mapping, with keys out of name, source, task"),
+        (
+            "server: 8000\nmodels: [{name: a, source: {path: x}}]",
+            "server: must be a mapping, with keys out of host, port",
+        ),
+    ],
+)
+def test_value_of_another_shape_is_told_in_words_of_yaml(tmp_path: Path, content: str, problem: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    message = message_of(path)
+    assert message.startswith(f"{path}: {problem}") and "(got " in message
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,11 @@ def test_what_is_no_model(given: str, problem: str) -> None:
         configure_model(given)
 
 
+def test_a_name_that_is_empty_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^org/tiny: models\.0\.name: String should have at least 1 character"):
+        configure_model("org/tiny", "")
+
+
 def test_wrong_overrides_are_told_with_the_model() -> None:
     with pytest.raises(
         ConfigError, match=r"^org/tiny: models.0.limits.max_batch_token: .*did you mean 'max_batch_tokens'"

@@ -1,6 +1,7 @@
 """Every error: its status, its headers, and its body in the shape of each protocol."""
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,6 +262,23 @@ def test_clients_are_not_told_the_operators_keys() -> None:
     assert len(texts) > 500
     told = [(path.name, text) for path, text in texts if any(key in text for key in keys)]
     assert told == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("access_log", "paths"),
+    [("failures", ["/nothing"]), ("all", ["/health", "/ready", "/nothing"]), ("none", [])],
+)
+async def test_a_probe_that_says_no_has_not_failed(
+    make_server: MakeServer, caplog: pytest.LogCaptureFixture, access_log: str, paths: list[str]
+) -> None:
+    """The supervisor asks ten times a second while models load: what they print would be lost in it."""
+    caplog.set_level("INFO", logger="padless.access")
+    server = make_server(http={"access_log": access_log})
+    server.embed.reported = ()
+    for path, status in (("/health", 200), ("/ready", 503), ("/nothing", 404)):
+        assert (await server.client.get(path)).status_code == status
+    assert [json.loads(line)["path"] for line in caplog.messages] == paths
 
 
 @pytest.mark.anyio
