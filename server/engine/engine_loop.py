@@ -32,6 +32,8 @@ PREFETCH_LEAD_S = 0.002
 can be, and early enough that the engine never waits for Python."""
 OBSERVE_PERIOD_S = 0.5
 WATCH_PERIOD_S = 0.1
+PAUSE_S = 1.0
+"""Who wakes up so much too late has not been running: the process was stopped, or the machine was asleep."""
 
 
 class EngineLoop(Generic[AnyStep]):
@@ -227,12 +229,15 @@ class EngineLoop(Generic[AnyStep]):
                 self.last_observed_s = now_s
                 self.publish()
             is_idle = not self.under_way and self.batcher.wait_s(now_s) is None
-            if self.health.is_canary_due(now_s, is_idle=is_idle):
+            has_canary = any(step.is_canary for step in self.under_way)
+            if not has_canary and self.health.is_canary_due(now_s, is_idle=is_idle):
                 if is_idle:
                     self.batcher.check_books()
                     self.executor.trim()
                 self.run_canary(now_s)
             await asyncio.sleep(WATCH_PERIOD_S)
+            if monotonic() - now_s > PAUSE_S:
+                self.oldest_since_s = monotonic()  # all of this process stood still, and the step did, too
 
     def publish(self) -> None:
         queued_tokens = self.batcher.num_queued_tokens

@@ -5,8 +5,9 @@ The engine loop knows no more of engines than stands here.
 
 import os
 import threading
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Protocol, TypeVar
@@ -112,14 +113,7 @@ class DeviceThread(Executor[AnyStep]):
     def work(self, on_result: OnResult[AnyStep]) -> None:
         pin_thread(self.cores)
         while (step := self.next_step()) is not None:
-            if self.lease is not None:
-                self.is_waiting = True
-                self.lease.acquire(step.predicted_s)
-                self.is_waiting = False
-            result = self.run(step)
-            if self.lease is not None:
-                self.lease.end_step()
-            on_result(result)
+            on_result(self.run(step))
 
     def next_step(self) -> AnyStep | None:
         """None: there will be no more."""
@@ -135,7 +129,25 @@ class DeviceThread(Executor[AnyStep]):
         output: Output | None = None
         error: Exception | None = None
         try:
-            output = self.engine.run(step.batch)
+            with self.turn(step):
+                started_s = monotonic()
+                output = self.engine.run(step.batch)
         except Exception as failure:  # whatever it was, the jobs of this step must hear of it
-            error = failure
+            output, error = None, failure
         return StepResult(step, started_s, monotonic(), output, error)
+
+    @contextmanager
+    def turn(self, step: AnyStep) -> Iterator[None]:
+        """On the cores, where they are shared. Raises OSError."""
+        if self.lease is None:
+            yield
+            return
+        self.is_waiting = True
+        try:
+            self.lease.acquire(step.predicted_s)
+        finally:
+            self.is_waiting = False
+        try:
+            yield
+        finally:
+            self.lease.end_step()

@@ -151,8 +151,11 @@ class Part:
     def on_error(self, error: Exception) -> None:
         assert self.replica is not None
         is_idempotent = self.moved_from is None and not self.whole.stream.told.intersection(self.rows.tolist())
-        if is_idempotent and isinstance(error, EngineFailure | EngineUnavailable) and self.move():
+        is_engines = isinstance(error, EngineFailure | EngineUnavailable)
+        if is_idempotent and is_engines and self.move():
             return
+        if is_engines and self.moved_from is None:
+            self.replica.breaker.note_failure(monotonic())  # whose fault it was, nobody else can show any more
         self.is_over = True
         self.whole.fail(error)
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from runtime.engine import EngineInfo
 from runtime.engines.null_decoder import NullDecoder
+from server.engine.batchers.decoding import copies_into
+from server.engine.batchers.running_set import Part
 from server.engine.batchers.sequences import Generation
 from server.errors import DeadlineExceeded, EngineFailure, Unservable
 from server.wire.generation import AnswerNews, GenerationParams
@@ -315,6 +317,14 @@ def test_failing_request_fails_alone() -> None:
     run.run()
     assert isinstance(bad.error, EngineFailure) and isinstance(nan.error, EngineFailure)
     assert [each.answers[0] for each in good] == [expected_answer([number, 7], 10) for number in range(4)]
+
+
+def test_each_half_of_a_failed_step_copies_the_blocks_it_reads() -> None:
+    generations = [Generation([token_id], greedy(1), (0, 0.0, 0, 0), 1e9) for token_id in (1, 2)]
+    first, second = (Part(generation, generation.live[0], 0, 1) for generation in generations)
+    first.sequence.table.block_ids[:], second.sequence.table.block_ids[:] = [3, 4], [3, 6]
+    copies = [(5, 4), (5, 6)]
+    assert copies_into([first], copies) == [(5, 4)] and copies_into([second], copies) == [(5, 6)]
 
 
 class Ending:

@@ -33,7 +33,7 @@ class Anything:
 class Compiler:
     """Makes a matcher once a test lets it. Mutable: what was asked."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
         self.gate = threading.Event()
         self.asked: list[tuple[str, str]] = []
@@ -75,6 +75,16 @@ def test_answers_wait_for_their_grammar_and_others_do_not() -> None:
     held, _ = asyncio.run(compile_and_run(run, compiler, held_to("a+", num_sequences=2)))
     assert held.answers == {row: expected_answer([[1, 2], [3]][row // 2], 6) for row in range(4)}
     assert compiler.asked == [("regex", "a+")], "Once for all prompts."
+
+
+class Panic(BaseException):
+    """As of a library in Rust, which is no Exception."""
+
+
+def test_panic_of_the_grammar_library_fails_the_job() -> None:
+    compiler = Compiler(Panic("index out of bounds"))
+    held, _ = asyncio.run(compile_and_run(Continuous(make_matcher=compiler), compiler, held_to("a+")))
+    assert isinstance(held.error, EngineFailure) and "index out of bounds" in str(held.error)
 
 
 def test_grammar_that_cannot_be_followed_is_the_clients_error() -> None:

@@ -10,6 +10,7 @@ import pytest
 from server.engine import engine_loop, health
 from server.engine.core_lease import CoreLease
 from server.engine.cost_model import CostModel
+from server.errors import EngineFailure
 from tests.pure.fake_requests import make_job, make_sequence
 from tests.pure.gated_engine import GatedEngine, PackedLoop, make_loop, read_rows, until
 
@@ -123,3 +124,16 @@ async def test_the_next_step_is_formed_late_though_the_first_waits(
     other.give_back()
     await asyncio.gather(*readings)
     assert [len(batch) for batch in engine.batches[-2:]] == [1, 4]
+
+
+async def test_a_turn_that_cannot_be_had_fails_the_step_and_not_the_thread(
+    loop: PackedLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(predicted_s: float) -> None:
+        raise OSError("no locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CoreLease, "acquire", lambda lease, predicted_s: fail(predicted_s))
+        with pytest.raises(EngineFailure, match="no locks available"):
+            await read_rows(loop.submit(make_job([make_sequence(3)])))
+    assert len(await read_rows(loop.submit(make_job([make_sequence(3)])))) == 1

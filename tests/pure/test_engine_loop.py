@@ -238,6 +238,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+async def let_pass(clock: Clock, seconds: float) -> None:
+    """In the loop's sight: what passes between two looks of it, it takes for its own sleep."""
+    until_s = clock.now_s + seconds
+    while clock.now_s < until_s:
+        clock.now_s = min(clock.now_s + 0.9 * engine_loop.PAUSE_S, until_s)
+        await asyncio.sleep(1.5 * engine_loop.WATCH_PERIOD_S)
+
+
 async def test_loop_is_not_ready_before_its_first_success(engine: GatedEngine, clock: Clock) -> None:
     engine.close_gate()
     loop = make_loop(engine, canary_interval_s=5.0)
@@ -327,16 +335,48 @@ async def test_engine_that_hangs_is_given_up_and_who_waits_is_told(engine: Gated
     engine.close_gate()
     waiting = call(loop, make_sequence(5))
     await until(lambda: loop.under_way)
-    clock.now_s += 4.0
-    await asyncio.sleep(2 * engine_loop.WATCH_PERIOD_S)
+    await let_pass(clock, 4.0)
     assert loop.statuses()[0].is_ready, "a step that takes long is no outage"
     assert not loop.crashed.is_set()
-    clock.now_s += 2.0
+    await let_pass(clock, 2.0)
     assert not loop.statuses()[0].is_ready
     with pytest.raises(EngineUnavailable, match="the engine hangs"):
         await waiting
     assert loop.crashed.is_set()
     engine.open_gate()
+    await loop.close()
+
+
+async def test_a_process_that_stood_still_takes_its_own_pause_for_no_hang(engine: GatedEngine, clock: Clock) -> None:
+    loop = make_loop(engine, make_batcher(cost_model=CostModel(fixed_s=0.5)), canary_interval_s=5.0)
+    await loop.start()
+    await until(lambda: loop.statuses()[0].is_ready)
+    engine.close_gate()
+    waiting = call(loop, make_sequence(5))
+    await until(lambda: loop.under_way)
+    loop_time_s, clock.now_s = clock.now_s, clock.now_s + 60.0
+    await asyncio.sleep(2 * engine_loop.WATCH_PERIOD_S)
+    assert not loop.crashed.is_set()
+    assert loop.oldest_since_s >= loop_time_s + 60.0
+    engine.open_gate()
+    assert len(await waiting) == 1
+    await loop.close()
+
+
+async def test_no_canary_is_sent_behind_one_that_waits(engine: GatedEngine, clock: Clock) -> None:
+    """Else many would fail at once in the end, and an engine be given up for one moment's failure."""
+    loop = make_loop(engine, make_batcher(cost_model=CostModel(fixed_s=60.0)), canary_interval_s=5.0)
+    await loop.start()
+    await until(lambda: loop.statuses()[0].is_ready)
+    engine.error = RuntimeError("broken")
+    clock.now_s += 5.1
+    await until(lambda: loop.health.num_failed_canaries == 1)
+    engine.error = None
+    engine.close_gate()
+    await let_pass(clock, 5.0)
+    assert [step.is_canary for step in loop.under_way] == [True]
+    engine.open_gate()
+    await until(lambda: loop.statuses()[0].is_ready)
     await loop.close()
 
 

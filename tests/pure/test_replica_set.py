@@ -411,6 +411,18 @@ class TestBlame:
         submit(group, [5])
         assert len(engines[0].jobs) == FAILURES_TO_OPEN + 1
 
+    def test_engine_that_fails_in_the_middle_of_answers_is_left_alone(self, clock: Clock) -> None:
+        """They are not tried again, so no sibling shows whose fault it was."""
+        engines = FakeEngine(), FakeEngine(pending_tokens=100)
+        group = make_set(*engines)
+        for _ in range(FAILURES_TO_OPEN):
+            heard = submit(group, [5])
+            engines[0].tell(0)
+            heard.stream.told.add(0)
+            engines[0].fail(EngineFailure("broken"))
+        submit(group, [5])
+        assert (len(engines[0].jobs), len(engines[1].jobs)) == (FAILURES_TO_OPEN, 1)
+
     def test_job_that_fails_everywhere_blames_nobody(self, clock: Clock) -> None:
         """It is the job's own fault: no client may talk engines down."""
         engines = FakeEngine(), FakeEngine(pending_tokens=100)

@@ -132,7 +132,9 @@ class DecodingBatcher:
         except Unservable as error:
             self.fail(decoding, error)
             return
-        except Exception as error:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic in the Rust library is no Exception
             self.fail(decoding, EngineFailure(f"{type(error).__name__}: {error}"))
             return
         if decoding.stream in self.decodings:
@@ -300,7 +302,7 @@ class DecodingBatcher:
         if len(step.parts) > 1:
             middle = len(waiting) // 2
             halves = [half for half in (waiting[:middle], waiting[middle:]) if half]
-            return [self.pack_step(half, step.copies if half is halves[0] else []) for half in halves]
+            return [self.pack_step(half, copies_into(half, step.copies)) for half in halves]
         for part in waiting:
             self.fail_generation(part.generation, EngineFailure(str(error)))
         return []
@@ -356,6 +358,12 @@ class DecodingBatcher:
     def check_books(self) -> None:
         self.running.check()
         assert self.decodings or not (self.owners or self.queue.num_items), "Generations wait for nobody."
+
+
+def copies_into(parts: Sequence[Part], copies: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those copies of blocks that these parts read."""
+    own = {block_id for part in parts for block_id in part.sequence.table.block_ids}
+    return [(source, target) for source, target in copies if target in own]
 
 
 def count_phases(step: DecodingStep) -> tuple[int, int]:

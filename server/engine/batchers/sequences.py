@@ -19,8 +19,9 @@ from server.wire.generation import AnswerNews, FinishReason, GenerationParams, T
 class Sequence:
     """One answer under way, or one beam. Mutable: all but `index`.
 
-    `token_ids`: the prompt and what has been generated, as 64-bit numbers, which numpy takes in at once. `num_computed_tokens`: of these, how many have their keys and
-    values in the cache. `drafts`: guesses of what follows, to be checked in the next step.
+    `token_ids`: the prompt and what has been generated, as 64-bit numbers, which numpy takes in at once.
+    `num_computed_tokens`: of these, how many have their keys and values in the cache. `drafts`: guesses of what
+    follows, to be checked in the next step.
     """
 
     index: int
