@@ -7,6 +7,18 @@ from typing import Any
 
 from models.defaults import DEFAULTS, Keys, complete_keys
 
+BARE_ENCODERS = {
+    "albert": "AlbertModel",
+    "bert": "BertModel",
+    "camembert": "CamembertModel",
+    "distilbert": "DistilBertModel",
+    "electra": "ElectraModel",
+    "ernie": "ErnieModel",
+    "mpnet": "MPNetModel",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
+}
+
 
 class ModelDirectoryError(ValueError):
     """The directory cannot be served; the text names the file and the remedy."""
@@ -46,7 +58,8 @@ def read_keys(directory: Path) -> Keys:
 
 
 def read_architecture(keys: Keys) -> str:
-    return str((keys.get("architectures") or ["unknown"])[0])
+    """The first name; without one that of the model type's bare encoder, as AutoModel of transformers takes it."""
+    return str((keys.get("architectures") or [BARE_ENCODERS.get(str(keys.get("model_type")), "")])[0])
 
 
 def require_number(path: Path, keys: Keys, name: str, *, least: int = 1) -> int:

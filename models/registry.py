@@ -44,6 +44,8 @@ def find_family(architecture: str, model_type: str) -> Family:
     )
     if architecture in DECODERS:
         raise ModelDirectoryError(f"config.json: {architecture} is served to generate only. Leave task out")
+    if not architecture:
+        raise ModelDirectoryError(f"config.json: the key 'architectures' is missing, e.g. [\"{next(iter(DECODERS))}\"]")
     if family is None:
         raise ModelDirectoryError(
             f"config.json: the architecture {architecture!r} is not served. Served are {', '.join(sorted(FAMILIES))}, "
@@ -55,6 +57,8 @@ def find_family(architecture: str, model_type: str) -> Family:
 
 def find_decoder(architecture: str, model_type: str) -> DecoderFamily:
     """Raises ModelDirectoryError as `find_family` does."""
+    if not architecture:
+        raise ModelDirectoryError(f"config.json: the key 'architectures' is missing, e.g. [\"{next(iter(DECODERS))}\"]")
     if architecture not in DECODERS:
         raise ModelDirectoryError(
             f"config.json: the architecture {architecture!r} cannot generate. Those that can are {', '.join(DECODERS)}"

@@ -119,9 +119,12 @@ def have_equal_values(one: Tensor, other: Tensor) -> bool:
 def assign_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     """Give every parameter its values, as fp32 in memory of their own; parameters may be on `meta` before.
 
-    Raises ModelDirectoryError for missing, left-over, misshapen or mistyped tensors.
+    Raises ModelDirectoryError for missing, left-over, misshapen or mistyped tensors, and for NaN and infinity.
     """
     faults = list(find_faults(dict(module.named_parameters()), tensors))
+    broken = [name for name, value in tensors.items() if value.dtype in DTYPES and not torch.isfinite(value).all()]
+    if broken and not faults:
+        raise ModelDirectoryError(f"{source}: the weights hold numbers that are not finite: {list_names(broken)}")
     if faults:
         raise ModelDirectoryError(f"{source}: the weights do not fit the architecture; {'; '.join(faults)}")
     values = {
@@ -148,5 +151,9 @@ def find_faults(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor])
     }
     for what, names in faults.items():
         if names:
-            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-            yield f"{what}: {', '.join(names[:8])}{more}"
+            yield f"{what}: {list_names(names)}"
+
+
+def list_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from models.info import ModelDirectoryError
@@ -17,6 +18,7 @@ from server.processes.child import build_command, build_environment
 from server.processes.launch import launch
 from server.processes.one_model import configure_model
 
+COMMANDS = ("serve", "config", "graph", "quantize", "hash-key")
 SET_VARIABLE = "PADLESS_SET"
 """Overrides for every command, as a shell would split them: `server.host=0.0.0.0 engine.device=cuda`. For container
 images, where the command is the user's; `--set` comes after it, and wins."""
@@ -33,14 +35,16 @@ def main() -> None:
 
 
 def with_default_command(words: list[str]) -> list[str]:
-    """`padless --config FILE` means `padless serve --config FILE`."""
-    if words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
-        return ["serve", *words]
-    return words
+    """`padless --config FILE` means `padless serve --config FILE`, and `padless DIRECTORY` the same with serve."""
+    if not words or words[0] in ("-h", "--help", "--version", *COMMANDS):
+        return words
+    is_model = "/" in words[0] or Path(words[0]).is_dir()
+    return ["serve", *words] if words[0].startswith("-") or is_model else words
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("padless", description="A Transformer inference server without padding.")
+    parser.add_argument("--version", action="version", version=f"padless {version('padless')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     serve = add_serve(commands)
     config = commands.add_parser("config", help="print the effective configuration, every default spelt out")
@@ -113,7 +117,10 @@ def list_overrides(arguments: argparse.Namespace) -> list[str]:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.command == "hash-key":
-        print(describe_key(sys.stdin.readline().strip()))
+        given = sys.stdin.readline().strip()
+        if not given:
+            raise ConfigError("hash-key reads the key from standard input, and nothing came")
+        print(describe_key(given))
         return 0
     overrides = list_overrides(arguments)
     if arguments.command == "serve":

@@ -31,7 +31,8 @@ class HttpConfig(Section):
     """`/metrics` and `/info` are only here, in plain HTTP and for whoever reaches it; None: they are on `port`. 0, here
     and there: a free one."""
     api_keys: str | None = None
-    """The file of those who may ask, see `server/api_keys.py`; None: everybody may."""
+    """The file of those who may ask, see `server/api_keys.py`; None: everybody may. Paths are relative to the
+    working directory, here and everywhere, not to this file."""
     allow_priority: bool = False
     """Whether requests may set `priority` where no file of keys says who may."""
     cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/?#\s]+)$")], ...] = ()

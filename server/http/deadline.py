@@ -88,7 +88,12 @@ class Watch:
 
     def _expire(self) -> None:
         timeout_ms = (self._call.deadline_s - self._call.start_s) * 1000
-        self._stop(DeadlineExceeded(f"the answer was not complete within {timeout_ms:.0f} ms"))
+        self._stop(
+            DeadlineExceeded(
+                f"the answer was not complete within {timeout_ms:.0f} ms; allow more in {TIMEOUT_HEADER.decode()}, or "
+                "ask for less at once"
+            )
+        )
 
     def _stop(self, error: Exception) -> None:
         if self._error is None and not self._call.has_ended:

@@ -10,7 +10,8 @@ from tiny_models import CONFIGS
 from models.config import read_config
 from models.defaults import DEFAULTS, OFFSET_POSITIONS
 from models.info import ModelDirectoryError, read_info
-from models.registry import DECODERS, FAMILIES, find_family
+from models.keys import BARE_ENCODERS, read_architecture
+from models.registry import DECODERS, FAMILIES, find_decoder, find_family
 
 BERT = {
     "architectures": ["BertModel"],
@@ -312,11 +313,21 @@ def test_broken_config(tmp_path: Path, content: str | None, message: str) -> Non
 
 
 def test_unknown_architecture() -> None:
-    for architecture in ("GPT2Model", "BertForQuestionAnswering", "BertLMHeadModel", "unknown"):
+    for architecture in ("GPT2Model", "BertForQuestionAnswering", "BertLMHeadModel"):
         with pytest.raises(ModelDirectoryError, match=f"'{architecture}' is not served. Served are Albert, Bert"):
             find_family(architecture, "bert")
     with pytest.raises(ModelDirectoryError, match="'BertModel' contradicts model_type 'roberta'; it goes with bert"):
         find_family("BertModel", "roberta")
+
+
+def test_without_an_architecture_it_is_the_bare_encoder() -> None:
+    """As AutoModel of transformers has it. Of a decoder that would be one that cannot generate."""
+    for model_type, name in BARE_ENCODERS.items():
+        assert read_architecture({"model_type": model_type}) == name
+        assert model_type in find_family(name, model_type).model_types
+    for find in (find_family, find_decoder):
+        with pytest.raises(ModelDirectoryError, match="the key 'architectures' is missing"):
+            find(read_architecture({"model_type": "llama"}), "llama")
 
 
 def test_decoders_do_not_embed() -> None:

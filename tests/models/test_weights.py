@@ -94,6 +94,16 @@ def test_faults_are_named(directory: Path, fault: str) -> None:
     assert str(caught.value).startswith(f"{directory}: the weights do not fit the architecture; ")
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_refused_by_name(directory: Path, number: float) -> None:
+    def spoil(tensors: dict[str, Tensor]) -> None:
+        tensors[QUERY][3, 5] = number
+
+    edit(directory, spoil)
+    with pytest.raises(ModelDirectoryError, match=r"not finite: encoder\.stack\.layers\.1\.attention\.q\.weight$"):
+        load(directory)
+
+
 def test_old_names_and_buffers(directory: Path) -> None:
     """TensorFlow's names of norms, no prefix, position ids, and a language model's head: as published for BERT."""
     expected = load(directory)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from server.__main__ import build_parser, with_default_command
 from server.config import ConfigError
 from server.processes.one_model import configure_model
 
@@ -62,3 +63,16 @@ def test_wrong_overrides_are_told_with_the_model() -> None:
         ConfigError, match=r"^org/tiny: models.0.limits.max_batch_token: .*did you mean 'max_batch_tokens'"
     ):
         configure_model("org/tiny", overrides=["limits.max_batch_token=5"])
+
+
+def test_the_command_may_be_left_out(tmp_path: Path) -> None:
+    for words in (["--config", "a.yaml"], [str(tmp_path), "--port", "0"], ["org/name"]):
+        assert with_default_command(words) == ["serve", *words]
+    for words in (["serve", "x"], ["config", "a.yaml"], ["--help"], ["--version"], ["srve"], []):
+        assert with_default_command(words) == words
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("padless 0.")
