@@ -66,7 +66,7 @@ class ChatRequest(GenerationFields):
 
 
 async def create_chat_completion(call: Call, state: ServerState) -> Reply | None:
-    asked = parse_body(ChatRequest, call.body)
+    asked = parse_body(ChatRequest, call.take_body())
     model = state.pick_model(asked.model, TASK)
     call.model = model.name
     job = build_job(asked, model)

@@ -49,7 +49,7 @@ class CompletionRequest(GenerationFields):
 
 
 async def create_completion(call: Call, state: ServerState) -> Reply | None:
-    asked = parse_body(CompletionRequest, call.body)
+    asked = parse_body(CompletionRequest, call.take_body())
     model = state.pick_model(asked.model, TASK)
     call.model = model.name
     inputs = list_inputs(asked.prompt)
