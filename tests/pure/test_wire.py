@@ -74,7 +74,7 @@ messages = st.one_of(
         seconds,
         st.none() | st.builds(Failure, st.text(), st.text(), st.none() | st.text()),
     ),
-    st.builds(Status, st.booleans(), st.text(), numbers, seconds, seconds, st.none() | infos),
+    st.builds(Status, st.booleans(), st.text(), seconds, st.none() | infos),
 )
 sequences = st.lists(
     st.tuples(st.lists(numbers, min_size=1, max_size=9), st.booleans()).map(
