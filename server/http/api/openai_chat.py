@@ -147,12 +147,18 @@ class ChatChoices:
         self._has_token_ids = bool(asked.return_token_ids)
         self._begun: set[int] = set()
 
-    def list_chunks(self, delta: Delta) -> list[Choice]:
+    def tells(self, delta: Delta) -> bool:
+        return delta.index not in self._begun or self._has_news(delta) or bool(delta.finish_reason)
+
+    def _has_news(self, delta: Delta) -> bool:
+        return bool(delta.text or (delta.tokens and (self._has_logprobs or self._has_token_ids)))
+
+    async def list_chunks(self, delta: Delta) -> list[Choice]:
         chunks = []
         if delta.index not in self._begun:
             self._begun.add(delta.index)
             chunks.append(self._build_chunk(delta.index, {"role": "assistant", "content": ""}))
-        if delta.text or (delta.tokens and (self._has_logprobs or self._has_token_ids)):
+        if self._has_news(delta):
             chunk = self._build_chunk(delta.index, {"content": delta.text})
             if self._has_logprobs:
                 chunk["logprobs"] = format_objects(delta.tokens, self._texts)
