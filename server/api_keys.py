@@ -41,7 +41,7 @@ class KeyRights(Section):
     """Names of `models:`; others do not exist for this key."""
     requests_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None
-    """Of prompts and answers."""
+    """Of prompts and answers, and of inputs. `/tokenize` asks nothing of a model, and counts as a request only."""
     concurrent_requests: Positive | None = None
     priority: bool = False
     """Whether requests may set `priority`."""

@@ -51,7 +51,8 @@ class HttpConfig(Section):
     max_body_items: Positive = 300_000
     """Most values in one body: items of lists (texts count 3); objects, lists and members of objects count 20 each."""
     max_bodies_mb: Annotated[float, Field(gt=0)] = 256.0
-    """What an HTTP process holds of bodies at one time; beyond that 429. The first 64 KiB of each do not count."""
+    """What an HTTP process holds of bodies, and of what they said, at one time; beyond that 429. The first 64 KiB of
+    each do not count."""
     max_connections: Positive = 4096
     """Of one HTTP process; further ones are answered 503 and closed."""
     header_timeout_s: Annotated[float, Field(gt=0)] = 10.0

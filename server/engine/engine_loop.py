@@ -102,9 +102,7 @@ class EngineLoop(Generic[AnyStep]):
             EngineStatus(
                 is_ready=reason is None,
                 reason=reason or "ready",
-                queued_tokens=self.batcher.num_queued_tokens,
                 tokens_per_s=self.batcher.tokens_per_s(),
-                step_s=self.batcher.predict_short_s(),
                 info=self.executor.info,
             ),
         )

@@ -128,4 +128,4 @@ class Connection:
 
 
 def describe_status(status: EngineStatus) -> Status:
-    return Status(status.is_ready, status.reason, status.queued_tokens, status.tokens_per_s, status.step_s, status.info)
+    return Status(status.is_ready, status.reason, status.tokens_per_s, status.info)

@@ -23,7 +23,8 @@ RETRY_S = 1.0
 
 
 class BodyBudget:
-    """What this process holds of bodies at one time. Mutable: how much that is. Used from one thread."""
+    """What this process holds of bodies at one time, and until their answers' end of what they said, which is about as
+    large: nothing else bounds texts that are cut. Mutable: how much that is. Used from one thread."""
 
     def __init__(self, http: HttpConfig) -> None:
         self.max_bytes = int(http.max_body_mb * 1e6)

@@ -41,9 +41,9 @@ class ClientGone(Exception):
 
 @dataclass(slots=True)
 class Call:
-    """Mutable: `body` once it is read, `deadline_s` and `key` once they are known, what metrics and the access log want
-    to know, and whether the answer has begun and ended. Times are `time.monotonic()` seconds. `model` is a configured
-    name or UNKNOWN_MODEL.
+    """Mutable: `body` from when it is read until it is parsed, `deadline_s` and `key` once they are known, what metrics
+    and the access log want to know, and whether the answer has begun and ended. Times are `time.monotonic()` seconds.
+    `model` is a configured name or UNKNOWN_MODEL.
     """
 
     scope: Scope
@@ -80,6 +80,11 @@ class Call:
         """The first one of this name, in lower case."""
         value = self.request_headers.get(name)
         return None if value is None else value.decode("latin-1")
+
+    def take_body(self) -> bytes:
+        """To be parsed, once: what it says is held then, and it need not be held as well until the answer's end."""
+        body, self.body = self.body, b""
+        return body
 
     async def start(self, status: int, headers: Headers) -> None:
         await self.forward({"type": "http.response.start", "status": status, "headers": headers})

@@ -6,8 +6,10 @@ from time import monotonic
 from server.http.call import Call
 from server.http.endpoint import OpenJob
 from server.metrics import TokenMetrics
+from server.text.detokenizer import Detokenizer
 from server.text.text_stream import Delta, TextRules, TextStream
 from server.wire.generation import AnswerNews, TokenLogprob, read_news
+from server.wire.job import TokenArray
 
 
 class TextGeneration:
@@ -26,6 +28,7 @@ class TextGeneration:
         self.num_per_prompt: int = opened.params.num_sequences
         self._call, self._opened, self._metrics = call, opened, metrics
         self._rules = rules
+        self._primed = [self._prime(prompt) for prompt in self.prompts]
         self._texts = [self._begin(row) for row in range(len(self.prompts) * self.num_per_prompt)]
         self._num_open = len(self._texts)
         self._last_s = [0.0] * len(self._texts)
@@ -59,8 +62,14 @@ class TextGeneration:
         return sum(self._num_cached)
 
     def _begin(self, row: int) -> TextStream:
-        prompt = self.prompts[row // self.num_per_prompt].tolist()
-        return TextStream(row, self._opened.model.tokenizer.texts, prompt, self._rules)
+        return TextStream(row, self._primed[row // self.num_per_prompt], self._rules)
+
+    def _prime(self, prompt: TokenArray) -> Detokenizer:
+        """Behind which all answers to it begin."""
+        texts, skip = self._opened.model.tokenizer.texts, self._rules.skip_special_tokens
+        detokenizer = Detokenizer(texts, skip_special_tokens=skip)
+        detokenizer.prime(prompt.tolist())
+        return detokenizer
 
     def _restart(self, rows: list[int]) -> None:
         """All answers to their prompts, as the engine that computed them is gone."""

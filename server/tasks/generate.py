@@ -13,6 +13,10 @@ from server.text.tokenizer import Tokenizer
 from server.wire.generation import GenerationParams
 from server.wire.job import TokenSequence
 
+MAX_LOGPROBS_IN_ALL = 3_000_000
+"""Of one call. Each is some 80 bytes of the answer. One answer with 20 others for each of its tokens has fewer where a
+context is 131,072 tokens long."""
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationWish:
@@ -23,6 +27,8 @@ class GenerationWish:
     default_max_tokens: int
     """As many as there is room for, where `max_tokens` is None and there is room for less."""
     bad_words: tuple[str, ...] = ()
+    logprobs_field: str = "logprobs"
+    """The request's field that says how many."""
 
     @property
     def most_tokens(self) -> int:
@@ -37,9 +43,24 @@ class GenerationWish:
         # The engine ends every answer where the context does; this is what the shortest prompt leaves.
         most_room = context - min(prompt.num_tokens for prompt in prompts)
         params = replace(self.params, max_tokens=min(self.most_tokens, most_room))
+        self.check_logprobs(prompts, params.max_tokens)
         if self.bad_words:
             params = replace(params, bad_words=await encode_bad_words(self.bad_words, tokenizer))
         return params
+
+    def check_logprobs(self, prompts: Sequence[TokenSequence], max_tokens: int) -> None:
+        """Each answer repeats its prompt's. Raises InvalidField where they would fill the memory."""
+        params = self.params
+        num_logprobs = len(prompts) * max_tokens * (1 + params.num_logprobs)
+        num_logprobs += sum(prompt.num_tokens for prompt in prompts) * (1 + params.num_prompt_logprobs)
+        num_logprobs *= params.num_sequences
+        if num_logprobs > MAX_LOGPROBS_IN_ALL:
+            raise InvalidField(
+                f"the call asks for up to {num_logprobs} logprobs: n (or best_of) x tokens x (1 + the most probable "
+                f"ones); the limit is {MAX_LOGPROBS_IN_ALL}. Lower n, best_of, max_tokens or {self.logprobs_field}, or "
+                "send several requests",
+                param=self.logprobs_field,
+            )
 
     def check_room(self, num_prompt_tokens: int, context: int, field: str) -> None:
         """Raises InputTooLong where prompt and answer are longer than the context, InvalidField."""

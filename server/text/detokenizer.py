@@ -123,6 +123,13 @@ class Detokenizer:
             if not self._is_skipped(token_id):
                 self._decoder.decode(self._texts.find_bytes(token_id))
 
+    def copy(self) -> "Detokenizer":
+        """Another one, which goes on from here."""
+        twin = Detokenizer(self._texts, skip_special_tokens=self._skip_special_tokens)
+        twin._is_first = self._is_first
+        twin._decoder.setstate(self._decoder.getstate())
+        return twin
+
     def push(self, token_id: int) -> str:
         """The characters that this token completes."""
         if self._is_skipped(token_id):

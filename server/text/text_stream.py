@@ -1,9 +1,8 @@
 """One answer's tokens to its text: characters completed, stop strings found, stop tokens left out. Knows no engine."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.text.detokenizer import Detokenizer, TokenTexts
+from server.text.detokenizer import Detokenizer
 from server.text.stop_strings import StopStrings
 from server.wire.generation import AnswerNews, FinishReason, TokenLogprob
 
@@ -43,18 +42,17 @@ class Delta:
 
 
 class TextStream:
-    """One answer. Mutable: its text so far, as far as it is not certain yet, how many tokens it has, and
-    `finish_reason` once it has ended."""
+    """One answer, behind what `prompt` has read. Mutable: its text so far, as far as it is not certain yet, how many
+    tokens it has, and `finish_reason` once it has ended."""
 
-    def __init__(self, index: int, texts: TokenTexts, prompt: Sequence[int], rules: TextRules) -> None:
+    def __init__(self, index: int, prompt: Detokenizer, rules: TextRules) -> None:
         self.index = index
         self.finish_reason: FinishReason = ""
         self._is_new = True
         self._rules = rules
         self.num_tokens = 0
         self._num_chars = 0
-        self._detokenizer = Detokenizer(texts, skip_special_tokens=rules.skip_special_tokens)
-        self._detokenizer.prime(prompt)
+        self._detokenizer = prompt.copy()
         self._stops = StopStrings(rules.stop, is_included=rules.include_stop)
 
     def push(self, news: AnswerNews) -> Delta:

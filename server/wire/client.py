@@ -140,7 +140,7 @@ class SocketClient:
         """Nothing may hang: every job under way is told now. No effect where that has been done."""
         if self.writer is None and self.num_connections:
             return
-        self.status = EngineStatus(False, reason, num_restarts=self.num_connections, info=self.status.info)
+        self.status = EngineStatus(False, reason, info=self.status.info)
         if self.writer is not None:
             self.writer.close()
             self.writer = None
@@ -152,15 +152,7 @@ class SocketClient:
     def receive(self, message: Message) -> None:
         self.last_heard_s = monotonic()
         if isinstance(message, Status):
-            self.status = EngineStatus(
-                message.is_ready,
-                message.reason,
-                message.queued_tokens,
-                message.tokens_per_s,
-                message.step_s,
-                num_restarts=self.num_connections - 1,
-                info=message.info,
-            )
+            self.status = EngineStatus(message.is_ready, message.reason, message.tokens_per_s, message.info)
             return
         assert isinstance(message, Results), "An engine sends nothing else. This is a bug."
         if message.job_id not in self.pending:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from runtime.batch import NO_TOKEN
-from server.wire.job import Ragged, Result, join_rows
+from server.wire.job import Array, Ragged, Result, join_rows
 
 FinishReason = Literal["", "stop", "length"]
 REASONS: tuple[FinishReason, ...] = ("", "stop", "length")
@@ -60,11 +60,26 @@ class GenerationParams:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token's logprob, and the most probable tokens in its place."""
+    """One token's logprob, and the most probable tokens in its place: packed, as answers hold thousands of them."""
 
     logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-    """(token, logprob), the most probable first."""
+    top_ids: bytes = b""
+    """int32, the most probable first."""
+    top_logprobs: bytes = b""
+    """float64, one for each of them."""
+
+    @property
+    def top(self) -> list[tuple[int, float]]:
+        """(token, logprob), the most probable first."""
+        ids, logprobs = np.frombuffer(self.top_ids, np.int32), np.frombuffer(self.top_logprobs, np.float64)
+        return list(zip(ids.tolist(), logprobs.tolist(), strict=True))
+
+
+def pack_logprob(logprob: float, top_ids: Array, top_logprobs: Array) -> TokenLogprob:
+    """Both arrays may be filled up with NO_TOKEN."""
+    found = top_ids != NO_TOKEN
+    ids, logprobs = top_ids[found].astype(np.int32), top_logprobs[found].astype(np.float64)
+    return TokenLogprob(logprob, ids.tobytes(), logprobs.tobytes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +136,13 @@ def write_logprobs(prefix: str, rows: Sequence[Sequence[TokenLogprob]]) -> dict[
     """float64 `[num_tokens]` of the tokens, int32 and float64 `[num_tokens, k]` of the most probable ones, filled up
     with NO_TOKEN."""
     found = [logprob for row in rows for logprob in row]
-    width = max(len(logprob.top) for logprob in found)
+    tops = [np.frombuffer(logprob.top_ids, np.int32) for logprob in found]
+    width = max(map(len, tops))
     top_ids = np.full((len(found), width), NO_TOKEN, np.int32)
     top_logprobs = np.full((len(found), width), np.nan, np.float64)
-    for place, logprob in enumerate(found):
-        for rank, pair in enumerate(logprob.top):
-            top_ids[place, rank], top_logprobs[place, rank] = pair
+    for place, (ids, logprob) in enumerate(zip(tops, found, strict=True)):
+        top_ids[place, : len(ids)] = ids
+        top_logprobs[place, : len(ids)] = np.frombuffer(logprob.top_logprobs, np.float64)
     splits = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int32)
     return {
         f"{prefix}logprobs": Ragged(np.array([logprob.logprob for logprob in found], np.float64), splits),
@@ -138,8 +154,5 @@ def write_logprobs(prefix: str, rows: Sequence[Sequence[TokenLogprob]]) -> dict[
 def read_logprobs(prefix: str, arrays: dict[str, Ragged], place: int) -> tuple[TokenLogprob, ...]:
     if f"{prefix}logprobs" not in arrays:
         return ()
-    rows = (arrays[f"{prefix}{name}"].row(place).tolist() for name in ("logprobs", "top_ids", "top_logprobs"))
-    return tuple(
-        TokenLogprob(logprob, tuple(pair for pair in zip(ids, values, strict=True) if pair[0] != NO_TOKEN))
-        for logprob, ids, values in zip(*rows, strict=True)
-    )
+    logprobs, *tops = (arrays[f"{prefix}{name}"].row(place) for name in ("logprobs", "top_ids", "top_logprobs"))
+    return tuple(map(pack_logprob, logprobs.tolist(), *tops))

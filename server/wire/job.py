@@ -158,10 +158,6 @@ class EngineStatus:
 
     is_ready: bool
     reason: str
-    queued_tokens: int = 0
     tokens_per_s: float = 0.0
     """Measured rate: of full batches, or of answers' tokens where those are what takes time; 0: not known yet."""
-    step_s: float = 0.0
-    """What a step of one short input takes; 0: not known yet."""
-    num_restarts: int = 0
     info: EngineInfo | None = None

@@ -71,9 +71,7 @@ class Status(msgspec.Struct, tag=True, array_like=True):
 
     is_ready: bool
     reason: str
-    queued_tokens: int
     tokens_per_s: float
-    step_s: float
     info: EngineInfo | None
 
 

@@ -1,6 +1,7 @@
 """What goes into the socket comes out of it, whatever it is and however it is cut into pieces."""
 
 import asyncio
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from runtime.batch import ArraySpec
 from runtime.engine import EngineInfo
 from server.errors import DeadlineExceeded, EngineFailure, EngineUnavailable, ServiceError, Unservable
 from server.tasks.embed import EmbedParams
-from server.wire.generation import AnswerNews, GenerationParams, TokenLogprob, read_news, write_news
+from server.wire.generation import AnswerNews, GenerationParams, TokenLogprob, pack_logprob, read_news, write_news
 from server.wire.job import Array, Job, Ragged, Result, TokenSequence, join_rows, write_inputs
 from server.wire.messages import (
     Cancel,
@@ -73,7 +74,7 @@ messages = st.one_of(
         seconds,
         st.none() | st.builds(Failure, st.text(), st.text(), st.none() | st.text()),
     ),
-    st.builds(Status, st.booleans(), st.text(), numbers, seconds, seconds, st.none() | infos),
+    st.builds(Status, st.booleans(), st.text(), seconds, st.none() | infos),
 )
 sequences = st.lists(
     st.tuples(st.lists(numbers, min_size=1, max_size=9), st.booleans()).map(
@@ -254,10 +255,15 @@ def test_part_of_a_job_is_about_some_of_its_inputs() -> None:
     assert job.cut(0, 2) is job
 
 
+def pack_pairs(logprob: float, pairs: list[tuple[int, float]]) -> TokenLogprob:
+    ids, values = np.array([pair[0] for pair in pairs], np.int32), np.array([pair[1] for pair in pairs])
+    packed = pack_logprob(logprob, ids, values)
+    assert packed.top == pairs
+    return packed
+
+
 logprobs = st.builds(
-    TokenLogprob,
-    st.floats(-50, 0, width=32),
-    st.lists(st.tuples(numbers, st.floats(-50, 0, width=32)), max_size=3).map(tuple),
+    pack_pairs, st.floats(-50, 0, width=32), st.lists(st.tuples(numbers, st.floats(-50, 0, width=32)), max_size=3)
 )
 
 
@@ -281,6 +287,19 @@ def test_news_of_answers_survive_as_arrays(news: list[AnswerNews], is_last: bool
     assert isinstance(result, Result)
     assert result.is_last == is_last
     assert read_news(result) == news
+
+
+def test_logprobs_are_held_in_a_few_hundred_bytes() -> None:
+    """An answer's tokens with 20 others each; as tuples of numbers they took 2.5 kB."""
+    news = [AnswerNews(0, (17,), (pack_pairs(-1.5, [(1000 + rank, -0.1 * rank) for rank in range(20)]),))]
+    result = read_result(send(write_result(1, write_news(news, is_last=False))))
+    assert isinstance(result, Result)
+    read_news(result)
+    tracemalloc.start()
+    held = [read_news(result)[0].logprobs for _ in range(1000)]
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size / len(held) < 600 and held[0] == news[0].logprobs
 
 
 def test_one_token_crosses_as_one_small_array() -> None:

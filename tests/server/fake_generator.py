@@ -23,7 +23,7 @@ from server.metrics import Metrics
 from server.tasks.registry import TASKS
 from server.text.chat_template import load_chat_template
 from server.text.tokenizer import Tokenizer, load_tokenizer
-from server.wire.generation import AnswerNews, FinishReason, GenerationParams, TokenLogprob, write_news
+from server.wire.generation import AnswerNews, FinishReason, GenerationParams, TokenLogprob, pack_logprob, write_news
 from server.wire.job import EngineStatus, Job
 from server.wire.result_stream import ResultStream
 
@@ -172,10 +172,9 @@ class FakeJob:
     def find_logprobs(self, ids: Any, num_top: int) -> tuple[TokenLogprob, ...]:
         if num_top < 0:
             return ()
+        others = np.arange(10, 10 + num_top)
         return tuple(
-            TokenLogprob(
-                find_logprob(token_id), tuple((other, -0.05 * (other + 1)) for other in range(10, 10 + num_top))
-            )
+            pack_logprob(find_logprob(token_id), others, np.array([-0.05 * (other + 1) for other in others]))
             for token_id in ids
         )
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from test_bad_input import JSON, check_openai_error
 
 from server.errors import Unservable
+from server.tasks import generate
 
 pytestmark = pytest.mark.anyio
 
@@ -273,3 +274,23 @@ async def test_any_json_is_answered(generator: GenerationServer, fields: dict[st
     assert response.status_code in (200, 400), response.text
     assert response.status_code == 200 or response.json()["error"]["message"]
     generator.check_idle()
+
+
+async def test_more_logprobs_than_memory_holds(generator: GenerationServer) -> None:
+    """Those of a prompt count for each of its answers, which repeat them."""
+    many = {"prompt": [[5]] * 16, "n": 128, "logprobs": 20}
+    for fields in ({"max_tokens": 120}, {"prompt": [[5] * 120] * 16, "echo": True, "max_tokens": 0}):
+        response = await generator.client.post("/v1/completions", json={"model": "writer"} | many | fields)
+        message = check_openai_error(response, 400, param="logprobs", code="invalid_value")
+        assert "limit is 3000000" in message and "Lower n, best_of, max_tokens or logprobs" in message
+    assert generator.engine.jobs == []
+    generator.check_idle()
+
+
+async def test_as_many_logprobs_as_there_may_be(generator: GenerationServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "MAX_LOGPROBS_IN_ALL", 4 * 10 * 21)
+    fields = {"n": 4, "max_tokens": 10, "logprobs": True, "top_logprobs": 20}
+    assert (await generator.chat(**fields)).is_success
+    response = await generator.chat(**fields | {"max_tokens": 11})
+    assert "or top_logprobs" in check_openai_error(response, 400, param="top_logprobs", code="invalid_value")
+    assert (await generator.chat(n=4)).is_success, "others are asked for none"

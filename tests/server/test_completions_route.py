@@ -6,6 +6,8 @@ import pytest
 from conftest import MakeGenerator
 from fake_generator import BOS, CONTEXT, EOS, GenerationServer, find_logprob, read_events
 
+from server.text.detokenizer import Detokenizer
+
 pytestmark = pytest.mark.anyio
 
 
@@ -228,6 +230,21 @@ async def test_what_lm_evaluation_harness_asks_for(generator: GenerationServer) 
         max(top.values()) >= own
         for own, top in zip(logprobs["token_logprobs"][1:], logprobs["top_logprobs"][1:], strict=True)
     )
+
+
+async def test_a_prompt_is_read_once_for_all_of_its_answers(
+    generator: GenerationServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primed: list[list[int]] = []
+    prime = Detokenizer.prime
+
+    def note(detokenizer: Detokenizer, prompt: list[int]) -> None:
+        primed.append(prompt)
+        prime(detokenizer, prompt)
+
+    monkeypatch.setattr(Detokenizer, "prime", note)
+    assert len((await generator.complete([[5, 6], [7]], n=8)).json()["choices"]) == 16
+    assert primed == [[5, 6], [7]]
 
 
 async def test_prompt_and_answer_fill_the_context(generator: GenerationServer) -> None:

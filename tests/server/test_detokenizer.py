@@ -68,6 +68,19 @@ def test_no_character_is_split() -> None:
     assert [stream.push(ids[0]), stream.finish()] == ["", "\ufffd"]
 
 
+def test_copies_go_on_by_themselves() -> None:
+    """All answers to a prompt may begin with the rest of its last character."""
+    *begin, last = RAW["byte-level"].encode("😀", add_special_tokens=False).ids
+    prompt = Detokenizer(TEXTS["byte-level"])
+    prompt.prime(begin)
+    copies = [prompt.copy() for _ in range(2)]
+    assert [copy.push(last) for copy in copies] == ["😀", "😀"]
+    assert copies[0].copy().finish() == "" and prompt.finish() == "\ufffd"
+    the = RAW["byte fallback"].token_to_id("▁the")
+    first = Detokenizer(TEXTS["byte fallback"])
+    assert [first.copy().push(the), first.copy().push(the)] == ["the", "the"]
+
+
 def test_only_the_first_word_loses_its_blank() -> None:
     texts = TEXTS["byte fallback"]
     the = RAW["byte fallback"].token_to_id("▁the")

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.errors import DeadlineExceeded, EngineFailure, EngineUnavailable
-from server.http.api.openai_generation import Envelope
+from server.http.api import openai_completions
+from server.http.api.openai_generation import INLINE_TOKENS, Envelope
 from server.wire.job import EngineStatus
 
 pytestmark = pytest.mark.anyio
@@ -214,6 +215,34 @@ async def test_many_logprobs_are_written_off_the_event_loop(
         assert all(len(choice["logprobs"]["content"]) > 20 for choice in choices if "logprobs" in fields)
     assert (await generator.complete("Once " * 50, logprobs=1, echo=True, n=32, max_tokens=0)).is_success
     assert [writer is threading.main_thread() for writer in writers] == [True, True, True, False, False]
+
+
+async def test_a_streamed_prompt_is_written_once_and_off_the_event_loop(
+    generator: GenerationServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,000 tokens with 20 others each take 0.1 s, for each of 128 answers."""
+    writers: list[threading.Thread] = []
+    format_lists = openai_completions.format_lists
+
+    def note(tokens: Any, *arguments: Any, **options: Any) -> Any:
+        if len(tokens) > 1:
+            writers.append(threading.current_thread())
+            assert generator.engine.jobs[0].stream.told, "or a sibling could begin anew meanwhile"
+        return format_lists(tokens, *arguments, **options)
+
+    wrapped: list[Any] = []
+    wrap = Envelope.wrap
+    monkeypatch.setattr(openai_completions, "format_lists", note)
+    monkeypatch.setattr(Envelope, "wrap", lambda *given, **more: wrapped.append(given[1]) or wrap(*given, **more))
+    prompt = [5] * (INLINE_TOKENS + 1)
+    fields = {"logprobs": 1, "echo": True, "n": 8, "max_tokens": 2}
+    events = read_events(await generator.complete(prompt, stream=True, **fields))
+    assert len(writers) == 1 and writers[0] is not threading.main_thread()
+    assert len({id(choices[0]["logprobs"]) for choices in wrapped[::2][:8]}) == 1, "those of the first chunks"
+    whole = (await generator.complete(prompt, **fields)).json()["choices"]
+    assert [join(events, index) for index in range(8)] == [choice["text"] for choice in whole]
+    first = next(event["choices"][0] for event in events if event["choices"][0]["index"] == 7)
+    assert len(first["logprobs"]["tokens"]) == len(prompt) and first["finish_reason"] is None
 
 
 async def test_the_deadline(make_generator: MakeGenerator) -> None:

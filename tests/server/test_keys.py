@@ -180,6 +180,14 @@ class TestLimits:
         assert int(response.headers["retry-after"]) == 60  # 12 tokens are missing: 72 s, of which clients wait 60
         assert server.state.models["embedder"].admission.num_inputs == 0
 
+    async def test_the_tokenizer_alone_costs_a_request_and_no_tokens(self, server: Server) -> None:
+        lock(server, {"tokens_per_minute": 10, "requests_per_minute": 2})
+        bucket = server.app.keyring.find(SECRET)._tokens
+        for status in (200, 200, 429):
+            body = {"inputs": "word1 " * 14, "model": "embedder"}
+            assert (await server.client.post("/tokenize", json=body, headers=BEARER)).status_code == status
+        assert bucket._level == 10
+
     async def test_what_is_refused_costs_nothing(self, server: Server) -> None:
         lock(server, {"tokens_per_minute": 10})
         for _ in range(5):

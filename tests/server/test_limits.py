@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -227,6 +228,26 @@ class TestMemory:
         await asyncio.gather(*(call.task for call in calls), small)
         assert [call.status for call in calls] == [200] * 3 and small.result().status_code == 200
         assert bodies.held_bytes == 0
+
+    async def test_what_is_parsed_is_not_held_as_bytes_as_well(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bodies: list[bytes] = []
+        real = deadline.read_body
+
+        async def read(call: Any, held: Any) -> bytes:
+            bodies.append(await real(call, held))
+            return bodies[0]
+
+        monkeypatch.setattr(deadline, "read_body", read)
+        server.embed.gate = asyncio.Event()
+        call = RawCall(server.app, "/v1/embeddings", self.BODY[:50_000], self.BODY[50_000:])
+        await wait_until(lambda: server.embed.num_running == 1)
+        num_references = sys.getrefcount(bodies[0])
+        assert bodies == [self.BODY] and num_references == 2, "the list's and the argument"
+        server.embed.gate.set()
+        await call.task
+        assert call.status == 200
 
     async def test_half_a_body_is_given_back_by_those_who_go(self, server: Server) -> None:
         call = RawCall(server.app, "/v1/embeddings", self.BODY[:80_000], is_complete=False)

@@ -212,6 +212,7 @@ async def test_info(server: Server) -> None:
     body = response.json()
     assert [model["name"] for model in body["models"]] == ["embedder", "classifier"]
     assert body["models"][1]["id2label"] == {"0": "negative", "1": "neutral", "2": "positive"}
-    assert body["models"][0]["replicas"][0]["is_ready"] is True
+    replica = body["models"][0]["replicas"][0]
+    assert replica["is_ready"] is True and sorted(replica) == ["info", "is_ready", "reason", "tokens_per_s"]
     assert body["config"]["models"][0]["limits"]["max_client_batch_size"] == 2048
     assert body["is_draining"] is False

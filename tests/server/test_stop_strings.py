@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.text.detokenizer import TokenTexts
+from server.text.detokenizer import Detokenizer, TokenTexts
 from server.text.stop_strings import StopStrings
 from server.text.text_stream import TextRules, TextStream
 from server.wire.generation import AnswerNews
@@ -109,7 +109,7 @@ def test_over_events_of_several_tokens(
     """Stop strings do not count in the first `min_tokens` tokens, and what comes after a hit is dropped."""
     head, tail = text[:min_tokens], text[min_tokens:]
     cut, is_hit = cut_at_stop(tail, stops, is_included=is_included)
-    stream = TextStream(0, LETTER_TEXTS, [], TextRules(tuple(stops), is_included, min_tokens=min_tokens))
+    stream = TextStream(0, Detokenizer(LETTER_TEXTS), TextRules(tuple(stops), is_included, min_tokens=min_tokens))
     ids = ["ab".index(letter) for letter in text]
     groups = [tuple(ids[begin : begin + size]) for begin in range(0, len(ids), size)] or [()]
     deltas = []

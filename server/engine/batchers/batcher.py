@@ -71,9 +71,6 @@ class Batcher(Protocol[AnyStep]):
     def tokens_per_s(self) -> float:
         """The measured rate at which what waits here is worked off; 0 where nothing was measured yet."""
 
-    def predict_short_s(self) -> float:
-        """What a step of one short input takes; 0 where nothing was measured yet."""
-
     def add(self, job: Job, stream: ResultStream, now_s: float) -> None:
         """Queue a job. Raises Unservable where it could never run."""
 

@@ -98,9 +98,6 @@ class DecodingBatcher:
         step_s = self.cost_model.predict(StepCost(num_seqs, num_seqs * self.options.max_total_tokens // 2))
         return num_seqs / step_s if step_s > 0 else 0.0
 
-    def predict_short_s(self) -> float:
-        return self.cost_model.predict(StepCost(1, 1))
-
     def add(self, job: Job, stream: ResultStream, now_s: float) -> None:
         """See Batcher."""
         params: GenerationParams = job.params

@@ -22,7 +22,6 @@ Reduce = Callable[[dict[str, Ragged], Any], dict[str, Ragged]]
 
 MAX_LOOK_AHEAD = 64
 """Inputs passed over in search of one that still fits the budget."""
-SHORT_TOKENS = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -78,9 +77,6 @@ class PackedBatcher:
 
     def tokens_per_s(self) -> float:
         return self.cost_model.tokens_per_s(self.limits.max_batch_tokens)
-
-    def predict_short_s(self) -> float:
-        return self.cost_model.predict(cost_of_lengths([SHORT_TOKENS]))
 
     def add(self, job: Job, stream: ResultStream, now_s: float) -> None:
         """See Batcher. No input may be longer than the budget: it would never run."""

@@ -13,7 +13,7 @@ from server.engine.batchers.running_set import Part, RunningSet
 from server.engine.batchers.sampling_rows import Row
 from server.engine.batchers.sequences import Generation, Sequence
 from server.errors import EngineFailure, Unservable
-from server.wire.generation import TokenLogprob
+from server.wire.generation import TokenLogprob, pack_logprob
 
 logger = logging.getLogger("padless.engine")
 
@@ -183,5 +183,5 @@ def list_generations(parts: list[Part]) -> list[Generation]:
 
 
 def read_logprob(tokens: SampledTokens, place: int, num_top: int) -> TokenLogprob:
-    pairs = zip(tokens.top_ids[place, :num_top].tolist(), tokens.top_logprobs[place, :num_top].tolist(), strict=True)
-    return TokenLogprob(float(tokens.logprobs[place]), tuple(pair for pair in pairs if pair[0] != NO_TOKEN))
+    ids, logprobs = tokens.top_ids[place, :num_top], tokens.top_logprobs[place, :num_top]
+    return pack_logprob(float(tokens.logprobs[place]), ids, logprobs)

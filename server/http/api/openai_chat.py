@@ -66,7 +66,7 @@ class ChatRequest(GenerationFields):
 
 
 async def create_chat_completion(call: Call, state: ServerState) -> Reply | None:
-    asked = parse_body(ChatRequest, call.body)
+    asked = parse_body(ChatRequest, call.take_body())
     model = state.pick_model(asked.model, TASK)
     call.model = model.name
     job = build_job(asked, model)
@@ -91,7 +91,7 @@ def build_job(asked: ChatRequest, model: ServedModel) -> TextJob:
         raise InvalidField("top_logprobs needs logprobs; set logprobs to true or leave it out", param="top_logprobs")
     params = build_params(asked, model, num_logprobs=(asked.top_logprobs or 0) if asked.logprobs else -1)
     context = model.tokenizer.max_input_tokens
-    wish = GenerationWish(params, choose_max_tokens(asked), context, tuple(asked.bad_words or ()))
+    wish = GenerationWish(params, choose_max_tokens(asked), context, tuple(asked.bad_words or ()), "top_logprobs")
     return TextJob(
         [chat],
         "messages",
@@ -147,12 +147,18 @@ class ChatChoices:
         self._has_token_ids = bool(asked.return_token_ids)
         self._begun: set[int] = set()
 
-    def list_chunks(self, delta: Delta) -> list[Choice]:
+    def tells(self, delta: Delta) -> bool:
+        return delta.index not in self._begun or self._has_news(delta) or bool(delta.finish_reason)
+
+    def _has_news(self, delta: Delta) -> bool:
+        return bool(delta.text or (delta.tokens and (self._has_logprobs or self._has_token_ids)))
+
+    async def list_chunks(self, delta: Delta) -> list[Choice]:
         chunks = []
         if delta.index not in self._begun:
             self._begun.add(delta.index)
             chunks.append(self._build_chunk(delta.index, {"role": "assistant", "content": ""}))
-        if delta.text or (delta.tokens and (self._has_logprobs or self._has_token_ids)):
+        if self._has_news(delta):
             chunk = self._build_chunk(delta.index, {"content": delta.text})
             if self._has_logprobs:
                 chunk["logprobs"] = format_objects(delta.tokens, self._texts)

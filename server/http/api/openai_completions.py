@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
+import orjson
 from pydantic import Field, StrictBool, StrictInt
 
 from server.errors import InvalidField
@@ -14,7 +15,7 @@ from server.http.api.generation_params import build_params, build_rules
 from server.http.api.logprobs import format_lists
 from server.http.api.openai_embeddings import list_inputs
 from server.http.api.openai_errors import render_error
-from server.http.api.openai_generation import Answer, Choice, Choices, Envelope, generate
+from server.http.api.openai_generation import INLINE_TOKENS, Answer, Choice, Choices, Envelope, generate
 from server.http.api.openai_schemas import EVENT_STREAM, CompletionReply, ErrorReply
 from server.http.body import parse_body
 from server.http.call import Call, Reply
@@ -49,7 +50,7 @@ class CompletionRequest(GenerationFields):
 
 
 async def create_completion(call: Call, state: ServerState) -> Reply | None:
-    asked = parse_body(CompletionRequest, call.body)
+    asked = parse_body(CompletionRequest, call.take_body())
     model = state.pick_model(asked.model, TASK)
     call.model = model.name
     inputs = list_inputs(asked.prompt)
@@ -135,7 +136,7 @@ class CompletionChoices:
     def __init__(
         self, asked: CompletionRequest, model: ServedModel, generation: TextGeneration, echoes: list[Echo]
     ) -> None:
-        self._texts = model.tokenizer.texts
+        self._tokenizer, self._texts = model.tokenizer, model.tokenizer.texts
         self._has_logprobs = asked.logprobs is not None
         self._has_token_ids = bool(asked.return_token_ids) or not model.tokenizer.knows_texts
         self._has_echo = bool(asked.echo)
@@ -144,15 +145,24 @@ class CompletionChoices:
         self._echoes = echoes
         self._begun: set[int] = set()
         self._echoed: dict[int, dict[str, Any]] = {}
+        self._written: dict[int, dict[str, orjson.Fragment]] = {}
 
-    def list_chunks(self, delta: Delta) -> list[Choice]:
-        echo = self._echoes[delta.index // self._num_answers]
+    def tells(self, delta: Delta) -> bool:
+        return self._repeats_prompt(delta) or self._has_news(delta)
+
+    def _repeats_prompt(self, delta: Delta) -> bool:
+        return self._has_echo and delta.index not in self._begun
+
+    def _has_news(self, delta: Delta) -> bool:
+        return bool(delta.text or delta.finish_reason or self._has_logprobs or self._has_token_ids)
+
+    async def list_chunks(self, delta: Delta) -> list[Choice]:
         chunks = []
-        if self._has_echo and delta.index not in self._begun:
+        if self._repeats_prompt(delta):
             self._begun.add(delta.index)
-            chunks.append(self._build(delta.index, echo.text, (), "", has_echo=True))
-        says_nothing = not (delta.text or delta.finish_reason or self._has_logprobs or self._has_token_ids)
-        if not says_nothing:
+            echo = await self._write_echo(delta.index // self._num_answers)
+            chunks.append(self._build(delta.index, "", (), "", has_echo=False) | echo)
+        if self._has_news(delta):
             chunks.append(self._build(delta.index, delta.text, delta.tokens, delta.finish_reason, has_echo=False))
         return chunks
 
@@ -172,6 +182,21 @@ class CompletionChoices:
         if self._has_token_ids:
             choice["token_ids"] = [token.token_id for token in tokens]
         return choice
+
+    async def _write_echo(self, place: int) -> dict[str, orjson.Fragment]:
+        """What the first chunks of all answers to a prompt have in place of their own."""
+        if place not in self._written:
+            echo = self._echoes[place]
+            is_quick = not self._has_logprobs or len(echo.places) <= INLINE_TOKENS
+            written = self._dump_echo(place) if is_quick else await self._tokenizer.run(partial(self._dump_echo, place))
+            self._written[place] = written
+        return self._written[place]
+
+    def _dump_echo(self, place: int) -> dict[str, orjson.Fragment]:
+        fields: Choice = {"text": self._echoes[place].text}
+        if self._has_logprobs:
+            fields["logprobs"] = self._format_echo(place)
+        return {name: orjson.Fragment(orjson.dumps(value)) for name, value in fields.items()}
 
     def _format_echo(self, place: int) -> dict[str, Any]:
         if place not in self._echoed:

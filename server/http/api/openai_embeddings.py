@@ -60,7 +60,7 @@ class EmbeddingsRequest(BaseModel):
 
 
 async def create_embeddings(call: Call, state: ServerState) -> Reply:
-    asked = parse_body(EmbeddingsRequest, call.body)
+    asked = parse_body(EmbeddingsRequest, call.take_body())
     model = state.pick_model(asked.model, embed.TASK)
     call.model = model.name
     embed.check_dimensions(asked.dimensions, model.info)

@@ -53,7 +53,10 @@ class Answer:
 class Choices(Protocol):
     """How a protocol writes choices."""
 
-    def list_chunks(self, delta: Delta) -> list[Choice]:
+    def tells(self, delta: Delta) -> bool:
+        """Whether there is anything in these news for the client."""
+
+    async def list_chunks(self, delta: Delta) -> list[Choice]:
         """The choices of the chunks, one each, that tell these news."""
 
     def describe(self, index: int, answer: Answer) -> Choice:
@@ -139,9 +142,10 @@ async def write_chunks(
         async for deltas in news:
             chunks: list[bytes] = []
             for delta in deltas:
-                if found := choices.list_chunks(delta):
+                if choices.tells(delta):
+                    # Before anything is waited for: meanwhile a sibling could take over and begin anew.
                     generation.note_told(delta.index)
-                    chunks += [envelope.wrap([choice], **more) for choice in found]
+                    chunks += [envelope.wrap([choice], **more) for choice in await choices.list_chunks(delta)]
             if chunks:
                 await events.write(*chunks)
     last = [envelope.wrap([], usage=describe_usage(generation))] if has_usage else []

@@ -93,7 +93,7 @@ class PieceReply(TypedDict):
 
 async def predict(call: Call, state: ServerState) -> Reply:
     """A list of labels for a single input, a list of those for a batch."""
-    asked = parse_body(PredictRequest, call.body)
+    asked = parse_body(PredictRequest, call.take_body())
     model = state.pick_model(asked.model, classify.TASK)
     call.model = model.name
     inputs, is_batch = list_inputs(asked.inputs)
@@ -140,7 +140,7 @@ def build_text(item: Any, place: str) -> Text:
 
 async def tokenize(call: Call, state: ServerState) -> Reply:
     """It takes a place like any other call: tokenising costs time too."""
-    asked = parse_body(TokenizeRequest, call.body)
+    asked = parse_body(TokenizeRequest, call.take_body())
     model = state.pick_model(asked.model, None)
     call.model = model.name
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
