@@ -38,7 +38,7 @@ ENGINE_PROCESSES = {
 """The only modules of the server that know torch, concrete engines and model classes."""
 KNOWS_ALL = ENGINE_PROCESSES | {"server.processes.launch"}
 CONTRACT = {"runtime.batch", "runtime.engine", "runtime.config", "runtime.kv_cache.blocks", "runtime.kv_cache.examples"}
-TORCH_FREE_MODELS = {"models.info", "models.source", "models.defaults", "models.keys"}
+TORCH_FREE_MODELS = {"models.info", "models.source", "models.weight_files", "models.defaults", "models.keys"}
 WEB_FRAMEWORKS = {"fastapi", "starlette"}
 MAX_LINES = 400
 
