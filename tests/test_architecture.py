@@ -33,6 +33,7 @@ ENGINE_PROCESSES = {
     "server.processes.engine_process",
     "server.processes.inline_process",
     "server.processes.graph_process",
+    "server.processes.memory_process",
     "server.processes.quantize_process",
 }
 """The only modules of the server that know torch, concrete engines and model classes."""
@@ -214,6 +215,8 @@ def test_pure_modules_are_pure() -> None:
     numbers = {"bisect", "collections", "dataclasses", "functools", "heapq", "itertools", "math", "numpy", "typing"}
     for module in ("runtime.memory.lifetimes", "runtime.memory.planner", "runtime.memory.arena"):
         assert foreign(module) <= numbers - {"numpy"}, module
+    for module in ("core_plan", "memory_plan"):
+        assert foreign(f"server.processes.{module}") <= numbers, module
     queueing = ("job_queue", "running_set", "sequences", "packing")
     choosing = ("beam_search", "drafting", "banned_words", "sampling_rows")
     for module in ("cost_model", *(f"batchers.{name}" for name in (*queueing, *choosing))):
