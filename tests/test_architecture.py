@@ -212,7 +212,18 @@ def test_web_framework_stays_in_the_application() -> None:
 
 def test_pure_modules_are_pure() -> None:
     """What schedules and plans is tested without an event loop, a thread or an array library's device."""
-    numbers = {"bisect", "collections", "dataclasses", "functools", "heapq", "itertools", "math", "numpy", "typing"}
+    numbers = {
+        "array",
+        "bisect",
+        "collections",
+        "dataclasses",
+        "functools",
+        "heapq",
+        "itertools",
+        "math",
+        "numpy",
+        "typing",
+    }
     for module in ("runtime.memory.lifetimes", "runtime.memory.planner", "runtime.memory.arena"):
         assert foreign(module) <= numbers - {"numpy"}, module
     for module in ("core_plan", "memory_plan"):
