@@ -10,10 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.keys import ModelDirectoryError, read_object
+from models.keys import ModelDirectoryError
+from models.weight_files import list_files
 
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """What weights may be stored in. Narrower types need scales, which would be another format."""
@@ -27,27 +26,6 @@ def read_checkpoint(directory: Path) -> dict[str, Tensor]:
     for old, new in OLD_NAMES:
         tensors = {name.replace(old, new): value for name, value in tensors.items()}
     return tensors
-
-
-def list_files(directory: Path) -> list[Path]:
-    for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
-        if (directory / single).exists():
-            return [directory / single]
-        if (directory / index).exists():
-            return [directory / name for name in read_index(directory / index)]
-    raise ModelDirectoryError(f"{directory}: no weights; expected one of {', '.join(SINGLE_FILES + INDEX_FILES)}")
-
-
-def read_index(path: Path) -> list[str]:
-    """The files of a sharded checkpoint, which lie beside their index."""
-    weight_map = read_object(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelDirectoryError(f"{path}: the key 'weight_map' is missing; it must map tensors to files")
-    names = sorted({str(name) for name in weight_map.values()})
-    for name in names:
-        if Path(name).name != name:
-            raise ModelDirectoryError(f"{path}: the file {name!r} in weight_map is not beside the index")
-    return names
 
 
 def read_file(file: Path) -> dict[str, Tensor]:

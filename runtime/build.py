@@ -11,6 +11,7 @@ from torch.fx import Graph, GraphModule
 from runtime.batch import ArraySpec, Batch
 from runtime.capture import Decodes, capture, describe_outputs, read_inputs
 from runtime.config import EngineConfig, UnusableConfig
+from runtime.device import check_device
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.adaptive import AdaptiveEngine
 from runtime.engines.decoder import DecoderEngine
@@ -81,22 +82,15 @@ def build_engine(
     limits: BatchLimits,
     progress: Progress,
     draft: DraftModel | None = None,
-    share: float = 1.0,
 ) -> Engine:
-    """Capture, rewrite, plan. Sets torch's thread count for this process. Raises UnusableConfig.
-
-    `share`: see `plan_blocks`.
-    """
+    """Capture, rewrite, plan. Sets torch's thread count for this process. Raises UnusableConfig."""
     device = torch.device(config.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UnusableConfig(
-            "engine.device cuda: this torch finds no CUDA device. Set device to cpu, or mend the driver"
-        )
+    check_device(device)
     if config.threads:
         torch.set_num_threads(config.threads)
     module = module.eval().requires_grad_(False).to(device)
     if isinstance(module, Decodes):
-        return build_decoder(module, config, limits, progress, draft, share)
+        return build_decoder(module, config, limits, progress, draft)
     if config.kind == "reference":
         return build_reference(module, limits, device, progress)
     library = find_library(config, device, progress)
@@ -125,7 +119,6 @@ def build_decoder(
     limits: BatchLimits,
     progress: Progress,
     draft: DraftModel | None = None,
-    share: float = 1.0,
 ) -> Engine:
     """With a KV cache, shared out over both models where there is a draft model."""
     device = torch.device(config.device)
@@ -136,14 +129,12 @@ def build_decoder(
     dtypes = [KV_DTYPES[name] if name != "auto" else choose_cache_dtype(inner.info, dtype) for inner, dtype in inners]
     layouts = [each.kv_layout(dtype) for each, dtype in zip(modules, dtypes, strict=True) if isinstance(each, Decodes)]
     num_blocks = plan_blocks(
-        config.kv_cache,
+        config.kv_cache.budget_mb,
         block_bytes=sum(layout.block_bytes for layout in layouts),
         weight_bytes=sum(inner.info.weight_bytes for inner, _ in inners),
         activation_bytes=sum(inner.info.activation_bytes for inner, _ in inners),
         max_sequences=limits.max_batch_requests,
         max_input_tokens=limits.max_input_tokens,
-        device=device,
-        share=share,
     )
     engines = [
         DecoderEngine(inner, layout.allocate(num_blocks, device), name_dtype(layout.dtype))

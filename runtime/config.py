@@ -25,9 +25,10 @@ class KVCacheConfig(BaseModel):
     dtype: Literal["auto", KVCacheDtype] = "auto"
     """`auto`: the type the engine computes in, and bf16 beside int8 weights. int8 has a scale per token and head."""
     budget_mb: Annotated[float, Field(gt=0)] | None = None
-    """Weights, activations of the largest step and the cache together: the cache gets what the others leave. None: half
-    of the memory that is free when the engine is built (nine tenths of a GPU's), shared by all engines that generate on
-    it. Either way no more than max_batch_requests sequences of max_input_tokens could fill."""
+    """Of each replica: weights, activations of the largest step and the cache together; the cache gets what the others
+    leave. None: the weights, and an even part of half the memory (nine tenths of a GPU's) that the budgets and weights
+    of all engines leave at the server's start. Either way no more than max_batch_requests sequences of max_input_tokens
+    could fill."""
     prefix_caching: bool = True
     """Prompts that begin alike share the blocks of their common beginning, also after the first one has ended."""
 

@@ -33,12 +33,13 @@ ENGINE_PROCESSES = {
     "server.processes.engine_process",
     "server.processes.inline_process",
     "server.processes.graph_process",
+    "server.processes.memory_process",
     "server.processes.quantize_process",
 }
 """The only modules of the server that know torch, concrete engines and model classes."""
 KNOWS_ALL = ENGINE_PROCESSES | {"server.processes.launch"}
 CONTRACT = {"runtime.batch", "runtime.engine", "runtime.config", "runtime.kv_cache.blocks", "runtime.kv_cache.examples"}
-TORCH_FREE_MODELS = {"models.info", "models.source", "models.defaults", "models.keys"}
+TORCH_FREE_MODELS = {"models.info", "models.source", "models.weight_files", "models.defaults", "models.keys"}
 WEB_FRAMEWORKS = {"fastapi", "starlette"}
 MAX_LINES = 400
 
@@ -211,9 +212,22 @@ def test_web_framework_stays_in_the_application() -> None:
 
 def test_pure_modules_are_pure() -> None:
     """What schedules and plans is tested without an event loop, a thread or an array library's device."""
-    numbers = {"bisect", "collections", "dataclasses", "functools", "heapq", "itertools", "math", "numpy", "typing"}
+    numbers = {
+        "array",
+        "bisect",
+        "collections",
+        "dataclasses",
+        "functools",
+        "heapq",
+        "itertools",
+        "math",
+        "numpy",
+        "typing",
+    }
     for module in ("runtime.memory.lifetimes", "runtime.memory.planner", "runtime.memory.arena"):
         assert foreign(module) <= numbers - {"numpy"}, module
+    for module in ("core_plan", "memory_plan"):
+        assert foreign(f"server.processes.{module}") <= numbers, module
     queueing = ("job_queue", "running_set", "sequences", "packing")
     choosing = ("beam_search", "drafting", "banned_words", "sampling_rows")
     for module in ("cost_model", *(f"batchers.{name}" for name in (*queueing, *choosing))):

@@ -45,6 +45,8 @@ class DeployedModel:
     """Of the model that guesses ahead, if there is one."""
     threads: int = 1
     """Of each replica."""
+    budget_bytes: int | None = None
+    """Of each replica of a model with a cache: what it may take, as `server.processes.memory` has divided it."""
 
     @property
     def text_directory(self) -> Path:
@@ -75,13 +77,6 @@ class Deployment:
 
     def socket_path(self, model: DeployedModel, replica: int) -> Path:
         return self.run_dir / f"engine-{model.index}-{replica}.sock"
-
-    def share_memory(self, model: DeployedModel) -> float:
-        """The part of its device's free memory that the KV cache of one replica may take: all that generate there
-        share it."""
-        engines = [other.config.engine for other in self.models if other.task.work is Work.DECODE]
-        num_caches = sum(engine.replicas for engine in engines if engine.device == model.config.engine.device)
-        return 1 / max(num_caches, 1)
 
     def place(self, model: DeployedModel, replica: int) -> Place | None:
         """Where an engine computes. None: wherever the kernel lets it, beside whomever it likes."""
@@ -212,6 +207,7 @@ def save(deployment: Deployment) -> None:
                 "info": asdict(model.info),
                 "draft": model.draft_directory and str(model.draft_directory),
                 "threads": model.threads,
+                "budget_bytes": model.budget_bytes,
             }
             for model in deployment.models
         ],
@@ -227,6 +223,7 @@ def load(run_dir: Path) -> Deployment:
             *(index, model, Path(found["directory"]), msgspec.convert(found["info"], ModelInfo, strict=False)),
             draft_directory=Path(found["draft"]) if found["draft"] else None,
             threads=found["threads"],
+            budget_bytes=found["budget_bytes"],
         )
         for index, (model, found) in enumerate(zip(config.models, document["models"], strict=True))
     )

@@ -19,6 +19,7 @@ import uvloop
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
 from runtime.build import BatchLimits, DraftModel, build_engine, build_null
+from runtime.config import EngineConfig
 from runtime.engine import Engine, EngineInfo, Progress
 from server.engine.batchers.batcher import Batcher, StepLimits
 from server.engine.batchers.cache_metrics import CacheMetrics
@@ -60,7 +61,7 @@ def build_loop(
     """
     pin_thread(cores)
     progress = make_progress(f"{model.config.name}/{replica}")
-    engine = build(model, replica, progress, deployment.share_memory(model))
+    engine = build(model, replica, progress)
     limits = model.config.limits
     step_limits = StepLimits(
         min(limits.max_batch_tokens, engine.info.max_batch_tokens),
@@ -139,19 +140,28 @@ def plan_decoding(model: DeployedModel) -> DecodingOptions:
     return options if grammars is None else replace(options, make_matcher=grammars.make_matcher)
 
 
-def build(model: DeployedModel, replica: int, progress: Progress, share: float) -> Engine:
+def build(model: DeployedModel, replica: int, progress: Progress) -> Engine:
     limits = model.config.limits
     batch_limits = BatchLimits(
         limits.max_batch_tokens, limits.max_batch_requests, model.max_input_tokens, count_logits(model)
     )
-    config = model.config.engine.model_copy(update={"threads": model.threads})
+    config = settle_engine(model)
     if config.kind == "null":
         return build_null(model.task.describe_graph(model.info), config, batch_limits, replica)
     progress("reading weights", 0, 1)
     module = load_model(model.directory, model.info)
     draft = load_draft(model)
     progress("reading weights", 1, 1)
-    return build_engine(module, config, batch_limits, progress, draft, share)
+    return build_engine(module, config, batch_limits, progress, draft)
+
+
+def settle_engine(model: DeployedModel) -> EngineConfig:
+    """What is configured, with the threads and the memory that the supervisor has settled."""
+    config = model.config.engine.model_copy(update={"threads": model.threads})
+    if model.budget_bytes is None:
+        return config
+    kv_cache = config.kv_cache.model_copy(update={"budget_mb": model.budget_bytes / 2**20})
+    return config.model_copy(update={"kv_cache": kv_cache})
 
 
 def load_draft(model: DeployedModel) -> DraftModel | None:

@@ -24,6 +24,7 @@ from server.processes.announcement import describe_access, describe_model
 from server.processes.child import HEARTBEAT_PATIENCE_S, Child
 from server.processes.deployment import Deployment, resolve, save
 from server.processes.listeners import Listeners, fetch, open_listeners
+from server.processes.memory import divide_memory
 from server.processes.run_dir import keep_fresh, make_run_dir
 from server.processes.startup import CANNOT_START, set_up_logging
 from server.text.tokenizer import ENVIRONMENT as TOKENIZER_ENVIRONMENT
@@ -179,7 +180,7 @@ def launch(config: ServerConfig) -> int:
     listeners = open_listeners(config.server)
     try:
         with make_run_dir() as run_dir:
-            deployment, own_key = add_own_key(resolve(config, run_dir))
+            deployment, own_key = add_own_key(divide_memory(resolve(config, run_dir)))
             deployment.metrics_dir.mkdir()
             set_environment(deployment)
             save(deployment)

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
-from running_server import RunningServer, start_server, write_config
+from running_server import RunningServer, make_model_directory, start_server, write_config
+from safetensors.numpy import save_file
 
 StartServer = Callable[..., RunningServer]
 
@@ -167,14 +169,20 @@ def test_inline_engine(start: StartServer) -> None:
 
 
 def test_a_start_that_cannot_work_ends_with_the_reason(null_model: Path, tmp_path: Path) -> None:
-    """One line that names the key and the remedy, status 2; a port in use, a missing directory, a bad limit."""
+    """One line that names the key and the remedy, status 2: a port in use, no directory, no weights, a bad limit."""
     (tmp_path / "empty").mkdir()
+    weightless = write_config(tmp_path / "weightless.yaml", null_model, engine={"kind": "planned"})
     missing = write_config(tmp_path / "missing.yaml", tmp_path / "empty")
     too_long = write_config(tmp_path / "long.yaml", null_model, limits={"max_input_tokens": 128})
     server = start_server(write_config(tmp_path / "first.yaml", null_model))
     server.wait_ready()
     taken = write_config(tmp_path / "taken.yaml", null_model, server={"port": int(server.url.rsplit(":", 1)[1])})
-    expected = {missing: "has no config.json", too_long: "limits.max_input_tokens (128)", taken: "server.port"}
+    expected = {
+        missing: "has no config.json",
+        weightless: "no weights",
+        too_long: "limits.max_input_tokens (128)",
+        taken: "server.port",
+    }
     try:
         for config, words in expected.items():
             refused = start_server(config)
@@ -184,11 +192,16 @@ def test_a_start_that_cannot_work_ends_with_the_reason(null_model: Path, tmp_pat
         assert server.stop() == 0
 
 
-def test_an_engine_that_never_starts_ends_the_server(null_model: Path, tmp_path: Path) -> None:
-    """The null model has no weights: the planned engine cannot load it, and says so."""
-    server = start_server(write_config(tmp_path / "broken.yaml", null_model, engine={"kind": "planned"}))
+def test_an_engine_that_never_starts_ends_the_server(tmp_path: Path) -> None:
+    """Its file of weights holds others than the model's: the planned engine cannot load it, and says so."""
+    model = make_model_directory(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4}
+    (model / "config.json").write_text(json.dumps(config | sizes))
+    save_file({"stranger": np.zeros(1, np.float32)}, model / "model.safetensors")
+    server = start_server(write_config(tmp_path / "broken.yaml", model, engine={"kind": "planned"}))
     assert server.process.wait(120) == 1
-    assert "no weights" in server.log or "is missing" in server.log
+    assert "left over: stranger" in server.log and "cannot be started" in server.log
 
 
 def test_stuck_engine_is_replaced(start: StartServer) -> None:

@@ -1,70 +1,123 @@
-"""How many blocks a KV cache gets: what the budget leaves, and of free memory only this engine's share."""
+"""How many blocks a KV cache gets of a budget, and the budget of each model of a server."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from models.info import ModelInfo
-from runtime.config import KVCacheConfig, UnusableConfig
-from runtime.kv_cache import budget
+from models.info import ModelDirectoryError, ModelInfo
+from models.weight_files import count_numbers
+from runtime.config import UnusableConfig
 from runtime.kv_cache.budget import plan_blocks
-from server.config import ModelConfig, ServerConfig
-from server.processes.deployment import DeployedModel, Deployment
+from server.config import ConfigError, ModelConfig, ServerConfig
+from server.processes import memory
+from server.processes.deployment import DeployedModel, Deployment, load, save
+from server.processes.engine_process import settle_engine
+from server.processes.memory import divide_memory, estimate_weights
 
-FREE_BYTES = 1000 * 2**20
-BLOCK_BYTES = 2**20
+MB = 2**20
 PLENTY = 10**6
 
 
-def plan(share: float, *, budget_mb: float | None = None, max_input_tokens: int = 64) -> int:
+def plan(budget_mb: float | None, *, max_sequences: int = PLENTY, max_input_tokens: int = 64) -> int:
     return plan_blocks(
-        KVCacheConfig(budget_mb=budget_mb),
-        block_bytes=BLOCK_BYTES,
-        weight_bytes=200 * 2**20,
-        activation_bytes=100 * 2**20,
-        max_sequences=PLENTY,
+        budget_mb,
+        block_bytes=MB,
+        weight_bytes=200 * MB,
+        activation_bytes=100 * MB,
+        max_sequences=max_sequences,
         max_input_tokens=max_input_tokens,
-        device=torch.device("cpu"),
-        share=share,
     )
 
 
-@pytest.fixture(autouse=True)
-def free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "find_free_bytes", lambda device: FREE_BYTES)
+def test_the_cache_gets_what_weights_and_activations_leave() -> None:
+    assert plan(500) == 200
 
 
-def test_shares_of_all_engines_fit_the_free_memory() -> None:
-    """Each leaves room for its own activations; its weights are there already."""
-    assert plan(1.0) == 900
-    assert plan(0.25) == 150
-    assert 4 * (plan(0.25) + 100) * BLOCK_BYTES <= FREE_BYTES
+def test_no_more_than_all_sequences_could_use() -> None:
+    assert plan(None, max_sequences=3) == plan(500, max_sequences=3) == 3 * 4 + 1
 
 
-def test_configured_budget_is_not_shared() -> None:
-    assert plan(0.25, budget_mb=500) == plan(1.0, budget_mb=500) == 200
+def test_budget_without_room_for_one_sequence_is_refused_with_the_remedy() -> None:
+    with pytest.raises(UnusableConfig, match=r"450\.0 MB 150\.0 MB are left .* Raise kv_cache.budget_mb"):
+        plan(450, max_input_tokens=16 * 150)
 
 
-def test_share_without_room_for_one_sequence_is_refused_with_the_remedy() -> None:
-    with pytest.raises(UnusableConfig, match=r"the memory that is free leaves 150\.0 MB .* Raise budget_mb"):
-        plan(0.25, max_input_tokens=16 * 150)
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A million numbers, of which not all count for every model."""
+    save_file({"a": torch.zeros(MB - 4, dtype=torch.bfloat16), "b": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    return tmp_path
 
 
-def deploy(*models: tuple[str, dict[str, object]]) -> Deployment:
+def deploy(directory: Path, *models: tuple[str, dict[str, object]]) -> Deployment:
     configs = [
-        ModelConfig.model_validate({"name": f"m{index}", "source": {"path": "."}, "engine": engine})
+        ModelConfig.model_validate({"name": f"m{index}", "source": {"path": str(directory)}, "engine": engine})
         for index, (_, engine) in enumerate(models)
     ]
     deployed = tuple(
-        DeployedModel(index, config, Path("."), ModelInfo("X", task, 9, 1, 9, 9))
+        DeployedModel(index, config, directory, ModelInfo("X", task, 9, 1, 9, 9))
         for index, (config, (task, _)) in enumerate(zip(configs, models, strict=True))
     )
-    return Deployment(ServerConfig(models=tuple(configs)), deployed, Path("."))
+    return Deployment(ServerConfig(models=tuple(configs)), deployed, directory)
 
 
-def test_share_counts_every_generating_engine_of_the_device() -> None:
+def test_every_engine_of_the_server_counts(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 encoders of 4 MB and a budget of 30 leave 50 of 100, of which two generators have 4 each for weights. Engines
+    that compute nothing need nothing."""
+    monkeypatch.setattr(memory, "find_cpu_bytes", lambda: 100 * MB)
+    monkeypatch.setattr(memory, "find_cuda_bytes", lambda: 44 * MB)
     deployment = deploy(
-        ("generate", {"replicas": 2}), ("generate", {}), ("embed", {"replicas": 5}), ("generate", {"device": "cuda"})
+        directory,
+        ("embed", {"replicas": 5, "precision": "fp32", "kv_cache": {"budget_mb": 10**6}}),
+        ("generate", {"replicas": 2}),
+        ("generate", {"kind": "null"}),
+        ("generate", {"kv_cache": {"budget_mb": 30}}),
+        ("generate", {"device": "cuda"}),
     )
-    assert [deployment.share_memory(deployment.models[index]) for index in (0, 1, 3)] == [1 / 3, 1 / 3, 1]
+    save(divide_memory(deployment))
+    told = load(directory).models
+    assert [model.budget_bytes for model in told] == [None, (4 + 21 // 2) * MB + MB // 2, None, 30 * MB, 40 * MB]
+    assert [settle_engine(model).kv_cache.budget_mb for model in told] == [10**6, 14.5, None, 30, 40]
+
+
+def test_budgets_that_do_not_fit_are_added_up(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "find_cpu_bytes", lambda: 100 * MB)
+    deployment = deploy(directory, *2 * [("generate", {"kv_cache": {"budget_mb": 60}})])
+    with pytest.raises(ConfigError, match=r"need 120\.0 MB: m0 1 x 60\.0 MB .*budget_mb of m0, m1"):
+        divide_memory(deployment)
+
+
+def test_estimated_weights(directory: Path) -> None:
+    """fp32 whatever the precision; with `auto` an encoder has several at once; the draft model is one more."""
+    deployment = deploy(directory, ("embed", {}), ("embed", {"precision": "int8"}), ("generate", {}))
+    assert [estimate_weights(model) for model in deployment.models] == [7 * MB, 4 * MB, 4 * MB]
+    assert estimate_weights(replace(deployment.models[2], draft_directory=directory)) == 8 * MB
+
+
+@pytest.mark.parametrize(("dtype", "count"), [("float16", 500), ("float32", 250), (None, 250)])
+def test_pickles_are_counted_by_their_size(tmp_path: Path, dtype: str | None, count: int) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(bytes(1000))
+    (tmp_path / "config.json").write_text(json.dumps({"torch_dtype": dtype}))
+    assert count_numbers(tmp_path) == count
+
+
+def test_broken_weights_are_told(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(10))
+    with pytest.raises(ModelDirectoryError, match=r"model\.safetensors: cannot be read"):
+        count_numbers(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_memory_of_a_machine_without_it() -> None:
+    """Asked in a process of its own, which says why."""
+    with pytest.raises(ConfigError, match=r"this torch finds no CUDA device\. Set device to cpu"):
+        memory.find_cuda_bytes()
+
+
+@pytest.mark.gpu
+def test_cuda_memory() -> None:
+    assert 0 < memory.find_cuda_bytes() <= torch.cuda.mem_get_info()[1]

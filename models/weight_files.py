@@ -1,0 +1,56 @@
+"""The files that hold a model's weights, and how many numbers are in them. Knows no torch."""
+
+import math
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from models.keys import ModelDirectoryError, read_object, read_optional
+
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+HALF_TYPES = ("float16", "bfloat16")
+
+
+def list_files(directory: Path) -> list[Path]:
+    """Safetensors if there are any, else pickles. Raises ModelDirectoryError."""
+    for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
+        if (directory / single).exists():
+            return [directory / single]
+        if (directory / index).exists():
+            return [directory / name for name in read_index(directory / index)]
+    raise ModelDirectoryError(f"{directory}: no weights; expected one of {', '.join(SINGLE_FILES + INDEX_FILES)}")
+
+
+def read_index(path: Path) -> list[str]:
+    """The files of a sharded checkpoint, which lie beside their index."""
+    weight_map = read_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelDirectoryError(f"{path}: the key 'weight_map' is missing; it must map tensors to files")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise ModelDirectoryError(f"{path}: the file {name!r} in weight_map is not beside the index")
+    return names
+
+
+def count_numbers(directory: Path) -> int:
+    """In all files of one folder, also where a model needs only some of them. Raises ModelDirectoryError."""
+    return sum(count_in_file(file) for file in list_files(directory))
+
+
+def count_in_file(file: Path) -> int:
+    """A pickle, which could run code, is not read here: its size and the type that config.json names tell."""
+    try:
+        if file.suffix != ".safetensors":
+            return file.stat().st_size // find_stored_bytes(file.parent)
+        with safe_open(file, "np") as content:
+            return sum(math.prod(content.get_slice(name).get_shape()) for name in content.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModelDirectoryError(f"{file}: cannot be read: {error}") from None
+
+
+def find_stored_bytes(directory: Path) -> int:
+    """Of one number in a checkpoint."""
+    keys = read_optional(directory / "config.json")
+    return 2 if keys.get("dtype", keys.get("torch_dtype")) in HALF_TYPES else 4

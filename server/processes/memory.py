@@ -1,0 +1,91 @@
+"""What memory there is, what engines want of it, and each model told its part: once, before any engine is started."""
+
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+from models.weight_files import count_numbers
+from server.config import ConfigError
+from server.processes.child import build_command, build_environment
+from server.processes.deployment import DeployedModel, Deployment
+from server.processes.memory_plan import Claim, plan_memory
+from server.tasks.task import Work
+
+FP32_BYTES = 4
+"""Of each weight, whatever the precision: engines read fp32, and narrow it when all of it is there."""
+AUTO_BYTES = 7
+"""fp32, bf16 and int8 side by side, until the warm-up has chosen among them."""
+
+
+def divide_memory(deployment: Deployment) -> Deployment:
+    """With a budget for each model that keeps a cache. Raises ConfigError, ModelDirectoryError."""
+    models = [model for model in deployment.models if model.config.engine.kind != "null"]
+    claims = [make_claim(model) for model in models]
+    devices = dict.fromkeys(claim.device for claim in claims)
+    budgets = plan_memory(claims, {device: find_available_bytes(device) for device in devices})
+    told = {model.index: budget for model, budget in zip(models, budgets, strict=True)}
+    return replace(
+        deployment,
+        models=tuple(replace(model, budget_bytes=told.get(model.index)) for model in deployment.models),
+    )
+
+
+def make_claim(model: DeployedModel) -> Claim:
+    """Raises ModelDirectoryError."""
+    engine = model.config.engine
+    has_cache = model.task.work is Work.DECODE
+    budget_mb = engine.kv_cache.budget_mb if has_cache else None
+    return Claim(
+        model.config.name,
+        engine.device,
+        engine.replicas,
+        estimate_weights(model),
+        has_cache,
+        None if budget_mb is None else int(budget_mb * 2**20),
+    )
+
+
+def estimate_weights(model: DeployedModel) -> int:
+    """Bytes in one engine, the draft model's included: as many as it may hold while it is built."""
+    folders = [model.text_directory]
+    folders += [model.directory / folder for kind, folder in model.info.modules if kind != "Normalize"]
+    if model.draft_directory is not None:
+        folders.append(model.draft_directory)
+    chooses = model.config.engine.precision == "auto" and model.config.engine.kind == "planned"
+    each = AUTO_BYTES if chooses and model.task.work is Work.ENCODE else FP32_BYTES
+    return each * sum(count_numbers(folder) for folder in folders)
+
+
+def find_available_bytes(device: str) -> int:
+    return find_cpu_bytes() if device == "cpu" else find_cuda_bytes()
+
+
+def find_cpu_bytes(root: Path = Path("/")) -> int:
+    """Of this machine, or of a container that gets less. What files in its cache take can be had back."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    path = root / "proc/meminfo"
+    for line in path.read_text().splitlines() if path.exists() else ():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    group = root / "sys/fs/cgroup"
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        left = int(limit.read_text()) - int(used.read_text()) + find_cached_bytes(group / "memory.stat")
+        available = min(available, max(left, 0))
+    return available
+
+
+def find_cached_bytes(path: Path) -> int:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("active_file ", "inactive_file ")))
+
+
+def find_cuda_bytes() -> int:
+    """Asked by a process of its own, because this one stays free of torch and of the device. Raises ConfigError."""
+    command = build_command("server.processes.memory_process", [])
+    asked = subprocess.run(command, env=build_environment(), capture_output=True, text=True, check=False)
+    if asked.returncode:
+        *_, reason = asked.stderr.strip().splitlines() or [f"status {asked.returncode}"]
+        raise ConfigError(f"reading the memory of the GPU: {reason}")
+    return int(asked.stdout)
