@@ -69,5 +69,5 @@ def test_weights_that_are_not_whole(config: Path, tmp_path: Path) -> None:
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     server = start_server(config)
-    assert server.process.wait(60) == 1
+    assert server.process.wait(60) == 2
     assert str(weights) in server.log and "Traceback" not in server.log

@@ -148,7 +148,8 @@ def test_options_that_contradict_one_another(options: dict[str, Any], words: str
     [
         (SECRET, 0, f"hash: {hash_key(SECRET)}"),
         ("short", 2, "openssl rand -hex 32"),
-        ("", 2, "must be printable ASCII"),
+        ("a key", 2, "must be printable ASCII"),
+        ("", 2, "nothing came"),
     ],
 )
 def test_hash_key(key: str, status: int, words: str) -> None:
