@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from runtime.kernels.cpu.build import list_isas
-from runtime.kernels.cpu.library import load_library
 from runtime.kernels.table import Kernel, list_kernels
+from tests.kernels.emulated import COMPILED, load_compiled
 from tests.tolerances import Tolerance
 
 SEQLENS: dict[str, list[int]] = {
@@ -34,8 +34,11 @@ KERNEL_TOLERANCES: dict[torch.dtype, Tolerance] = {
     torch.bfloat16: Tolerance(norm=6e-3, bound=2e-1),
 }
 
-IMPLEMENTATIONS = ["torch", *list_isas()]
-"""torch's kernels, and the compiled ones for every instruction set this CPU has: AVX2 is tested on AVX512 too."""
+IMPLEMENTATIONS = ["torch", *COMPILED]
+"""torch's kernels, and the compiled ones for every instruction set: AVX2 on AVX512 too, and AVX512 emulated."""
+
+CONFIGURABLE = ["torch", *list_isas()]
+"""Those that an engine's configuration can name here."""
 
 GUARD = 64
 
@@ -47,7 +50,7 @@ torch.set_num_threads(1)
 def find_kernels(implementation: str) -> dict[object, Kernel]:
     if implementation != "torch" and shutil.which("c++") is None and shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
-    return list_kernels(load_library(implementation, lambda *_: None))
+    return list_kernels(None if implementation == "torch" else load_compiled(implementation))
 
 
 def random_tensor(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

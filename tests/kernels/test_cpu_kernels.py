@@ -8,19 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from runtime.kernels.cpu.build import list_isas
 from runtime.kernels.cpu.library import pack_fp32, pack_int8, pad_bias
 from runtime.kernels.eager.linear_int8 import linear_int8 as torch_linear_int8
 from runtime.ops import add_norm, embed_norm, linear_act, linear_int8, pool, varlen_attention
 from runtime.ops.linear_act import ACTIVATIONS
 from runtime.ops.quantized_rows import dequantize_rows, quantize_rows, row_bytes, split_rows
 from runtime.quantization.weights import quantize_weight
+from tests.kernels.emulated import COMPILED
 from tests.kernels.kernel_cases import DTYPES, KERNEL_TOLERANCES, borders, find_kernels, random_tensor, run_kernel
 from tests.tolerances import Tolerance, check_close
 
 FP32, BF16, UINT8 = torch.float32, torch.bfloat16, torch.uint8
-ISAS = list_isas()
-pytestmark = pytest.mark.skipif(not ISAS, reason="a CPU without AVX2")
+pytestmark = pytest.mark.skipif(not COMPILED, reason="a CPU without AVX2")
 ROWS = [1, 3, 4, 47, 48, 49, 200, 1027]
 """Fewer than a tile, a tile, around a block, several blocks, and enough of them to be cut by rows."""
 SIZES = [(1, 1), (33, 17), (64, 16), (70, 400), (384, 48), (1600, 20)]
@@ -50,20 +49,20 @@ def check_packed(
 
 
 class TestLinearAct:
-    @pytest.mark.parametrize("isa", ISAS)
+    @pytest.mark.parametrize("isa", COMPILED)
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("sizes", SIZES, ids=str)
     @pytest.mark.parametrize("rows", ROWS)
     def test_every_shape(self, rows: int, sizes: tuple[int, int], dtype: torch.dtype, isa: str, threads: int) -> None:
         check_packed(isa, rows, sizes, dtype, "none", with_residual=False)
 
-    @pytest.mark.parametrize("isa", ISAS)
+    @pytest.mark.parametrize("isa", COMPILED)
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("act", ACTIVATIONS)
     def test_every_activation_with_residual(self, act: str, dtype: torch.dtype, isa: str) -> None:
         check_packed(isa, 50, (40, 33), dtype, act, with_residual=True)
 
-    @pytest.mark.parametrize("isa", ISAS)
+    @pytest.mark.parametrize("isa", COMPILED)
     @pytest.mark.parametrize("act", ACTIVATIONS)
     def test_activations_far_from_zero(self, act: str, isa: str) -> None:
         x = torch.tensor([0.0, -0.0, 1e-30, 5.59, -5.59, 5.61, -5.61, 30.0, -30.0, 90.0, -90.0, 1e4, -1e4])[:, None]
@@ -71,7 +70,7 @@ class TestLinearAct:
         actual = run_kernel(find_kernels(isa)[linear_act.PACKED_OP], (len(x), 1), FP32, *args)
         torch.testing.assert_close(actual, ACTIVATIONS[act](x), rtol=2e-6, atol=2e-6)
 
-    @pytest.mark.parametrize("isa", ISAS)
+    @pytest.mark.parametrize("isa", COMPILED)
     def test_nan_stays_in_its_row(self, isa: str) -> None:
         x = random_tensor(9, 32)
         x[4, 7] = torch.nan
@@ -112,13 +111,13 @@ def check_int8(isa: str, x: Tensor, sizes: tuple[int, int], act: str = "none", *
 
 
 class TestLinearInt8:
-    @pytest.mark.parametrize("isa", ISAS)
+    @pytest.mark.parametrize("isa", COMPILED)
     @pytest.mark.parametrize("sizes", SIZES, ids=str)
     @pytest.mark.parametrize("rows", ROWS)
     def test_exact_over_quantised_rows(self, rows: int, sizes: tuple[int, int], isa: str, threads: int) -> None:
         check_int8(isa, quantize_rows(random_tensor(rows, sizes[0])), sizes)
 
-    @pytest.mark.parametrize("isa", ISAS)
+    @pytest.mark.parametrize("isa", COMPILED)
     @pytest.mark.parametrize("dtype", [FP32, BF16, UINT8], ids=str)
     @pytest.mark.parametrize("x_dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("rows", [1, 50, 600])
@@ -127,19 +126,19 @@ class TestLinearInt8:
     ) -> None:
         check_int8(isa, random_tensor(rows, 70, dtype=x_dtype), (70, 33), "gelu", dtype=dtype)
 
-    @pytest.mark.parametrize("isa", ISAS)
+    @pytest.mark.parametrize("isa", COMPILED)
     @pytest.mark.parametrize("act", ACTIVATIONS)
     def test_every_activation_with_residual(self, act: str, isa: str) -> None:
         check_int8(isa, random_tensor(9, 64), (64, 40), act, residual=random_tensor(9, 40, seed=5))
 
-    @pytest.mark.parametrize("isa", ISAS)
+    @pytest.mark.parametrize("isa", COMPILED)
     def test_smoothing_and_fixed_scales(self, isa: str) -> None:
         smooth = {"inverse_smooth": random_tensor(64).abs(), "out_inverse_smooth": random_tensor(40).abs()}
         check_int8(isa, random_tensor(9, 64), (64, 40), **smooth, dtype=UINT8)
         fixed = {"x_scale": 0.05, "x_zero": 120, "out_scale": 0.1, "out_zero": 100}
         check_int8(isa, random_tensor(9, 64), (64, 40), **fixed, dtype=UINT8)
 
-    @pytest.mark.parametrize("isa", ISAS)
+    @pytest.mark.parametrize("isa", COMPILED)
     def test_largest_bytes_do_not_overflow(self, isa: str) -> None:
         """All activations 255 and each group of weights at its bound: the worst that 16-bit sums can meet."""
         rows = quantize_rows(torch.ones(5, 64))
@@ -149,18 +148,18 @@ class TestLinearInt8:
         actual = run_kernel(find_kernels(isa)[linear_int8.PACKED_OP], (5, 2), FP32, *args)
         check_close(actual, values.float().sum(1).expand(5, 2))
 
-    @pytest.mark.parametrize("isa", ISAS)
+    @pytest.mark.parametrize("isa", COMPILED)
     def test_outlier_column_costs_only_its_row(self, isa: str) -> None:
         x = random_tensor(6, 64)
         x[2, 5] = 1000.0
         alone = check_int8(isa, x[:2].contiguous(), (64, 40))
         assert torch.equal(check_int8(isa, x, (64, 40))[:2], alone)
 
-    @given(st.integers(1, 130), st.integers(1, 200), st.integers(1, 70))
+    @pytest.mark.parametrize("isa", COMPILED)
+    @given(rows=st.integers(1, 130), in_features=st.integers(1, 200), out_features=st.integers(1, 70))
     @settings(deadline=None, max_examples=60)
-    def test_any_shape(self, rows: int, in_features: int, out_features: int) -> None:
-        for isa in ISAS:
-            check_int8(isa, quantize_rows(random_tensor(rows, in_features)), (in_features, out_features), "relu")
+    def test_any_shape(self, isa: str, rows: int, in_features: int, out_features: int) -> None:
+        check_int8(isa, quantize_rows(random_tensor(rows, in_features)), (in_features, out_features), "relu")
 
     def test_torch_path_is_the_reference(self) -> None:
         x, weight = random_tensor(600, 70), random_tensor(33, 70, seed=1)
@@ -170,7 +169,7 @@ class TestLinearInt8:
         check_close(actual, linear_int8.OP(*args), tolerance=KERNEL_TOLERANCES[FP32])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", COMPILED)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("is_rms", [False, True])
 @pytest.mark.parametrize("with_residual", [False, True])
@@ -191,7 +190,7 @@ def test_add_norm_forms(
     check_close(dequantize_rows(quantised, width), dequantize_rows(wanted, width), tolerance=ROUNDED_TWICE)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", COMPILED)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("is_rms", [False, True])
 @pytest.mark.parametrize("num_heads", [1, 3])
@@ -208,7 +207,7 @@ def test_add_norm_of_heads(form: str, num_heads: int, is_rms: bool, dtype: torch
         check_close(actual, add_norm.OP(*args), tolerance=KERNEL_TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", COMPILED)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_tables", [1, 3])
 def test_embed_norm(num_tables: int, dtype: torch.dtype, isa: str, threads: int) -> None:
@@ -219,7 +218,7 @@ def test_embed_norm(num_tables: int, dtype: torch.dtype, isa: str, threads: int)
     check_close(actual, embed_norm.OP(*args), tolerance=KERNEL_TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", COMPILED)
 @pytest.mark.parametrize("wrong", [-1, 11, 1 << 40])
 def test_embed_norm_refuses_what_is_not_in_the_table(wrong: int, isa: str) -> None:
     indices = torch.tensor([0, wrong, 3])
@@ -229,7 +228,7 @@ def test_embed_norm_refuses_what_is_not_in_the_table(wrong: int, isa: str) -> No
         )
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", COMPILED)
 @pytest.mark.parametrize("mode", pool.POOLINGS)
 def test_pool_normalised(mode: str, isa: str, threads: int) -> None:
     hidden_states, cu_seqlens = random_tensor(60, 33), borders([5, 1, 30, 24])
@@ -247,7 +246,7 @@ def test_quantised_rows_come_back_within_half_a_step(rows: int, width: int) -> N
     assert ((dequantize_rows(quantised, width) - x).abs() <= 0.51 * scales).all()
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", COMPILED)
 class TestDeterminism:
     """Bit for bit: whatever the number of threads, and whoever else is in the batch."""
 

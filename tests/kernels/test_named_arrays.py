@@ -24,7 +24,7 @@ from runtime.ops import pool
 from runtime.passes.fuse_pool import fuse_pool
 from runtime.quantization.calibrate import Options, calibrate
 from runtime.quantization.observe import trace_linears
-from tests.kernels.kernel_cases import IMPLEMENTATIONS
+from tests.kernels.kernel_cases import CONFIGURABLE
 from tests.kernels.tiny_graphs import (
     BERT_CONFIG,
     CPU,
@@ -50,7 +50,7 @@ ENGINES: dict[str, dict[str, object]] = {
     **{
         f"{name}-{kernels}": {"precision": name, "cpu_kernels": kernels}
         for name in ("fp32", "bf16", "int8")
-        for kernels in IMPLEMENTATIONS
+        for kernels in CONFIGURABLE
     },
 }
 TOLERANCES = {
@@ -147,7 +147,7 @@ class TestOutputs:
             check_close(alone["embeddings"][0], together["embeddings"][index], tolerance=SAME_ENGINE)
             check_close(alone["hidden_states"], tokens[index], tolerance=SAME_ENGINE)
 
-    @pytest.mark.parametrize("name", ["reference", "fp32-torch", f"int8-{IMPLEMENTATIONS[-1]}"])
+    @pytest.mark.parametrize("name", ["reference", "fp32-torch", f"int8-{CONFIGURABLE[-1]}"])
     def test_outputs_are_copies(self, name: str) -> None:
         """The next step writes to the memory they were computed in."""
         engine = build(name)
@@ -157,7 +157,7 @@ class TestOutputs:
         for key, array in first.items():
             np.testing.assert_array_equal(array, kept[key])
 
-    @pytest.mark.parametrize("kernels", IMPLEMENTATIONS)
+    @pytest.mark.parametrize("kernels", CONFIGURABLE)
     def test_early_output_outlives_later_steps(self, kernels: str) -> None:
         """Its memory is given to none of them."""
         module = Early(lambda m, x, _: m.a(x)).eval().requires_grad_(False)

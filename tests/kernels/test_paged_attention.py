@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from runtime.kernels.cpu.build import list_isas
 from runtime.kernels.table import Kernel
 from runtime.kv_cache.blocks import BLOCK_SIZE
 from runtime.kv_cache.layout import load_rows
 from runtime.ops.paged_attention import OP, rotate
+from tests.kernels.emulated import COMPILED
 from tests.kernels.kernel_cases import DTYPES, IMPLEMENTATIONS, KERNEL_TOLERANCES, find_kernels
 from tests.kernels.paged_scenes import LAYER, MAX_POSITIONS, Part, Scene, make_scene, reference
 from tests.tolerances import KV_CACHE_TOLERANCES, Tolerance, check_close
@@ -168,7 +168,7 @@ class TestAgainstTheReference:
             assert torch.equal(actual[1][:19], expected[1][:19])
 
 
-@pytest.mark.parametrize("isa", list_isas())
+@pytest.mark.parametrize("isa", COMPILED)
 @pytest.mark.parametrize("cache_dtype", CACHE_DTYPES, ids=str)
 class TestExactness:
     """Bit for bit: a token's result depends on its sequence up to itself, and on nothing else."""
@@ -226,7 +226,7 @@ class TestExactness:
 NUM_BLOCKS = 10
 
 
-@pytest.mark.parametrize("isa", list_isas())
+@pytest.mark.parametrize("isa", COMPILED)
 @pytest.mark.parametrize(
     ("place", "wrong"),
     [
@@ -251,7 +251,7 @@ def test_what_is_out_of_range_is_refused(place: str, wrong: int, isa: str) -> No
     assert torch.equal(scene.buffer, before)
 
 
-@pytest.mark.parametrize("isa", list_isas())
+@pytest.mark.parametrize("isa", COMPILED)
 def test_more_tokens_than_there_are_is_refused(isa: str) -> None:
     scene = make_scene([40])
     args = list(scene.batch([(0, 30, 40)]))

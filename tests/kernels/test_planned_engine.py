@@ -23,7 +23,7 @@ from runtime.kernels.cpu import library
 from runtime.memory.lifetimes import BatchShape
 from runtime.passes.pipeline import Target, choose_precision, list_passes
 from runtime.program import Program, lower
-from tests.kernels.kernel_cases import IMPLEMENTATIONS, find_kernels
+from tests.kernels.kernel_cases import CONFIGURABLE, find_kernels
 from tests.kernels.tiny_graphs import (
     BERT_CONFIG,
     CPU,
@@ -59,7 +59,7 @@ def lower_bert(implementation: str) -> Program:
     return lower_model(tiny_bert(), implementation)
 
 
-@pytest.fixture(scope="module", params=IMPLEMENTATIONS)
+@pytest.fixture(scope="module", params=CONFIGURABLE)
 def program(request: pytest.FixtureRequest) -> Program:
     return lower_bert(request.param)
 
@@ -117,7 +117,7 @@ def test_every_intermediate_is_planned(program: Program) -> None:
     assert [step.name for step in program.unplanned] == []
 
 
-@pytest.mark.parametrize("kind", [*IMPLEMENTATIONS, "reference"])
+@pytest.mark.parametrize("kind", [*CONFIGURABLE, "reference"])
 def test_alone_is_the_same_as_in_a_batch(kind: str, reference: Engine) -> None:
     engine = find_engine(kind, reference)
     rng = random.Random(0)
@@ -189,14 +189,14 @@ def test_cap_too_low_for_one_input_is_refused_with_the_remedy(program: Program) 
 
 
 @pytest.mark.parametrize("seqlens", [[128] * 4 + [1], [1] * 65, [129]], ids=["tokens", "sequences", "length"])
-@pytest.mark.parametrize("kind", [*IMPLEMENTATIONS, "reference"])
+@pytest.mark.parametrize("kind", [*CONFIGURABLE, "reference"])
 def test_batch_over_a_limit_is_refused(kind: str, seqlens: list[int], reference: Engine) -> None:
     with pytest.raises(ValueError, match="over the largest"):
         find_engine(kind, reference).run(random_batch(seqlens))
 
 
 @pytest.mark.parametrize("bad_id", [VOCAB_SIZE, -1, 2**40])
-@pytest.mark.parametrize("kind", [*IMPLEMENTATIONS, "reference"])
+@pytest.mark.parametrize("kind", [*CONFIGURABLE, "reference"])
 def test_id_outside_the_vocabulary_fails_its_step_and_no_other(
     kind: str, bad_id: int, request: pytest.FixtureRequest, reference: Engine
 ) -> None:
@@ -240,7 +240,7 @@ class TestBuild:
         assert engine.info.precision == "bf16"
         assert engine.memory().weight_bytes == engine.info.weight_bytes
 
-    @pytest.mark.parametrize("cpu_kernels", IMPLEMENTATIONS)
+    @pytest.mark.parametrize("cpu_kernels", CONFIGURABLE)
     def test_int8_is_close_to_fp32(self, reference: Engine, cpu_kernels: str) -> None:
         engine = self.build(precision="int8", cpu_kernels=cpu_kernels)
         batch = random_batch([5, 1, 30, 30, 2])

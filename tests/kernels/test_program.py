@@ -20,7 +20,7 @@ from runtime.listing import format_program
 from runtime.memory.lifetimes import BatchShape
 from runtime.ops import pool
 from runtime.program import PlannedTensor, Program, lower
-from tests.kernels.kernel_cases import IMPLEMENTATIONS, find_kernels
+from tests.kernels.kernel_cases import CONFIGURABLE, find_kernels
 from tests.kernels.tiny_graphs import CPU, HIDDEN_SIZE, Body, Tiny, capture_body, random_batch, run_graph
 from tests.tolerances import check_close
 
@@ -37,7 +37,7 @@ def check_program(body: Body, batch: Batch = BATCH) -> Program:
     """What the engine computes in planned memory is what the graph says, the first time and when all is bound."""
     graph_module = capture_body(body)
     others = [random_batch(batch.seqlens.tolist(), seed=7), batch]
-    for implementation in IMPLEMENTATIONS[1:]:
+    for implementation in CONFIGURABLE[1:]:
         engine = make_engine(lower(graph_module, find_kernels(implementation)))
         for each in (batch, *others):
             check_close(engine.run(each).arrays["rows"], run_graph(graph_module, each))

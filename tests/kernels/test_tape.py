@@ -4,22 +4,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime.kernels.cpu.build import list_isas
-from runtime.kernels.cpu.library import load_library, pack_fp32, pad_bias
+from runtime.kernels.cpu.library import pack_fp32, pad_bias
 from runtime.kernels.cpu.native import CpuKernels, NativeCall
 from runtime.kernels.cpu.tape import Tape
+from tests.kernels.emulated import COMPILED, load_compiled
 from tests.kernels.kernel_cases import borders, random_tensor
 from tests.kernels.paged_scenes import make_scene
 
-pytestmark = pytest.mark.parametrize("isa", list_isas())
+pytestmark = pytest.mark.parametrize("isa", COMPILED)
 
 ROWS, WIDTH = 7, 48
 
 
 def make_kernels(isa: str) -> CpuKernels:
-    library = load_library(isa, lambda *_: None)
-    assert library is not None
-    return CpuKernels(library)
+    return CpuKernels(load_compiled(isa))
 
 
 def chain(kernels: CpuKernels, x: Tensor) -> tuple[list[NativeCall], list[Tensor]]:

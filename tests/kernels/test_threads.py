@@ -10,7 +10,7 @@ import torch
 from runtime.build import BatchLimits, build_engine
 from runtime.config import EngineConfig
 from runtime.engine import Engine
-from tests.kernels.kernel_cases import IMPLEMENTATIONS
+from tests.kernels.kernel_cases import CONFIGURABLE
 from tests.kernels.tiny_graphs import MAX_POSITIONS, random_batch, tiny_bert
 
 LIMITS = BatchLimits(max_batch_tokens=512, max_batch_requests=64, max_input_tokens=MAX_POSITIONS)
@@ -50,7 +50,7 @@ def restore_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
+@pytest.mark.parametrize("implementation", [*CONFIGURABLE, "reference"])
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_regions_run_on_the_threads_asked_for(implementation: str, num_threads: int) -> None:
     """A region's threads are made for the thread that runs it, at its first region."""

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from runtime.kernels.cpu.build import list_isas
-from runtime.kernels.cpu.library import load_library
 from runtime.kernels.cpu.native import CpuKernels
 from runtime.quantization.scheme import LinearScheme
 from runtime.quantization.weights import (
@@ -21,6 +19,7 @@ from runtime.quantization.weights import (
     quantize_weight,
     split_groups,
 )
+from tests.kernels.emulated import COMPILED, load_compiled
 
 GROUPS = ((0, 1, 4, 5), (2, 3, 6, 7))
 
@@ -117,13 +116,12 @@ def test_groups_are_those_of_the_kernel() -> None:
     assert torch.equal(join_groups(planes), rows)
 
 
-@pytest.mark.parametrize("isa", list_isas())
+@pytest.mark.parametrize("isa", COMPILED)
 @pytest.mark.parametrize("overflow_free", [True, False])
 @pytest.mark.parametrize(("shape", "spread"), [((1, 1), 1.0), ((5, 27), 1.0), ((40, 64), 1e-3), ((33, 130), 50.0)])
 def test_compiled_rounding_is_torchs(shape: tuple[int, int], spread: float, overflow_free: bool, isa: str) -> None:
     """But for scales that err the same to the last bits: then either may be taken."""
-    library = load_library(isa, lambda *_: None)
-    assert library is not None
+    library = load_compiled(isa)
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul(spread)
     weight[0] = 0
     weight[-1, -1] *= 100  # a channel whose other weights nearly vanish beside one
