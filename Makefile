@@ -32,7 +32,7 @@ test-schema: $(VENV)/.dev
 	$(BIN)/python -m pytest -m schema tests/server/test_schema.py
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu and not schema"
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
