@@ -19,9 +19,9 @@ from server.processes.launch import launch
 from server.processes.one_model import configure_model
 
 COMMANDS = ("serve", "config", "graph", "quantize", "hash-key")
-SET_VARIABLE = "PADLESS_SET"
-"""Overrides for every command, as a shell would split them: `server.host=0.0.0.0 engine.device=cuda`. For container
-images, where the command is the user's; `--set` comes after it, and wins."""
+SET_VARIABLES = ("PADLESS_IMAGE_SET", "PADLESS_SET")
+"""Overrides for every command, as a shell would split them: `server.host=0.0.0.0 engine.device=cuda`. The first is for
+container images, so that the second is the user's there too, and unsets nothing; `--set` comes after both, and wins."""
 
 
 def main() -> None:
@@ -105,14 +105,19 @@ def add_quantize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def list_overrides(arguments: argparse.Namespace) -> list[str]:
     """The environment's, then --host and --port, then --set: the last one wins. Raises ConfigError."""
-    try:
-        overrides = shlex.split(os.environ.get(SET_VARIABLE, ""))
-    except ValueError as error:
-        raise ConfigError(f"{SET_VARIABLE}: {error}. Write it as a shell's words: key=value key=value") from None
+    overrides = [word for variable in SET_VARIABLES for word in split_words(variable)]
     # Values are YAML, and JSON is YAML: an address like :: needs its quotes.
     given = {key: vars(arguments).get(key) for key in ("host", "port")}
     overrides += [f"server.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     return [*overrides, *arguments.set]
+
+
+def split_words(variable: str) -> list[str]:
+    """Raises ConfigError."""
+    try:
+        return shlex.split(os.environ.get(variable, ""))
+    except ValueError as error:
+        raise ConfigError(f"{variable}: {error}. Write it as a shell's words: key=value key=value") from None
 
 
 def run(arguments: argparse.Namespace) -> int:

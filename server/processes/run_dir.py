@@ -30,7 +30,7 @@ def choose_parent() -> Path:
 
     Raises ConfigError.
     """
-    candidates = [os.environ.get("XDG_RUNTIME_DIR"), "/run", make_cache_dir(), tempfile.gettempdir(), "/tmp"]
+    candidates = [os.environ.get("XDG_RUNTIME_DIR"), "/run", make_cache_dir(), find_temporary(), "/tmp"]
     for candidate in candidates:
         if candidate and is_usable(Path(candidate)):
             return Path(candidate)
@@ -44,6 +44,16 @@ def make_cache_dir() -> str | None:
     except (OSError, RuntimeError):
         return None
     return str(path)
+
+
+def find_temporary() -> str:
+    """Wanted even where another folder is taken: torch does not start without. Raises ConfigError."""
+    try:
+        return tempfile.gettempdir()
+    except OSError:  # as in a container whose root is read-only
+        raise ConfigError(
+            "no folder for temporary files can be written to: set TMPDIR to one, or mount one on /tmp"
+        ) from None
 
 
 def is_usable(path: Path) -> bool:

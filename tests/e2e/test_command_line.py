@@ -52,12 +52,15 @@ def test_shipped_file_has_a_name() -> None:
 
 
 class TestOverrides:
-    """The environment's come first, then --host and --port, then --set: images set what a user can still change."""
+    """The image's come first, then the environment's, --host and --port, and --set: what an image sets a user can still
+    change, and does not lose by changing something else."""
 
     def test_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PADLESS_SET", "server.host=0.0.0.0  name='two words'")
+        monkeypatch.setenv("PADLESS_IMAGE_SET", "server.host=127.0.0.2")
         words = ["serve", "--config", "x", "--set", "server.port=3", "--host", "::", "--port", "0"]
         assert list_overrides(build_parser().parse_args(words)) == [
+            "server.host=127.0.0.2",
             "server.host=0.0.0.0",
             "name=two words",
             'server.host="::"',

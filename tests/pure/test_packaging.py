@@ -1,6 +1,7 @@
-"""pyproject.toml and constraints.txt agree: what is tested is exact, and within what is allowed."""
+"""pyproject.toml and constraints.txt agree: what is tested is exact, and within what is allowed. Wheels hold it all."""
 
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DOCUMENT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = DOCUMENT["project"]
+PACKAGES = ("server", "runtime", "models", "configs")
 EXTRAS = PROJECT["optional-dependencies"]
 INSTALLED = ("demo", "dev", "loadtest")
 """The extras of `make setup`; the others depend on the machine and are not pinned."""
@@ -41,3 +44,18 @@ def test_the_licence_is_apache_with_nobody_filled_in() -> None:
     assert PROJECT["license"] == "Apache-2.0"
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text and "[name of copyright owner]" in text
+
+
+def test_wheels_hold_every_file_beside_the_modules() -> None:
+    """Kernels are compiled where the wheel is installed, and configurations go by their names there."""
+    setuptools = DOCUMENT["tool"]["setuptools"]
+    kept = set()
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*"):
+            if path.is_dir() or path.suffix in (".py", ".pyc"):
+                continue
+            patterns = setuptools["package-data"].get(".".join(path.parent.relative_to(ROOT).parts), [])
+            assert any(fnmatch(path.name, pattern) for pattern in patterns), f"{path} is in no wheel"
+            kept.add(path.suffix)
+    assert kept == {".cpp", ".h", ".yaml"}
+    assert {each.rstrip("*") for each in setuptools["packages"]["find"]["include"]} == set(PACKAGES)

@@ -56,6 +56,17 @@ def test_no_place_for_sockets_is_the_operators_business(monkeypatch: pytest.Monk
         pass
 
 
+def test_no_place_for_temporary_files_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container whose root is read-only."""
+
+    def find_none() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(run_dir.tempfile, "gettempdir", find_none)
+    with pytest.raises(ConfigError, match="set TMPDIR to one, or mount one on /tmp"), run_dir.make_run_dir():
+        pass
+
+
 def test_announced_once_whoever_answers_has_heard_of_the_engines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listeners: Listeners, capsys: pytest.CaptureFixture[str]
 ) -> None:
