@@ -5,8 +5,9 @@ from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
 from runtime.ops import linear_act
-from runtime.passes.rewriting import LINEAR, is_call, replace_node
+from runtime.passes.rewriting import LINEAR, insert_call, is_call, linear_arguments, replace_node
 
+ONEDNN = torch.ops.mkldnn._linear_pointwise.default
 ONEDNN_ACTIVATIONS = {
     "none": ("none", ""),
     "gelu": ("gelu", "none"),
@@ -18,16 +19,20 @@ ONEDNN_ACTIVATIONS = {
 
 
 def prepack_onednn(graph_module: GraphModule) -> None:
-    """Replace linears by oneDNN's over packed weights. These allocate their own result and are counted as such."""
+    """Replace linears by oneDNN's over packed weights. These allocate their own result and are counted as such.
+    What is added to a result is an op of its own again: oneDNN adds only where there is no activation."""
     for node in list(graph_module.graph.nodes):
         if not is_call(node, LINEAR, linear_act.OP) or node.meta["val"].dtype != node.args[1].meta["val"].dtype:
             continue
-        x, weight, bias, act = (*node.args, None, None)[:4] if is_call(node, LINEAR) else node.args
-        attr, algorithm = ONEDNN_ACTIVATIONS[str(act or "none")]
-        packed = pack_weight(graph_module, weight)
-        replace_node(
-            node, torch.ops.mkldnn._linear_pointwise.default, (x, packed, bias, attr, [], algorithm), "linear_onednn"
-        )
+        x, weight, bias, act, residual = linear_arguments(node)
+        attr, algorithm = ONEDNN_ACTIVATIONS[act]
+        args = (x, pack_weight(graph_module, weight), bias, attr, [], algorithm)
+        if residual is None:
+            replace_node(node, ONEDNN, args, "linear_onednn")
+        else:
+            product = insert_call(node, ONEDNN, args, "linear_onednn")
+            product.meta["val"] = node.meta["val"]
+            replace_node(node, torch.ops.aten.add.Tensor, (product, residual), "linear_add")
 
 
 def pack_weight(graph_module: GraphModule, weight: Node) -> Node:

@@ -14,6 +14,7 @@ from runtime.passes.drop_casts import drop_casts
 from runtime.passes.fuse_add_norm import fuse_add_norm
 from runtime.passes.fuse_gated_act import fuse_gated_act
 from runtime.passes.fuse_linear_act import fuse_linear_act
+from runtime.passes.fuse_linear_add import fuse_linear_add
 from runtime.passes.fuse_qkv import fuse_qkv
 from runtime.passes.pipeline import (
     PrecisionChoice,
@@ -282,6 +283,21 @@ class TestPrepackOnednn:
         rewrite(graph_module, ("fuse_linear_act", fuse_linear_act), ("prepack_onednn", prepack_onednn))
         check_close(run_graph(graph_module, BATCH), expected)
         assert count_calls(graph_module) == {"embedding": 1, "_linear_pointwise": 1}
+
+    @pytest.mark.parametrize("act", ["none", "gelu"])
+    def test_what_is_added_to_a_layer(self, act: str) -> None:
+        """As every layer of a decoder adds its residual."""
+
+        def body(module: Tiny, x: Tensor, _: Tensor) -> Tensor:
+            rows = module.a(x)
+            return x + (rows if act == "none" else functional.gelu(rows))
+
+        graph_module = capture_body(body)
+        expected = run_graph(graph_module, BATCH)
+        fusing = [("fuse_linear_act", fuse_linear_act), ("fuse_linear_add", fuse_linear_add)]
+        rewrite(graph_module, *fusing, ("prepack_onednn", prepack_onednn))
+        check_close(run_graph(graph_module, BATCH), expected)
+        assert count_calls(graph_module) == {"embedding": 1, "_linear_pointwise": 1, "add": 1}
 
     def test_shared_weight_is_packed_once(self) -> None:
         _, graph_module = check_pass(lambda m, x, _: m.a(m.a(x)), "prepack_onednn", prepack_onednn)
