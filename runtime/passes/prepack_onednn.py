@@ -26,7 +26,7 @@ def prepack_onednn(graph_module: GraphModule) -> None:
             continue
         x, weight, bias, act, residual = linear_arguments(node)
         attr, algorithm = ONEDNN_ACTIVATIONS[act]
-        args = (x, pack_weight(graph_module, weight), bias, attr, [], algorithm)
+        args: tuple[object, ...] = (x, pack_weight(graph_module, weight), bias, attr, [], algorithm)
         if residual is None:
             replace_node(node, ONEDNN, args, "linear_onednn")
         else:
