@@ -45,6 +45,7 @@ def test_cache_folder_that_cannot_be_written(config: Path, tmp_path: Path) -> No
 FULL_DISK = 'mount -t tmpfs -o size=64k tmpfs "$0" && exec "$@"'
 
 
+@pytest.mark.slow
 def test_cache_folder_on_a_full_disk(config: Path, tmp_path: Path) -> None:
     """Which takes 64 KiB, and not the kernels: they are written in part, and served is by torch's."""
     disk = tmp_path / "disk"

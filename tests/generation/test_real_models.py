@@ -14,7 +14,7 @@ from tests.tolerances import check_close
 
 NUM_TOKENS = 64
 NUM_TOP = 5
-MODELS = ["stories15m", "microformer-gpt2", pytest.param("smollm2-135m-instruct", marks=pytest.mark.slow)]
+MODELS = ["stories15m", "microformer-gpt2", "smollm2-135m-instruct"]
 
 SCENARIOS = {
     "whole prompts": {},
@@ -60,8 +60,17 @@ def check_against_reference(name: str, prompts: list[list[int]], heard: list[Hea
         assert [logprob.logprob for logprob in logprobs] == [logprob.top[0][1] for logprob in logprobs]
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("name", MODELS)
+def list_scenarios() -> list[object]:
+    """All on the first model, on the second the one that goes through most; the rest in `make test-slow`."""
+    quick = {*((MODELS[0], scenario) for scenario in SCENARIOS), (MODELS[1], "preempted")}
+    return [
+        pytest.param(name, scenario, marks=() if (name, scenario) in quick else pytest.mark.slow)
+        for name in MODELS
+        for scenario in SCENARIOS
+    ]
+
+
+@pytest.mark.parametrize(("name", "scenario"), list_scenarios())
 def test_greedy_tokens_and_logprobs_are_transformers(name: str, scenario: str) -> None:
     engine = build(name)
     prompts = make_prompts(count_vocab(engine), 64)
