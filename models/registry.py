@@ -44,8 +44,7 @@ def find_family(architecture: str, model_type: str) -> Family:
     )
     if architecture in DECODERS:
         raise ModelDirectoryError(f"config.json: {architecture} is served to generate only. Leave task out")
-    if not architecture:
-        raise ModelDirectoryError(f"config.json: the key 'architectures' is missing, e.g. [\"{next(iter(DECODERS))}\"]")
+    check_named(architecture)
     if family is None:
         raise ModelDirectoryError(
             f"config.json: the architecture {architecture!r} is not served. Served are {', '.join(sorted(FAMILIES))}, "
@@ -57,14 +56,18 @@ def find_family(architecture: str, model_type: str) -> Family:
 
 def find_decoder(architecture: str, model_type: str) -> DecoderFamily:
     """Raises ModelDirectoryError as `find_family` does."""
-    if not architecture:
-        raise ModelDirectoryError(f"config.json: the key 'architectures' is missing, e.g. [\"{next(iter(DECODERS))}\"]")
+    check_named(architecture)
     if architecture not in DECODERS:
         raise ModelDirectoryError(
             f"config.json: the architecture {architecture!r} cannot generate. Those that can are {', '.join(DECODERS)}"
         )
     check_model_type(architecture, model_type, DECODERS[architecture].model_types)
     return DECODERS[architecture]
+
+
+def check_named(architecture: str) -> None:
+    if not architecture:
+        raise ModelDirectoryError(f"config.json: the key 'architectures' is missing, e.g. [\"{next(iter(DECODERS))}\"]")
 
 
 def check_model_type(architecture: str, model_type: str, model_types: tuple[str, ...]) -> None:

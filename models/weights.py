@@ -100,11 +100,11 @@ def assign_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) 
     Raises ModelDirectoryError for missing, left-over, misshapen or mistyped tensors, and for NaN and infinity.
     """
     faults = list(find_faults(dict(module.named_parameters()), tensors))
-    broken = [name for name, value in tensors.items() if value.dtype in DTYPES and not torch.isfinite(value).all()]
-    if broken and not faults:
-        raise ModelDirectoryError(f"{source}: the weights hold numbers that are not finite: {list_names(broken)}")
     if faults:
         raise ModelDirectoryError(f"{source}: the weights do not fit the architecture; {'; '.join(faults)}")
+    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise ModelDirectoryError(f"{source}: the weights hold numbers that are not finite: {list_names(broken)}")
     values = {
         name: value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         for name, value in tensors.items()

@@ -327,14 +327,20 @@ async def test_words_of_a_bug_stay_in_the_log(
     await loop.close()
 
 
-async def test_engine_that_hangs_is_given_up_and_who_waits_is_told(engine: GatedEngine, clock: Clock) -> None:
-    """Judged by what its step should take: half a second, so that six are too many and four are not."""
+async def stop_in_a_step(engine: GatedEngine) -> tuple[PackedLoop, "asyncio.Task[Rows]"]:
+    """A loop whose step should take half a second and does not end, and who waits for it."""
     loop = make_loop(engine, make_batcher(cost_model=CostModel(fixed_s=0.5)), canary_interval_s=5.0)
     await loop.start()
     await until(lambda: loop.statuses()[0].is_ready)
     engine.close_gate()
     waiting = call(loop, make_sequence(5))
     await until(lambda: loop.under_way)
+    return loop, waiting
+
+
+async def test_engine_that_hangs_is_given_up_and_who_waits_is_told(engine: GatedEngine, clock: Clock) -> None:
+    """Judged by what its step should take, so that six are too many and four are not."""
+    loop, waiting = await stop_in_a_step(engine)
     await let_pass(clock, 4.0)
     assert loop.statuses()[0].is_ready, "a step that takes long is no outage"
     assert not loop.crashed.is_set()
@@ -348,12 +354,7 @@ async def test_engine_that_hangs_is_given_up_and_who_waits_is_told(engine: Gated
 
 
 async def test_a_process_that_stood_still_takes_its_own_pause_for_no_hang(engine: GatedEngine, clock: Clock) -> None:
-    loop = make_loop(engine, make_batcher(cost_model=CostModel(fixed_s=0.5)), canary_interval_s=5.0)
-    await loop.start()
-    await until(lambda: loop.statuses()[0].is_ready)
-    engine.close_gate()
-    waiting = call(loop, make_sequence(5))
-    await until(lambda: loop.under_way)
+    loop, waiting = await stop_in_a_step(engine)
     loop_time_s, clock.now_s = clock.now_s, clock.now_s + 60.0
     await asyncio.sleep(2 * engine_loop.WATCH_PERIOD_S)
     assert not loop.crashed.is_set()
