@@ -22,7 +22,6 @@ from runtime.engines.reference import ReferenceEngine
 from runtime.engines.speculating import SpeculatingEngine
 from runtime.kernels.cpu.build import CannotBuild
 from runtime.kernels.cpu.library import CpuLibrary, load_library
-from runtime.kernels.cpu.native import CpuKernels
 from runtime.kernels.table import list_kernels
 from runtime.kv_cache.blocks import count_blocks
 from runtime.kv_cache.budget import plan_blocks
@@ -271,7 +270,7 @@ def find_target(config: EngineConfig, device: torch.device, library: CpuLibrary 
     quantization = load_quantization(config.quantization) if config.quantization else None
     if library is None:
         return Target(device, None, quantization)
-    return Target(device, library.isa, quantization, CpuKernels(library).round_channels)
+    return Target(device, library.isa, quantization, library.round_channels)
 
 
 def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, target: Target) -> EngineInfo:

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 from runtime.batch import INPUTS, ArraySpec
 from runtime.kv_cache.layout import KVLayout
-from runtime.memory.lifetimes import BatchShape, Formula
+from runtime.memory.lifetimes import SYMBOLS, Formula
 
 VARYING = ("num_tokens", "num_seqs", "num_logits", "num_blocks", "max_blocks")
 """The symbols of `INPUTS` that differ from batch to batch, or from engine to engine."""
@@ -119,7 +119,7 @@ def constant(graph_module: GraphModule, node: Node) -> Tensor:
 
 
 def symbol_names(graph_module: GraphModule) -> dict[str, str]:
-    """The exporter's symbols (s27 and the like) by the names of `BatchShape`."""
+    """The exporter's symbols (s27 and the like) by the names of SYMBOLS."""
     found: dict[str, str] = {}
     for node in graph_module.graph.nodes:
         if node.op != "placeholder":
@@ -127,7 +127,7 @@ def symbol_names(graph_module: GraphModule) -> dict[str, str]:
         value, spec = node.meta["val"], INPUTS[node.name]
         pairs = zip(value.shape, map(split_dim, spec.dims), strict=True) if spec.dims else [(value, (spec.name, 0))]
         for size, (name, _) in pairs:
-            if name in BatchShape._fields:
+            if name in SYMBOLS:
                 found |= {str(symbol): name for symbol in sympify(size).free_symbols}
     return found
 
@@ -164,21 +164,23 @@ def read_inputs(graph_module: GraphModule) -> frozenset[str]:
 
 
 def sympify(value: object) -> sympy.Expr:
+    if isinstance(value, sympy.Expr):
+        return value
     expression = value.node.expr if isinstance(value, torch.SymInt) else sympy.Integer(value)
     assert isinstance(expression, sympy.Expr)
     return expression
 
 
 def to_formula(value: object, names: Mapping[str, str]) -> Formula:
-    """A dimension of a traced tensor as a polynomial of the batch's shape. Raises ValueError where it is none.
+    """A dimension of a traced tensor as a polynomial of SYMBOLS. Raises ValueError where it is none.
 
     Negative and broken coefficients are refused too: a larger batch must never need a smaller tensor.
     """
     expression = sympify(value)
-    symbols = [sympy.Symbol(name) for name in BatchShape._fields]
+    symbols = [sympy.Symbol(name) for name in SYMBOLS]
     unknown = [str(symbol) for symbol in expression.free_symbols if str(symbol) not in names]
     if unknown:
-        raise ValueError(f"{expression} depends on {', '.join(unknown)}, which are not of the batch's shape")
+        raise ValueError(f"{expression} depends on {', '.join(unknown)}, which no batch tells")
     renamed = expression.subs({symbol: sympy.Symbol(names[str(symbol)]) for symbol in expression.free_symbols})
     try:
         terms = sympy.Poly(renamed, *symbols).terms()

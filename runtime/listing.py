@@ -44,17 +44,17 @@ def format_program(program: Program, shape: BatchShape) -> str:
     """Every instruction with its kind, and for planned tensors size, life and offset in a batch of `shape`."""
     lifetimes = program.lifetimes(shape)
     offsets, peak = plan_region(lifetimes)
-    place = {tensor.slot: index for index, tensor in enumerate(program.tensors)}
+    place = {each.root: index for index, each in enumerate(program.planned)}
     lines = []
     for number, instruction in enumerate(program.instructions):
         line = f"{number:4} {instruction.kind:9} {instruction.name}"
-        if instruction.tensor is not None:
-            index = place[instruction.slot]
-            life, size = lifetimes[index], instruction.tensor.life.num_bytes
+        if instruction.root in place and instruction.life is not None:
+            index = place[instruction.root]
+            life, size = lifetimes[index], instruction.life.num_bytes
             line += f"  {size} bytes, steps {life.start}-{life.end}, {life.num_bytes} at {offsets[index]}"
         lines.append(line)
     kinds = [instruction.kind for instruction in program.instructions]
-    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("planned", "view", "scalar", "unplanned"))
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     total = sum(life.num_bytes for life in lifetimes)
     lines.append(
         f"{counts}; at {tuple(shape)}: peak {peak} bytes, live at most {live_peak(lifetimes)}, "

@@ -1,8 +1,9 @@
-"""A captured and rewritten graph as a list of instructions over numbered slots: what the planned engine executes.
+"""A captured and rewritten graph as a list of instructions over numbered roots: what the planned engine executes.
 
-Each instruction fills one slot by one of three means: into a place the arena gives it, as a view of another slot, or,
-for ops without a kernel in `runtime.kernels.table`, by letting torch allocate. Only the first kind is planned; the last
-is counted, and freed after its last use.
+A root is memory of its own: an input, a constant, or what an instruction gives, in a place of the arena or, for ops
+without a kernel, in memory that torch allocates. All tensors are views of roots, in shapes that are formulas: slices,
+reshapes and sizes are no instructions. Only results in the arena are planned; others are counted, and freed after their
+last use.
 """
 
 import operator
@@ -16,63 +17,56 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from runtime.batch import ArraySpec
-from runtime.capture import constant, describe_outputs, find_outputs, symbol_names, to_formula
-from runtime.kernels.cpu.native import NativeKernel
+from runtime.capture import constant, describe_outputs, find_outputs, symbol_names, sympify, to_formula
 from runtime.kernels.table import TORCH_KERNELS, VIEW_OPS, Kernel
 from runtime.memory.lifetimes import BatchShape, Formula, Lifetime, TensorLife, live_peak, size_lifetimes
+from runtime.values import Late, View
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedTensor:
-    """An intermediate that lives in the arena. `dims` are its shape; it is contiguous."""
-
-    slot: int
-    dims: tuple[Formula, ...]
-    dtype: torch.dtype
-    life: TensorLife
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Stands for a slot's value inside the arguments of a call."""
-
-    index: int
+NUM_SHAPE = len(BatchShape._fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """`run(*[slots[i] for i in args])` fills `slot`; where `tensor` is set, it is given that place as `out`.
+    """`run(*args, **kwargs)` gives the root `root`; a planned one is given that place as `out`.
 
-    Afterwards nobody reads the slots in `frees` any more.
+    Arguments are literals, Views, Formulas, and lists of these. Afterwards nobody reads the roots in `frees` any more.
     """
 
     name: str
     kind: str
-    """planned, view, scalar or unplanned."""
+    """planned; unplanned; or, where shapes are no formulas, view or scalar."""
     run: Callable[..., object]
-    args: tuple[int, ...]
-    slot: int
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    root: int
+    out: View | None
+    """The result as others see it; None where its shape is no formula."""
     frees: tuple[int, ...]
-    tensor: PlannedTensor | None = None
     life: TensorLife | None = None
-    """Of results that are not views, planned or not; None where the size is no formula of the batch's shape."""
+    """Of tensors with memory of their own; None where the size is no formula."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """`slots` holds constants and literals where they belong and None elsewhere; inputs go to `input_slots`."""
+    """Roots are numbered from 0 to `num_roots`."""
 
     instructions: tuple[Instruction, ...]
-    slots: tuple[object, ...]
-    input_slots: dict[str, int]
-    """By the name of the argument; those that nothing reads are there too."""
-    output_slots: dict[str, int]
-    """By the name of the output."""
-    tensors: tuple[PlannedTensor, ...]
+    num_roots: int
+    constants: Mapping[int, Tensor]
+    inputs: Mapping[str, int]
+    """The roots of arguments by name; those that nothing reads are there too."""
+    outputs_by_name: Mapping[str, Any]
+    """Views, or what an instruction can have as an argument."""
     weight_bytes: int
     outputs: tuple[ArraySpec, ...]
+    read_inputs: frozenset[str]
+    """The inputs that anything is computed from; `max_seqlen` too."""
+
+    @property
+    def planned(self) -> tuple[Instruction, ...]:
+        """Those whose results lie in the arena, in the order of `lifetimes`."""
+        return tuple(instruction for instruction in self.instructions if instruction.kind == "planned")
 
     @property
     def unplanned(self) -> tuple[Instruction, ...]:
@@ -80,18 +74,13 @@ class Program:
 
     @property
     def is_used(self) -> BatchShape:
-        """Which numbers of a BatchShape any size depends on: 1, else 0."""
-        powers = [term[1:] for tensor in self.tensors for term in tensor.life.num_bytes.terms]
-        return BatchShape(*(int(any(column)) for column in zip_longest(*powers, (0,) * 4, fillvalue=0)))
-
-    @property
-    def read_inputs(self) -> frozenset[str]:
-        """The inputs that any instruction reads."""
-        read = {slot for instruction in self.instructions for slot in instruction.args} | {*self.output_slots.values()}
-        return frozenset(name for name, slot in self.input_slots.items() if slot in read)
+        """Which numbers of a BatchShape the size of any planned tensor depends on: 1, else 0."""
+        powers = [term[1:] for each in self.planned if each.life for term in each.life.num_bytes.terms]
+        columns = list(zip_longest(*powers, (0,) * NUM_SHAPE, fillvalue=0))[:NUM_SHAPE]
+        return BatchShape(*(int(any(column)) for column in columns))
 
     def lifetimes(self, shape: BatchShape) -> list[Lifetime]:
-        return size_lifetimes((tensor.life for tensor in self.tensors), shape)
+        return size_lifetimes((each.life for each in self.planned if each.life), shape)
 
     def unplanned_bytes(self, shape: BatchShape) -> int:
         """What torch allocates beside the arena at most at one time."""
@@ -100,113 +89,136 @@ class Program:
 
 
 def lower(graph_module: GraphModule, kernels: Mapping[object, Kernel] = TORCH_KERNELS) -> Program:
-    """Number the slots, bind each node to its kernel, and find when each tensor dies."""
+    """Number the roots, bind each node to its kernel, and find when each tensor dies."""
     return Lowering(graph_module, kernels, symbol_names(graph_module)).lower()
 
 
 @dataclass(slots=True)
 class Lowering:
-    """One run of `lower`. Mutable: `slots` and `slot_of`, which grow node by node."""
+    """One run of `lower`. Mutable: what has been found of each node so far."""
 
     graph_module: GraphModule
     kernels: Mapping[object, Kernel]
     names: dict[str, str]
-    slots: list[object] = field(default_factory=list)
-    slot_of: dict[Node, int] = field(default_factory=dict)
+    values: dict[Node, Any] = field(default_factory=dict)
+    """Views, Formulas, Late."""
+    constants: dict[int, Tensor] = field(default_factory=dict)
+    inputs: dict[str, int] = field(default_factory=dict)
+    num_roots: int = 0
 
     def lower(self) -> Program:
-        calls = [node for node in self.graph_module.graph.nodes if node.op == "call_function"]
-        step_of = {node: index for index, node in enumerate(calls)}
+        nodes = list(self.graph_module.graph.nodes)
+        steps = [node for node in nodes if self.find_value(node)]
         outputs = find_outputs(self.graph_module)
+        step_of = {node: index for index, node in enumerate(steps)}
+        calls = [node for node in nodes if node.op == "call_function"]
         deaths = find_deaths(calls, step_of, outputs.values())
-        dead_after: dict[int, list[Node]] = {}
-        for node, death in deaths.items():
-            dead_after.setdefault(death, []).append(node)
-        weights: dict[int, int] = {}
-        inputs: dict[str, int] = {}
-        instructions = []
-        for node in self.graph_module.graph.nodes:
-            if node.op == "placeholder":
-                inputs[node.name] = self.new_slot(node)
-            elif node.op == "get_attr":
-                value = constant(self.graph_module, node).detach()
-                weights[id(value) if value.is_mkldnn else value.untyped_storage().data_ptr()] = count_bytes(value)
-                self.slots[self.new_slot(node)] = value
-            elif node.op == "call_function":
-                step = step_of[node]
-                instructions.append(self.lower_call(node, step, deaths[node], dead_after.get(step, [])))
+        dead_after: dict[int, list[int]] = {}
+        for node in steps:
+            dead_after.setdefault(deaths[node], []).append(self.values[node].root)
         return Program(
-            instructions=tuple(instructions),
-            slots=tuple(self.slots),
-            input_slots=inputs,
-            output_slots={name: self.slot_of[node] for name, node in outputs.items()},
-            tensors=tuple(each.tensor for each in instructions if each.tensor is not None),
-            weight_bytes=sum(weights.values()),
+            instructions=tuple(self.lower_call(node, step_of[node], deaths[node], dead_after) for node in steps),
+            num_roots=self.num_roots,
+            constants=self.constants,
+            inputs=self.inputs,
+            outputs_by_name={name: self.values[node] for name, node in outputs.items()},
+            weight_bytes=sum_weights(self.constants.values()),
             outputs=describe_outputs(self.graph_module),
+            read_inputs=frozenset(node.name for node in nodes if node.op == "placeholder" and is_read(node)),
         )
 
-    def lower_call(self, node: Node, step: int, death: int, dead: list[Node]) -> Instruction:
-        value, kernel = node.meta["val"], self.kernels.get(node.target)
-        slot = self.new_slot(node)
-        frees = tuple(self.slot_of[other] for other in dead)
-        if is_view(node) or not isinstance(value, Tensor):
-            kind = "view" if isinstance(value, Tensor) else "scalar"
-            return Instruction(node.name, kind, *self.bind(node, node.target), slot, frees)
-        dims = self.dims_of(node)
-        life = None if dims is None else TensorLife(node.name, step, death, count_dims(dims, value.dtype))
-        if kernel is None or dims is None or life is None:
-            return Instruction(node.name, "unplanned", *self.bind(node, node.target), slot, frees, life=life)
-        tensor = PlannedTensor(slot, dims, value.dtype, life)
-        return Instruction(node.name, "planned", *self.bind(node, kernel), slot, frees, tensor, life)
+    def find_value(self, node: Node) -> bool:
+        """Note what the node gives; whether an instruction has to compute it."""
+        if node.op not in ("placeholder", "get_attr", "call_function"):
+            return False
+        value = node.meta["val"]
+        if not isinstance(value, Tensor):
+            formula = self.to_formulas([value]) if isinstance(value, int | torch.SymInt) else None
+            if node.op == "placeholder":
+                self.inputs[node.name] = self.new_root()
+            self.values[node] = formula[0] if formula else Late(self.new_root())
+            return formula is None
+        if node.op == "call_function" and is_view(node):
+            view = self.find_view(node)
+            self.values[node] = view or Late(self.new_root())
+            return view is None
+        root = self.new_root()
+        self.values[node] = self.new_view(root, value) or Late(root)
+        if node.op == "placeholder":
+            self.inputs[node.name] = root
+        elif node.op == "get_attr":
+            self.constants[root] = constant(self.graph_module, node).detach()
+        return node.op == "call_function"
 
-    def dims_of(self, node: Node) -> tuple[Formula, ...] | None:
-        """The shape as formulas; None where it is no polynomial of the batch's shape."""
+    def find_view(self, node: Node) -> View | None:
+        """A node's result as a view of its first argument's root; None where it can only be found in the step."""
+        source = node.args[0]
+        assert isinstance(source, Node)
+        seen, base, value = self.values[source], source.meta["val"], node.meta["val"]
+        if not isinstance(seen, View):
+            return None
+        found = self.new_view(seen.root, value)
+        moved = self.to_formulas([sympify(value.storage_offset()) - sympify(base.storage_offset())])
+        if found is None or moved is None:
+            return None
+        return View(seen.root, value.dtype, found.dims, found.strides, seen.offset.plus(moved[0]))
+
+    def new_view(self, root: int, value: Tensor) -> View | None:
+        """All of a tensor; None where its shape is no formula."""
+        if value.layout is not torch.strided or value.is_mkldnn:
+            return None
+        dims, strides = self.to_formulas(value.shape), self.to_formulas(value.stride())
+        if dims is None or strides is None:
+            return None
+        return View(root, value.dtype, dims, strides, Formula.constant(0))
+
+    def to_formulas(self, numbers: Sequence[object]) -> tuple[Formula, ...] | None:
         try:
-            return tuple(to_formula(dim, self.names) for dim in node.meta["val"].shape)
+            return tuple(to_formula(number, self.names) for number in numbers)
         except ValueError:
             return None
 
-    def bind(self, node: Node, target: object) -> tuple[Callable[..., object], tuple[int, ...]]:
-        """The callable and its argument slots. Keywords and lists of tensors are folded into a closure.
+    def lower_call(self, node: Node, step: int, death: int, dead_after: Mapping[int, Sequence[int]]) -> Instruction:
+        value, kernel, frees = node.meta["val"], self.kernels.get(node.target), tuple(dead_after.get(step, ()))
+        # No Node may be kept: it would keep the graph, and with it every weight that a pass has replaced.
+        args, kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), self.values.__getitem__)
+        out = self.values[node]
+        view = out if isinstance(out, View) else None
+        run: Any = node.target
+        if is_view(node) or not isinstance(value, Tensor):
+            kind = "view" if isinstance(value, Tensor) else "scalar"
+            return Instruction(node.name, kind, run, args, kwargs, out.root, None, frees)
+        life = find_life(node.name, step, death, view)
+        if kernel is None or life is None or view is None or not value.is_contiguous():
+            return Instruction(node.name, "unplanned", run, args, kwargs, out.root, view, frees, life)
+        return Instruction(node.name, "planned", kernel, args, kwargs, out.root, view, frees, life)
 
-        No Node may be kept: it would keep the graph, and with it every weight that a pass has replaced.
-        """
-        assert callable(target)
-        if not node.kwargs and not any(holds_node(arg) for arg in node.args):
-            return target, tuple(self.slot_for(arg) for arg in node.args)
-        inner = node.all_input_nodes
-        place: dict[Node, Any] = {arg: Slot(index) for index, arg in enumerate(inner)}
-        args, kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), place.__getitem__)
-
-        run = target.prepare if isinstance(target, NativeKernel) else target
-
-        def call(*values: object, **out: object) -> Any:
-            return run(*fill(args, values), **fill(kwargs, values), **out)
-
-        slots = tuple(self.slot_of[arg] for arg in inner)
-        return NativeKernel(call) if isinstance(target, NativeKernel) else call, slots
-
-    def slot_for(self, arg: object) -> int:
-        if isinstance(arg, Node):
-            return self.slot_of[arg]
-        self.slots.append(arg)
-        return len(self.slots) - 1
-
-    def new_slot(self, node: Node) -> int:
-        self.slots.append(None)
-        self.slot_of[node] = len(self.slots) - 1
-        return self.slot_of[node]
+    def new_root(self) -> int:
+        self.num_roots += 1
+        return self.num_roots - 1
 
 
-def fill(template: Any, values: Sequence[object]) -> Any:
-    """The arguments with every Slot replaced by its value."""
-    if isinstance(template, Slot):
-        return values[template.index]
-    if isinstance(template, (list, tuple)):
-        return [fill(item, values) for item in template]
-    if isinstance(template, dict):
-        return {key: fill(item, values) for key, item in template.items()}
-    return template
+def find_life(name: str, step: int, death: int, view: View | None) -> TensorLife | None:
+    """None where the planner could not know the size."""
+    if view is None:
+        return None
+    num_bytes = count_dims(view.dims, view.dtype)
+    if any(any(powers[NUM_SHAPE:]) for _, *powers in num_bytes.terms):
+        return None
+    return TensorLife(name, step, death, num_bytes)
+
+
+def is_read(node: Node) -> bool:
+    """Whether anything is computed from an input, or it is given back. Asking for its size reads nothing of it."""
+    return any(user.target is not aten.sym_size.int for user in node.users)
+
+
+def sum_weights(constants: Iterable[Tensor]) -> int:
+    """Bytes; those that share memory are counted once."""
+    by_address = {
+        id(value) if value.is_mkldnn else value.untyped_storage().data_ptr(): count_bytes(value) for value in constants
+    }
+    return sum(by_address.values())
 
 
 def count_dims(dims: Sequence[Formula], dtype: torch.dtype) -> Formula:
@@ -215,10 +227,6 @@ def count_dims(dims: Sequence[Formula], dtype: torch.dtype) -> Formula:
     for dim in dims:
         num_bytes = num_bytes.times(dim)
     return num_bytes
-
-
-def holds_node(arg: object) -> bool:
-    return isinstance(arg, (list, tuple)) and any(isinstance(item, Node) for item in arg)
 
 
 def count_bytes(value: Tensor) -> int:
@@ -246,14 +254,17 @@ def may_share_memory(node: Node) -> bool:
     return schema is not None and any(argument.alias_info is not None for argument in schema.arguments)
 
 
-def find_deaths(calls: Sequence[Node], step_of: dict[Node, int], outputs: Iterable[Node]) -> dict[Node, int]:
-    """For each call the last step that reads its memory, under whatever name; outputs outlive all steps."""
+def find_deaths(calls: Sequence[Node], step_of: Mapping[Node, int], outputs: Iterable[Node]) -> dict[Node, int]:
+    """For each call the last step that reads its memory, under whatever name; outputs outlive all steps.
+
+    Calls that are no steps read nothing themselves, but others may read through them.
+    """
     kept = set(outputs)
     deaths: dict[Node, int] = {}
     for node in reversed(calls):
-        last = step_of[node]
+        last = step_of.get(node, -1)
         for user in node.users:
-            if user in step_of:
-                last = max(last, deaths[user] if may_share_memory(user) else step_of[user])
-        deaths[node] = len(calls) if node in kept else last
+            if user in deaths:
+                last = max(last, deaths[user] if may_share_memory(user) else step_of.get(user, -1))
+        deaths[node] = len(step_of) if node in kept else last
     return deaths

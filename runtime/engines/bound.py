@@ -1,160 +1,281 @@
-"""A program bound to batches of one shape: every tensor at its place, every kernel with its arguments.
+"""A program that runs: kernels with their arguments, told before each step where tensors lie and how large they are.
 
-Which views there are, where they lie and what a kernel is called with are the same for all batches of a shape; finding
-it out takes Python longer than computing a short sequence. Bound, a step is its inputs copied to their places and a few
-calls; compiled kernels in a row are one of them.
+What a kernel is called with takes Python longer to find out than computing a short sequence takes. So compiled kernels
+in a row stand on a tape, made once; a step patches addresses and sizes into it and calls it. What torch computes gets
+tensors made for it, which are kept as long as the shape of the batch stays the same.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy.typing as npt
+import numpy as np
 import torch
 from torch import Tensor
 
 from runtime.batch import Arrays
 from runtime.engine import EngineError
-from runtime.kernels.cpu.native import NativeCall, NativeKernel
+from runtime.kernels.cpu.native import NativeKernel, lies_as_wanted, name_arguments
 from runtime.kernels.cpu.tape import Tape
 from runtime.memory.arena import Layout
-from runtime.memory.lifetimes import ALIGNMENT, BatchShape
+from runtime.memory.lifetimes import SYMBOLS, Formula
+from runtime.memory.sizes import Numbers, Sizes
 from runtime.program import Instruction, Program
+from runtime.values import Late, View
 
-aten = torch.ops.aten
-Step = NativeCall | Callable[[], object]
-
-
-class Inputs:
-    """Memory for a batch's arrays that stays where it is while their shapes come and go. Mutable: grows, into new
-    memory; views of the old stay good."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.buffers: dict[str, Tensor] = {}
-
-    def view(self, name: str, array: npt.NDArray[Any]) -> Tensor:
-        """A place for an array of this shape, type and name."""
-        buffer = self.buffers.get(name)
-        if buffer is None or len(buffer) < array.size:
-            dtype = torch.from_numpy(array[:0]).dtype
-            buffer = self.buffers[name] = torch.empty(2 * max(array.size, 32), dtype=dtype, device=self.device)
-        return buffer[: array.size].view(array.shape)
+Step = Callable[[], None]
+TYPICAL = (1009, 251, 127, 83, 61, 67)
+"""SYMBOLS at which layouts are looked at: primes, so that what is equal here is equal everywhere."""
 
 
 class BoundProgram:
-    """Mutable: the contents of its tensors, and while a step runs the slots of results that torch allocates."""
+    """Mutable: where things lie in the current step, and the tensors made for torch."""
 
-    def __init__(
+    def __init__(self, program: Program, device: torch.device) -> None:
+        self.program = program
+        self.device = device
+        self.sizes = Sizes()
+        self.memory = Memory(program, self.sizes)
+        self.planned_roots = np.array([each.root for each in program.planned], np.int64)
+        self.layout: Layout[Tensor] | None = None
+        self.symbols: tuple[int, ...] = ()
+        self.numbers: Numbers = np.zeros(0, np.int64)
+        is_taped = [can_tape(each) for each in program.instructions]
+        natives = [each for each, taped in zip(program.instructions, is_taped, strict=True) if taped]
+        self.tape: Tape | None = None
+        if natives:
+            self.tape = Tape([(kernel_of(each), arguments_of(each)) for each in natives], self.sizes)
+        self.steps = list(self.list_steps(is_taped))
+
+    def list_steps(self, is_taped: Sequence[bool]) -> Iterator[Step]:
+        """Compiled kernels that follow one another are one step."""
+        first = last = 0
+        for instruction, taped in zip(self.program.instructions, is_taped, strict=True):
+            if taped:
+                last += 1
+                continue
+            if first < last:
+                yield TapeStep(self, first, last).run
+            first = last
+            yield TorchStep(self, instruction).run
+        if first < last:
+            yield TapeStep(self, first, last).run
+
+    def run(
         self,
-        program: Program,
-        shape: BatchShape,
+        symbols: Sequence[int],
         layout: Layout[Tensor],
-        inputs: dict[str, Tensor],
-        others: Mapping[str, object],
-    ) -> None:
-        """`inputs`: where arrays are copied to before each run. `others`: arguments that are always the same.
+        arrays: Arrays,
+        kept: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """The outputs by name, in memory that belongs to the next step. `symbols`: SYMBOLS of the batch; `kept`: inputs
+        that stay from step to step.
 
-        Raises EngineError where an argument is missing; ValueError where a kernel cannot be called with such shapes.
+        Raises RuntimeError or IndexError where a kernel fails; EngineError where an input is missing.
         """
-        missing = program.read_inputs - inputs.keys() - others.keys()
+        missing = self.program.read_inputs - arrays.keys() - kept.keys() - {*SYMBOLS}
         if missing:
             raise EngineError(f"the model reads {', '.join(sorted(missing))}, which the batch does not have")
-        self.slots = list(program.slots)
-        self.output_slots = program.output_slots
-        self.inputs = inputs
-        changing = {instruction.slot for instruction in program.instructions} | set(program.input_slots.values())
-        self.is_fixed = [slot not in changing for slot in range(len(program.slots))]
-        for name, value in {**inputs, **others}.items():
-            self.fix(program.input_slots[name], value)
-        self.place_tensors(program, shape, layout)
-        steps = [self.bind(instruction) for instruction in program.instructions]
-        self.steps = join_calls([step for step in steps if step is not None])
-        self.late_slots = [slot for slot, is_fixed in enumerate(self.is_fixed) if not is_fixed]
-
-    def fix(self, slot: int, value: object) -> None:
-        """The slot holds this in every step."""
-        self.slots[slot] = value
-        self.is_fixed[slot] = True
-
-    def place_tensors(self, program: Program, shape: BatchShape, layout: Layout[Tensor]) -> None:
-        """Views of the arena, where the plan has them."""
-        typed: dict[tuple[int, torch.dtype], Tensor] = {}
-        for tensor, (buffer, offset) in zip(program.tensors, layout.places, strict=True):
-            key = (id(buffer), tensor.dtype)
-            if key not in typed:
-                typed[key] = buffer[: len(buffer) // ALIGNMENT * ALIGNMENT].view(tensor.dtype)
-            dims = [dim.evaluate(shape) for dim in tensor.dims]
-            strides = [math.prod(dims[index + 1 :]) for index in range(len(dims))]
-            self.slots[tensor.slot] = typed[key].as_strided(dims, strides, offset // tensor.dtype.itemsize)
-
-    def bind(self, instruction: Instruction) -> Step | None:
-        """What has to be done for an instruction in each step: nothing where its result never changes."""
-        is_known = all(self.is_fixed[slot] for slot in instruction.args)
-        if is_known and (instruction.kind == "view" or self.is_size(instruction)):
-            self.fix(instruction.slot, instruction.run(*self.fetch(instruction)))
-            return None
-        self.is_fixed[instruction.slot] = instruction.tensor is not None
-        if instruction.tensor is None or not is_known:
-            return partial(self.run_late, instruction)
-        args, out = self.fetch(instruction), self.slots[instruction.slot]
-        if isinstance(instruction.run, NativeKernel):
-            call = instruction.run.prepare(*args, out=out)
-            if call.is_lasting:
-                return call
-        return partial(instruction.run, *args, out=out)
-
-    def is_size(self, instruction: Instruction) -> bool:
-        """Whether the result is a number that follows from the batch's shape, and not from a tensor's contents."""
-        has_tensor = any(isinstance(self.slots[slot], Tensor) for slot in instruction.args)
-        return instruction.kind == "scalar" and (not has_tensor or instruction.run is aten.sym_size.int)
-
-    def fetch(self, instruction: Instruction) -> list[object]:
-        return [self.slots[slot] for slot in instruction.args]
-
-    def fetch_tensor(self, slot: int) -> Tensor:
-        value = self.slots[slot]
-        assert isinstance(value, Tensor)
-        return value
-
-    def run_late(self, instruction: Instruction) -> None:
-        """What depends on a result that torch allocates anew in each step, or is one."""
-        if instruction.tensor is None:
-            self.slots[instruction.slot] = instruction.run(*self.fetch(instruction))
-        else:
-            instruction.run(*self.fetch(instruction), out=self.slots[instruction.slot])
-        for slot in instruction.frees:
-            if not self.is_fixed[slot]:
-                self.slots[slot] = None
-
-    def run(self, arrays: Arrays) -> dict[str, Tensor]:
-        """The outputs by name, in memory that belongs to the next step. `arrays`: in the shapes that were bound.
-
-        Raises RuntimeError or IndexError where a kernel fails.
-        """
-        for name, place in self.inputs.items():
-            place.copy_(torch.from_numpy(arrays[name]))
+        self.resize(tuple(symbols), layout)
+        self.memory.take_inputs(arrays, kept, self.device)
+        if self.tape is not None:
+            self.tape.place(self.memory.bases, self.numbers)
         try:
             for step in self.steps:
                 step()
-            outputs = {name: self.fetch_tensor(slot) for name, slot in self.output_slots.items()}
+            return {name: self.memory.fetch(value) for name, value in self.program.outputs_by_name.items()}
         finally:
-            for slot in self.late_slots:  # what torch has allocated must not outlive the step
-                self.slots[slot] = None
-        return outputs
+            self.memory.drop_late()  # what torch has allocated must not outlive the step
+
+    def resize(self, symbols: tuple[int, ...], layout: Layout[Tensor]) -> None:
+        if symbols != self.symbols:
+            self.symbols = symbols
+            self.numbers = self.sizes.evaluate(symbols)
+            self.memory.resize(self.numbers)
+            if self.tape is not None:
+                self.tape.resize(self.numbers)
+        if layout is not self.layout:
+            self.layout = layout
+            self.memory.lay_out(self.planned_roots, layout)
+
+    def forget(self) -> None:
+        """Let go of the arena's memory."""
+        self.layout = None
+        self.memory.forget()
 
 
-def join_calls(steps: Iterable[Step]) -> list[Callable[[], object]]:
-    """Compiled kernels that follow one another become one step."""
-    joined: list[Callable[[], object]] = []
-    row: list[NativeCall] = []
-    for step in steps:
-        if isinstance(step, NativeCall):
-            row.append(step)
-            continue
-        if row:
-            joined.append(Tape(row).run)
-            row = []
-        joined.append(step)
-    return [*joined, Tape(row).run] if row else joined
+class TapeStep:
+    """The calls [first, last) of a tape."""
+
+    def __init__(self, bound: BoundProgram, first: int, last: int) -> None:
+        assert bound.tape is not None
+        self.bound, self.tape = bound, bound.tape
+        self.first, self.last = first, last
+
+    def run(self) -> None:
+        memory = self.bound.memory
+        if memory.has_moved:  # something that torch has just computed is read
+            self.tape.place(memory.bases, self.bound.numbers)
+            memory.has_moved = False
+        self.tape.run(self.first, self.last)
+
+
+class TorchStep:
+    """An instruction that gets tensors."""
+
+    def __init__(self, bound: BoundProgram, instruction: Instruction) -> None:
+        self.memory = bound.memory
+        self.instruction = instruction
+        self.memory.learn((instruction.args, dict(instruction.kwargs), instruction.out))
+
+    def run(self) -> None:
+        instruction, memory = self.instruction, self.memory
+        args, kwargs = memory.fetch(instruction.args), memory.fetch(instruction.kwargs)
+        if instruction.kind == "planned":
+            instruction.run(*args, **kwargs, out=memory.fetch(instruction.out))
+        else:
+            memory.keep(instruction.root, instruction.run(*args, **kwargs), instruction.out)
+        for root in instruction.frees:
+            memory.free(root)
+
+
+class Memory:
+    """What lies where. Mutable: `bases` (addresses of roots), the roots' tensors, and tensors made of them."""
+
+    def __init__(self, program: Program, sizes: Sizes) -> None:
+        self.program = program
+        self.sizes = sizes
+        self.bases = np.zeros(program.num_roots, np.int64)
+        self.objects: dict[int, Any] = dict(program.constants)
+        """By root: tensors, and whatever else ops have given."""
+        for root, value in program.constants.items():
+            self.bases[root] = 0 if value.is_mkldnn else value.data_ptr()
+        self.places: dict[int, tuple[Tensor, int]] = {}
+        """Of planned roots: the arena's buffer, and the offset in bytes."""
+        self.late = {each.root for each in program.instructions if each.kind != "planned"}
+        self.passing = self.late | {*program.inputs.values()}
+        """Roots whose tensors are others in each step."""
+        self.has_moved = False
+        self.sizes_of: dict[View, tuple[list[int], list[int], int]] = {}
+        self.tensors: dict[View, Tensor] = {}
+        self.numbers: list[int] = []
+        self.inputs: Mapping[str, Any] = {}
+        self.learn(dict(program.outputs_by_name))
+
+    def learn(self, value: object) -> None:
+        """Have the numbers of all views in a value evaluated."""
+        if isinstance(value, View):
+            dims, strides = ([self.sizes.add(each) for each in formulas] for formulas in (value.dims, value.strides))
+            self.sizes_of[value] = dims, strides, self.sizes.add(value.offset)
+        elif isinstance(value, Formula):
+            self.sizes.add(value)
+        elif isinstance(value, dict | list | tuple):
+            for item in value.values() if isinstance(value, dict) else value:
+                self.learn(item)
+
+    def resize(self, numbers: Numbers) -> None:
+        self.numbers = numbers.tolist()
+        self.tensors.clear()
+
+    def lay_out(self, roots: Numbers, layout: Layout[Tensor]) -> None:
+        addresses = [buffer.data_ptr() + offset for buffer, offset in layout.places]
+        self.bases[roots] = addresses
+        self.places = dict(zip(roots.tolist(), layout.places, strict=True))
+        self.tensors.clear()
+
+    def take_inputs(self, arrays: Arrays, kept: Mapping[str, Tensor], device: torch.device) -> None:
+        """Read where they are: arrays stay as long as the step."""
+        self.inputs = {**arrays, **kept}
+        for name, root in self.program.inputs.items():
+            value: Any = self.inputs.get(name)
+            if value is None:
+                continue
+            tensor = value if isinstance(value, Tensor) else torch.from_numpy(value).to(device)
+            self.objects[root] = tensor
+            self.bases[root] = tensor.data_ptr()
+
+    def keep(self, root: int, result: Any, view: View | None) -> None:
+        """What torch has given; as the program has foreseen it, where others may read it by its address."""
+        if view is not None:
+            dims, strides, _ = self.sizes_of[view]
+            foreseen = [self.numbers[index] for index in strides]
+            if list(result.stride()) != foreseen and result.numel() > 1:
+                place = torch.empty_strided(
+                    [self.numbers[index] for index in dims], foreseen, dtype=result.dtype, device=result.device
+                )
+                result = place.copy_(result)
+            self.bases[root] = result.data_ptr()
+            self.has_moved = True
+        self.objects[root] = result
+
+    def free(self, root: int) -> None:
+        if root in self.late:
+            self.objects.pop(root, None)
+
+    def drop_late(self) -> None:
+        for root in self.passing:
+            self.objects.pop(root, None)
+        self.inputs = {}
+
+    def forget(self) -> None:
+        self.places.clear()
+        self.tensors.clear()
+
+    def fetch(self, value: Any) -> Any:
+        """A value with tensors and numbers in place of what stands for them."""
+        if isinstance(value, View):
+            return self.fetch_tensor(value)
+        if isinstance(value, Formula):
+            return self.numbers[self.sizes.add(value)]
+        if isinstance(value, Late):
+            return self.objects[value.root]
+        if isinstance(value, dict):
+            return {key: self.fetch(item) for key, item in value.items()}
+        return [self.fetch(item) for item in value] if isinstance(value, list | tuple) else value
+
+    def fetch_tensor(self, view: View) -> Tensor:
+        tensor = self.tensors.get(view)
+        if tensor is None:
+            tensor = self.make_tensor(view)
+            if view.root not in self.passing:
+                self.tensors[view] = tensor
+        return tensor
+
+    def make_tensor(self, view: View) -> Tensor:
+        dims, strides, offset = self.sizes_of[view]
+        numbers = self.numbers
+        shape, steps = [numbers[index] for index in dims], [numbers[index] for index in strides]
+        if view.root in self.places:
+            buffer, start = self.places[view.root]
+            typed = buffer[: len(buffer) // 64 * 64].view(view.dtype)
+            return typed.as_strided(shape, steps, start // view.dtype.itemsize + numbers[offset])
+        root: Tensor = self.objects[view.root]
+        if root.is_mkldnn or (list(root.shape) == shape and list(root.stride()) == steps and not numbers[offset]):
+            return root
+        return root.as_strided(shape, steps, root.storage_offset() + numbers[offset])
+
+
+def can_tape(instruction: Instruction) -> bool:
+    """Whether an instruction is a compiled kernel whose tensors are known by formulas, and lie as it wants them."""
+    if not isinstance(instruction.run, NativeKernel) or instruction.kind != "planned":
+        return False
+    wanted = instruction.run.spec.wanted
+    for name, value in arguments_of(instruction).items():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, Late):
+                return False
+            if isinstance(item, View):
+                sizes, strides = ([each.evaluate(TYPICAL) for each in part] for part in (item.dims, item.strides))
+                if not lies_as_wanted(wanted[name], item.dtype, sizes, strides):
+                    return False
+    return True
+
+
+def kernel_of(instruction: Instruction) -> NativeKernel:
+    assert isinstance(instruction.run, NativeKernel)
+    return instruction.run
+
+
+def arguments_of(instruction: Instruction) -> dict[str, Any]:
+    """By name, `out` too."""
+    named = name_arguments(kernel_of(instruction).spec.op, instruction.args, instruction.kwargs)
+    return {**named, "out": instruction.out}

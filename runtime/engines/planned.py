@@ -1,15 +1,14 @@
-"""The fused graph in planned memory: plans, binds and runs a Program for batches of any shape."""
+"""The fused graph in planned memory: plans and runs a Program for batches of any shape."""
 
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from runtime.batch import Arrays, Batch, Output
+from runtime.batch import Batch, Output
 from runtime.config import UnusableConfig
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
-from runtime.engines.bound import BoundProgram, Inputs
+from runtime.engines.bound import BoundProgram
 from runtime.engines.transfer import find_shape, run_warmup, take_arrays, to_output
 from runtime.memory.arena import Arena, CapExceeded
 from runtime.memory.lifetimes import BatchShape, round_shape
@@ -17,24 +16,25 @@ from runtime.memory.planner import plan_region
 from runtime.program import Program
 from runtime.threads import use_threads
 
-MAX_BOUND = 128
-"""Shapes the program is kept bound to; some two kilobytes for each instruction."""
-
 
 class PlannedEngine:
-    """Mutable: the arena, the memory of inputs, and the views into them. Not thread-safe; one caller at a time."""
+    """Mutable: the arena and the program bound to it. Not thread-safe; one caller at a time."""
 
     def __init__(
-        self, program: Program, largest: BatchShape, device: torch.device, info: EngineInfo, cap_bytes: int | None
+        self,
+        program: Program,
+        largest: BatchShape,
+        device: torch.device,
+        info: EngineInfo,
+        cap_bytes: int | None,
     ):
         self.program = program
         self.largest = largest
         self.device = device
         self.info = info
         arena_cap = None if cap_bytes is None else cap_bytes - program.unplanned_bytes(largest)
-        self.bound: OrderedDict[Hashable, BoundProgram] = OrderedDict()
-        self.arena: Arena[Tensor] = Arena(self.allocate, arena_cap, self.bound.clear)
-        self.inputs = Inputs(device)
+        self.bound = BoundProgram(program, device)
+        self.arena: Arena[Tensor] = Arena(self.allocate, arena_cap, self.bound.forget)
         self.is_used = program.is_used
         self.read = program.read_inputs
 
@@ -61,29 +61,13 @@ class PlannedEngine:
         shape = find_shape(batch, self.largest)
         use_threads(self.info.threads)
         arrays = take_arrays(batch, self.read)
-        others: dict[str, Tensor | int] = {**memory}
-        if "max_seqlen" in self.read:
-            others["max_seqlen"] = batch.max_seqlen
+        bucket = round_shape(self.drop_unused(shape), self.largest)
         try:
+            layout = self.arena.layout(bucket, lambda: self.program.lifetimes(bucket))
             with torch.inference_mode():
-                return self.bind(shape, arrays, others).run(arrays)
+                return self.bound.run(list_symbols(shape, batch, memory), layout, arrays, memory)
         except (CapExceeded, RuntimeError, IndexError, ValueError) as error:
             raise EngineError(f"a step of {batch.num_seqs} sequences failed: {error}") from error
-
-    def bind(self, shape: BatchShape, arrays: Arrays, others: Mapping[str, Tensor | int]) -> BoundProgram:
-        """The program bound to these arrays' shapes; kept for the shapes used last."""
-        bucket = round_shape(self.drop_unused(shape), self.largest)
-        layout = self.arena.layout(bucket, lambda: self.program.lifetimes(bucket))
-        fixed = [value.data_ptr() if isinstance(value, Tensor) else value for value in others.values()]
-        key = (*fixed, *(array.shape for array in arrays.values()))
-        bound = self.bound.get(key)
-        if bound is None:
-            places = {name: self.inputs.view(name, array) for name, array in arrays.items()}
-            bound = self.bound[key] = BoundProgram(self.program, shape, layout, places, others)
-            if len(self.bound) > MAX_BOUND:
-                self.bound.popitem(last=False)
-        self.bound.move_to_end(key)
-        return bound
 
     def drop_unused(self, shape: BatchShape) -> BatchShape:
         """Without the numbers that no tensor's size depends on: fewer plans to make."""
@@ -107,7 +91,12 @@ class PlannedEngine:
 
     def close(self) -> None:
         self.arena.release()
-        self.inputs.buffers.clear()
+
+
+def list_symbols(shape: BatchShape, batch: Batch, memory: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """The values of SYMBOLS."""
+    max_blocks = 0 if batch.paging is None else batch.paging.block_table.shape[1]
+    return (*shape, max_blocks, memory["kv_cache"].shape[1] if "kv_cache" in memory else 0)
 
 
 def peak_bytes(program: Program, shape: BatchShape) -> int:

@@ -3,13 +3,12 @@
 What is not here still runs, in memory of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from runtime.kernels.cpu.library import CpuLibrary
-from runtime.kernels.cpu.native import CpuKernels, NativeKernel
 from runtime.kernels.eager.add_norm import add_norm, layer_norm
 from runtime.kernels.eager.gated_act import gated_act
 from runtime.kernels.eager.linear_act import linear, linear_act
@@ -18,7 +17,6 @@ from runtime.kernels.eager.paged_attention import paged_attention
 from runtime.kernels.eager.pool import pool
 from runtime.kernels.eager.varlen_attention import varlen_attention
 from runtime.ops import add_norm as add_norm_op
-from runtime.ops import embed_norm as embed_norm_op
 from runtime.ops import gated_act as gated_act_op
 from runtime.ops import linear_act as linear_act_op
 from runtime.ops import linear_int8 as linear_int8_op
@@ -73,22 +71,9 @@ TORCH_KERNELS: dict[object, Kernel] = {
 }
 
 
-def list_kernels(library: CpuLibrary | None) -> dict[object, Kernel]:
+def list_kernels(library: CpuLibrary | None) -> Mapping[object, Kernel]:
     """torch's kernels, and the compiled ones in their place where there is a library."""
-    if library is None:
-        return TORCH_KERNELS
-    native = CpuKernels(library)
-    return TORCH_KERNELS | {
-        varlen_attention_op.OP: NativeKernel(native.varlen_attention),
-        paged_attention_op.OP: NativeKernel(native.paged_attention),
-        linear_act_op.PACKED_OP: NativeKernel(native.linear_act),
-        linear_int8_op.PACKED_OP: NativeKernel(native.linear_int8),
-        add_norm_op.OP: NativeKernel(native.add_norm),
-        gated_act_op.OP: NativeKernel(native.gated_act),
-        embed_norm_op.OP: NativeKernel(native.embed_norm),
-        pool_op.OP: NativeKernel(native.pool),
-        aten.layer_norm.default: NativeKernel(native.layer_norm),
-    }
+    return TORCH_KERNELS if library is None else TORCH_KERNELS | library.kernels
 
 
 VIEW_OPS: frozenset[object] = frozenset(

@@ -3,7 +3,7 @@
 Pure Python. Sizes are formulas in the shape of a batch, so one captured graph serves batches of any shape.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple
@@ -26,12 +26,17 @@ class BatchShape(NamedTuple):
         return all(mine >= theirs for mine, theirs in zip(self, other, strict=True))
 
 
+SYMBOLS = (*BatchShape._fields, "max_blocks", "num_blocks")
+"""What dimensions are made of: a batch's shape, and the sizes of what it brings along. Planned tensors know the former
+alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """A polynomial over a BatchShape with non-negative coefficients.
+    """A polynomial over SYMBOLS with non-negative coefficients.
 
-    `terms`: (coefficient, power of num_tokens, of num_seqs, ...) in the order of BatchShape; trailing zeros may be left
-    out.
+    `terms`: (coefficient, power of num_tokens, of num_seqs, ...) in the order of SYMBOLS, each power once; trailing
+    zeros may be left out.
     """
 
     terms: tuple[tuple[int, ...], ...]
@@ -40,10 +45,15 @@ class Formula:
     def constant(cls, value: int) -> "Formula":
         return cls(((value,),))
 
-    def evaluate(self, shape: BatchShape) -> int:
+    @property
+    def is_constant(self) -> bool:
+        return not any(any(powers) for _, *powers in self.terms)
+
+    def evaluate(self, symbols: Sequence[int]) -> int:
+        """`symbols`: the values of SYMBOLS; of as many as the formula has powers of."""
         total = 0
         for coefficient, *powers in self.terms:
-            for number, power in zip(shape, powers, strict=False):
+            for number, power in zip(symbols, powers, strict=False):
                 coefficient *= number**power
             total += coefficient
         return total
@@ -56,11 +66,17 @@ class Formula:
                 product[key] = product.get(key, 0) + c * d
         return Formula(tuple((c, *powers) for powers, c in product.items()))
 
+    def plus(self, other: "Formula") -> "Formula":
+        total: dict[tuple[int, ...], int] = {}
+        for c, *powers in (*self.terms, *other.terms):
+            total[tuple(powers)] = total.get(tuple(powers), 0) + c
+        return Formula(tuple((c, *powers) for powers, c in total.items() if c))
+
     def __str__(self) -> str:
         return " + ".join(
             "*".join(
                 [str(c)] * (c != 1 or not any(powers))
-                + [n for n, p in zip(BatchShape._fields, powers, strict=False) for _ in range(p)]
+                + [n for n, p in zip(SYMBOLS, powers, strict=False) for _ in range(p)]
             )
             for c, *powers in self.terms
         )

@@ -11,25 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from runtime.ops.quantized_rows import quantize_rows, row_bytes
-
-torch.library.define(
-    "padless::add_norm",
-    "(Tensor x, Tensor? residual, Tensor weight, Tensor? bias, float eps, bool is_rms=False, ScalarType? dtype=None, "
-    "Tensor? out_inverse_smooth=None, float out_scale=0.0, int out_zero=0) -> Tensor",
-)
+from runtime.ops.spec import define_op
 
 
-@torch.library.register_fake("padless::add_norm")
-def add_norm_shape(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    is_rms: bool = False,
-    dtype: torch.dtype | None = None,
-    *_: object,
-) -> Tensor:
+def add_norm_shape(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     if dtype == torch.uint8:
         return x.new_empty(x.shape[0], row_bytes(x.shape[1]), dtype=dtype)
     return torch.empty_like(x, dtype=dtype or x.dtype, memory_format=torch.contiguous_format)
@@ -60,5 +45,5 @@ def add_norm(
     return normed.to(dtype or x.dtype)
 
 
-torch.library.impl("padless::add_norm", "CompositeExplicitAutograd", add_norm)
-OP = torch.ops.padless.add_norm.default
+SPEC = define_op(add_norm, add_norm_shape)
+OP = SPEC.target

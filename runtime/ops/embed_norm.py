@@ -10,13 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-torch.library.define(
-    "padless::embed_norm", "(Tensor[] tables, Tensor[] indices, Tensor weight, Tensor bias, float eps) -> Tensor"
-)
+from runtime.ops.spec import define_op
 
 
-@torch.library.register_fake("padless::embed_norm")
-def embed_norm_shape(tables: list[Tensor], indices: list[Tensor], weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def embed_norm_shape(tables: list[Tensor], indices: list[Tensor]) -> Tensor:
     return tables[0].new_empty(indices[0].shape[0], tables[0].shape[1])
 
 
@@ -27,5 +24,5 @@ def embed_norm(tables: list[Tensor], indices: list[Tensor], weight: Tensor, bias
     return functional.layer_norm(summed, summed.shape[-1:], weight.float(), bias.float(), eps).to(tables[0].dtype)
 
 
-torch.library.impl("padless::embed_norm", "CompositeExplicitAutograd", embed_norm)
-OP = torch.ops.padless.embed_norm.default
+SPEC = define_op(embed_norm, embed_norm_shape)
+OP = SPEC.target

@@ -9,18 +9,12 @@
 import torch
 from torch import Tensor
 
-from runtime.ops.linear_act import ACTIVATIONS
+from runtime.ops.linear_act import ACTIVATION, ACTIVATIONS
 from runtime.ops.quantized_rows import quantize_rows, row_bytes
-
-torch.library.define(
-    "padless::gated_act",
-    "(Tensor x, str act, ScalarType? dtype=None, Tensor? out_inverse_smooth=None, float out_scale=0.0, int out_zero=0) "
-    "-> Tensor",
-)
+from runtime.ops.spec import define_op
 
 
-@torch.library.register_fake("padless::gated_act")
-def gated_act_shape(x: Tensor, act: str, dtype: torch.dtype | None = None, *_: object) -> Tensor:
+def gated_act_shape(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     width = x.shape[1] // 2
     if dtype == torch.uint8:
         return x.new_empty(x.shape[0], row_bytes(width), dtype=dtype)
@@ -43,5 +37,5 @@ def gated_act(
     return result.to(x.dtype)
 
 
-torch.library.impl("padless::gated_act", "CompositeExplicitAutograd", gated_act)
-OP = torch.ops.padless.gated_act.default
+SPEC = define_op(gated_act, gated_act_shape, words={"act": ACTIVATION})
+OP = SPEC.target

@@ -5,8 +5,6 @@
 
 `act`: gelu (by erf), gelu_tanh, relu, silu, tanh, or none. The weight may be wider than x (fp32 for bf16): the product
 is then taken in the weight's type, and the result rounded to x's.
-
-`padless::linear_act.packed` is the same over a weight packed for the CPU's instructions (`kernels/cpu/library.py`).
 """
 
 from collections.abc import Callable
@@ -15,9 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-OPTIONS = "Tensor? bias, str act, Tensor? residual=None"
-torch.library.define("padless::linear_act", f"(Tensor x, Tensor weight, {OPTIONS}) -> Tensor")
-torch.library.define("padless::linear_act.packed", f"(Tensor x, Tensor packed, int out_features, {OPTIONS}) -> Tensor")
+from runtime.ops.spec import Words, define_op
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -27,28 +23,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "tanh": torch.tanh,
 }
+ACTIVATION = Words("Activation", tuple(ACTIVATIONS))
 
 
-@torch.library.register_fake("padless::linear_act")
-def linear_act_shape(
-    x: Tensor, weight: Tensor, bias: Tensor | None, act: str, residual: Tensor | None = None
-) -> Tensor:
+def linear_act_shape(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-@torch.library.register_fake("padless::linear_act.packed")
-def linear_act_packed_shape(
-    x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None, act: str, residual: Tensor | None = None
+def linear_act(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str = "none", residual: Tensor | None = None
 ) -> Tensor:
-    return x.new_empty(*x.shape[:-1], out_features)
-
-
-def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, residual: Tensor | None = None) -> Tensor:
     """The reference: the ops in turn."""
     result = ACTIVATIONS[act](functional.linear(x.to(weight.dtype), weight, bias))
     return (result if residual is None else result + residual.to(weight.dtype)).to(x.dtype)
 
 
-torch.library.impl("padless::linear_act", "CompositeExplicitAutograd", linear_act)
-OP = torch.ops.padless.linear_act.default
-PACKED_OP = torch.ops.padless.linear_act.packed
+SPEC = define_op(linear_act, linear_act_shape, words={"act": ACTIVATION})
+OP = SPEC.target

@@ -21,17 +21,10 @@ import torch
 from torch import Tensor
 
 from runtime.kv_cache.layout import load_rows, store_rows
-
-SCHEMA = (
-    "(Tensor q, Tensor k, Tensor v, Tensor(a!) kv_cache, int layer, Tensor slot_mapping, Tensor block_table, "
-    "Tensor cu_seqlens, Tensor cache_seqlens, SymInt max_seqlen, float softmax_scale, Tensor? position_ids=None, "
-    "Tensor? rotary=None, int window=-1, float softcap=0.0) -> Tensor"
-)
-torch.library.define("padless::paged_attention", SCHEMA)
+from runtime.ops.spec import define_op
 
 
-@torch.library.register_fake("padless::paged_attention")
-def paged_attention_shape(q: Tensor, *_: object, **__: object) -> Tensor:
+def paged_attention_shape(q: Tensor) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
@@ -90,5 +83,5 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat([(first * cos - second * sin).to(x.dtype), (second * cos + first * sin).to(x.dtype), rest], -1)
 
 
-torch.library.impl("padless::paged_attention", "CompositeExplicitAutograd", paged_attention)
-OP = torch.ops.padless.paged_attention.default
+SPEC = define_op(paged_attention, paged_attention_shape, mutates=["kv_cache"])
+OP = SPEC.target

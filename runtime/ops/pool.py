@@ -17,28 +17,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from runtime.ops.spec import Words, define_op
+
 POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda span: span.mean(0),
     "max": lambda span: span.amax(0),
     "cls": lambda span: span[0],
     "last": lambda span: span[-1],
 }
-
-torch.library.define(
-    "padless::pool",
-    "(Tensor hidden_states, Tensor cu_seqlens, str mode, bool normalize=False, Tensor? num_prompt_tokens=None)"
-    " -> Tensor",
-)
+POOLING = Words("Pooling", tuple(POOLINGS))
 
 
-@torch.library.register_fake("padless::pool")
-def pool_shape(
-    hidden_states: Tensor,
-    cu_seqlens: Tensor,
-    mode: str,
-    normalize: bool = False,
-    num_prompt_tokens: Tensor | None = None,
-) -> Tensor:
+def pool_shape(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
     return hidden_states.new_empty(cu_seqlens.shape[0] - 1, hidden_states.shape[1], dtype=torch.float32)
 
 
@@ -65,5 +55,5 @@ def pool_span(span: Tensor, num_skipped: int, mode: str) -> Tensor:
     return POOLINGS[mode](span) if mode in ("cls", "last") else torch.zeros_like(span[0])
 
 
-torch.library.impl("padless::pool", "CompositeExplicitAutograd", pool)
-OP = torch.ops.padless.pool.default
+SPEC = define_op(pool, pool_shape, words={"mode": POOLING})
+OP = SPEC.target

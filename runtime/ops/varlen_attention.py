@@ -12,15 +12,10 @@ The names are those of FlashAttention's varlen interface (Dao, 2023).
 import torch
 from torch import Tensor
 
-SCHEMA = (
-    "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, "
-    "SymInt max_seqlen_k, float softmax_scale, bool causal=False, int window=-1, Tensor? bias=None) -> Tensor"
-)
-torch.library.define("padless::varlen_attention", SCHEMA)
+from runtime.ops.spec import define_op
 
 
-@torch.library.register_fake("padless::varlen_attention")
-def varlen_attention_shape(q: Tensor, *_: object, **__: object) -> Tensor:
+def varlen_attention_shape(q: Tensor) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
@@ -81,5 +76,5 @@ def find_reach(bias: Tensor, longest: int) -> int:
     return reach
 
 
-torch.library.impl("padless::varlen_attention", "CompositeExplicitAutograd", varlen_attention)
-OP = torch.ops.padless.varlen_attention.default
+SPEC = define_op(varlen_attention, varlen_attention_shape)
+OP = SPEC.target

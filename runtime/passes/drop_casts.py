@@ -3,12 +3,14 @@
 import torch
 from torch.fx import GraphModule, Node
 
+from runtime.passes.rewriting import read
+
 
 def drop_casts(graph_module: GraphModule) -> None:
     for node in list(graph_module.graph.nodes):
         if node.target is not torch.ops.aten.to.dtype:
             continue
-        source = node.args[0]
+        source = read(node).self
         assert isinstance(source, Node)
         if source.meta["val"].dtype == node.meta["val"].dtype:
             node.replace_all_uses_with(source)

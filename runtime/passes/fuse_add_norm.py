@@ -1,33 +1,35 @@
-"""A sum that only a norm reads, and that norm, become `padless::add_norm`; so does every RMSNorm by itself."""
+"""LayerNorm and RMSNorm become `padless::add_norm`, together with a sum that they alone read."""
+
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
 from runtime.ops import add_norm
-from runtime.passes.rewriting import arguments, is_call, replace_node
+from runtime.passes.rewriting import is_call, read, replace_node
 
 aten = torch.ops.aten
 
 
 def fuse_add_norm(graph_module: GraphModule) -> None:
     for node in list(graph_module.graph.nodes):
-        if is_call(node, aten.layer_norm.default) and is_plain_sum(node.args[0]) and has_affine(node):
-            total, _, weight, bias, eps = node.args[:5]
-            replace_node(node, add_norm.OP, (*total.args, weight, bias, eps), "add_norm")
-            graph_module.graph.erase_node(total)
-        elif is_call(node, aten.rms_norm.default):
-            fuse_rms_norm(node)
+        if not is_call(node, aten.layer_norm.default, aten.rms_norm.default):
+            continue
+        norm = read(node)
+        is_rms = is_call(node, aten.rms_norm.default)
+        if len(norm.normalized_shape) == 1 and norm.weight is not None and norm.eps is not None:
+            fuse_norm(node, norm, None if is_rms else norm.bias, is_rms)
 
 
-def fuse_rms_norm(node: Node) -> None:
-    total, _, weight, eps = arguments(node, 4)
-    if weight is None or eps is None:
-        return
-    if not is_plain_sum(total):
-        replace_node(node, add_norm.OP, (total, None, weight, None, eps, True), "rms_norm")
-        return
-    replace_node(node, add_norm.OP, (*total.args, weight, None, eps, True), "add_rms_norm")
-    total.graph.erase_node(total)
+def fuse_norm(node: Node, norm: Any, bias: Node | None, is_rms: bool) -> None:
+    has_sum = is_plain_sum(norm.input)
+    added = read(norm.input) if has_sum else None
+    x, residual = (added.self, added.other) if added else (norm.input, None)
+    name = ("add_" if has_sum else "") + ("rms_norm" if is_rms else "norm")
+    options = {"weight": norm.weight, "bias": bias, "eps": norm.eps, "is_rms": is_rms}
+    replace_node(node, add_norm.OP, name, x=x, residual=residual, **options)
+    if has_sum:
+        norm.input.graph.erase_node(norm.input)
 
 
 def is_plain_sum(node: object) -> bool:
@@ -37,7 +39,3 @@ def is_plain_sum(node: object) -> bool:
     assert isinstance(node, Node)
     shapes = [arg.meta["val"].shape for arg in node.args if isinstance(arg, Node)]
     return len(node.users) == 1 and not node.kwargs and len(shapes) == 2 and shapes[0] == shapes[1]
-
-
-def has_affine(norm: Node) -> bool:
-    return len(norm.args) >= 5 and norm.args[2] is not None and norm.args[3] is not None

@@ -4,7 +4,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from runtime.ops import embed_norm
-from runtime.passes.rewriting import arguments, is_call, replace_node
+from runtime.passes.rewriting import is_call, read, replace_node
 
 aten = torch.ops.aten
 
@@ -13,11 +13,13 @@ def fuse_embed_norm(graph_module: GraphModule) -> None:
     for node in list(graph_module.graph.nodes):
         if not is_call(node, aten.layer_norm.default):
             continue
-        total, _, weight, bias, eps = arguments(node, 5)
-        lookups = list_lookups(total)
-        if lookups and weight is not None and bias is not None and eps is not None:
-            tables, indices = [lookup.args[0] for lookup in lookups], [lookup.args[1] for lookup in lookups]
-            replace_node(node, embed_norm.OP, (tables, indices, weight, bias, eps), "embed_norm")
+        norm = read(node)
+        lookups = list_lookups(norm.input)
+        if lookups and norm.weight is not None and norm.bias is not None:
+            calls = [read(lookup) for lookup in lookups]
+            tables, indices = [call.weight for call in calls], [call.indices for call in calls]
+            options = {"weight": norm.weight, "bias": norm.bias, "eps": norm.eps}
+            replace_node(node, embed_norm.OP, "embed_norm", tables=tables, indices=indices, **options)
 
 
 def list_lookups(node: object) -> list[Node] | None:
@@ -28,5 +30,6 @@ def list_lookups(node: object) -> list[Node] | None:
         return [node]
     if not is_call(node, aten.add.Tensor) or node.kwargs:
         return None
-    parts = [list_lookups(arg) for arg in node.args]
+    added = read(node)
+    parts = [list_lookups(arg) for arg in (added.self, added.other)]
     return None if None in parts else [lookup for part in parts for lookup in part or ()]

@@ -5,7 +5,7 @@ from torch.fx import GraphModule, Node
 
 from runtime.ops import gated_act
 from runtime.passes.fuse_linear_act import ACTIVATIONS, name_activation
-from runtime.passes.rewriting import arguments, is_call, replace_node
+from runtime.passes.rewriting import is_call, read, replace_node
 
 aten = torch.ops.aten
 
@@ -14,10 +14,11 @@ def fuse_gated_act(graph_module: GraphModule) -> None:
     for node in list(graph_module.graph.nodes):
         if not is_call(node, aten.mul.Tensor):
             continue
-        for activation, other in (node.args, node.args[::-1]):
-            if is_call(activation, *ACTIVATIONS) and are_halves(activation.args[0], other):
-                act = name_activation(activation)
-                replace_node(node, gated_act.OP, (other.args[0], act), "gated_act")
+        product = read(node)
+        for activation, other in ((product.self, product.other), (product.other, product.self)):
+            if is_call(activation, *ACTIVATIONS) and are_halves(read(activation).self, other):
+                x, act = read(other).self, name_activation(activation)
+                replace_node(node, gated_act.OP, "gated_act", x=x, act=act)
                 break
 
 
@@ -26,8 +27,7 @@ def are_halves(gate: object, other: object) -> bool:
     if not is_call(gate, aten.slice.Tensor) or not is_call(other, aten.slice.Tensor):
         return False
     assert isinstance(gate, Node) and isinstance(other, Node)
-    source, dim, start, end = arguments(gate, 4)
-    again, other_dim, other_start, other_end = arguments(other, 4)
-    width = source.meta["val"].shape[-1]
-    is_first = (dim, start, end) == (-1, 0, width // 2)
-    return source is again and is_first and (other_dim, other_start, other_end) == (-1, width // 2, width)
+    first, second = read(gate), read(other)
+    width = first.self.meta["val"].shape[-1]
+    is_first = (first.dim, first.start, first.end) == (-1, 0, width // 2)
+    return first.self is second.self and is_first and (second.dim, second.start, second.end) == (-1, width // 2, width)

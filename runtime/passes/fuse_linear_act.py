@@ -4,7 +4,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from runtime.ops import linear_act
-from runtime.passes.rewriting import LINEAR, is_call, replace_node
+from runtime.passes.rewriting import LINEAR, is_call, read, read_linear, replace_node
 
 aten = torch.ops.aten
 ACTIVATIONS = {
@@ -19,10 +19,10 @@ def fuse_linear_act(graph_module: GraphModule) -> None:
     for node in list(graph_module.graph.nodes):
         if not is_call(node, *ACTIVATIONS):
             continue
-        linear = node.args[0]
+        linear = read(node).self
         if is_call(linear, LINEAR) and len(linear.users) == 1:
-            x, weight, bias = (*linear.args, None)[:3]
-            replace_node(node, linear_act.OP, (x, weight, bias, name_activation(node)), "linear_act")
+            options = vars(read_linear(linear)) | {"act": name_activation(node)}
+            replace_node(node, linear_act.OP, "linear_act", **options)
             graph_module.graph.erase_node(linear)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
-from runtime.passes.rewriting import LINEAR, add_constant, insert_call, is_call
+from runtime.passes.rewriting import LINEAR, add_constant, insert_call, is_call, read
 
 
 def fuse_qkv(graph_module: GraphModule) -> None:
@@ -15,23 +15,23 @@ def fuse_qkv(graph_module: GraphModule) -> None:
 
 def group_linears(source: Node) -> list[list[Node]]:
     """Linears over `source`, with and without bias apart; groups of one are left alone."""
-    readers = [user for user in source.users if is_call(user, LINEAR) and user.args[0] is source]
-    with_bias = [linear for linear in readers if len(linear.args) == 3 and linear.args[2] is not None]
+    readers = [user for user in source.users if is_call(user, LINEAR) and read(user).input is source]
+    with_bias = [linear for linear in readers if read(linear).bias is not None]
     without = [linear for linear in readers if linear not in with_bias]
     return [group for group in (with_bias, without) if len(group) > 1]
 
 
 def fuse_group(graph_module: GraphModule, linears: list[Node]) -> None:
     graph = graph_module.graph
-    first = linears[0]
-    parameters = [fuse_constants(graph_module, [linear.args[1] for linear in linears])]
-    if len(first.args) == 3 and first.args[2] is not None:
-        parameters.append(fuse_constants(graph_module, [linear.args[2] for linear in linears]))
-    fused = insert_call(first, LINEAR, (first.args[0], *parameters), "qkv")
+    first, calls = linears[0], [read(linear) for linear in linears]
+    weight = fuse_constants(graph_module, [call.weight for call in calls])
+    has_bias = calls[0].bias is not None
+    bias = fuse_constants(graph_module, [call.bias for call in calls]) if has_bias else None
+    fused = insert_call(first, LINEAR, "qkv", input=calls[0].input, weight=weight, bias=bias)
     start = 0
     for linear in linears:
         end = start + linear.meta["val"].shape[-1]
-        part = insert_call(first, torch.ops.aten.slice.Tensor, (fused, -1, start, end), "qkv_part")
+        part = insert_call(first, torch.ops.aten.slice.Tensor, "qkv_part", self=fused, dim=-1, start=start, end=end)
         linear.replace_all_uses_with(part)
         start = end
     # Only now: `first` marks the place.

@@ -4,23 +4,21 @@ The kernels keep softmax, means and variances in fp32 whatever the type. `padles
 fp32 on one row per sequence. Where the CPU has no 16-bit GEMM the linear layers keep fp32 weights (see `linear_act`).
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
-from runtime.ops import add_norm, embed_norm, linear_act, linear_int8, paged_attention, pool
-from runtime.passes.rewriting import LINEAR, find_pooled, infer_shapes, is_call
+from runtime.ops import add_norm, embed_norm, linear_act, linear_int8, paged_attention, pool, varlen_attention
+from runtime.passes.rewriting import LINEAR, change, find_pooled, infer_shapes, is_call, order, read, read_linear
 
-ROTARY = 12
 FP32_ARGUMENTS = {
-    add_norm.OP: (2, 3),
-    embed_norm.OP: (2, 3),
-    torch.ops.aten.layer_norm.default: (2, 3),
-    paged_attention.OP: (ROTARY,),
+    add_norm.OP: ("weight", "bias"),
+    embed_norm.OP: ("weight", "bias"),
+    torch.ops.aten.layer_norm.default: ("weight", "bias"),
+    paged_attention.OP: ("rotary",),
+    varlen_attention.OP: ("bias",),
 }
-"""Weights of norms, and the angles of rotations."""
+"""Weights of norms, the angles of rotations, what is added to scores."""
 LINEARS = (LINEAR, linear_act.OP)
 
 
@@ -39,8 +37,8 @@ def lower_precision(graph_module: GraphModule, dtype: torch.dtype, *, has_native
     if not has_native_gemm:
         use_mixed_linears(graph_module)
     for node in graph_module.graph.nodes:
-        if is_call(node, linear_int8.OP) and node.args[linear_int8.DTYPE] == torch.float32:
-            node.update_arg(linear_int8.DTYPE, dtype)
+        if is_call(node, linear_int8.OP) and read(node).dtype is None:
+            change(node, dtype=dtype)
     infer_shapes(graph_module)
 
 
@@ -49,19 +47,12 @@ def needs_fp32(weight: Node, user: Node, pooled: set[Node], has_native_gemm: boo
         return True
     if is_call(user, linear_int8.OP) or (is_call(user, *LINEARS) and not has_native_gemm):
         return True
-    return any(user.args[index] is weight for index in fp32_arguments(user))
-
-
-def fp32_arguments(node: Node) -> Iterator[int]:
-    for index in FP32_ARGUMENTS.get(node.target, ()):  # type: ignore[call-overload]
-        if index < len(node.args):
-            yield index
+    names = FP32_ARGUMENTS.get(user.target, ())  # type: ignore[call-overload]
+    return any(getattr(read(user), name) is weight for name in names)
 
 
 def use_mixed_linears(graph_module: GraphModule) -> None:
     """`aten.linear` refuses two types; `padless::linear_act` multiplies in the weight's."""
     for node in graph_module.graph.nodes:
         if is_call(node, LINEAR):
-            x, weight, bias = (*node.args, None)[:3]
-            node.target = linear_act.OP
-            node.args = (x, weight, bias, "none")
+            node.args, node.target = order(linear_act.OP, vars(read_linear(node))), linear_act.OP

@@ -5,7 +5,7 @@ from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
 from runtime.ops import linear_act
-from runtime.passes.rewriting import LINEAR, insert_call, is_call, linear_arguments, replace_node
+from runtime.passes.rewriting import LINEAR, insert_call, is_call, read_linear, replace_node
 
 ONEDNN = torch.ops.mkldnn._linear_pointwise.default
 ONEDNN_ACTIVATIONS = {
@@ -22,17 +22,20 @@ def prepack_onednn(graph_module: GraphModule) -> None:
     """Replace linears by oneDNN's over packed weights. These allocate their own result and are counted as such.
     What is added to a result is an op of its own again: oneDNN adds only where there is no activation."""
     for node in list(graph_module.graph.nodes):
-        if not is_call(node, LINEAR, linear_act.OP) or node.meta["val"].dtype != node.args[1].meta["val"].dtype:
+        if not is_call(node, LINEAR, linear_act.OP):
             continue
-        x, weight, bias, act, residual = linear_arguments(node)
-        attr, algorithm = ONEDNN_ACTIVATIONS[act]
-        args: tuple[object, ...] = (x, pack_weight(graph_module, weight), bias, attr, [], algorithm)
-        if residual is None:
-            replace_node(node, ONEDNN, args, "linear_onednn")
+        call = read_linear(node)
+        if node.meta["val"].dtype != call.weight.meta["val"].dtype:
+            continue
+        attr, algorithm = ONEDNN_ACTIVATIONS[call.act]
+        options = {"X": call.x, "W": pack_weight(graph_module, call.weight), "B": call.bias}
+        options |= {"attr": attr, "scalars": [], "algorithm": algorithm}
+        if call.residual is None:
+            replace_node(node, ONEDNN, "linear_onednn", **options)
         else:
-            product = insert_call(node, ONEDNN, args, "linear_onednn")
+            product = insert_call(node, ONEDNN, "linear_onednn", **options)
             product.meta["val"] = node.meta["val"]
-            replace_node(node, torch.ops.aten.add.Tensor, (product, residual), "linear_add")
+            replace_node(node, torch.ops.aten.add.Tensor, "linear_add", self=product, other=call.residual)
 
 
 def pack_weight(graph_module: GraphModule, weight: Node) -> Node:

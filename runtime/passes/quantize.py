@@ -6,27 +6,17 @@ one that makes them.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
 from runtime.ops import add_norm, gated_act, linear_int8
-from runtime.passes.rewriting import (
-    add_constant,
-    arguments,
-    infer_shapes,
-    is_call,
-    linear_arguments,
-    replace_node,
-)
+from runtime.passes.rewriting import add_constant, change, infer_shapes, is_call, read, read_linear, replace_node
 from runtime.quantization.calibrate import smooth_blindly
 from runtime.quantization.scheme import LinearScheme, Quantization, check_model
 from runtime.quantization.simulate import find_linears, linear_weights
 from runtime.quantization.weights import QuantizedWeight, RoundChannels, quantize_weight
-
-aten = torch.ops.aten
 
 
 def quantize(
@@ -57,26 +47,15 @@ def quantize(
 def quantize_linear(
     graph_module: GraphModule, node: Node, scheme: LinearScheme, round_weight: Callable[..., QuantizedWeight]
 ) -> None:
-    x, weight, bias, act, _ = linear_arguments(node)
-    name = str(weight.target).replace(".", "_")
-    value = constant(graph_module, weight).detach().float()
-    quantized = round_weight(value, scheme=scheme)
+    call = read_linear(node)
+    name = str(call.weight.target).replace(".", "_")
+    quantized = round_weight(constant(graph_module, call.weight).detach().float(), scheme=scheme)
     smooth = None if scheme.smooth is None else add_constant(graph_module, f"{name}_smooth", 1 / scheme.smooth)
-    args = (
-        x,
-        add_constant(graph_module, f"{name}_int8", quantized.values),
-        add_constant(graph_module, f"{name}_scale", quantized.scale),
-        bias,
-        act,
-        None,
-        smooth,
-        *static_scale(scheme),
-        torch.float32,
-        None,
-        0.0,
-        0,
-    )
-    replace_node(node, linear_int8.OP, args, "linear_int8")
+    x_scale, x_zero = static_scale(scheme)
+    options = vars(call) | {"weight": add_constant(graph_module, f"{name}_int8", quantized.values)}
+    options["scale"] = add_constant(graph_module, f"{name}_scale", quantized.scale)
+    how = {"inverse_smooth": smooth, "x_scale": x_scale, "x_zero": x_zero}
+    replace_node(node, linear_int8.OP, "linear_int8", **options, **how)
 
 
 def static_scale(scheme: LinearScheme) -> tuple[float, int]:
@@ -90,33 +69,16 @@ def static_scale(scheme: LinearScheme) -> tuple[float, int]:
 
 def quantize_for_readers(node: Node) -> None:
     """Let `node` give quantised rows, if all that read it want them, and want the same."""
-    if not is_call(node, linear_int8.OP, add_norm.OP, aten.layer_norm.default, gated_act.OP) or not node.users:
+    if not is_call(node, linear_int8.OP, add_norm.OP, gated_act.OP) or not node.users:
         return
     readers = list(node.users)
-    if not all(is_call(user, linear_int8.OP) and user.args[linear_int8.X] is node for user in readers):
+    if not all(is_call(user, linear_int8.OP) and list(user.args).count(node) == 1 for user in readers):
         return
-    wants = {(*user.args[linear_int8.INVERSE_SMOOTH : linear_int8.X_ZERO + 1],) for user in readers}
-    if len(wants) != 1 or any(node in user.args[linear_int8.X + 1 :] for user in readers):
+    calls = [read(user) for user in readers]
+    wants = {(call.inverse_smooth, call.x_scale, call.x_zero) for call in calls}
+    if len(wants) != 1 or not all(call.x is node for call in calls):
         return
-    write_quantized(node, *wants.pop())
+    inverse_smooth, scale, zero = wants.pop()
+    change(node, dtype=torch.uint8, out_inverse_smooth=inverse_smooth, out_scale=scale, out_zero=zero)
     for user in readers:
-        user.update_arg(linear_int8.INVERSE_SMOOTH, None)
-
-
-def write_quantized(node: Node, inverse_smooth: Any, scale: Any, zero: Any) -> None:
-    if is_call(node, linear_int8.OP):
-        for index, value in zip(
-            (linear_int8.DTYPE, linear_int8.OUT_INVERSE_SMOOTH, linear_int8.OUT_SCALE, linear_int8.OUT_ZERO),
-            (torch.uint8, inverse_smooth, scale, zero),
-            strict=True,
-        ):
-            node.update_arg(index, value)
-        return
-    if is_call(node, gated_act.OP):
-        node.args = (*node.args[:2], torch.uint8, inverse_smooth, scale, zero)
-        return
-    first, second, *others, is_rms = arguments(node, 6)
-    if not is_call(node, add_norm.OP):  # a layer_norm: x, its shape, and no residual
-        second, is_rms = None, False
-    node.target = add_norm.OP
-    node.args = (first, second, *others, bool(is_rms), torch.uint8, inverse_smooth, scale, zero)
+        change(user, inverse_smooth=None)

@@ -1,5 +1,7 @@
 """What several passes need: new constants, and shapes that stay true after a rewrite."""
 
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,27 +19,54 @@ def is_call(node: object, *targets: object) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
 
 
-def arguments(node: Node, count: int) -> tuple[Any, ...]:
-    """The first `count` arguments of a call, None where it has fewer."""
-    return (*node.args, *(None,) * count)[:count]
+def read(node: Node) -> Any:
+    """The arguments of a call by the names of its op's schema, defaults included."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
+    return SimpleNamespace(**{each.name: given.get(each.name, each.default_value) for each in schema})
 
 
-def linear_arguments(node: Node) -> tuple[Any, Any, Any, str, Any]:
-    """x, weight, bias, act and residual of `aten.linear` or `padless::linear_act`."""
-    x, weight, bias, act, residual = arguments(node, 5)
-    return x, weight, bias, act or "none", residual
+def read_linear(node: Node) -> Any:
+    """`aten.linear` or `padless::linear_act` by the latter's names."""
+    call = read(node)
+    if node.target is not LINEAR:
+        return call
+    return SimpleNamespace(x=call.input, weight=call.weight, bias=call.bias, act="none", residual=None)
 
 
-def insert_call(before: Node, target: object, args: tuple[object, ...], name: str) -> Node:
+def change(node: Node, **changes: object) -> None:
+    """Give a call other arguments, by name."""
+    node.args = order(node.target, vars(read(node)) | changes)
+    node.kwargs = {}
+
+
+def order(target: Any, named: Mapping[str, object]) -> tuple[Any, ...]:
+    """Arguments as a call has them, which may be left out behind the last that is not the default."""
+    schema = target._schema.arguments
+    unknown = named.keys() - {argument.name for argument in schema}
+    assert not unknown, f"{target} has no {', '.join(sorted(unknown))}. This is a bug."
+    values = [named.get(argument.name, argument.default_value) for argument in schema]
+    while schema[len(values) - 1].has_default_value() and is_default(values[-1], schema[len(values) - 1]):
+        values.pop()
+    return tuple(values)
+
+
+def is_default(value: object, argument: Any) -> bool:
+    return (
+        not isinstance(value, Node) and type(value) is type(argument.default_value) and value == argument.default_value
+    )
+
+
+def insert_call(before: Node, target: object, name: str, **arguments: object) -> Node:
     graph = before.graph
     with graph.inserting_before(before):
-        return graph.create_node("call_function", target, args, name=name)  # type: ignore[arg-type]
+        return graph.create_node("call_function", target, order(target, arguments), name=name)  # type: ignore[arg-type]
 
 
-def replace_node(old: Node, target: object, args: tuple[object, ...], name: str) -> Node:
+def replace_node(old: Node, target: object, name: str, **arguments: object) -> Node:
     """Put a call where `old` is; same shape and type."""
     graph = old.graph
-    new = insert_call(old, target, args, name)
+    new = insert_call(old, target, name, **arguments)
     new.meta["val"] = old.meta["val"]
     old.replace_all_uses_with(new)
     graph.erase_node(old)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.nn import functional
 
 from runtime.batch import Batch
@@ -20,7 +20,7 @@ from runtime.capture import constant, is_paged
 from runtime.engine import Progress
 from runtime.kv_cache.examples import page_alone
 from runtime.ops import embed_norm
-from runtime.passes.rewriting import is_call
+from runtime.passes.rewriting import is_call, read, read_linear
 from runtime.quantization.accuracy import BOUNDS, Accuracy, AgreesOn, Bound, measure_accuracy
 from runtime.quantization.observe import InputStatistics, observe, random_batch
 from runtime.quantization.scheme import ActivationMode, LinearScheme, Quantization, fingerprint_weights
@@ -196,7 +196,7 @@ def smooth_blindly(graph_module: GraphModule) -> dict[str, LinearScheme]:
     weights = linear_weights(graph_module)
     schemes = {}
     for name, nodes in find_linears(graph_module).items():
-        is_normed = all("norm" in str(node.args[0].target) for node in nodes if isinstance(node.args[0], Node))
+        is_normed = all("norm" in str(read_linear(node).x.target) for node in nodes)
         smooth = smooth_columns(observation.inputs[name].rms, weights[name], USUAL_EXPONENT) if is_normed else None
         schemes[name] = LinearScheme(smooth)
     return schemes
@@ -206,9 +206,9 @@ def find_vocab_size(graph_module: GraphModule) -> int:
     """Rows of the table that `input_ids` looks up."""
     for node in graph_module.graph.nodes:
         if is_call(node, torch.ops.aten.embedding.default):
-            tables, indices = [node.args[0]], [node.args[1]]
+            tables, indices = [read(node).weight], [read(node).indices]
         elif is_call(node, embed_norm.OP):
-            tables, indices = node.args[:2]
+            tables, indices = read(node).tables, read(node).indices
         else:
             continue
         for table, index in zip(tables, indices, strict=True):

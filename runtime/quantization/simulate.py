@@ -18,7 +18,7 @@ from runtime.capture import constant, is_paged, read_inputs
 from runtime.engine import Progress
 from runtime.engines.transfer import take_arrays, to_tensors
 from runtime.ops import linear_act
-from runtime.passes.rewriting import LINEAR, find_pooled, is_call
+from runtime.passes.rewriting import LINEAR, find_pooled, is_call, read_linear
 from runtime.quantization.scheme import LinearScheme
 from runtime.quantization.weights import quantize_weight
 
@@ -43,14 +43,14 @@ def find_linears(graph_module: GraphModule) -> dict[str, list[Node]]:
 
 def weight_name(linear: Node) -> str:
     """Of the constant, as the graph calls it."""
-    weight = linear.args[1]
-    assert isinstance(weight, Node)
-    return str(weight.target)
+    return str(read_linear(linear).weight.target)
 
 
 def linear_weights(graph_module: GraphModule) -> dict[str, Tensor]:
     """The fp32 weights [out_features, in_features] of `find_linears`: what a model's fingerprint is taken of."""
-    return {name: constant(graph_module, nodes[0].args[1]) for name, nodes in find_linears(graph_module).items()}  # type: ignore[arg-type]
+    return {
+        name: constant(graph_module, read_linear(nodes[0]).weight) for name, nodes in find_linears(graph_module).items()
+    }
 
 
 class LinearInterpreter(Interpreter):

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from runtime.kernels.cpu.library import pack_fp32, pack_int8, pad_bias
+from runtime.kernels.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED
+from runtime.kernels.cpu.packing import pack_fp32, pack_int8, pad_bias
 from runtime.kernels.eager.linear_int8 import linear_int8 as torch_linear_int8
 from runtime.ops import add_norm, embed_norm, linear_act, linear_int8, pool, varlen_attention
 from runtime.ops.linear_act import ACTIVATIONS
@@ -43,7 +44,7 @@ def check_packed(
     weight, bias = random_tensor(sizes[1], sizes[0], seed=1) / sizes[0] ** 0.5, random_tensor(sizes[1], seed=2)
     residual = random_tensor(rows, sizes[1], dtype=dtype, seed=3) if with_residual else None
     packed = (x, pack_fp32(weight), sizes[1], pad_bias(bias), act, residual)
-    actual = run_kernel(find_kernels(isa)[linear_act.PACKED_OP], (rows, sizes[1]), dtype, *packed)
+    actual = run_kernel(find_kernels(isa)[LINEAR_ACT_PACKED.target], (rows, sizes[1]), dtype, *packed)
     expected = linear_act.OP(x, weight, bias, act, residual)
     check_close(actual, expected, tolerance=KERNEL_TOLERANCES[dtype], what="packed linear")
 
@@ -67,7 +68,7 @@ class TestLinearAct:
     def test_activations_far_from_zero(self, act: str, isa: str) -> None:
         x = torch.tensor([0.0, -0.0, 1e-30, 5.59, -5.59, 5.61, -5.61, 30.0, -30.0, 90.0, -90.0, 1e4, -1e4])[:, None]
         args = (x, pack_fp32(torch.ones(1, 1)), 1, None, act)
-        actual = run_kernel(find_kernels(isa)[linear_act.PACKED_OP], (len(x), 1), FP32, *args)
+        actual = run_kernel(find_kernels(isa)[LINEAR_ACT_PACKED.target], (len(x), 1), FP32, *args)
         torch.testing.assert_close(actual, ACTIVATIONS[act](x), rtol=2e-6, atol=2e-6)
 
     @pytest.mark.parametrize("isa", COMPILED)
@@ -75,7 +76,7 @@ class TestLinearAct:
         x = random_tensor(9, 32)
         x[4, 7] = torch.nan
         args = (x, pack_fp32(random_tensor(20, 32)), 20, None, "gelu")
-        actual = run_kernel(find_kernels(isa)[linear_act.PACKED_OP], (9, 20), FP32, *args)
+        actual = run_kernel(find_kernels(isa)[LINEAR_ACT_PACKED.target], (9, 20), FP32, *args)
         assert actual.isnan().any(1).tolist() == [row == 4 for row in range(9)]
 
 
@@ -100,11 +101,11 @@ def check_int8(isa: str, x: Tensor, sizes: tuple[int, int], act: str = "none", *
     args = (x, packed, sizes[1], sizes[0], *int8_options(pad_bias(bias), act, **options))
     if dtype == UINT8:
         actual = torch.full((x.shape[0], row_bytes(sizes[1])), 77, dtype=UINT8)
-        find_kernels(isa)[linear_int8.PACKED_OP](*args, out=actual)
+        find_kernels(isa)[LINEAR_INT8_PACKED.target](*args, out=actual)
         actual, expected = (dequantize_rows(rows, sizes[1]) for rows in (actual, expected))
         check_close(actual, expected, tolerance=ROUNDED_TWICE, what="quantised rows")
     else:
-        actual = run_kernel(find_kernels(isa)[linear_int8.PACKED_OP], (x.shape[0], sizes[1]), dtype, *args)
+        actual = run_kernel(find_kernels(isa)[LINEAR_INT8_PACKED.target], (x.shape[0], sizes[1]), dtype, *args)
         tolerance = KERNEL_TOLERANCES[dtype] if x.dtype == UINT8 else ROUNDED_TWICE
         check_close(actual, expected, tolerance=tolerance, what="linear_int8")
     return actual
@@ -145,7 +146,7 @@ class TestLinearInt8:
         values = torch.tensor([64, 64, 64, 64, 0, 0, 0, 0] * 8 if isa == "avx2" else [127] * 64, dtype=torch.int8)
         values = torch.stack([values, -values])
         args = (rows, pack_int8(values, torch.ones(2)), 2, 64, *int8_options())
-        actual = run_kernel(find_kernels(isa)[linear_int8.PACKED_OP], (5, 2), FP32, *args)
+        actual = run_kernel(find_kernels(isa)[LINEAR_INT8_PACKED.target], (5, 2), FP32, *args)
         check_close(actual, values.float().sum(1).expand(5, 2))
 
     @pytest.mark.parametrize("isa", COMPILED)
@@ -255,8 +256,8 @@ class TestDeterminism:
         quantized = quantize_weight(weight, scheme=None, overflow_free=isa == "avx2")
         packed = pack_int8(quantized.values, quantized.scale)
         for op, args in (
-            (linear_act.PACKED_OP, (pack_fp32(weight), 90, None, "gelu")),
-            (linear_int8.PACKED_OP, (packed, 90, 70, *int8_options(act="gelu"))),
+            (LINEAR_ACT_PACKED.target, (pack_fp32(weight), 90, None, "gelu")),
+            (LINEAR_INT8_PACKED.target, (packed, 90, 70, *int8_options(act="gelu"))),
         ):
             whole = run_kernel(find_kernels(isa)[op], (1027, 90), FP32, x, *args)
             for rows in (slice(0, 1), slice(13, 60), slice(500, 1027)):

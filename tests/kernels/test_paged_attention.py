@@ -246,7 +246,7 @@ def test_what_is_out_of_range_is_refused(place: str, wrong: int, isa: str) -> No
     args[index] = args[index].clone()
     args[index].view(-1)[1 if place == "borders" else 0] = wrong
     before = scene.buffer.clone()
-    with pytest.raises(IndexError, match="slots, blocks, positions or lengths are out of range"):
+    with pytest.raises(IndexError, match="slots, blocks, positions, lengths or layers are out of range"):
         paged_kernel(isa)(*args, out=torch.empty(args[0].shape))
     assert torch.equal(scene.buffer, before)
 
@@ -256,7 +256,7 @@ def test_more_tokens_than_there_are_is_refused(isa: str) -> None:
     scene = make_scene([40])
     args = list(scene.batch([(0, 30, 40)]))
     args[7] = args[7] + torch.tensor([0, 1], dtype=torch.int32)
-    with pytest.raises(IndexError, match="1 of the batch's slots, blocks, positions or lengths"):
+    with pytest.raises(IndexError, match="1 of the batch's slots, blocks, positions, lengths or layers"):
         paged_kernel(isa)(*args, out=torch.empty(args[0].shape))
     with pytest.raises(IndexError, match="no layer 3"):
         paged_kernel(isa)(*args[:4], 3, *args[5:], out=torch.empty(args[0].shape))

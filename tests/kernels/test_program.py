@@ -19,7 +19,7 @@ from runtime.engines.planned import PlannedEngine
 from runtime.listing import format_program
 from runtime.memory.lifetimes import BatchShape
 from runtime.ops import pool
-from runtime.program import PlannedTensor, Program, lower
+from runtime.program import Instruction, Program, lower
 from tests.kernels.kernel_cases import CONFIGURABLE, find_kernels
 from tests.kernels.tiny_graphs import CPU, HIDDEN_SIZE, Body, Tiny, capture_body, random_batch, run_graph
 from tests.tolerances import check_close
@@ -48,9 +48,16 @@ def check_program(body: Body, batch: Batch = BATCH) -> Program:
     return program
 
 
-def tensor_named(program: Program, name: str) -> PlannedTensor:
-    (tensor,) = (tensor for tensor in program.tensors if tensor.life.name == name)
-    return tensor
+def planned(program: Program, name: str) -> Instruction:
+    (found,) = (each for each in program.planned if each.name == name)
+    return found
+
+
+def end_of(program: Program, name: str) -> int:
+    """The last step that reads a planned tensor."""
+    life = planned(program, name).life
+    assert life is not None
+    return life.end
 
 
 def step_named(program: Program, name: str) -> int:
@@ -64,12 +71,12 @@ def kinds(program: Program) -> dict[str, str]:
 
 def test_tensor_dies_with_its_last_reader() -> None:
     program = check_program(lambda m, x, _: m.c(m.b(m.a(x))) + m.b.bias)
-    assert tensor_named(program, "linear").life.end == step_named(program, "linear_1")
+    assert end_of(program, "linear") == step_named(program, "linear_1")
 
 
 def test_output_outlives_every_step() -> None:
     program = check_program(lambda m, x, _: m.b(m.a(x)))
-    assert tensor_named(program, "linear_1").life.end == len(program.instructions)
+    assert end_of(program, "linear_1") == len(program.instructions)
 
 
 def test_view_keeps_its_base_alive() -> None:
@@ -80,13 +87,13 @@ def test_view_keeps_its_base_alive() -> None:
         return x[:, : HIDDEN_SIZE // 2] * view
 
     program = check_program(body)
-    assert kinds(program)["view"] == "view"
-    assert tensor_named(program, "linear").life.end == step_named(program, "mul")
+    assert "view" not in kinds(program), "a view is no instruction"
+    assert end_of(program, "linear") == step_named(program, "mul")
 
 
 def test_view_as_output_keeps_its_base_to_the_end() -> None:
     program = check_program(lambda m, x, _: m.a(x).view(-1, 2, HIDDEN_SIZE // 2).flatten(1))
-    assert tensor_named(program, "linear").life.end == len(program.instructions)
+    assert end_of(program, "linear") == len(program.instructions)
 
 
 # Ops that give back their input's memory under some condition. If the plan takes them for copies, the memory is given
@@ -149,9 +156,11 @@ def test_size_that_may_shrink_as_the_batch_grows_is_not_planned() -> None:
 def test_dimensions_are_formulas_of_the_batch() -> None:
     graph_module = capture_body(lambda m, x, cu_seqlens: pool.OP(m.a(x), cu_seqlens, "mean"))
     program = lower(graph_module)
-    assert [str(dim) for dim in tensor_named(program, "linear").dims] == ["num_tokens", str(HIDDEN_SIZE)]
-    assert [str(dim) for dim in tensor_named(program, "pool").dims] == ["num_seqs", str(HIDDEN_SIZE)]
-    assert str(tensor_named(program, "linear").life.num_bytes) == f"{4 * HIDDEN_SIZE}*num_tokens"
+    for name, rows in (("linear", "num_tokens"), ("pool", "num_seqs")):
+        out, life = planned(program, name).out, planned(program, name).life
+        assert out is not None and life is not None
+        assert [str(dim) for dim in out.dims] == [rows, str(HIDDEN_SIZE)]
+        assert str(life.num_bytes) == f"{4 * HIDDEN_SIZE}*{rows}"
     names = symbol_names(graph_module)
     (max_seqlen,) = (node.meta["val"] for node in graph_module.graph.nodes if node.name == "max_seqlen")
     assert str(to_formula(max_seqlen * 3, names)) == "3*max_seqlen"
@@ -177,7 +186,7 @@ def test_result_is_a_copy() -> None:
 
 def test_listing_of_a_program_counts_its_kinds() -> None:
     text = format_program(lower(capture_body(lambda m, x, _: torch.sigmoid(m.a(x)).view(-1, 4))), LARGEST)
-    assert "2 planned, 1 view, 0 scalar, 1 unplanned; at (64, 16, 32, 0): peak " in text
+    assert "2 planned, 1 unplanned; at (64, 16, 32, 0): peak " in text
     assert "linear  128*num_tokens bytes, steps 1-2, 8192 at " in text
 
 
@@ -189,7 +198,7 @@ def test_program_keeps_no_graph() -> None:
     del graph_module
     gc.collect()
     assert kept() is None
-    assert len(program.tensors) > 0
+    assert len(program.planned) > 0
 
 
 def test_unplanned_results_are_freed_after_their_last_use() -> None:
@@ -244,4 +253,4 @@ def test_compiled_kernel_reads_what_is_not_dense() -> None:
 def test_missing_argument_is_named() -> None:
     engine = make_engine(lower(capture_body(lambda m, x, _: m.a(x))))
     with pytest.raises(EngineError, match="the model reads input_ids, which the batch does not have"):
-        BoundProgram(engine.program, LARGEST, engine.arena.layout(LARGEST, list), {}, {})
+        BoundProgram(engine.program, CPU).run((*LARGEST, 0, 0), engine.arena.layout(LARGEST, list), {}, {})

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from runtime.kernels.cpu.native import CpuKernels
 from runtime.quantization.scheme import LinearScheme
 from runtime.quantization.weights import (
     GROUP_BOUND,
@@ -127,7 +126,7 @@ def test_compiled_rounding_is_torchs(shape: tuple[int, int], spread: float, over
     weight[-1, -1] *= 100  # a channel whose other weights nearly vanish beside one
     options = {"scheme": None, "overflow_free": overflow_free}
     expected = quantize_weight(weight, **options)
-    found = quantize_weight(weight, **options, round_channels=CpuKernels(library).round_channels)
+    found = quantize_weight(weight, **options, round_channels=library.round_channels)
     same = found.scale == expected.scale
     assert same.float().mean() > 0.9
     assert torch.equal(found.values[same], expected.values[same])

@@ -13,10 +13,11 @@ import torch
 from torch.fx import GraphModule
 
 from runtime.capture import capture
+from runtime.kernels.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED
 from runtime.kernels.table import TORCH_KERNELS
 from runtime.listing import format_graph, format_program
 from runtime.memory.lifetimes import BatchShape
-from runtime.ops import embed_norm, linear_act, linear_int8
+from runtime.ops import embed_norm
 from runtime.passes.pipeline import PrecisionChoice, Target, list_passes, run_passes
 from runtime.program import lower
 from tests.kernels.tiny_graphs import CPU, tiny_bert, tiny_llama
@@ -25,7 +26,7 @@ HERE = Path(__file__).parent
 UPDATE_VARIABLE = "PADLESS_UPDATE_SNAPSHOTS"
 LARGEST = BatchShape(512, 64, 128, 64)
 MODELS = {"bert": tiny_bert, "llama": tiny_llama}
-KERNELS = TORCH_KERNELS | dict.fromkeys((linear_act.PACKED_OP, linear_int8.PACKED_OP, embed_norm.OP), print)
+KERNELS = TORCH_KERNELS | dict.fromkeys((LINEAR_ACT_PACKED.target, LINEAR_INT8_PACKED.target, embed_norm.OP), print)
 """Whatever this machine has: a plan needs to know only which ops have kernels."""
 
 # Chosen here and not by `choose_precision`, so that the text does not depend on this machine's CPU. For the same reason

@@ -1,11 +1,10 @@
-// The activations of `linear_act`, in the order of ACTIVATIONS in runtime/kernels/cpu/library.py.
+// The activations of `linear_act`.
 #pragma once
 
+#include "kernel.h"
 #include "simd.h"
 
 namespace padless {
-
-enum Activation : int64_t { NONE, GELU, GELU_TANH, RELU, SILU, TANH };
 
 // x * Phi(x). (Phi(x) - 1/2) / x is a polynomial of degree 16 in x^2, fitted over |x| <= 5.6 to 8e-8 of Phi: no division.
 inline Vec gelu(Vec x) {
@@ -27,7 +26,7 @@ inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
 
 // Calls `body` with the activation as a function of vectors: the choice is made once, not for each vector.
 template <class Body>
-inline void with_activation(int64_t activation, const Body& body) {
+inline void with_activation(Activation activation, const Body& body) {
     switch (activation) {
         case GELU: return body([](Vec x) { return gelu(x); });
         case GELU_TANH: return body([](Vec x) { return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x)); });

@@ -21,6 +21,8 @@ import torch
 
 from runtime.cache import cache_dir
 from runtime.engine import Progress
+from runtime.kernels.cpu.structs import declare_structs, export_places
+from runtime.kernels.cpu.table import KERNELS
 
 SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-falign-loops=64", "-fopenmp", "-fPIC", "-Wno-maybe-uninitialized")
@@ -64,9 +66,16 @@ def find_library(isa: str, progress: Progress) -> Path:
 
 def hash_inputs(isa: str) -> str:
     digest = hashlib.sha256(repr((torch.__version__, FLAGS, ISA_FLAGS[isa])).encode())
-    for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    sources = {path.name: path.read_text() for pattern in ("*.cpp", "*.h") for path in SOURCES.glob(pattern)}
+    for name, text in sorted((sources | write_generated()).items()):
+        digest.update(f"{name}\0{text}".encode())
     return digest.hexdigest()[:16]
+
+
+def write_generated() -> dict[str, str]:
+    """Sources that follow from the ops, by name."""
+    structs = [spec.struct for spec in KERNELS]
+    return {"structs.h": declare_structs(structs), "places.cpp": export_places(structs)}
 
 
 @contextmanager
@@ -81,13 +90,16 @@ def compile_library(isa: str, path: Path, progress: Progress) -> None:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     if compiler is None:
         raise CannotBuild("no C++ compiler was found. Install g++, or set CXX")
-    sources = sorted(SOURCES.glob("*.cpp"))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as name:
         folder = Path(name)
+        for file, text in write_generated().items():
+            (folder / file).write_text(text)
+        sources = sorted([*SOURCES.glob("*.cpp"), *folder.glob("*.cpp")])
+        includes = [f"-I{folder}", f"-I{SOURCES}"]
         for index, source in enumerate(sources):
             progress("compiling CPU kernels", index, len(sources))
             object_file = folder / f"{source.stem}.o"
-            run_compiler([compiler, *FLAGS, *ISA_FLAGS[isa], "-c", str(source), "-o", str(object_file)])
+            run_compiler([compiler, *FLAGS, *ISA_FLAGS[isa], *includes, "-c", str(source), "-o", str(object_file)])
         # Not linked against OpenMP: its functions are found at load time in the one that torch has loaded, so that both
         # share one pool of threads.
         objects = [str(folder / f"{source.stem}.o") for source in sources]

@@ -1,12 +1,11 @@
 // `padless::gated_act`: act(gate) * other of rows that hold one behind the other; in fp32, read once and written once.
 #include "activation.h"
 #include "rows.h"
-#include "tape.h"
 
 namespace padless {
 
 // `row`: 2 * width numbers, of which the first half becomes the result.
-void gate_row(float* row, int64_t width, int64_t activation) {
+void gate_row(float* row, int64_t width, Activation activation) {
     with_activation(activation, [=](auto act) {
         int64_t i = 0;
         for (; i + LANES <= width; i += LANES) store(row + i, act(load(row + i)) * load(row + width + i));
@@ -19,27 +18,25 @@ void gate_row(float* row, int64_t width, int64_t activation) {
 
 using namespace padless;
 
-// Strides in elements; `out` may be quantised rows.
-extern "C" void padless_gated_act(
-    const void* x, int64_t x_stride, int64_t x_kind, int64_t num_rows, int64_t width, int64_t activation, void* out,
-    int64_t out_stride, int64_t out_kind, const float* out_inverse_smooth, float out_scale, int64_t out_zero) {
-    const Matrix from{x, x_stride, Kind(x_kind)}, to{out, out_stride, Kind(out_kind)};
-    const RowScale fixed{out_scale, int32_t(out_zero)};
-    const RowScale* scale = out_scale > 0 ? &fixed : nullptr;
+PADLESS_KERNEL(gated_act, GatedAct) {
+    const Matrix from = rows_of(call.x), to = rows_of(call.out);
+    const int64_t width = padless::width(call.x) / 2;
+    const float* inverse_smooth = data<float>(call.out_inverse_smooth);
+    const RowScale fixed{float(call.out_scale), int32_t(call.out_zero)};
+    const RowScale* scale = call.out_scale > 0 ? &fixed : nullptr;
 #pragma omp parallel
     {
         static thread_local std::vector<float> memory;
         float* row = scratch(memory, 2 * width);
 #pragma omp for schedule(static)
-        for (int64_t r = 0; r < num_rows; ++r) {
+        for (int64_t r = 0; r < num_rows(call.x); ++r) {
             copy_row(from, r, 0, 2 * width, row);
-            gate_row(row, width, activation);
+            gate_row(row, width, call.act);
             if (to.kind == QUANTISED)
-                quantise_row(row, width, out_inverse_smooth, scale, const_cast<uint8_t*>(to.quantised(r)));
+                quantise_row(row, width, inverse_smooth, scale, const_cast<uint8_t*>(to.quantised(r)));
             else
                 write_row(row, to, r, 0, width);
         }
     }
+    return 0;
 }
-
-PADLESS_PLAYABLE(gated_act)

@@ -10,13 +10,12 @@ namespace padless {
 
 constexpr int64_t BLOCK = 16;  // tokens; keys lie by column, so that a block of them is one panel
 
-// The types of a cache, in the order of CACHE_KINDS in runtime/kernels/cpu/library.py.
 template <class Body>
-inline void with_cache_type(int64_t kind, const Body& body) {
+inline void with_cache_type(Kind kind, const Body& body) {
     switch (kind) {
-        case 1: return body(BFloat16{});
-        case 2: return body(Float16{});
-        case 3: return body(int8_t{});
+        case BF16: return body(BFloat16{});
+        case FP16: return body(Float16{});
+        case INT8: return body(int8_t{});
         default: return body(float{});
     }
 }

@@ -23,7 +23,7 @@ struct LinearCall {
     const void* panels;
     int64_t num_rows, num_columns, depth;
     const float* bias;  // [num_columns, rounded up to 16]
-    int64_t activation;
+    Activation activation;
     Matrix residual;  // no data: none
     Matrix out;       // QUANTISED: rows are quantised after all their columns are known
     const RowScale* out_scale;

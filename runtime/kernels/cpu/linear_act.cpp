@@ -1,6 +1,5 @@
 // `padless::linear_act` in fp32 over packed weights; bf16 rows are widened first.
 #include "linear.h"
-#include "tape.h"
 
 namespace padless {
 
@@ -24,16 +23,12 @@ struct Fp32Source {
 
 using namespace padless;
 
-// Strides in elements. A null pointer is an argument not given.
-extern "C" void padless_linear_act(
-    const void* x, int64_t x_stride, int64_t x_kind, const void* packed, int64_t num_rows, int64_t num_columns,
-    int64_t depth, const float* bias, int64_t activation, const void* residual, int64_t residual_stride,
-    int64_t residual_kind, void* out, int64_t out_stride, int64_t out_kind) {
-    const LinearCall call{
-        {x, x_stride, Kind(x_kind)}, packed, num_rows, num_columns, depth, bias, activation,
-        {residual, residual_stride, Kind(residual_kind)}, {out, out_stride, Kind(out_kind)}, nullptr, nullptr};
-    const bool is_ready = x_kind == FP32;
-    Linear<Fp32Gemm, Fp32Source>{call, {call, is_ready ? x_stride : depth, is_ready}}.run();
+PADLESS_KERNEL(linear_act_packed, LinearActPacked) {
+    const Matrix x = rows_of(call.x);
+    const LinearCall linear{
+        x, call.packed.data, num_rows(call.x), call.out_features, width(call.x), data<float>(call.bias), call.act,
+        rows_of(call.residual), rows_of(call.out), nullptr, nullptr};
+    const bool is_ready = x.kind == FP32;
+    Linear<Fp32Gemm, Fp32Source>{linear, {linear, is_ready ? x.stride : linear.depth, is_ready}}.run();
+    return 0;
 }
-
-PADLESS_PLAYABLE(linear_act)

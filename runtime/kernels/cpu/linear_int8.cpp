@@ -1,6 +1,5 @@
 // `padless::linear_int8`: uint8 rows, quantised here or by whoever made them, times int8 weights; see runtime/ops/linear_int8.py.
 #include "linear.h"
-#include "tape.h"
 
 namespace padless {
 
@@ -46,22 +45,19 @@ struct Int8Source {
 
 using namespace padless;
 
-// Strides in elements; in bytes for quantised rows. A null pointer is an argument not given; the scales `x_scale` and
-// `out_scale` are those of calibration, {0, 0} for each row its own.
-extern "C" void padless_linear_int8(
-    const void* x, int64_t x_stride, int64_t x_kind, const void* packed, int64_t num_rows, int64_t num_columns,
-    int64_t depth, const float* inverse_smooth, float x_scale, int64_t x_zero, const float* bias, int64_t activation,
-    const void* residual, int64_t residual_stride, int64_t residual_kind, void* out, int64_t out_stride, int64_t out_kind,
-    const float* out_inverse_smooth, float out_scale, int64_t out_zero) {
-    const Int8Weight weight(packed, num_columns);
-    const RowScale fixed_x{x_scale, int32_t(x_zero)}, fixed_out{out_scale, int32_t(out_zero)};
-    const LinearCall call{
-        {x, x_stride, Kind(x_kind)}, weight.panels, num_rows, num_columns, depth, bias, activation,
-        {residual, residual_stride, Kind(residual_kind)}, {out, out_stride, Kind(out_kind)},
-        out_scale > 0 ? &fixed_out : nullptr, out_inverse_smooth};
+// A scale of 0 is none: each row has its own.
+PADLESS_KERNEL(linear_int8_packed, LinearInt8Packed) {
+    const Matrix x = rows_of(call.x);
+    const Int8Weight weight(call.packed.data, call.out_features);
+    const RowScale x_scale{float(call.x_scale), int32_t(call.x_zero)};
+    const RowScale out_scale{float(call.out_scale), int32_t(call.out_zero)};
+    const LinearCall linear{
+        x, weight.panels, num_rows(call.x), call.out_features, call.in_features, data<float>(call.bias), call.act,
+        rows_of(call.residual), rows_of(call.out), call.out_scale > 0 ? &out_scale : nullptr,
+        data<float>(call.out_inverse_smooth)};
     const Int8Source source{
-        call, weight, inverse_smooth, x_scale > 0 ? &fixed_x : nullptr, quantised_bytes(depth), x_kind == QUANTISED};
-    Linear<Int8Gemm, Int8Source>{call, source}.run();
+        linear, weight, data<float>(call.inverse_smooth), call.x_scale > 0 ? &x_scale : nullptr,
+        quantised_bytes(call.in_features), x.kind == QUANTISED};
+    Linear<Int8Gemm, Int8Source>{linear, source}.run();
+    return 0;
 }
-
-PADLESS_PLAYABLE(linear_int8)

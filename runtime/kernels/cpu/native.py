@@ -1,321 +1,146 @@
-"""The compiled kernels under the signatures of their ops: the op's arguments, and `out`."""
+"""A compiled kernel under the signature of its op, and how its arguments become the words of a struct."""
 
 import ctypes
-from collections.abc import Callable
-from dataclasses import dataclass
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from runtime.kernels.cpu.library import (
-    ACTIVATIONS,
-    CACHE_KINDS,
-    KINDS,
-    NO_MATRIX,
-    POOLINGS,
-    CpuKernel,
-    CpuLibrary,
-    matrix,
-    round_up,
-)
-from runtime.ops.varlen_attention import find_reach
+from runtime.kernels.cpu.structs import KIND_NUMBERS, MAX_DIMS, TENSOR_WORDS, Field, Struct
+from runtime.kernels.cpu.table import KernelSpec, Wanted
+from runtime.ops.spec import Op
+
+Words = npt.NDArray[np.int64]
+Arguments = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class NativeCall:
-    """A kernel and its arguments."""
-
-    kernel: CpuKernel
-    args: tuple[object, ...]
-    is_lasting: bool = True
-    """Whether it can run again when its tensors have got new contents; not if some were copied to lie dense."""
-    wrong: str = ""
-    """What the inputs that the kernel counts have wrong with them."""
-    keeps: tuple[object, ...] = ()
-    """What `args` only holds addresses of."""
-
-    def run(self) -> None:
-        """Raises IndexError where inputs are out of range."""
-        num_wrong = self.kernel(*self.args)
-        if num_wrong:
-            raise IndexError(f"{num_wrong} of the batch's {self.wrong}")
-
-
-@dataclass(frozen=True, slots=True)
 class NativeKernel:
-    """A kernel of the table: called, it runs; `prepare` gives the call to run later."""
+    """A kernel of a library. Called with the op's arguments and `out`, it runs."""
 
-    prepare: Callable[..., NativeCall]
+    def __init__(self, library: ctypes.CDLL, spec: KernelSpec) -> None:
+        self.spec = spec
+        self.struct = spec.struct
+        self.function = library[f"padless_{spec.op.name}"]
+        self.function.argtypes, self.function.restype = (ctypes.c_void_p,), ctypes.c_int64
+        self.address: int = ctypes.cast(self.function, ctypes.c_void_p).value or 0
+        self.play = library.padless_run_tape
+        """(address of entries, how many of them) to the place of the one that failed, or -1."""
+        self.play.argtypes, self.play.restype = (ctypes.c_void_p, ctypes.c_int64), ctypes.c_int64
 
-    def __call__(self, *args: object, **options: object) -> None:
-        self.prepare(*args, **options).run()
+    def __call__(self, *args: object, out: Tensor, **options: object) -> None:
+        """Tensors that do not lie as the kernel wants them are copied for it. Raises as `check` and `fit` do."""
+        arguments = {name: self.fit(name, value) for name, value in name_arguments(self.spec.op, args, options).items()}
+        if not self.fits("out", out):
+            raise ValueError(f"{self.spec.op.name}: out of {out.dtype} {tuple(out.shape)} does not lie dense")
+        writer = StructWriter(describe_tensor)
+        writer.add(self.struct, {**arguments, "out": out})
+        words = writer.finish()
+        self.check(self.function(words.ctypes.data))
+
+    def check(self, num_wrong: int) -> None:
+        """Raises IndexError where the kernel has found wrong inputs."""
+        if num_wrong:
+            raise IndexError(f"{num_wrong} of the batch's {self.spec.wrong}")
+
+    def fit(self, name: str, value: object) -> object:
+        """A value as the kernel wants it. Raises ValueError where a tensor is of a type that it does not take."""
+        if isinstance(value, list):
+            return [self.fit(name, item) for item in value]
+        if not isinstance(value, Tensor) or self.fits(name, value):
+            return value
+        wanted = self.spec.wanted[name]
+        if value.dtype not in wanted.dtypes and not (value.is_floating_point() and wanted.dtypes == (torch.float32,)):
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in wanted.dtypes)
+            raise ValueError(f"{self.spec.op.name}: {name} is {value.dtype}; the kernel takes {known}")
+        dtype = value.dtype if value.dtype in wanted.dtypes else torch.float32
+        return value.to(dtype).contiguous()
+
+    def fits(self, name: str, tensor: Tensor) -> bool:
+        return lies_as_wanted(self.spec.wanted[name], tensor.dtype, tensor.shape, tensor.stride())
 
 
-@dataclass(slots=True)
-class Dense:
-    """Gives tensors as a kernel wants them to lie. Mutable: whether one had to be copied for it."""
-
-    has_copied: bool = False
-
-    def copy(self, x: Tensor) -> Tensor:
-        self.has_copied = True
-        return x.contiguous()
-
-    def whole(self, x: Tensor) -> Tensor:
-        return x if x.is_contiguous() else self.copy(x)
-
-    def floats(self, x: Tensor) -> Tensor:
-        return self.whole(x) if x.dtype == torch.float32 else self.copy(x.float())
-
-    def heads(self, x: Tensor) -> Tensor:
-        return x if has_dense_heads(x) else self.copy(x)
-
-    def rows(self, x: Tensor) -> Tensor:
-        """As a matrix whose rows are dense; a view wherever torch can give one."""
-        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        if rows.data_ptr() != x.data_ptr():  # reshape has copied
-            return self.copy(rows)
-        return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else self.copy(rows)
+def lies_as_wanted(wanted: Wanted, dtype: torch.dtype, sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    return dtype in wanted.dtypes and wanted.lies(sizes, strides)
 
 
-class CpuKernels:
-    """Each method prepares a call of the C++ kernel of its name."""
+def name_arguments(op: Op, args: Sequence[object], options: Mapping[str, object]) -> dict[str, object]:
+    """The arguments of a call by the op's names, defaults included. Raises TypeError where one is missing."""
+    given = dict(zip((argument.name for argument in op.target._schema.arguments), args, strict=False)) | dict(options)
+    for argument in op.target._schema.arguments:
+        if argument.name not in given:
+            if not argument.has_default_value():
+                raise TypeError(f"{op.name} lacks its argument {argument.name}")
+            given[argument.name] = argument.default_value
+    return given
 
-    def __init__(self, library: CpuLibrary) -> None:
-        self.library = library
 
-    def varlen_attention(
+class StructWriter:
+    """Structs one behind the other in one array. Mutable: grows.
+
+    `describe(value, place)` gives the words of a tensor, or of what stands for one, that will lie at `place`;
+    `number(value, place)` that of a whole number.
+    """
+
+    def __init__(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_seqlens_q: Tensor,
-        cu_seqlens_k: Tensor,
-        max_seqlen_q: int,
-        max_seqlen_k: int,
-        softmax_scale: float,
-        causal: bool = False,
-        window: int = -1,
-        bias: Tensor | None = None,
-        *,
-        out: Tensor,
-    ) -> NativeCall:
-        dense = Dense()
-        q, k, v = (dense.heads(x) for x in (q, k, v))
-        reach = 0
-        if bias is not None:
-            reach = find_reach(bias, max(max_seqlen_q, max_seqlen_k))
-            bias = dense.floats(bias)
-        args = (
-            *(q, q.stride(0), k, k.stride(0), v, v.stride(0), KINDS[q.dtype]),
-            *(cu_seqlens_q, cu_seqlens_k, len(cu_seqlens_q) - 1, *q.shape[1:]),
-            *(softmax_scale, causal, window, bias, reach, out, out.stride(0)),
-        )
-        return NativeCall(self.library.varlen_attention, args, not dense.has_copied)
+        describe: Callable[[Any, int], Sequence[int]],
+        number: Callable[[Any, int], int] = lambda value, place: int(value),
+    ) -> None:
+        self.describe = describe
+        self.number = number
+        self.words: list[int] = []
+        self.pointers: list[tuple[int, int]] = []
+        """Words that hold the address of another word."""
 
-    def paged_attention(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        kv_cache: Tensor,
-        layer: int,
-        slot_mapping: Tensor,
-        block_table: Tensor,
-        cu_seqlens: Tensor,
-        cache_seqlens: Tensor,
-        max_seqlen: int,
-        softmax_scale: float,
-        position_ids: Tensor | None = None,
-        rotary: Tensor | None = None,
-        window: int = -1,
-        softcap: float = 0.0,
-        *,
-        out: Tensor,
-    ) -> NativeCall:
-        """Raises IndexError where there is no such layer. Run, the call computes and stores nothing if a slot, block,
-        position or length is out of range."""
-        dense = Dense()
-        q, k, v = (dense.heads(x) for x in (q, k, v))
-        num_layers, num_blocks, _, num_kv_heads, _ = kv_cache.shape
-        if not 0 <= layer < num_layers:
-            raise IndexError(f"there is no layer {layer} in a cache of {num_layers}")
-        assert kv_cache.is_contiguous(), "The kernel knows the cache by its shape. This is a bug."
-        slots, table = dense.whole(slot_mapping), dense.whole(block_table)
-        rotary = None if rotary is None else dense.whole(rotary)
-        positions = None if position_ids is None else dense.whole(position_ids)
-        args = (
-            *(q, q.stride(0), k, k.stride(0), v, v.stride(0), KINDS[q.dtype]),
-            *(kv_cache[layer], CACHE_KINDS[kv_cache.dtype], num_blocks, slots, table, table.shape[1]),
-            *(cu_seqlens, cache_seqlens, positions, rotary, *((0, 0) if rotary is None else rotary.shape)),
-            *(q.shape[0], len(cache_seqlens), q.shape[1], num_kv_heads, q.shape[2]),
-            *(softmax_scale, window, softcap, out, out.stride(0)),
-        )
-        wrong = "slots, blocks, positions or lengths are out of range"
-        return NativeCall(self.library.paged_attention, args, not dense.has_copied, wrong)
+    def add(self, layout: Struct, arguments: Arguments) -> int:
+        """The place of the struct's first word."""
+        start = len(self.words)
+        self.words += [0] * layout.num_words
+        for field in layout.fields:
+            value, place = arguments[field.name], start + field.start
+            if field.kind == "tensors":
+                self.add_tensors(value, place)
+            elif field.kind == "tensor":
+                words = [] if value is None else self.describe(value, place)
+                self.words[place : place + len(words)] = words
+            else:
+                self.words[place] = self.encode(field, value, place)
+        return start
 
-    def linear_act(
-        self,
-        x: Tensor,
-        packed: Tensor,
-        out_features: int,
-        bias: Tensor | None,
-        act: str,
-        residual: Tensor | None = None,
-        *,
-        out: Tensor,
-    ) -> NativeCall:
-        dense = Dense()
-        x, residual = dense.rows(x), None if residual is None else dense.rows(residual)
-        args = (
-            *(*matrix(x), packed, x.shape[0], out_features, x.shape[1], bias, ACTIVATIONS.index(act)),
-            *(*optional_matrix(residual), *matrix(flatten(out))),
-        )
-        return NativeCall(self.library.linear_act, args, not dense.has_copied)
+    def add_tensors(self, values: Sequence[object], place: int) -> None:
+        """Behind the struct."""
+        self.pointers.append((place, len(self.words)))
+        self.words[place + 1] = len(values)
+        for value in values:
+            self.words += [0] * TENSOR_WORDS
+            self.words[-TENSOR_WORDS:] = self.describe(value, len(self.words) - TENSOR_WORDS)
 
-    def linear_int8(
-        self,
-        x: Tensor,
-        packed: Tensor,
-        out_features: int,
-        in_features: int,
-        bias: Tensor | None,
-        act: str,
-        residual: Tensor | None,
-        inverse_smooth: Tensor | None,
-        x_scale: float,
-        x_zero: int,
-        dtype: torch.dtype,
-        out_inverse_smooth: Tensor | None,
-        out_scale: float,
-        out_zero: int,
-        *,
-        out: Tensor,
-    ) -> NativeCall:
-        dense = Dense()
-        x, residual = dense.rows(x), None if residual is None else dense.rows(residual)
-        args = (
-            *(*matrix(x), packed, x.shape[0], out_features, in_features, inverse_smooth, x_scale, x_zero),
-            *(bias, ACTIVATIONS.index(act), *optional_matrix(residual), *matrix(out)),
-            *(out_inverse_smooth, out_scale, out_zero),
-        )
-        return NativeCall(self.library.linear_int8, args, not dense.has_copied)
+    def encode(self, field: Field, value: Any, place: int) -> int:
+        if field.words is not None:
+            return field.words.values.index(value)
+        if field.kind == "float":
+            return int.from_bytes(struct.pack("<d", value), "little", signed=True)
+        return self.number(value, place)
 
-    def add_norm(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-        eps: float,
-        is_rms: bool = False,
-        dtype: torch.dtype | None = None,
-        out_inverse_smooth: Tensor | None = None,
-        out_scale: float = 0.0,
-        out_zero: int = 0,
-        *,
-        out: Tensor,
-    ) -> NativeCall:
-        dense, heads = Dense(), 1
-        if x.dim() == 3 and has_dense_heads(x):
-            heads = x.shape[1]
-        else:
-            x = dense.rows(x)
-        residual = None if residual is None else dense.rows(residual)
-        weight, bias = dense.floats(weight), None if bias is None else dense.floats(bias)
-        shape = (x.numel() // x.shape[-1], x.shape[-1])
-        args = (
-            *(*matrix(x), heads, *optional_matrix(residual), *shape, weight, bias, eps, is_rms),
-            *(*matrix(flatten(out)), out_inverse_smooth, out_scale, out_zero),
-        )
-        return NativeCall(self.library.add_norm, args, not dense.has_copied)
-
-    def layer_norm(
-        self,
-        x: Tensor,
-        normalized_shape: list[int],
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float = 1e-5,
-        cudnn_enable: bool = False,
-        *,
-        out: Tensor,
-    ) -> NativeCall:
-        weight = torch.ones(normalized_shape) if weight is None else weight
-        return self.add_norm(x, None, weight, bias, eps, out=out)
-
-    def gated_act(
-        self,
-        x: Tensor,
-        act: str,
-        dtype: torch.dtype | None = None,
-        out_inverse_smooth: Tensor | None = None,
-        out_scale: float = 0.0,
-        out_zero: int = 0,
-        *,
-        out: Tensor,
-    ) -> NativeCall:
-        dense = Dense()
-        x = dense.rows(x)
-        args = (
-            *(*matrix(x), x.shape[0], x.shape[1] // 2, ACTIVATIONS.index(act), *matrix(out)),
-            *(out_inverse_smooth, out_scale, out_zero),
-        )
-        return NativeCall(self.library.gated_act, args, not dense.has_copied)
-
-    def embed_norm(
-        self, tables: list[Tensor], indices: list[Tensor], weight: Tensor, bias: Tensor, eps: float, *, out: Tensor
-    ) -> NativeCall:
-        dense = Dense()
-        indices, weight, bias = [dense.whole(index) for index in indices], dense.floats(weight), dense.floats(bias)
-        args = (
-            *(list_addresses(tables), list_addresses(indices), (ctypes.c_int64 * len(tables))(*map(len, tables))),
-            *(len(tables), KINDS[tables[0].dtype], *out.shape, weight, bias, eps, *matrix(out)),
-        )
-        wrong, keeps = "ids or positions are out of their embedding's range", (*tables, *indices)
-        return NativeCall(self.library.embed_norm, args, not dense.has_copied, wrong, keeps)
-
-    def pool(
-        self,
-        hidden_states: Tensor,
-        cu_seqlens: Tensor,
-        mode: str,
-        normalize: bool = False,
-        num_prompt_tokens: Tensor | None = None,
-        *,
-        out: Tensor,
-    ) -> NativeCall:
-        dense = Dense()
-        skipped = None if num_prompt_tokens is None else dense.whole(num_prompt_tokens)
-        shape = (len(cu_seqlens) - 1, hidden_states.shape[1])
-        args = (*matrix(hidden_states), cu_seqlens, *shape, POOLINGS.index(mode), normalize, skipped, out)
-        return NativeCall(self.library.pool, args, not dense.has_copied)
-
-    def round_channels(self, weight: Tensor, limits: tuple[float, ...], overflow_free: bool) -> tuple[Tensor, Tensor]:
-        """`quantization.weights.RoundChannels`, computed at once."""
-        num_channels, in_features = weight.shape
-        places = torch.tensor(limits)
-        values = torch.empty(num_channels, 4, round_up(in_features, 8) // 4, dtype=torch.int8)
-        scale = torch.empty(num_channels)
-        self.library.quantize_weight(
-            *(weight.data_ptr(), num_channels, in_features, places.data_ptr(), len(limits), overflow_free),
-            *(values.data_ptr(), scale.data_ptr()),
-        )
-        return values.transpose(0, 1), scale
+    def finish(self) -> Words:
+        """The array, which must stay where it is."""
+        array = np.array(self.words, np.int64)
+        for place, target in self.pointers:
+            array[place] = array.ctypes.data + 8 * target
+        return array
 
 
-def has_dense_heads(x: Tensor) -> bool:
-    return x.stride(2) == 1 and (x.stride(1) == x.shape[2] or x.shape[1] == 1)
+def describe_tensor(x: Tensor, place: int = 0) -> list[int]:
+    """Its words in a struct. Raises ValueError where kernels do not know its type."""
+    if x.dtype not in KIND_NUMBERS:
+        raise ValueError(f"compiled kernels take no {x.dtype}")
+    return tensor_words(x.data_ptr(), x.dtype, x.shape, x.stride())
 
 
-def flatten(out: Tensor) -> Tensor:
-    """A place to write to, as a matrix."""
-    return out if out.dim() == 2 else out.view(-1, out.shape[-1])
-
-
-def list_addresses(tensors: list[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
-    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
-
-
-def optional_matrix(x: Tensor | None) -> tuple[Tensor | None, int, int]:
-    return NO_MATRIX if x is None else matrix(x)
+def tensor_words(address: int, dtype: torch.dtype, sizes: Sequence[int], strides: Sequence[int]) -> list[int]:
+    rest = [0] * (MAX_DIMS - len(sizes))
+    return [address, KIND_NUMBERS[dtype], len(sizes), *sizes, *rest, *strides, *rest]

@@ -6,7 +6,6 @@
 #include <omp.h>
 
 #include "paged_attention.h"
-#include "tape.h"
 
 namespace padless {
 
@@ -114,7 +113,7 @@ struct Chunk {
 };
 
 template <class T>
-struct PagedAttention {
+struct PagedStep {
     const PagedCall& call;
     const KVCache<T> cache;
     const int64_t stride = sums_stride(call.padded_dim());
@@ -289,27 +288,21 @@ struct PagedAttention {
 
 using namespace padless;
 
-// Strides between tokens, in elements; `cache` is that of one layer. A null `rotary` is none, a `window` of -1 too.
-// Returns how many slots, positions, lengths and blocks are out of range; if any, nothing is read or written.
-extern "C" int64_t padless_paged_attention(
-    const void* q, int64_t q_stride, const void* k, int64_t k_stride, const void* v, int64_t v_stride, int64_t kind,
-    void* cache, int64_t cache_kind, int64_t num_blocks, const int64_t* slots, const int32_t* block_table,
-    int64_t max_blocks, const int32_t* cu_seqlens, const int32_t* cache_seqlens, const int64_t* positions,
-    const float* rotary, int64_t num_positions, int64_t rotary_dim, int64_t num_tokens, int64_t num_seqs,
-    int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, float softmax_scale, int64_t window, float softcap,
-    void* out, int64_t out_stride) {
-    const Kind type = Kind(kind);
-    const PagedCall call{
-        {q, q_stride, type}, {k, k_stride, type}, {v, v_stride, type}, {out, out_stride, type}, slots, block_table,
-        cu_seqlens, cache_seqlens, positions, rotary, num_tokens, num_seqs, num_heads, num_kv_heads, head_dim, num_blocks,
-        max_blocks, num_positions, rotary_dim, softmax_scale, window, softcap};
-    const int64_t wrong = count_wrong(call);
+// Counts the slots, positions, lengths and blocks that are out of range; if any, nothing is read or written.
+PADLESS_KERNEL(paged_attention, PagedAttention) {
+    const PagedCall paged{
+        tokens_of(call.q), tokens_of(call.k), tokens_of(call.v), tokens_of(call.out), data<int64_t>(call.slot_mapping),
+        data<int32_t>(call.block_table), data<int32_t>(call.cu_seqlens), data<int32_t>(call.cache_seqlens),
+        data<int64_t>(call.position_ids), data<float>(call.rotary), call.q.sizes[0], call.cache_seqlens.sizes[0],
+        call.q.sizes[1], call.kv_cache.sizes[3], call.q.sizes[2], call.kv_cache.sizes[1], call.block_table.sizes[1],
+        call.rotary.sizes[0], call.rotary.sizes[1], float(call.softmax_scale), call.window, float(call.softcap)};
+    const bool has_layer = call.layer >= 0 && call.layer < call.kv_cache.sizes[0];
+    const int64_t wrong = has_layer ? count_wrong(paged) : 1;
     if (wrong == 0)
-        with_cache_type(cache_kind, [&](auto number) {
+        with_cache_type(call.kv_cache.kind, [&](auto number) {
             using T = decltype(number);
-            PagedAttention<T>{call, {static_cast<T*>(cache), num_kv_heads, call.padded_dim()}}.run();
+            T* layer = data<T>(call.kv_cache) + call.layer * call.kv_cache.strides[0];
+            PagedStep<T>{paged, {layer, paged.num_kv_heads, paged.padded_dim()}}.run();
         });
     return wrong;
 }
-
-PADLESS_PLAYABLE(paged_attention)

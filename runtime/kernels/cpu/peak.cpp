@@ -1,5 +1,6 @@
 // How fast the innermost loops of linear layers run on data in the first-level cache: what `bench.ops` measures ops against.
 #include "gemm.h"
+#include "kernel.h"
 
 namespace padless {
 
@@ -28,12 +29,12 @@ constexpr int64_t products = Gemm::ROWS * Gemm::PANELS * PANEL * 128;
 using namespace padless;
 
 // Each returns the number of multiply-adds done, on one thread.
-extern "C" int64_t padless_peak_fp32(int64_t repeats) {
+extern "C" PADLESS_EXPORT int64_t padless_peak_fp32(int64_t repeats) {
     multiply_in_cache<Fp32Gemm>(repeats);
     return repeats * products<Fp32Gemm>;
 }
 
-extern "C" int64_t padless_peak_int8(int64_t repeats) {
+extern "C" PADLESS_EXPORT int64_t padless_peak_int8(int64_t repeats) {
     multiply_in_cache<Int8Gemm>(repeats);
     return repeats * products<Int8Gemm>;
 }

@@ -2,18 +2,15 @@
 #include <algorithm>
 
 #include "norm.h"
-#include "tape.h"
 
 namespace padless {
-
-enum Pooling : int64_t { MEAN, MAX, CLS, LAST };
 
 template <class T>
 inline void take_maximum(float* row, const T* other, int64_t width) {
     for (int64_t i = 0; i < width; ++i) row[i] = std::max(row[i], to_float(other[i]));
 }
 
-inline void pool_sequence(const Matrix& x, int64_t first, int64_t end, int64_t width, int64_t mode, float* row) {
+inline void pool_sequence(const Matrix& x, int64_t first, int64_t end, int64_t width, Pooling mode, float* row) {
     const int64_t start = mode == LAST ? end - 1 : first;
     copy_row(x, start, 0, width, row);
     if (mode == MEAN) {
@@ -27,7 +24,7 @@ inline void pool_sequence(const Matrix& x, int64_t first, int64_t end, int64_t w
 }
 
 // The first token to pool: behind the prompt, or `end` where a mean or maximum has nothing left.
-inline int64_t find_start(int64_t first, int64_t end, int64_t num_prompt_tokens, int64_t mode) {
+inline int64_t find_start(int64_t first, int64_t end, int64_t num_prompt_tokens, Pooling mode) {
     if (num_prompt_tokens < end - first) return first + std::max<int64_t>(num_prompt_tokens, 0);
     return mode == MEAN || mode == MAX ? end : first;
 }
@@ -47,21 +44,21 @@ inline void scale_to_one(float* row, int64_t width) {
 
 using namespace padless;
 
-extern "C" void padless_pool(
-    const void* x, int64_t x_stride, int64_t x_kind, const int32_t* cu_seqlens, int64_t num_seqs, int64_t width,
-    int64_t mode, int64_t normalize, const int32_t* num_prompt_tokens, float* out) {
-    const Matrix from{x, x_stride, Kind(x_kind)};
+PADLESS_KERNEL(pool, Pool) {
+    const Matrix from = rows_of(call.hidden_states);
+    const int64_t width = padless::width(call.out);
+    const int32_t *cu_seqlens = data<int32_t>(call.cu_seqlens), *num_prompt_tokens = data<int32_t>(call.num_prompt_tokens);
 #pragma omp parallel for schedule(dynamic, 4)
-    for (int64_t seq = 0; seq < num_seqs; ++seq) {
-        float* row = out + seq * width;
+    for (int64_t seq = 0; seq < num_rows(call.out); ++seq) {
+        float* row = data<float>(call.out) + seq * width;
         const int64_t end = cu_seqlens[seq + 1];
-        const int64_t first = find_start(cu_seqlens[seq], end, num_prompt_tokens ? num_prompt_tokens[seq] : 0, mode);
+        const int64_t first =
+            find_start(cu_seqlens[seq], end, num_prompt_tokens ? num_prompt_tokens[seq] : 0, call.mode);
         if (first < end)
-            pool_sequence(from, first, end, width, mode, row);
+            pool_sequence(from, first, end, width, call.mode, row);
         else
             std::fill(row, row + width, 0.0f);
-        if (normalize) scale_to_one(row, width);
+        if (call.normalize) scale_to_one(row, width);
     }
+    return 0;
 }
-
-PADLESS_PLAYABLE(pool)

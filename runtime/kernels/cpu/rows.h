@@ -6,11 +6,10 @@
 
 #include <vector>
 
+#include "kernel.h"
 #include "simd.h"
 
 namespace padless {
-
-enum Kind : int64_t { FP32, BF16, QUANTISED };
 
 constexpr int64_t ROW_TAIL = 64;
 
@@ -35,6 +34,12 @@ struct Matrix {
     const BFloat16* bf16(int64_t row) const { return static_cast<const BFloat16*>(data) + row * stride; }
     const uint8_t* quantised(int64_t row) const { return static_cast<const uint8_t*>(data) + row * stride; }
 };
+
+// A tensor of any dimensions by its last one; the others lie evenly.
+inline Matrix rows_of(const Tensor& x) { return {x.data, x.num_dims > 1 ? x.strides[x.num_dims - 2] : 0, x.kind}; }
+
+// [num_tokens, num_heads, head_dim] by its first dimension; a token's heads lie behind one another.
+inline Matrix tokens_of(const Tensor& x) { return {x.data, x.strides[0], x.kind}; }
 
 template <class T>
 inline RowScale find_row_scale(const T* x, int64_t width, const float* inverse_smooth) {

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "rows.h"
-#include "tape.h"
 
 namespace padless {
 
@@ -266,6 +265,14 @@ void run_task(const AttentionCall& call, const Task& task, const Workspace& spac
                      space.sums + (query - first) * head_dim);
 }
 
+int64_t count_wrong(const AttentionCall& call) {
+    int64_t wrong = 0;
+    for (int64_t seq = 0; call.bias && seq < call.num_seqs; ++seq)
+        wrong += call.cu_seqlens_q[seq + 1] - call.cu_seqlens_q[seq] > call.reach ||
+                 call.cu_seqlens_k[seq + 1] - call.cu_seqlens_k[seq] > call.reach;
+    return wrong;
+}
+
 std::vector<Task> list_tasks(const AttentionCall& call) {
     std::vector<Task> tasks;
     for (int64_t seq = 0; seq < call.num_seqs; ++seq)
@@ -279,22 +286,20 @@ std::vector<Task> list_tasks(const AttentionCall& call) {
 
 using namespace padless;
 
-// Strides between tokens, in elements. A null `bias` is none, a `window` of -1 too.
-extern "C" void padless_varlen_attention(
-    const void* q, int64_t q_stride, const void* k, int64_t k_stride, const void* v, int64_t v_stride, int64_t kind,
-    const int32_t* cu_seqlens_q, const int32_t* cu_seqlens_k, int64_t num_seqs, int64_t num_heads, int64_t head_dim,
-    float softmax_scale, int64_t causal, int64_t window, const float* bias, int64_t reach, void* out, int64_t out_stride) {
-    const Kind type = Kind(kind);
-    const AttentionCall call{
-        {q, q_stride, type}, {k, k_stride, type}, {v, v_stride, type}, {out, out_stride, type}, cu_seqlens_q,
-        cu_seqlens_k, num_seqs, num_heads, head_dim, softmax_scale, causal != 0, window, bias, reach};
-    const std::vector<Task> tasks = list_tasks(call);
+// Counts the sequences that the bias does not reach.
+PADLESS_KERNEL(varlen_attention, VarlenAttention) {
+    const int64_t reach = call.bias.data ? (call.bias.sizes[1] + 1) / 2 : 0;
+    const AttentionCall attention{
+        tokens_of(call.q), tokens_of(call.k), tokens_of(call.v), tokens_of(call.out), data<int32_t>(call.cu_seqlens_q),
+        data<int32_t>(call.cu_seqlens_k), call.cu_seqlens_q.sizes[0] - 1, call.q.sizes[1], call.q.sizes[2],
+        float(call.softmax_scale), call.causal != 0, call.window, data<float>(call.bias), reach};
+    if (const int64_t wrong = count_wrong(attention)) return wrong;
+    const std::vector<Task> tasks = list_tasks(attention);
 #pragma omp parallel
     {
-        const Workspace space(head_dim);
+        const Workspace space(attention.head_dim);
 #pragma omp for schedule(dynamic)
-        for (size_t i = 0; i < tasks.size(); ++i) run_task(call, tasks[i], space);
+        for (size_t i = 0; i < tasks.size(); ++i) run_task(attention, tasks[i], space);
     }
+    return 0;
 }
-
-PADLESS_PLAYABLE(varlen_attention)

@@ -1,4 +1,4 @@
-"""Residual sum and LayerNorm in blocks of rows that stay in cache: torch's LayerNorm has no `out=` form of its own."""
+"""Residual sum and norm in blocks of rows that stay in cache: torch's LayerNorm has no `out=` form of its own."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,12 +23,12 @@ def add_norm(
     *options: Any,
     out: Tensor,
 ) -> None:
-    if residual is None or bias is None or is_rms or dtype is not None:
+    if bias is None or is_rms or dtype is not None:
         out.copy_(reference(x, residual, weight, bias, eps, is_rms, dtype, *options))
         return
     for start in range(0, x.shape[0], BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
-        summed = torch.add(x[rows], residual[rows], out=out[rows])
+        summed = x[rows] if residual is None else torch.add(x[rows], residual[rows], out=out[rows])
         out[rows].copy_(normalize(summed, summed.shape[-1:], weight, bias, eps))
 
 

@@ -20,7 +20,13 @@ ACTIVATE: dict[str, Callable[[Tensor], object]] = {
 
 
 def linear_act(
-    x: Tensor, weight: Tensor, bias: Tensor | None, act: str, residual: Tensor | None = None, *, out: Tensor
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    act: str = "none",
+    residual: Tensor | None = None,
+    *,
+    out: Tensor,
 ) -> None:
     if x.dim() != 2:
         x, out = x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1])

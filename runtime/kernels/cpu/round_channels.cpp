@@ -1,4 +1,4 @@
-// `quantize_weight` of quantization/weights.py, a channel at a time: rounded to int8 by the scale that errs least.
+// `padless::round_channels`: a channel at a time, rounded to int8 by the scale that errs least.
 #include <algorithm>
 #include <cfloat>
 
@@ -100,11 +100,11 @@ inline float round_channel(const Planes& weights, float scale, bool overflow_fre
 
 using namespace padless;
 
-// `values`: int8 [num_rows][4][num_groups], as planes; `scales`: [num_rows].
-extern "C" void padless_quantize_weight(
-    const float* weight, int64_t num_rows, int64_t depth, const float* limits, int64_t num_limits,
-    int64_t overflow_free, int8_t* values, float* scales) {
+PADLESS_KERNEL(round_channels, RoundChannels) {
+    const int64_t num_rows = call.weight.sizes[0], depth = call.weight.sizes[1];
     const int64_t num_groups = (depth + 7) / 8 * 2, count = num_groups * MEMBERS;
+    const float *weight = data<float>(call.weight), *limits = data<float>(call.limits);
+    float* scales = data<float>(call.scale);
 #pragma omp parallel
     {
         static thread_local std::vector<float> memory;
@@ -113,18 +113,20 @@ extern "C" void padless_quantize_weight(
 #pragma omp for schedule(dynamic, 16)
         for (int64_t row = 0; row < num_rows; ++row) {
             split_groups(weight + row * depth, depth, weights);
+            int8_t* values = data<int8_t>(call.out) + row * count;
             float largest = 0.0f, best = __builtin_inff();
             for (int64_t i = 0; i < count; ++i) largest = std::max(largest, __builtin_fabsf(weights.data[i]));
             scales[row] = 1.0f;
-            std::fill(values + row * count, values + (row + 1) * count, int8_t(0));
-            for (int64_t limit = 0; limit < num_limits; ++limit) {
+            std::fill(values, values + count, int8_t(0));
+            for (int64_t limit = 0; limit < call.limits.sizes[0]; ++limit) {
                 const float scale = std::max(largest > 0 ? largest / limits[limit] : 1.0f, FLT_MIN);
-                const float error = round_channel(weights, scale, overflow_free, scaled, rounded) * scale * scale;
+                const float error = round_channel(weights, scale, call.overflow_free, scaled, rounded) * scale * scale;
                 if (!(error < best)) continue;
                 best = error;
                 scales[row] = scale;
-                for (int64_t i = 0; i < count; ++i) values[row * count + i] = int8_t(rounded.data[i]);
+                for (int64_t i = 0; i < count; ++i) values[i] = int8_t(rounded.data[i]);
             }
         }
     }
+    return 0;
 }

@@ -1,0 +1,26 @@
+// How a kernel is defined: under its op's name, with the op's arguments in a struct (`structs.py` makes structs.h of them).
+#pragma once
+
+#include "structs.h"
+
+#define PADLESS_EXPORT __attribute__((visibility("default")))
+
+// Kernels return how many of their inputs are wrong; then they have computed nothing, or not all.
+#define PADLESS_KERNEL(name, Arguments) extern "C" PADLESS_EXPORT int64_t padless_##name(const padless::Arguments& call)
+
+namespace padless {
+
+inline int64_t width(const Tensor& x) { return x.sizes[x.num_dims - 1]; }
+
+inline int64_t num_rows(const Tensor& x) {
+    int64_t product = 1;
+    for (int64_t i = 0; i + 1 < x.num_dims; ++i) product *= x.sizes[i];
+    return product;
+}
+
+template <class T>
+T* data(const Tensor& x) {
+    return static_cast<T*>(x.data);
+}
+
+}  // namespace padless

@@ -1,0 +1,52 @@
+"""Weights laid out as the innermost loops read them, once, when an engine is built."""
+
+import torch
+from torch import Tensor
+
+PANEL = 16
+"""Columns of a packed weight that lie together; PANEL in gemm.h."""
+
+
+def pack_fp32(weight: Tensor) -> Tensor:
+    """[out_features, in_features] -> [panels, in_features, 16], zero columns added at the end."""
+    num_columns, depth = weight.shape
+    padded = weight.new_zeros(round_up(num_columns, PANEL), depth)
+    padded[:num_columns] = weight
+    return padded.view(-1, PANEL, depth).transpose(1, 2).contiguous()
+
+
+def unpack_fp32(packed: Tensor, out_features: int) -> Tensor:
+    """What `pack_fp32` has packed."""
+    return packed.transpose(1, 2).reshape(-1, packed.shape[1])[:out_features]
+
+
+def pack_int8(values: Tensor, scale: Tensor) -> Tensor:
+    """int8 [out_features, in_features], fp32 [out_features] -> bytes: scales, column sums, panels (linear_int8.cpp)."""
+    num_columns, depth = values.shape
+    padded = values.new_zeros(round_up(num_columns, PANEL), round_up(depth, 64))
+    padded[:num_columns, :depth] = values
+    panels = padded.view(-1, PANEL, padded.shape[1] // 4, 4).transpose(1, 2).contiguous()
+    scales = torch.zeros(round_up(num_columns, 2 * PANEL))
+    sums = torch.zeros_like(scales, dtype=torch.int32)
+    scales[:num_columns], sums[:num_columns] = scale, values.int().sum(1)
+    return torch.cat([part.view(-1).view(torch.uint8) for part in (scales, sums, panels)])
+
+
+def unpack_int8(packed: Tensor, out_features: int, in_features: int) -> tuple[Tensor, Tensor]:
+    """The values and scales that `pack_int8` has packed."""
+    num_scales = round_up(out_features, 2 * PANEL)
+    scales = packed[: 4 * num_scales].view(torch.float32)[:out_features]
+    panels = packed[8 * num_scales :].view(torch.int8).view(-1, round_up(in_features, 64) // 4, PANEL, 4)
+    values = panels.transpose(1, 2).reshape(-1, round_up(in_features, 64))
+    return values[:out_features, :in_features], scales
+
+
+def pad_bias(bias: Tensor) -> Tensor:
+    """fp32, zeros added up to a whole panel."""
+    padded = torch.zeros(round_up(len(bias), PANEL))
+    padded[: len(bias)] = bias
+    return padded
+
+
+def round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -1,0 +1,116 @@
+"""The compiled kernels: which op each is for, how its tensors have to lie, and what can be wrong with its inputs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from runtime.kernels.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED, ROUND_CHANNELS
+from runtime.kernels.cpu.structs import Struct, lay_struct
+from runtime.ops import add_norm, embed_norm, gated_act, paged_attention, pool, varlen_attention
+from runtime.ops.spec import Op
+
+Sizes = Sequence[int]
+Lies = Callable[[Sizes, Sizes], bool]
+"""Whether a tensor of these sizes and strides lies as wanted."""
+
+
+def lies_dense(sizes: Sizes, strides: Sizes) -> bool:
+    """Contiguous: an element follows the other."""
+    expected = 1
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def lies_in_rows(sizes: Sizes, strides: Sizes) -> bool:
+    """By its last dimension dense, by all others evenly spaced."""
+    if not sizes or (sizes[-1] != 1 and strides[-1] != 1):
+        return False
+    places = [(size, stride) for size, stride in zip(sizes[:-1], strides[:-1], strict=True) if size != 1]
+    return all(outer[1] == inner[0] * inner[1] for outer, inner in pairwise(places))
+
+
+def lies_in_heads(sizes: Sizes, strides: Sizes) -> bool:
+    """[num_tokens, num_heads, head_dim] of which each token is dense."""
+    return len(sizes) == 3 and lies_dense(sizes[1:], strides[1:])
+
+
+def lies_in_rows_or_heads(sizes: Sizes, strides: Sizes) -> bool:
+    return lies_in_heads(sizes, strides) if len(sizes) == 3 else lies_in_rows(sizes, strides)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a tensor must be like."""
+
+    lies: Lies
+    dtypes: tuple[torch.dtype, ...]
+
+
+FLOATS = (torch.float32, torch.bfloat16)
+ROWS, HEADS = Wanted(lies_in_rows, FLOATS), Wanted(lies_in_heads, FLOATS)
+ROWS_OR_HEADS = Wanted(lies_in_rows_or_heads, FLOATS)
+QUANTISED_OR_ROWS = Wanted(lies_in_rows, (*FLOATS, torch.uint8))
+FP32, INT8, BYTES, INT32, INT64 = (
+    Wanted(lies_dense, (dtype,)) for dtype in (torch.float32, torch.int8, torch.uint8, torch.int32, torch.int64)
+)
+CACHE = Wanted(lies_dense, (*FLOATS, torch.float16, torch.int8))
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSpec:
+    """`wanted`: of every tensor by its name. `wrong`: what inputs that a kernel counts have wrong with them."""
+
+    op: Op
+    wanted: Mapping[str, Wanted]
+    wrong: str = ""
+
+    @property
+    def struct(self) -> Struct:
+        return lay_struct(self.op)
+
+
+OUT_QUANTISATION = {"out": QUANTISED_OR_ROWS, "out_inverse_smooth": FP32}
+KERNELS = (
+    KernelSpec(
+        varlen_attention.SPEC,
+        {"q": HEADS, "k": HEADS, "v": HEADS, "cu_seqlens_q": INT32, "cu_seqlens_k": INT32, "bias": FP32, "out": HEADS},
+        "sequences are longer than the attention bias reaches",
+    ),
+    KernelSpec(
+        paged_attention.SPEC,
+        {
+            "q": HEADS,
+            "k": HEADS,
+            "v": HEADS,
+            "kv_cache": CACHE,
+            "slot_mapping": INT64,
+            "block_table": INT32,
+            "cu_seqlens": INT32,
+            "cache_seqlens": INT32,
+            "position_ids": INT64,
+            "rotary": FP32,
+            "out": HEADS,
+        },
+        "slots, blocks, positions, lengths or layers are out of range",
+    ),
+    KernelSpec(LINEAR_ACT_PACKED, {"x": ROWS, "packed": FP32, "bias": FP32, "residual": ROWS, "out": ROWS}),
+    KernelSpec(
+        LINEAR_INT8_PACKED,
+        {"x": QUANTISED_OR_ROWS, "packed": BYTES, "bias": FP32, "residual": ROWS, "inverse_smooth": FP32}
+        | OUT_QUANTISATION,
+    ),
+    KernelSpec(add_norm.SPEC, {"x": ROWS_OR_HEADS, "residual": ROWS, "weight": FP32, "bias": FP32} | OUT_QUANTISATION),
+    KernelSpec(gated_act.SPEC, {"x": ROWS} | OUT_QUANTISATION),
+    KernelSpec(
+        embed_norm.SPEC,
+        {"tables": ROWS, "indices": INT64, "weight": FP32, "bias": FP32, "out": ROWS},
+        "ids or positions are out of their embedding's range",
+    ),
+    KernelSpec(pool.SPEC, {"hidden_states": ROWS, "cu_seqlens": INT32, "num_prompt_tokens": INT32, "out": FP32}),
+    KernelSpec(ROUND_CHANNELS, {"weight": FP32, "limits": FP32, "scale": FP32, "out": INT8}),
+)
