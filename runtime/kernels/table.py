@@ -85,6 +85,7 @@ VIEW_OPS: frozenset[object] = frozenset(
         aten.unsqueeze.default,
         aten.squeeze.dim,
         aten.transpose.int,
+        aten.t.default,
         aten.permute.default,
         aten.expand.default,
         aten.expand_as.default,

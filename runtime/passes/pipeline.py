@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from runtime.config import Precision
 from runtime.passes.drop_casts import drop_casts
+from runtime.passes.fold_constants import fold_constants
 from runtime.passes.fuse_add_norm import fuse_add_norm
 from runtime.passes.fuse_embed_norm import fuse_embed_norm
 from runtime.passes.fuse_gated_act import fuse_gated_act
@@ -88,6 +89,7 @@ def list_passes(choice: PrecisionChoice, target: Target) -> list[tuple[str, Pass
     """What makes a captured graph into one for `target`, in order."""
     is_native = target.isa is not None
     passes: list[tuple[str, Pass]] = [
+        ("fold_constants", fold_constants),
         ("fuse_qkv", fuse_qkv),
         ("fuse_linear_act", fuse_linear_act),
         ("fuse_gated_act", fuse_gated_act),

@@ -11,6 +11,7 @@ from torch.nn import functional
 from runtime.capture import constant
 from runtime.ops import pool
 from runtime.passes.drop_casts import drop_casts
+from runtime.passes.fold_constants import fold_constants
 from runtime.passes.fuse_add_norm import fuse_add_norm
 from runtime.passes.fuse_gated_act import fuse_gated_act
 from runtime.passes.fuse_linear_act import fuse_linear_act
@@ -159,6 +160,23 @@ class TestFuseRmsNorm:
 
         counts, _ = check_pass(body, "fuse_add_norm", fuse_add_norm)
         assert counts == {"embedding": 1, "linear": 1, "add": 2, "add_norm": 1}
+
+
+class TestFoldConstants:
+    def test_what_no_input_changes_is_computed_once(self) -> None:
+        counts, _ = check_pass(
+            lambda m, x, _: m.a(x) + (m.a.bias * 2 + torch.ones(HIDDEN_SIZE)).view(1, -1), "fold", fold_constants
+        )
+        assert counts == {"embedding": 1, "linear": 1, "view": 1, "add": 1}
+
+    def test_views_of_weights_keep_sharing_them(self) -> None:
+        counts, graph_module = check_pass(lambda m, x, _: x @ m.a.weight.t(), "fold", fold_constants)
+        assert counts == {"embedding": 1, "t": 1, "matmul": 1}
+        assert not any("folded" in str(node.target) for node in graph_module.graph.nodes)
+
+    def test_what_an_input_changes_stays(self) -> None:
+        counts, _ = check_pass(lambda m, x, _: m.a(x) + torch.arange(x.shape[0])[:, None], "fold", fold_constants)
+        assert counts["arange"] == 1
 
 
 class TestDropCasts:
@@ -338,7 +356,7 @@ INT8_CHOICE = PrecisionChoice("int8", torch.bfloat16, False, "")
 )
 def test_order_of_passes(choice: PrecisionChoice, isa: str | None, last: list[str]) -> None:
     names = [name for name, _ in list_passes(choice, Target(CPU, isa))]
-    assert names[:3] == ["fuse_qkv", "fuse_linear_act", "fuse_gated_act"]
+    assert names[:4] == ["fold_constants", "fuse_qkv", "fuse_linear_act", "fuse_gated_act"]
     assert names[-len(last) :] == last
 
 
