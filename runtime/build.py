@@ -205,9 +205,12 @@ def plan_engine(
 ) -> PlannedEngine:
     """Rewrites `graph_module` in place."""
     run_passes(graph_module, list_passes(choice, target), lambda name, graph: None)
-    program = lower(graph_module, list_kernels(library))
+    kernels = list_kernels(library)
+    program = lower(graph_module, kernels)
     largest = fit_capacity(program, limits.largest(), limits.least_tokens, cap_bytes)
-    return PlannedEngine(program, largest, target.device, describe(program, choice, largest, target), cap_bytes)
+    return PlannedEngine(
+        program, kernels, largest, target.device, describe(program, choice, largest, target), cap_bytes
+    )
 
 
 def find_cap(config: EngineConfig, num_engines: int) -> int | None:

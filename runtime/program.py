@@ -7,7 +7,7 @@ last use.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 
 from runtime.batch import ArraySpec
 from runtime.capture import constant, describe_outputs, find_outputs, symbol_names, sympify, to_formula
-from runtime.kernels.table import TORCH_KERNELS, VIEW_OPS, Kernel
+from runtime.kernels.table import TORCH_KERNELS, VIEW_OPS
 from runtime.memory.lifetimes import BatchShape, Formula, Lifetime, TensorLife, live_peak, size_lifetimes
 from runtime.values import Late, View
 
@@ -28,7 +28,8 @@ NUM_SHAPE = len(BatchShape._fields)
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """`run(*args, **kwargs)` gives the root `root`; a planned one is given that place as `out`.
+    """`target(*args, **kwargs)` gives the root `root`; what is planned is done by the target's kernel, which is given a
+    place as `out`.
 
     Arguments are literals, Views, Formulas, and lists of these. Afterwards nobody reads the roots in `frees` any more.
     """
@@ -36,7 +37,7 @@ class Instruction:
     name: str
     kind: str
     """planned; unplanned; or, where shapes are no formulas, view or scalar."""
-    run: Callable[..., object]
+    target: Callable[..., object]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     root: int
@@ -88,8 +89,8 @@ class Program:
         return live_peak(size_lifetimes(lives, shape))
 
 
-def lower(graph_module: GraphModule, kernels: Mapping[object, Kernel] = TORCH_KERNELS) -> Program:
-    """Number the roots, bind each node to its kernel, and find when each tensor dies."""
+def lower(graph_module: GraphModule, kernels: Container[object] = TORCH_KERNELS) -> Program:
+    """Number the roots, and find when each tensor dies. Planned is what there are `kernels` for."""
     return Lowering(graph_module, kernels, symbol_names(graph_module)).lower()
 
 
@@ -98,7 +99,7 @@ class Lowering:
     """One run of `lower`. Mutable: what has been found of each node so far."""
 
     graph_module: GraphModule
-    kernels: Mapping[object, Kernel]
+    kernels: Container[object]
     names: dict[str, str]
     values: dict[Node, Any] = field(default_factory=dict)
     """Views, Formulas, Late."""
@@ -179,19 +180,19 @@ class Lowering:
             return None
 
     def lower_call(self, node: Node, step: int, death: int, dead_after: Mapping[int, Sequence[int]]) -> Instruction:
-        value, kernel, frees = node.meta["val"], self.kernels.get(node.target), tuple(dead_after.get(step, ()))
+        value, frees = node.meta["val"], tuple(dead_after.get(step, ()))
         # No Node may be kept: it would keep the graph, and with it every weight that a pass has replaced.
         args, kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), self.values.__getitem__)
         out = self.values[node]
         view = out if isinstance(out, View) else None
-        run: Any = node.target
+        target: Any = node.target
         if is_view(node) or not isinstance(value, Tensor):
             kind = "view" if isinstance(value, Tensor) else "scalar"
-            return Instruction(node.name, kind, run, args, kwargs, out.root, None, frees)
+            return Instruction(node.name, kind, target, args, kwargs, out.root, None, frees)
         life = find_life(node.name, step, death, view)
-        if kernel is None or life is None or view is None or not value.is_contiguous():
-            return Instruction(node.name, "unplanned", run, args, kwargs, out.root, view, frees, life)
-        return Instruction(node.name, "planned", kernel, args, kwargs, out.root, view, frees, life)
+        is_planned = target in self.kernels and life is not None and value.is_contiguous()
+        kind = "planned" if is_planned else "unplanned"
+        return Instruction(node.name, kind, target, args, kwargs, out.root, view, frees, life)
 
     def new_root(self) -> int:
         self.num_roots += 1

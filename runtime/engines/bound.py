@@ -14,8 +14,9 @@ from torch import Tensor
 
 from runtime.batch import Arrays
 from runtime.engine import EngineError
-from runtime.kernels.cpu.native import NativeKernel, lies_as_wanted, name_arguments
+from runtime.kernels.cpu.native import Arguments, NativeKernel, lies_as_wanted, name_arguments
 from runtime.kernels.cpu.tape import Tape
+from runtime.kernels.table import Kernel
 from runtime.memory.arena import Layout
 from runtime.memory.lifetimes import SYMBOLS, Formula
 from runtime.memory.sizes import Numbers, Sizes
@@ -28,10 +29,12 @@ TYPICAL = (1009, 251, 127, 83, 61, 67)
 
 
 class BoundProgram:
-    """Mutable: where things lie in the current step, and the tensors made for torch."""
+    """`kernels`: by op, of everything that the program has planned. Mutable: where things lie in the current step, and
+    the tensors made for torch."""
 
-    def __init__(self, program: Program, device: torch.device) -> None:
+    def __init__(self, program: Program, device: torch.device, kernels: Mapping[object, Kernel]) -> None:
         self.program = program
+        self.kernels = kernels
         self.device = device
         self.sizes = Sizes()
         self.memory = Memory(program, self.sizes)
@@ -39,18 +42,26 @@ class BoundProgram:
         self.layout: Layout[Tensor] | None = None
         self.symbols: tuple[int, ...] = ()
         self.numbers: Numbers = np.zeros(0, np.int64)
-        is_taped = [can_tape(each) for each in program.instructions]
-        natives = [each for each, taped in zip(program.instructions, is_taped, strict=True) if taped]
-        self.tape: Tape | None = None
-        if natives:
-            self.tape = Tape([(kernel_of(each), arguments_of(each)) for each in natives], self.sizes)
-        self.steps = list(self.list_steps(is_taped))
+        calls = [self.find_call(each) for each in program.instructions]
+        taped = [call for call in calls if call is not None]
+        self.tape = Tape(taped, self.sizes) if taped else None
+        self.steps = list(self.list_steps([call is not None for call in calls]))
+
+    def find_call(self, instruction: Instruction) -> tuple[NativeKernel, Arguments] | None:
+        """What can stand on a tape: a compiled kernel whose tensors are known by formulas, and lie as it wants them."""
+        kernel = self.kernels.get(instruction.target)
+        if not isinstance(kernel, NativeKernel) or instruction.kind != "planned":
+            return None
+        named = name_arguments(kernel.spec.op, instruction.args, instruction.kwargs)
+        arguments = {**named, "out": instruction.out}
+        fits = all(fits_tape(kernel, name, value) for name, value in arguments.items())
+        return (kernel, arguments) if fits else None
 
     def list_steps(self, is_taped: Sequence[bool]) -> Iterator[Step]:
         """Compiled kernels that follow one another are one step."""
         first = last = 0
-        for instruction, taped in zip(self.program.instructions, is_taped, strict=True):
-            if taped:
+        for instruction, on_tape in zip(self.program.instructions, is_taped, strict=True):
+            if on_tape:
                 last += 1
                 continue
             if first < last:
@@ -125,15 +136,16 @@ class TorchStep:
     def __init__(self, bound: BoundProgram, instruction: Instruction) -> None:
         self.memory = bound.memory
         self.instruction = instruction
+        self.kernel = bound.kernels[instruction.target] if instruction.kind == "planned" else instruction.target
         self.memory.learn((instruction.args, dict(instruction.kwargs), instruction.out))
 
     def run(self) -> None:
         instruction, memory = self.instruction, self.memory
         args, kwargs = memory.fetch(instruction.args), memory.fetch(instruction.kwargs)
         if instruction.kind == "planned":
-            instruction.run(*args, **kwargs, out=memory.fetch(instruction.out))
+            self.kernel(*args, **kwargs, out=memory.fetch(instruction.out))
         else:
-            memory.keep(instruction.root, instruction.run(*args, **kwargs), instruction.out)
+            memory.keep(instruction.root, instruction.target(*args, **kwargs), instruction.out)
         for root in instruction.frees:
             memory.free(root)
 
@@ -254,28 +266,11 @@ class Memory:
         return root.as_strided(shape, steps, root.storage_offset() + numbers[offset])
 
 
-def can_tape(instruction: Instruction) -> bool:
-    """Whether an instruction is a compiled kernel whose tensors are known by formulas, and lie as it wants them."""
-    if not isinstance(instruction.run, NativeKernel) or instruction.kind != "planned":
-        return False
-    wanted = instruction.run.spec.wanted
-    for name, value in arguments_of(instruction).items():
-        for item in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(item, Late):
-                return False
-            if isinstance(item, View):
-                sizes, strides = ([each.evaluate(TYPICAL) for each in part] for part in (item.dims, item.strides))
-                if not lies_as_wanted(wanted[name], item.dtype, sizes, strides):
-                    return False
-    return True
-
-
-def kernel_of(instruction: Instruction) -> NativeKernel:
-    assert isinstance(instruction.run, NativeKernel)
-    return instruction.run
-
-
-def arguments_of(instruction: Instruction) -> dict[str, Any]:
-    """By name, `out` too."""
-    named = name_arguments(kernel_of(instruction).spec.op, instruction.args, instruction.kwargs)
-    return {**named, "out": instruction.out}
+def fits_tape(kernel: NativeKernel, name: str, value: object) -> bool:
+    """Whether an argument is no tensor, or one that is known by formulas and lies as the kernel wants it."""
+    if isinstance(value, list | tuple):
+        return all(fits_tape(kernel, name, item) for item in value)
+    if not isinstance(value, View):
+        return not isinstance(value, Late)
+    sizes, strides = ([each.evaluate(TYPICAL) for each in part] for part in (value.dims, value.strides))
+    return lies_as_wanted(kernel.spec.wanted[name], value.dtype, sizes, strides)

@@ -10,6 +10,7 @@ from runtime.config import UnusableConfig
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
 from runtime.engines.bound import BoundProgram
 from runtime.engines.transfer import find_shape, run_warmup, take_arrays, to_output
+from runtime.kernels.table import Kernel
 from runtime.memory.arena import Arena, CapExceeded
 from runtime.memory.lifetimes import BatchShape, round_shape
 from runtime.memory.planner import plan_region
@@ -23,6 +24,7 @@ class PlannedEngine:
     def __init__(
         self,
         program: Program,
+        kernels: Mapping[object, Kernel],
         largest: BatchShape,
         device: torch.device,
         info: EngineInfo,
@@ -33,7 +35,7 @@ class PlannedEngine:
         self.device = device
         self.info = info
         arena_cap = None if cap_bytes is None else cap_bytes - program.unplanned_bytes(largest)
-        self.bound = BoundProgram(program, device)
+        self.bound = BoundProgram(program, device, kernels)
         self.arena: Arena[Tensor] = Arena(self.allocate, arena_cap, self.bound.forget)
         self.is_used = program.is_used
         self.read = program.read_inputs

@@ -37,8 +37,9 @@ def page(seqlens: list[int], token_id: int, past: int = 0) -> Batch:
 def make_engine(implementation: str) -> PlannedEngine:
     target = Target(CPU, None if implementation == "torch" else implementation)
     passes = list_passes(choose_precision("fp32", CPU), target)
-    program = lower(rewrite(capture(tiny_llama(), CPU), *passes), find_kernels(implementation))
-    return PlannedEngine(program, LARGEST, CPU, INFO, None)
+    kernels = find_kernels(implementation)
+    program = lower(rewrite(capture(tiny_llama(), CPU), *passes), kernels)
+    return PlannedEngine(program, kernels, LARGEST, CPU, INFO, None)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

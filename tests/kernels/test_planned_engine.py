@@ -70,7 +70,8 @@ def find_engine(kind: str, reference: Engine) -> Engine:
 
 def make_planned(program: Program, largest: BatchShape = LARGEST, cap_bytes: int | None = None) -> PlannedEngine:
     info = EngineInfo("planned", "fp32", "", "cpu", 1, program.outputs, activation_bytes=peak_bytes(program, largest))
-    return PlannedEngine(program, largest, CPU, info, cap_bytes)
+    (kind,) = [kind for kind in CONFIGURABLE if lower_bert(kind) is program] or ["torch"]
+    return PlannedEngine(program, find_kernels(kind), largest, CPU, info, cap_bytes)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from runtime.capture import symbol_names, to_formula
 from runtime.engine import EngineError, EngineInfo
 from runtime.engines.bound import BoundProgram
 from runtime.engines.planned import PlannedEngine
+from runtime.kernels.table import TORCH_KERNELS, Kernel
 from runtime.listing import format_program
 from runtime.memory.lifetimes import BatchShape
 from runtime.ops import pool
@@ -28,9 +29,9 @@ LARGEST = BatchShape(64, 16, 32)
 BATCH = random_batch([5, 1, 9])
 
 
-def make_engine(program: Program) -> PlannedEngine:
+def make_engine(program: Program, kernels: Mapping[object, Kernel] = TORCH_KERNELS) -> PlannedEngine:
     info = EngineInfo("planned", "fp32", "", "cpu", 1, program.outputs)
-    return PlannedEngine(program, LARGEST, CPU, info, cap_bytes=None)
+    return PlannedEngine(program, kernels, LARGEST, CPU, info, cap_bytes=None)
 
 
 def check_program(body: Body, batch: Batch = BATCH) -> Program:
@@ -38,7 +39,8 @@ def check_program(body: Body, batch: Batch = BATCH) -> Program:
     graph_module = capture_body(body)
     others = [random_batch(batch.seqlens.tolist(), seed=7), batch]
     for implementation in CONFIGURABLE[1:]:
-        engine = make_engine(lower(graph_module, find_kernels(implementation)))
+        kernels = find_kernels(implementation)
+        engine = make_engine(lower(graph_module, kernels), kernels)
         for each in (batch, *others):
             check_close(engine.run(each).arrays["rows"], run_graph(graph_module, each))
     program = lower(graph_module)
@@ -219,7 +221,7 @@ def test_unplanned_results_are_freed_after_their_last_use() -> None:
 
     program = lower(capture_body(body))
     watched = [
-        replace(instruction, run=watch) if instruction.kind == "unplanned" else instruction
+        replace(instruction, target=watch) if instruction.kind == "unplanned" else instruction
         for instruction in program.instructions
     ]
     engine = make_engine(replace(program, instructions=tuple(watched)))
@@ -253,4 +255,6 @@ def test_compiled_kernel_reads_what_is_not_dense() -> None:
 def test_missing_argument_is_named() -> None:
     engine = make_engine(lower(capture_body(lambda m, x, _: m.a(x))))
     with pytest.raises(EngineError, match="the model reads input_ids, which the batch does not have"):
-        BoundProgram(engine.program, CPU).run((*LARGEST, 0, 0), engine.arena.layout(LARGEST, list), {}, {})
+        BoundProgram(engine.program, CPU, TORCH_KERNELS).run(
+            (*LARGEST, 0, 0), engine.arena.layout(LARGEST, list), {}, {}
+        )
