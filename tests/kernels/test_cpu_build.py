@@ -1,5 +1,8 @@
 """Where compiled kernels come from, and what happens where they cannot be had."""
 
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,10 +16,12 @@ from runtime.engine import Engine
 from runtime.kernels.cpu import build, library
 from runtime.kernels.cpu.build import CannotBuild, find_library, hash_inputs, list_isas
 from runtime.kernels.cpu.library import CpuLibrary, check_library, load_library
+from tests.kernels.emulated import COMPILED, EMULATED, load_compiled
 from tests.kernels.tiny_graphs import random_batch, tiny_bert
 from tests.tolerances import check_close
 
 ISAS = list_isas()
+ALL = [*ISAS, *EMULATED]
 pytestmark = pytest.mark.skipif(not ISAS, reason="a CPU without AVX2")
 
 
@@ -128,6 +133,45 @@ class TestCache:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
         with pytest.raises(CannotBuild, match="file/padless/kernels cannot be written"):
             find_library(ISAS[0], silent)
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no binutils")
+@pytest.mark.parametrize("isa", COMPILED)
+def test_a_library_shows_nothing_but_its_kernels(isa: str) -> None:
+    """Whatever else it showed, a second library of the process might use in place of its own."""
+    path = load_compiled(isa).path
+    listed = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True).stdout
+    symbols = [line.split()[1:] for line in listed.splitlines()]
+    assert symbols and {kind for kind, _ in symbols} == {"T"}
+    assert [name for _, name in symbols if not name.startswith("padless_")] == []
+
+
+LOAD_TWO = """
+import torch
+from tests.kernels.emulated import load_compiled
+from tests.kernels.kernel_cases import find_kernels, random_tensor
+from runtime.kernels.cpu.library import pack_fp32
+from runtime.ops.linear_act import PACKED_OP
+
+x, weight = random_tensor(128, 32), random_tensor(384, 32, seed=1)
+args = (x, pack_fp32(weight), 384, None, "none")
+for name in (NAMES) * 2:
+    out = torch.empty(128, 384)
+    find_kernels(name)[PACKED_OP](*args, out=out)
+    torch.testing.assert_close(out, x @ weight.t(), rtol=1e-4, atol=1e-4)
+print("both right")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(ALL) < 2, reason="no second instruction set")
+@pytest.mark.parametrize("names", [ALL[:2], ALL[1::-1]], ids="-".join)
+def test_two_libraries_in_one_process(names: list[str]) -> None:
+    """In a process of its own: memory that they shared would be too small for one of them."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_TWO.replace("NAMES", repr(names))], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "both right\n", done.stderr
 
 
 def test_library_that_computes_wrongly_is_refused() -> None:

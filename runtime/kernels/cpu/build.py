@@ -25,6 +25,9 @@ from runtime.engine import Progress
 SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-falign-loops=64", "-fopenmp", "-fPIC", "-Wno-maybe-uninitialized")
 """Loops are aligned because the short ones are up to a tenth slower where they lie badly."""
+EXPORTS = "{ global: padless_*; local: *; };"
+"""The linker's version script. What several libraries of one process define is otherwise there once for all of them:
+templates' static memory, whose size depends on the instruction set."""
 ISA_FLAGS = {
     "amx": ("-march=x86-64-v4", "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
     "avx512": ("-march=x86-64-v4", "-mavx512vnni"),
@@ -63,7 +66,7 @@ def find_library(isa: str, progress: Progress) -> Path:
 
 
 def hash_inputs(isa: str) -> str:
-    digest = hashlib.sha256(repr((torch.__version__, FLAGS, ISA_FLAGS[isa])).encode())
+    digest = hashlib.sha256(repr((torch.__version__, FLAGS, EXPORTS, ISA_FLAGS[isa])).encode())
     for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -91,7 +94,9 @@ def compile_library(isa: str, path: Path, progress: Progress) -> None:
         # Not linked against OpenMP: its functions are found at load time in the one that torch has loaded, so that both
         # share one pool of threads.
         objects = [str(folder / f"{source.stem}.o") for source in sources]
-        run_compiler([compiler, "-shared", *objects, "-o", str(folder / path.name)])
+        exports = folder / "exports.map"
+        exports.write_text(EXPORTS)
+        run_compiler([compiler, "-shared", f"-Wl,--version-script={exports}", *objects, "-o", str(folder / path.name)])
         os.replace(folder / path.name, path)
     progress("compiling CPU kernels", len(sources), len(sources))
 

@@ -3,7 +3,9 @@
 #include "rows.h"
 #include "tape.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 // `row`: 2 * width numbers, of which the first half becomes the result.
 void gate_row(float* row, int64_t width, int64_t activation) {
@@ -15,9 +17,7 @@ void gate_row(float* row, int64_t width, int64_t activation) {
     });
 }
 
-}  // namespace padless
-
-using namespace padless;
+}  // namespace
 
 // Strides in elements; `out` may be quantised rows.
 extern "C" void padless_gated_act(

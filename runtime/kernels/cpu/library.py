@@ -104,7 +104,7 @@ class CpuLibrary:
     """The kernels of one instruction set. Raises OSError where the file cannot be loaded."""
 
     def __init__(self, path: Path, isa: str) -> None:
-        self.isa = isa
+        self.isa, self.path = isa, path
         library = ctypes.CDLL(str(path))
         self.varlen_attention = CpuKernel(library, "varlen_attention")
         self.paged_attention = CpuKernel(library, "paged_attention")

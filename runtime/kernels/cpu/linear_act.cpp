@@ -2,7 +2,9 @@
 #include "linear.h"
 #include "tape.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 struct Fp32Source {
     const LinearCall& call;
@@ -20,9 +22,7 @@ struct Fp32Source {
     }
 };
 
-}  // namespace padless
-
-using namespace padless;
+}  // namespace
 
 // Strides in elements. A null pointer is an argument not given.
 extern "C" void padless_linear_act(

@@ -2,7 +2,9 @@
 #include "linear.h"
 #include "tape.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 // The packed weight: scales and sums of the columns, then the panels.
 struct Int8Weight {
@@ -42,9 +44,7 @@ struct Int8Source {
     }
 };
 
-}  // namespace padless
-
-using namespace padless;
+}  // namespace
 
 // Strides in elements; in bytes for quantised rows. A null pointer is an argument not given; the scales `x_scale` and
 // `out_scale` are those of calibration, {0, 0} for each row its own.

@@ -8,7 +8,9 @@
 #include "paged_attention.h"
 #include "tape.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 constexpr int64_t TILE_ROWS = 96;
 constexpr int64_t SPLIT_ROWS = 16;  // a tile of no more rows may have its chunks taken by several threads
@@ -285,9 +287,7 @@ struct PagedAttention {
     }
 };
 
-}  // namespace padless
-
-using namespace padless;
+}  // namespace
 
 // Strides between tokens, in elements; `cache` is that of one layer. A null `rotary` is none, a `window` of -1 too.
 // Returns how many slots, positions, lengths and blocks are out of range; if any, nothing is read or written.

@@ -1,7 +1,9 @@
 // How fast the innermost loops of linear layers run on data in the first-level cache: what `bench.ops` measures ops against.
 #include "gemm.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 template <class Gemm>
 void multiply_in_cache(int64_t repeats) {
@@ -23,9 +25,7 @@ void multiply_in_cache(int64_t repeats) {
 template <class Gemm>
 constexpr int64_t products = Gemm::ROWS * Gemm::PANELS * PANEL * 128;
 
-}  // namespace padless
-
-using namespace padless;
+}  // namespace
 
 // Each returns the number of multiply-adds done, on one thread.
 extern "C" int64_t padless_peak_fp32(int64_t repeats) {

@@ -4,7 +4,9 @@
 #include "norm.h"
 #include "tape.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 enum Pooling : int64_t { MEAN, MAX, CLS, LAST };
 
@@ -43,9 +45,7 @@ inline void scale_to_one(float* row, int64_t width) {
     for (int64_t i = 0; i < width; ++i) row[i] *= scale;
 }
 
-}  // namespace padless
-
-using namespace padless;
+}  // namespace
 
 extern "C" void padless_pool(
     const void* x, int64_t x_stride, int64_t x_kind, const int32_t* cu_seqlens, int64_t num_seqs, int64_t width,

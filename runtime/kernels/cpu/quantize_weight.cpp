@@ -4,7 +4,9 @@
 
 #include "rows.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 constexpr int MEMBERS = 4;  // weights that meet in one 16-bit sum
 constexpr float MAX_INT8 = 127.0f, GROUP_BOUND = 128.0f;
@@ -96,9 +98,7 @@ inline float round_channel(const Planes& weights, float scale, bool overflow_fre
     return sum(errors) + rest;
 }
 
-}  // namespace padless
-
-using namespace padless;
+}  // namespace
 
 // `values`: int8 [num_rows][4][num_groups], as planes; `scales`: [num_rows].
 extern "C" void padless_quantize_weight(

@@ -9,7 +9,9 @@
 #include "rows.h"
 #include "tape.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 constexpr int64_t QUERIES = 16, VECS = QUERIES / LANES;
 constexpr int64_t QUERY_BLOCK = 128;  // queries of one task: long sequences fill all threads, keys are copied rarely
@@ -275,9 +277,7 @@ std::vector<Task> list_tasks(const AttentionCall& call) {
     return tasks;
 }
 
-}  // namespace padless
-
-using namespace padless;
+}  // namespace
 
 // Strides between tokens, in elements. A null `bias` is none, a `window` of -1 too.
 extern "C" void padless_varlen_attention(
