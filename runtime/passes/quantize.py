@@ -12,6 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
+from runtime.config import UnusableConfig
 from runtime.ops import add_norm, gated_act, linear_int8
 from runtime.passes.rewriting import (
     add_constant,
@@ -38,7 +39,7 @@ def quantize(
 ) -> None:
     """`quantization` None: every layer, smoothed by guess. `overflow_free`, `round_channels`: see `quantize_weight`.
 
-    Raises UnusableConfig where the calibration is of another model.
+    Raises UnusableConfig where the calibration is of another model, or weights are not finite.
     """
     if quantization is not None:
         check_model(quantization, linear_weights(graph_module))
@@ -60,7 +61,10 @@ def quantize_linear(
     x, weight, bias, act, _ = linear_arguments(node)
     name = str(weight.target).replace(".", "_")
     value = constant(graph_module, weight).detach().float()
-    quantized = round_weight(value, scheme=scheme)
+    try:
+        quantized = round_weight(value, scheme=scheme)
+    except ValueError as error:
+        raise UnusableConfig(f"precision int8: in {weight.target} {error}; check the file, or take fp32") from None
     smooth = None if scheme.smooth is None else add_constant(graph_module, f"{name}_smooth", 1 / scheme.smooth)
     args = (
         x,

@@ -100,7 +100,7 @@ inline float round_channel(const Planes& weights, float scale, bool overflow_fre
 
 }  // namespace
 
-// `values`: int8 [num_rows][4][num_groups], as planes; `scales`: [num_rows].
+// `values`: int8 [num_rows][4][num_groups], as planes; `scales`: [num_rows], NaN where none fits.
 extern "C" void padless_quantize_weight(
     const float* weight, int64_t num_rows, int64_t depth, const float* limits, int64_t num_limits,
     int64_t overflow_free, int8_t* values, float* scales) {
@@ -115,7 +115,7 @@ extern "C" void padless_quantize_weight(
             split_groups(weight + row * depth, depth, weights);
             float largest = 0.0f, best = __builtin_inff();
             for (int64_t i = 0; i < count; ++i) largest = std::max(largest, __builtin_fabsf(weights.data[i]));
-            scales[row] = 1.0f;
+            scales[row] = __builtin_nanf("");  // no error is smaller than infinite where a weight is not finite
             std::fill(values + row * count, values + (row + 1) * count, int8_t(0));
             for (int64_t limit = 0; limit < num_limits; ++limit) {
                 const float scale = std::max(largest > 0 ? largest / limits[limit] : 1.0f, FLT_MIN);
