@@ -22,8 +22,9 @@ OVERFLOW_FREE_LIMITS = (32.0, 48.0, 64.0, 72.0, 80.0, 90.0, 100.0, 112.0, 127.0)
 """Where the largest weight of a channel may come to lie. At 32 no group can be over the bound, whatever the weights."""
 
 RoundChannels = Callable[[Tensor, tuple[float, ...], bool], tuple[Tensor, Tensor]]
-"""(weight, where a channel's largest weight may lie, overflow_free) to int8 in `split_groups`' form, and scale: NaN where
-none fits, because a channel's weights are not finite or their squares are not."""
+"""(weight, where a channel's largest weight may lie, overflow_free) to int8 in `split_groups`' form, and scale.
+
+A scale is NaN where none fits: the channel's weights, or their squares, are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
