@@ -56,6 +56,7 @@ SIGNATURES: dict[str, tuple[CType, ...]] = {
         *(c_void_p, c_int64),
     ),
     "linear_act": (*MATRIX, c_void_p, *(c_int64,) * 3, c_void_p, c_int64, *MATRIX, *MATRIX),
+    "linear_bf16": (*MATRIX, c_void_p, *(c_int64,) * 3, c_void_p, c_int64, *MATRIX, *MATRIX),
     "linear_int8": (
         *(*MATRIX, c_void_p, *(c_int64,) * 3, c_void_p, c_float, c_int64),
         *(c_void_p, c_int64, *MATRIX, *MATRIX, c_void_p, c_float, c_int64),
@@ -109,6 +110,7 @@ class CpuLibrary:
         self.varlen_attention = CpuKernel(library, "varlen_attention")
         self.paged_attention = CpuKernel(library, "paged_attention")
         self.linear_act = CpuKernel(library, "linear_act")
+        self.linear_bf16 = CpuKernel(library, "linear_bf16")
         self.linear_int8 = CpuKernel(library, "linear_int8")
         self.add_norm = CpuKernel(library, "add_norm")
         self.gated_act = CpuKernel(library, "gated_act")
@@ -179,6 +181,14 @@ def pack_fp32(weight: Tensor) -> Tensor:
     padded = weight.new_zeros(round_up(num_columns, PANEL), depth)
     padded[:num_columns] = weight
     return padded.view(-1, PANEL, depth).transpose(1, 2).contiguous()
+
+
+def pack_bf16(weight: Tensor) -> Tensor:
+    """[out_features, in_features] -> bf16 [panels, in_features / 2, 16, 2], zeros added to whole panels of whole tiles."""
+    num_columns, depth = weight.shape
+    padded = weight.new_zeros(round_up(num_columns, PANEL), round_up(depth, 32), dtype=torch.bfloat16)
+    padded[:num_columns, :depth] = weight
+    return padded.view(-1, PANEL, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()
 
 
 def pack_int8(values: Tensor, scale: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 // `padless::linear_int8`: uint8 rows, quantised here or by whoever made them, times int8 weights; see runtime/ops/linear_int8.py.
+#include "gemm_int8.h"
 #include "linear.h"
 #include "tape.h"
 

@@ -171,7 +171,8 @@ class CpuKernels:
             *(*matrix(x), packed, x.shape[0], out_features, x.shape[1], bias, ACTIVATIONS.index(act)),
             *(*optional_matrix(residual), *matrix(flatten(out))),
         )
-        return NativeCall(self.library.linear_act, args, not dense.has_copied)
+        kernel = self.library.linear_bf16 if packed.dtype == torch.bfloat16 else self.library.linear_act
+        return NativeCall(kernel, args, not dense.has_copied)
 
     def linear_int8(
         self,

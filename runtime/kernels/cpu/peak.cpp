@@ -1,5 +1,5 @@
 // How fast the innermost loops of linear layers run on data in the first-level cache: what `bench.ops` measures ops against.
-#include "gemm.h"
+#include "gemm_int8.h"
 
 using namespace padless;
 
