@@ -258,7 +258,7 @@ def test_library_that_computes_wrongly_is_refused() -> None:
     class Broken(CpuLibrary):
         def __init__(self) -> None:
             self.isa = "avx2"
-            self.linear_act = self.linear_int8 = lambda *_: 0
+            self.linear_act = self.linear_bf16 = self.linear_int8 = lambda *_: 0
 
     with pytest.raises(CannotBuild, match="compute wrong results"):
         check_library(Broken())

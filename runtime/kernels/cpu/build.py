@@ -30,7 +30,8 @@ EXPORTS = "{ global: padless_*; local: *; };"
 """The linker's version script. What several libraries of one process define is otherwise there once for all of them:
 templates' static memory, whose size depends on the instruction set."""
 ISA_FLAGS = {
-    "amx": ("-march=x86-64-v4", "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
+    "amx": ("-march=x86-64-v4", "-mavx512vnni", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+    "avx512_bf16": ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16"),
     "avx512": ("-march=x86-64-v4", "-mavx512vnni"),
     "avx2": ("-march=x86-64-v3",),
 }
@@ -51,7 +52,12 @@ def list_isas() -> list[str]:
     has_avx512 = capability == "AVX512" and torch.cpu._is_vnni_supported()
     # The second asks the system for the tiles' registers, once for the process.
     has_amx = has_avx512 and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
-    has = {"amx": has_amx, "avx512": has_avx512, "avx2": capability in ("AVX2", "AVX512")}
+    has = {
+        "amx": has_amx,  # there is none without products of bf16
+        "avx512_bf16": has_avx512 and torch.cpu._is_avx512_bf16_supported(),
+        "avx512": has_avx512,
+        "avx2": capability in ("AVX2", "AVX512"),
+    }
     return [isa for isa in ISA_FLAGS if has[isa]]
 
 

@@ -57,7 +57,7 @@ struct Bf16Gemm {
     using Input = float;
     using Weight = BFloat16;
     using Sum = float;
-    static constexpr int ROWS = LANES == 16 ? 12 : 3, PANELS = 2;
+    static constexpr int ROWS = LANES == 16 ? 8 : 5, PANELS = LANES / 8;
     static constexpr int64_t GRAIN = 1;
     static constexpr int64_t DEPTH = 512;
     static constexpr int64_t PADDING = 32;
@@ -80,6 +80,21 @@ struct Bf16Gemm {
             }
     }
 
+    static BitVec load_pairs(const BFloat16* panels, int64_t panel_stride, int v) {
+        constexpr int PER_PANEL = PANEL / LANES;
+        return load_raw<BitVec>(panels + v / PER_PANEL * panel_stride + v % PER_PANEL * 2 * LANES);
+    }
+
+    template <int ROWS, int VECS>
+    [[gnu::always_inline]] static void add_products(
+        const float* x, int64_t x_stride, const Vec (&weight)[VECS], Vec (&total)[ROWS][VECS]) {
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) {
+            const Vec value = broadcast(x[r * x_stride]);
+            for (int v = 0; v < VECS; ++v) total[r][v] += value * weight[v];
+        }
+    }
+
     template <int ROWS, int PANELS>
     static void multiply(const float* x, int64_t x_stride, const BFloat16* panels, int64_t panel_stride, int64_t depth,
                          bool add, float* sums, int64_t sums_stride, Ahead ahead) {
@@ -93,19 +108,13 @@ struct Bf16Gemm {
             for (int v = 0; v < VECS; ++v) total[r][v] = add ? load(place(r, v)) : Vec{};
         for (int64_t k = 0; k < depth; k += 2) {
             if constexpr (ROWS > 1) ahead.fetch();
-            BitVec pairs[VECS];
-            for (int v = 0; v < VECS; ++v)
-                pairs[v] = load_raw<BitVec>(panels + v / PER_PANEL * panel_stride + k * PANEL + v % PER_PANEL * 2 * LANES);
-#pragma GCC unroll 16
-            for (int r = 0; r < ROWS; ++r) {
-                const Vec value = broadcast(x[r * x_stride + k]);
-                for (int v = 0; v < VECS; ++v) total[r][v] += value * first_of_pairs(pairs[v]);
-            }
-#pragma GCC unroll 16
-            for (int r = 0; r < ROWS; ++r) {
-                const Vec value = broadcast(x[r * x_stride + k + 1]);
-                for (int v = 0; v < VECS; ++v) total[r][v] += value * second_of_pairs(pairs[v]);
-            }
+            const BFloat16 *first = panels + k * PANEL, *second = first;
+            asm("" : "+r"(second));  // else GCC keeps pairs for their other half, and sums on the stack
+            Vec weight[VECS];
+            for (int v = 0; v < VECS; ++v) weight[v] = first_of_pairs(load_pairs(first, panel_stride, v));
+            add_products<ROWS, VECS>(x + k, x_stride, weight, total);
+            for (int v = 0; v < VECS; ++v) weight[v] = second_of_pairs(load_pairs(second, panel_stride, v));
+            add_products<ROWS, VECS>(x + k + 1, x_stride, weight, total);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r)

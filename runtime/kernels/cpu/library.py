@@ -153,17 +153,16 @@ def load_library(wanted: str, progress: Progress) -> CpuLibrary | None:
 
 
 def check_library(library: CpuLibrary) -> None:
-    """Multiply small matrices of whole numbers, in fp32 and int8. Raises CannotBuild where the library cannot."""
+    """Multiply small matrices of whole numbers, in fp32, bf16 and int8. Raises CannotBuild where the library cannot."""
     x = torch.arange(7 * 33, dtype=torch.float32).view(7, 33) % 5
     weight = torch.arange(40 * 33, dtype=torch.float32).view(40, 33) % 7 - 3
-    out = torch.full((7, 40), float("nan"))
-    packed = pack_fp32(weight)
-    library.linear_act(*matrix(x), packed, 7, 40, 33, None, 0, *NO_MATRIX, *matrix(out))
-    again, rows = torch.full_like(out, float("nan")), quantize_rows(x, scale=1.0)
-    packed = pack_int8(weight.to(torch.int8), torch.ones(40))
-    shape, fixed = (7, 40, 33), (None, 0.0, 0)
-    library.linear_int8(*matrix(rows), packed, *shape, *fixed, None, 0, *NO_MATRIX, *matrix(again), *fixed)
-    if not torch.equal(out, x @ weight.t()) or not torch.equal(again, out):
+    fp32, bf16, int8 = torch.full((3, 7, 40), float("nan"))
+    shape, fixed, nothing = (7, 40, 33), (None, 0.0, 0), (None, 0, *NO_MATRIX)
+    library.linear_act(*matrix(x), pack_fp32(weight), *shape, *nothing, *matrix(fp32))
+    library.linear_bf16(*matrix(x), pack_bf16(weight), *shape, *nothing, *matrix(bf16))
+    rows, packed = quantize_rows(x, scale=1.0), pack_int8(weight.to(torch.int8), torch.ones(40))
+    library.linear_int8(*matrix(rows), packed, *shape, *fixed, *nothing, *matrix(int8), *fixed)
+    if not all(torch.equal(out, x @ weight.t()) for out in (fp32, bf16, int8)):
         raise CannotBuild(f"the {library.isa} kernels compute wrong results on this machine")
 
 
@@ -184,7 +183,7 @@ def pack_fp32(weight: Tensor) -> Tensor:
 
 
 def pack_bf16(weight: Tensor) -> Tensor:
-    """[out_features, in_features] -> bf16 [panels, in_features / 2, 16, 2], zeros added to whole panels of whole tiles."""
+    """[out_features, in_features] -> bf16 [panels, in_features / 2, 16, 2], zeros added to whole panels of tiles."""
     num_columns, depth = weight.shape
     padded = weight.new_zeros(round_up(num_columns, PANEL), round_up(depth, 32), dtype=torch.bfloat16)
     padded[:num_columns, :depth] = weight
