@@ -57,7 +57,7 @@ struct Bf16Gemm {
     using Input = float;
     using Weight = BFloat16;
     using Sum = float;
-    static constexpr int ROWS = LANES == 16 ? 8 : 5, PANELS = LANES / 8;
+    static constexpr int ROWS = LANES == 16 ? 8 : 5, PANELS = LANES / 8;  // with a row more sums leave the registers
     static constexpr int64_t GRAIN = 1;
     static constexpr int64_t DEPTH = 512;
     static constexpr int64_t PADDING = 32;
