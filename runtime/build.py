@@ -162,7 +162,7 @@ def build_logits(
     choice = choose_float(device) if config.precision == "auto" else choose_precision(config.precision, device)
     if choice.precision == "int8":
         # All layers add to one sum, which 16 bits would wear away; beside the weights its rows are nothing to read.
-        choice = PrecisionChoice("int8", torch.float32, True, "configured; what int8 layers hand on is fp32")
+        choice = PrecisionChoice("int8", torch.float32, "configured; what int8 layers hand on is fp32")
     graph_module = capture_module(module, device, progress)
     return plan_engine(graph_module, choice, target, library, limits, find_cap(config, 1)), choice.dtype
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 EngineKind = Literal["planned", "reference", "null"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
-CpuKernels = Literal["auto", "amx", "avx512", "avx2", "torch"]
+CpuKernels = Literal["auto", "amx", "avx512_bf16", "avx512", "avx2", "torch"]
 
 
 class UnusableConfig(ValueError):

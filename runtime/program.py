@@ -166,8 +166,6 @@ class Lowering:
 
     def new_view(self, root: int, value: Tensor) -> View | None:
         """All of a tensor; None where its shape is no formula."""
-        if value.layout is not torch.strided or value.is_mkldnn:
-            return None
         dims, strides = self.to_formulas(value.shape), self.to_formulas(value.stride())
         if dims is None or strides is None:
             return None
@@ -216,10 +214,8 @@ def is_read(node: Node) -> bool:
 
 def sum_weights(constants: Iterable[Tensor]) -> int:
     """Bytes; those that share memory are counted once."""
-    by_address = {
-        id(value) if value.is_mkldnn else value.untyped_storage().data_ptr(): count_bytes(value) for value in constants
-    }
-    return sum(by_address.values())
+    storages = [value.untyped_storage() for value in constants]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def count_dims(dims: Sequence[Formula], dtype: torch.dtype) -> Formula:
@@ -228,10 +224,6 @@ def count_dims(dims: Sequence[Formula], dtype: torch.dtype) -> Formula:
     for dim in dims:
         num_bytes = num_bytes.times(dim)
     return num_bytes
-
-
-def count_bytes(value: Tensor) -> int:
-    return value.numel() * value.element_size() if value.is_mkldnn else value.untyped_storage().nbytes()
 
 
 def is_view(node: Node) -> bool:

@@ -160,7 +160,7 @@ class Memory:
         self.objects: dict[int, Any] = dict(program.constants)
         """By root: tensors, and whatever else ops have given."""
         for root, value in program.constants.items():
-            self.bases[root] = 0 if value.is_mkldnn else value.data_ptr()
+            self.bases[root] = value.data_ptr()
         self.places: dict[int, tuple[Tensor, int]] = {}
         """Of planned roots: the arena's buffer, and the offset in bytes."""
         self.late = {each.root for each in program.instructions if each.kind != "planned"}
@@ -261,7 +261,7 @@ class Memory:
             typed = buffer[: len(buffer) // 64 * 64].view(view.dtype)
             return typed.as_strided(shape, steps, start // view.dtype.itemsize + numbers[offset])
         root: Tensor = self.objects[view.root]
-        if root.is_mkldnn or (list(root.shape) == shape and list(root.stride()) == steps and not numbers[offset]):
+        if list(root.shape) == shape and list(root.stride()) == steps and not numbers[offset]:
             return root
         return root.as_strided(shape, steps, root.storage_offset() + numbers[offset])
 

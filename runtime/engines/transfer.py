@@ -90,8 +90,24 @@ def lay_out(seqlens: list[int], input_ids: npt.NDArray[np.int64]) -> Batch:
     )
 
 
+def check_borders(batch: Batch) -> None:
+    """Raises ValueError where `cu_seqlens` is not what `Batch` says. Kernels read and write where it points."""
+    borders = batch.cu_seqlens
+    if borders.ndim != 1 or len(borders) < 2 or borders[0] != 0:
+        raise ValueError(f"cu_seqlens is {borders[:3].tolist()} ...; it must start at 0 and hold each sequence's end")
+    seqlens = borders[1:] - borders[:-1]
+    if seqlens.min() < 1:
+        index = int(seqlens.argmin())
+        raise ValueError(
+            f"cu_seqlens[{index} : {index + 2}] is {borders[index : index + 2].tolist()}; it must increase"
+        )
+    if seqlens.max() > batch.max_seqlen:
+        raise ValueError(f"max_seqlen is {batch.max_seqlen}, but a sequence has {seqlens.max()} tokens")
+
+
 def find_shape(batch: Batch, largest: BatchShape) -> BatchShape:
-    """The batch's shape. Raises ValueError where it is over the largest that the engine was built for."""
+    """The batch's shape. Raises ValueError where it is none, or over the largest that the engine was built for."""
+    check_borders(batch)
     shape = BatchShape(batch.num_tokens, batch.num_seqs, batch.max_seqlen, batch.num_logits)
     if not largest.dominates(shape):
         raise ValueError(f"a batch of {tuple(shape)} is over the largest planned, {tuple(largest)}")

@@ -34,6 +34,7 @@ def linear_act(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str = "none", residual: Tensor | None = None
 ) -> Tensor:
     """The reference: the ops in turn."""
+    bias = None if bias is None else bias.to(weight.dtype)
     result = ACTIVATIONS[act](functional.linear(x.to(weight.dtype), weight, bias))
     return (result if residual is None else result + residual.to(weight.dtype)).to(x.dtype)
 

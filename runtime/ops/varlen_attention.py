@@ -6,6 +6,8 @@
 with the last key. `window`: how many keys to each side of itself a query sees; -1 for all. `bias`: [num_heads,
 2 * reach - 1], added to the scaled scores by distance: entry `reach - 1 + (key position - query position)`.
 
+A key that is masked, or whose bias is -inf, counts for nothing. A query that sees no key gets 0.
+
 The names are those of FlashAttention's varlen interface (Dao, 2023).
 """
 
@@ -42,7 +44,8 @@ def varlen_attention(
         added = score_bias(scores.shape[1], scores.shape[2], causal=causal, window=window, bias=bias, device=q.device)
         if added is not None:
             scores += added
-        out[rows_q] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[rows_k].float()).to(q.dtype)
+        weights = scores.softmax(-1).masked_fill((scores == float("-inf")).all(-1, keepdim=True), 0.0)
+        out[rows_q] = torch.einsum("hqk,khd->qhd", weights, v[rows_k].float()).to(q.dtype)
     return out
 
 

@@ -1,6 +1,5 @@
 """The ordered list of passes, and the choice of precision that steers it."""
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,15 +19,12 @@ from runtime.passes.fuse_pool import fuse_pool
 from runtime.passes.fuse_qkv import fuse_qkv
 from runtime.passes.precision import lower_precision
 from runtime.passes.prepack_native import prepack_native
-from runtime.passes.prepack_onednn import prepack_onednn
 from runtime.passes.quantize import quantize
 from runtime.passes.rewriting import infer_shapes
 from runtime.quantization.scheme import Quantization
 from runtime.quantization.weights import RoundChannels
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OPAQUE = ("prepack_onednn",)
-"""Passes whose packed weights no shape function understands."""
 
 Pass = Callable[[GraphModule], None]
 OnPass = Callable[[str, GraphModule], None]
@@ -52,21 +48,16 @@ class PrecisionChoice:
     precision: Precision
     dtype: torch.dtype
     """Of activations; for int8, of those between its layers."""
-    has_native_gemm: bool
-    """Whether the device multiplies in `dtype`; if not, linear layers that are not int8 run in fp32."""
     reason: str
 
 
 def choose_precision(wanted: Precision, device: torch.device) -> PrecisionChoice:
     """What the device makes of a precision."""
+    if wanted in ("fp32", "fp16"):
+        return PrecisionChoice(wanted, DTYPES[wanted], "configured")
     native = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_cpu_bf16()
-    has_it = f"this {device.type.upper()} {'has' if native else 'has no'} bf16 matrix instructions"
-    how = "" if native else ", so float linear layers multiply in fp32"
-    if wanted == "bf16":
-        return PrecisionChoice("bf16", torch.bfloat16, native, f"configured; {has_it}{how}")
-    if wanted == "int8":
-        return PrecisionChoice("int8", torch.bfloat16, native, f"configured; {has_it}{how}")
-    return PrecisionChoice(wanted, DTYPES[wanted], True, "configured")
+    reason = f"configured; this {device.type.upper()} {'has' if native else 'has no'} bf16 matrix instructions"
+    return PrecisionChoice(wanted, torch.bfloat16, reason)
 
 
 def list_candidates(device: torch.device) -> list[PrecisionChoice]:
@@ -78,16 +69,13 @@ def list_candidates(device: torch.device) -> list[PrecisionChoice]:
 
 
 def has_cpu_bf16() -> bool:
-    """Whether bf16 matrices are multiplied by instructions made for it. oneDNN alone would say yes on any AVX512."""
-    has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if platform.machine() not in ("x86_64", "AMD64"):
-        has_instructions = True  # there oneDNN's own answer is about instructions
-    return has_instructions and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether this CPU has instructions that multiply matrices of bf16."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def list_passes(choice: PrecisionChoice, target: Target) -> list[tuple[str, Pass]]:
     """What makes a captured graph into one for `target`, in order."""
-    is_native = target.isa is not None
+    is_cpu, is_native = target.device.type == "cpu", target.isa is not None
     passes: list[tuple[str, Pass]] = [
         ("fold_constants", fold_constants),
         ("fuse_qkv", fuse_qkv),
@@ -109,31 +97,22 @@ def list_passes(choice: PrecisionChoice, target: Target) -> list[tuple[str, Pass
     passes.append(("fuse_linear_add", fuse_linear_add))
     if choice.dtype != torch.float32:
         passes.append(
-            ("precision", partial(lower_precision, dtype=choice.dtype, has_native_gemm=choice.has_native_gemm))
+            ("precision", partial(lower_precision, dtype=choice.dtype, keep_linears=is_cpu and not is_native))
         )
     passes.append(("drop_casts", drop_casts))
-    if target.device.type == "cpu" and choice.dtype == torch.bfloat16 and choice.has_native_gemm:
-        passes.append(("prepack_onednn", prepack_onednn))
     if is_native:
         passes.append(("prepack_native", prepack_native))
     return passes
 
 
 def run_passes(graph_module: GraphModule, passes: list[tuple[str, Pass]], on_pass: OnPass) -> None:
-    """Rewrite in place. After each pass the graph is checked, and shapes are inferred of what is new; of everything at
-    the end, or before the first pass whose results no shape function understands.
-    """
+    """Rewrite in place. After each pass the graph is checked, and shapes are inferred of what is new; at the end of
+    everything."""
     on_pass("capture", graph_module)
-    is_opaque = False
     for name, rewrite in passes:
-        if name in OPAQUE and not is_opaque:
-            infer_shapes(graph_module)
-            is_opaque = True
         rewrite(graph_module)
         graph_module.graph.eliminate_dead_code()
         graph_module.graph.lint()
-        if not is_opaque:
-            infer_shapes(graph_module, only_missing=True)
+        infer_shapes(graph_module, only_missing=True)
         on_pass(name, graph_module)
-    if not is_opaque:
-        infer_shapes(graph_module)
+    infer_shapes(graph_module)

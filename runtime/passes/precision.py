@@ -1,7 +1,8 @@
 """Weights and activations in a 16-bit type; norms' weights, pooled rows and everything after them stay fp32.
 
 The kernels keep softmax, means and variances in fp32 whatever the type. `padless::pool` returns fp32, so heads run in
-fp32 on one row per sequence. Where the CPU has no 16-bit GEMM the linear layers keep fp32 weights (see `linear_act`).
+fp32 on one row per sequence. torch's kernels on a CPU get linear layers in fp32 (`keep_linears`): its 16-bit GEMM is
+slow without instructions for it, and what a row becomes depends on how many there are.
 """
 
 import torch
@@ -22,37 +23,38 @@ FP32_ARGUMENTS = {
 LINEARS = (LINEAR, linear_act.OP)
 
 
-def lower_precision(graph_module: GraphModule, dtype: torch.dtype, *, has_native_gemm: bool) -> None:
+def lower_precision(graph_module: GraphModule, dtype: torch.dtype, *, keep_linears: bool = False) -> None:
     pooled = find_pooled(graph_module)
     for node in graph_module.graph.nodes:
         if node.op != "get_attr" or not constant(graph_module, node).is_floating_point():
             continue
-        if any(needs_fp32(node, user, pooled, has_native_gemm) for user in node.users):
+        if any(needs_fp32(node, user, pooled, keep_linears) for user in node.users):
             continue
         owner, _, name = str(node.target).rpartition(".")
         module = graph_module.get_submodule(owner)
         value = constant(graph_module, node).detach().to(dtype)
         delattr(module, name)
         module.register_buffer(name, value)
-    if not has_native_gemm:
-        use_mixed_linears(graph_module)
+    use_mixed_linears(graph_module, pooled)
     for node in graph_module.graph.nodes:
         if is_call(node, linear_int8.OP) and read(node).dtype is None:
             change(node, dtype=dtype)
     infer_shapes(graph_module)
 
 
-def needs_fp32(weight: Node, user: Node, pooled: set[Node], has_native_gemm: bool) -> bool:
+def needs_fp32(weight: Node, user: Node, pooled: set[Node], keep_linears: bool) -> bool:
     if user in pooled and not is_call(user, pool.OP):
         return True
-    if is_call(user, linear_int8.OP) or (is_call(user, *LINEARS) and not has_native_gemm):
+    if is_call(user, linear_int8.OP) or (is_call(user, *LINEARS) and keep_linears):
         return True
     names = FP32_ARGUMENTS.get(user.target, ())  # type: ignore[call-overload]
     return any(getattr(read(user), name) is weight for name in names)
 
 
-def use_mixed_linears(graph_module: GraphModule) -> None:
+def use_mixed_linears(graph_module: GraphModule, pooled: set[Node]) -> None:
     """`aten.linear` refuses two types; `padless::linear_act` multiplies in the weight's."""
     for node in graph_module.graph.nodes:
-        if is_call(node, LINEAR):
-            node.args, node.target = order(linear_act.OP, vars(read_linear(node))), linear_act.OP
+        if is_call(node, LINEAR) and node not in pooled:
+            call = read_linear(node)
+            if constant(graph_module, call.weight).dtype == torch.float32:
+                node.args, node.target = order(linear_act.OP, vars(call)), linear_act.OP

@@ -1,28 +1,30 @@
-"""fp32 and int8 linear layers over weights laid out for the compiled CPU kernels, once, when the engine is built."""
+"""Linear layers over weights laid out for the compiled CPU kernels, once, when the engine is built."""
 
 import torch
 from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
 from runtime.kernels.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED
-from runtime.kernels.cpu.packing import pack_fp32, pack_int8, pad_bias
+from runtime.kernels.cpu.packing import pack_bf16, pack_fp32, pack_int8, pad_bias
 from runtime.ops import linear_act, linear_int8
 from runtime.passes.rewriting import LINEAR, add_constant, is_call, read, read_linear, replace_node
+
+PACK = {torch.float32: pack_fp32, torch.bfloat16: pack_bf16}
 
 
 def prepack_native(graph_module: GraphModule) -> None:
     for node in list(graph_module.graph.nodes):
         if is_call(node, linear_int8.OP):
             prepack_int8(graph_module, node)
-        elif is_call(node, LINEAR, linear_act.OP) and read_linear(node).weight.meta["val"].dtype == torch.float32:
-            prepack_fp32(graph_module, node)
+        elif is_call(node, LINEAR, linear_act.OP) and read_linear(node).weight.meta["val"].dtype in PACK:
+            prepack_float(graph_module, node)
 
 
-def prepack_fp32(graph_module: GraphModule, node: Node) -> None:
+def prepack_float(graph_module: GraphModule, node: Node) -> None:
     call = read_linear(node)
     value = constant(graph_module, call.weight).detach()
     options = vars(call) | {"bias": pad_constant(graph_module, call.bias)}
-    options["packed"] = add_constant(graph_module, name_packed(options.pop("weight")), pack_fp32(value))
+    options["packed"] = add_constant(graph_module, name_packed(options.pop("weight")), PACK[value.dtype](value))
     replace_node(node, LINEAR_ACT_PACKED.target, "linear_packed", out_features=value.shape[0], **options)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
+from runtime.config import UnusableConfig
 from runtime.ops import add_norm, gated_act, linear_int8
 from runtime.passes.rewriting import add_constant, change, infer_shapes, is_call, read, read_linear, replace_node
 from runtime.quantization.calibrate import smooth_blindly
@@ -28,7 +29,7 @@ def quantize(
 ) -> None:
     """`quantization` None: every layer, smoothed by guess. `overflow_free`, `round_channels`: see `quantize_weight`.
 
-    Raises UnusableConfig where the calibration is of another model.
+    Raises UnusableConfig where the calibration is of another model, or weights are not finite.
     """
     if quantization is not None:
         check_model(quantization, linear_weights(graph_module))
@@ -49,7 +50,10 @@ def quantize_linear(
 ) -> None:
     call = read_linear(node)
     name = str(call.weight.target).replace(".", "_")
-    quantized = round_weight(constant(graph_module, call.weight).detach().float(), scheme=scheme)
+    try:
+        quantized = round_weight(constant(graph_module, call.weight).detach().float(), scheme=scheme)
+    except ValueError as error:
+        raise UnusableConfig(f"precision int8: in {call.weight.target} {error}; check the file, or take fp32") from None
     smooth = None if scheme.smooth is None else add_constant(graph_module, f"{name}_smooth", 1 / scheme.smooth)
     x_scale, x_zero = static_scale(scheme)
     options = vars(call) | {"weight": add_constant(graph_module, f"{name}_int8", quantized.values)}

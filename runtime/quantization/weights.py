@@ -22,7 +22,9 @@ OVERFLOW_FREE_LIMITS = (32.0, 48.0, 64.0, 72.0, 80.0, 90.0, 100.0, 112.0, 127.0)
 """Where the largest weight of a channel may come to lie. At 32 no group can be over the bound, whatever the weights."""
 
 RoundChannels = Callable[[Tensor, tuple[float, ...], bool], tuple[Tensor, Tensor]]
-"""(weight, where a channel's largest weight may lie, overflow_free) to int8 in `split_groups`' form, and scale."""
+"""(weight, where a channel's largest weight may lie, overflow_free) to int8 in `split_groups`' form, and scale.
+
+A scale is NaN where none fits: the channel's weights, or their squares, are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +52,23 @@ def quantize_weight(
     """Round `weight`, fp32 [out_features, in_features], by the scale that errs least in each channel.
 
     `scheme.smooth` is multiplied into the columns first. `round_channels`: how; torch does it where None is given.
+    Raises ValueError where weights are not finite, or so large that their squares are not.
     """
     weight = weight.detach().float()
     if scheme is not None and scheme.smooth is not None:
         weight = weight * scheme.smooth
     limits = OVERFLOW_FREE_LIMITS if overflow_free else LIMITS
     planes, scale = (round_channels or round_by_torch)(weight.contiguous(), limits, overflow_free)
+    spoilt = int(scale.isnan().sum())
+    if spoilt:
+        raise ValueError(f"the weights of {spoilt} of {len(scale)} output channels are not finite, or too large")
     return QuantizedWeight(join_groups(planes)[:, : weight.shape[1]].contiguous(), scale)
 
 
 def round_by_torch(weight: Tensor, limits: tuple[float, ...], overflow_free: bool) -> tuple[Tensor, Tensor]:
     """See RoundChannels. Takes a tenth of a second per million weights; `quantize_weight.cpp` does the same sooner."""
     planes, largest = split_groups(weight), weight.abs().amax(1, keepdim=True)
-    best_error, best_scale = torch.full_like(largest, torch.inf), torch.ones_like(largest)
+    best_error, best_scale = torch.full_like(largest, torch.inf), torch.full_like(largest, torch.nan)
     best_values = torch.zeros_like(planes, dtype=torch.int8)
     for limit in limits:
         scale = torch.where(largest > 0, largest / limit, 1.0).clamp(min=torch.finfo(torch.float32).tiny)

@@ -14,7 +14,7 @@ from runtime.kernels.cpu.build import ISA_FLAGS, find_library, list_isas
 from runtime.kernels.cpu.library import CpuLibrary, check_library, load_library
 
 HEADERS = Path(__file__).parent / "emulation"
-EMULATED = [f"emulated-{isa}" for isa in ("avx512", "amx") if isa not in list_isas() and list_isas()]
+EMULATED = [f"emulated-{isa}" for isa in ("avx512", "avx512_bf16", "amx") if isa not in list_isas() and list_isas()]
 COMPILED = [*list_isas(), *(pytest.param(name, marks=pytest.mark.slow) for name in EMULATED)]
 """Every instruction set that there are kernels for."""
 

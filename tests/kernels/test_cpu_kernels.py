@@ -79,6 +79,15 @@ class TestLinearAct:
         actual = run_kernel(find_kernels(isa)[LINEAR_ACT_PACKED.target], (9, 20), FP32, *args)
         assert actual.isnan().any(1).tolist() == [row == 4 for row in range(9)]
 
+    @pytest.mark.parametrize("isa", COMPILED)
+    @pytest.mark.parametrize("width", [1, 16, 21])
+    def test_every_nan_stays_one_in_bf16(self, width: int, isa: str) -> None:
+        """Whatever its payload: rounded like a number, one of all ones would wrap around to 0."""
+        bits = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, 0x7FC00000, 0x7FFF8000], dtype=torch.int32)
+        residual = bits.view(FP32)[:, None].expand(-1, width).contiguous()
+        args = (torch.zeros(5, 1), pack_fp32(torch.zeros(width, 1)), width, None, "none", residual)
+        assert run_kernel(find_kernels(isa)[LINEAR_ACT_PACKED.target], (5, width), BF16, *args).isnan().all()
+
 
 def int8_options(bias: Tensor | None = None, act: str = "none", **options: object) -> list[object]:
     names = ["residual", "inverse_smooth", "x_scale", "x_zero", "dtype", "out_inverse_smooth", "out_scale", "out_zero"]

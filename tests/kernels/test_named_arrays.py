@@ -250,6 +250,26 @@ class TestInputs:
             engine.run(with_arrays(BATCH, num_prompt_tokens=PROMPTS[:4]))
         assert np.isfinite(engine.run(BATCH).arrays["embeddings"]).all()
 
+    @pytest.mark.parametrize("name", ["reference", "fp32-torch"])
+    @pytest.mark.parametrize(
+        ("cu_seqlens", "max_seqlen", "error"),
+        [
+            ([1, 5, 68], 63, r"cu_seqlens is \[1, 5, 68\] ...; it must start at 0"),
+            ([0], 1, r"cu_seqlens is \[0\] ...; it must start at 0 and hold each"),
+            ([], 1, r"cu_seqlens is \[\] ...; it must start at 0"),
+            ([0, 5, 5, 68], 63, r"cu_seqlens\[1 : 3\] is \[5, 5\]; it must increase"),
+            ([0, 2**31 - 1, -(2**31), 68], 68, r"cu_seqlens\[2 : 4\] is .*; it must increase"),
+            ([0, 100, 68], 100, r"cu_seqlens\[1 : 3\] is \[100, 68\]; it must increase"),
+            ([0, 5, 68], 62, r"max_seqlen is 62, but a sequence has 63 tokens"),
+            ([0, 5, 67], 63, r"input_ids is int64 \[68\]; it must be int64 \[67 \(num_tokens\)\]"),
+        ],
+    )
+    def test_wrong_borders_are_refused(self, cu_seqlens: list[int], max_seqlen: int, error: str, name: str) -> None:
+        borders = np.array(cu_seqlens, np.int32)
+        arrays = BATCH.arrays | {"num_prompt_tokens": np.zeros(max(len(borders) - 1, 0), np.int32)}
+        with pytest.raises(ValueError, match=error):
+            build(name).run(Batch(arrays, borders, max_seqlen))
+
     def test_parameter_that_is_no_input_is_named(self) -> None:
         class Curious(nn.Module):
             def forward(self, input_ids: Tensor, weather: Tensor) -> dict[str, Tensor]:

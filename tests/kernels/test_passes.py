@@ -1,6 +1,7 @@
 """Each pass on a graph just large enough: the same numbers before and after, and the nodes that should be there."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from runtime.passes.pipeline import (
     list_passes,
 )
 from runtime.passes.precision import lower_precision
-from runtime.passes.prepack_onednn import prepack_onednn
+from runtime.passes.prepack_native import prepack_native
 from runtime.passes.rewriting import infer_shapes
 from tests.kernels.tiny_graphs import (
     CPU,
@@ -229,12 +230,12 @@ class TestPrecision:
         pooled = pool.OP(rows, cu_seqlens, "mean")
         return m.other_norm(m.b(pooled))
 
-    def lowered(self, has_native_gemm: bool) -> GraphModule:
+    def lowered(self, keep_linears: bool) -> GraphModule:
         graph_module = capture_body(self.body)
         expected = run_graph(graph_module, BATCH)
 
         def lower(graph: GraphModule) -> None:
-            lower_precision(graph, torch.bfloat16, has_native_gemm=has_native_gemm)
+            lower_precision(graph, torch.bfloat16, keep_linears=keep_linears)
 
         rewrite(graph_module, ("fuse_add_norm", fuse_add_norm), ("precision", lower))
         actual = run_graph(graph_module, BATCH)
@@ -242,15 +243,15 @@ class TestPrecision:
         check_close(actual, expected, torch.bfloat16)
         return graph_module
 
-    @pytest.mark.parametrize("has_native_gemm", [True, False])
-    def test_norms_and_heads_stay_fp32(self, has_native_gemm: bool) -> None:
-        graph_module = self.lowered(has_native_gemm)
+    @pytest.mark.parametrize("keep_linears", [True, False])
+    def test_norms_and_heads_stay_fp32(self, keep_linears: bool) -> None:
+        graph_module = self.lowered(keep_linears)
         dtypes = {
             node.target: constant(graph_module, node).dtype
             for node in graph_module.graph.nodes
             if node.op == "get_attr"
         }
-        linears = torch.bfloat16 if has_native_gemm else torch.float32
+        linears = torch.float32 if keep_linears else torch.bfloat16
         assert dtypes == {
             "word.weight": torch.bfloat16,
             "a.weight": linears,
@@ -263,18 +264,19 @@ class TestPrecision:
             "other_norm.bias": torch.float32,
         }
 
-    @pytest.mark.parametrize("has_native_gemm", [True, False])
-    def test_rows_are_bf16_up_to_the_pooling(self, has_native_gemm: bool) -> None:
-        graph_module = self.lowered(has_native_gemm)
+    @pytest.mark.parametrize("keep_linears", [True, False])
+    def test_rows_are_bf16_up_to_the_pooling(self, keep_linears: bool) -> None:
+        graph_module = self.lowered(keep_linears)
         dtypes = [node.meta["val"].dtype for node in graph_module.graph.nodes if node.op == "call_function"]
         assert dtypes == [torch.bfloat16] * 3 + [torch.float32] * 3
 
-    def test_weight_that_a_linear_shares_with_the_head_stays_fp32(self) -> None:
+    @pytest.mark.parametrize("keep_linears", [True, False])
+    def test_weight_that_a_linear_shares_with_the_head_stays_fp32(self, keep_linears: bool) -> None:
         def body(m: Tiny, x: Tensor, cu_seqlens: Tensor) -> Tensor:
             return m.a(pool.OP(m.norm(m.a(x)), cu_seqlens, "mean"))
 
         def lower(graph: GraphModule) -> None:
-            lower_precision(graph, torch.bfloat16, has_native_gemm=False)
+            lower_precision(graph, torch.bfloat16, keep_linears=keep_linears)
 
         graph_module = capture_body(body)
         expected = run_graph(graph_module, BATCH)
@@ -284,63 +286,38 @@ class TestPrecision:
     def test_choice_follows_the_device_and_says_so(self) -> None:
         native = has_cpu_bf16()
         choice = choose_precision("bf16", CPU)
-        assert (choice.dtype, choice.has_native_gemm) == (torch.bfloat16, native)
+        assert choice.dtype == torch.bfloat16
         assert "bf16 matrix instructions" in choice.reason
-        assert choose_precision("fp32", CPU) == PrecisionChoice("fp32", torch.float32, True, "configured")
+        assert choose_precision("fp32", CPU) == PrecisionChoice("fp32", torch.float32, "configured")
         names = [candidate.precision for candidate in list_candidates(CPU)]
         assert names == ["fp32", "bf16", "int8"] if native else ["fp32", "int8"]
 
 
-class TestPrepackOnednn:
-    # Used where a CPU has bf16 instructions; the code path is the same in FP32 on any CPU.
-    @pytest.mark.parametrize("act", ["none", "gelu", "gelu_tanh", "relu", "silu", "tanh"])
-    def test_prepacked_linear_computes_the_same(self, act: str) -> None:
-        functions = {
-            "none": lambda x: x,
-            "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-            "tanh": torch.tanh,
-        }
-        activate = functions.get(act) or getattr(functional, act)
-        graph_module = capture_body(lambda m, x, _: activate(m.a(x)))
-        expected = run_graph(graph_module, BATCH)
-        rewrite(graph_module, ("fuse_linear_act", fuse_linear_act), ("prepack_onednn", prepack_onednn))
-        check_close(run_graph(graph_module, BATCH), expected)
-        assert count_calls(graph_module) == {"embedding": 1, "_linear_pointwise": 1}
-
-    @pytest.mark.parametrize("act", ["none", "gelu"])
-    def test_what_is_added_to_a_layer(self, act: str) -> None:
-        """As every layer of a decoder adds its residual."""
-
+class TestPrepackNative:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_packed_linear_computes_the_same(self, dtype: torch.dtype) -> None:
         def body(module: Tiny, x: Tensor, _: Tensor) -> Tensor:
-            rows = module.a(x)
-            return x + (rows if act == "none" else functional.gelu(rows))
+            return x + module.b(functional.gelu(module.a(x)))
 
         graph_module = capture_body(body)
         expected = run_graph(graph_module, BATCH)
         fusing = [("fuse_linear_act", fuse_linear_act), ("fuse_linear_add", fuse_linear_add)]
-        rewrite(graph_module, *fusing, ("prepack_onednn", prepack_onednn))
-        check_close(run_graph(graph_module, BATCH), expected)
-        assert count_calls(graph_module) == {"embedding": 1, "_linear_pointwise": 1, "add": 1}
+        lowering = [("precision", partial(lower_precision, dtype=dtype))] if dtype != torch.float32 else []
+        rewrite(graph_module, *fusing, *lowering, ("prepack_native", prepack_native))
+        check_close(run_graph(graph_module, BATCH).float(), expected, dtype)
+        assert count_calls(graph_module) == {"embedding": 1, "linear_act_packed": 2}
+        packed = [constant(graph_module, node) for node in graph_module.graph.nodes if "weight_packed" in node.name]
+        assert [weight.dtype for weight in packed] == [dtype] * 2
 
     def test_shared_weight_is_packed_once(self) -> None:
-        _, graph_module = check_pass(lambda m, x, _: m.a(m.a(x)), "prepack_onednn", prepack_onednn)
-        packed = [node.target for node in graph_module.graph.nodes if "onednn" in str(node.target)]
-        assert packed == ["a_weight_onednn"]
-
-    def test_mixed_linear_is_not_packed(self) -> None:
-        def lower(graph: GraphModule) -> None:
-            lower_precision(graph, torch.bfloat16, has_native_gemm=False)
-
-        graph_module = rewrite(
-            capture_body(lambda m, x, _: m.a(x)), ("precision", lower), ("prepack_onednn", prepack_onednn)
-        )
-        assert count_calls(graph_module) == {"embedding": 1, "linear_act": 1}
+        _, graph_module = check_pass(lambda m, x, _: m.a(m.a(x)), "prepack_native", prepack_native)
+        packed = [node.target for node in graph_module.graph.nodes if "weight_packed" in str(node.target)]
+        assert packed == ["a_weight_packed"]
 
 
-FP32_CHOICE = PrecisionChoice("fp32", torch.float32, True, "")
-BF16_CHOICE = PrecisionChoice("bf16", torch.bfloat16, True, "")
-BF16_STORED = PrecisionChoice("bf16", torch.bfloat16, False, "")
-INT8_CHOICE = PrecisionChoice("int8", torch.bfloat16, False, "")
+FP32_CHOICE = PrecisionChoice("fp32", torch.float32, "")
+BF16_CHOICE = PrecisionChoice("bf16", torch.bfloat16, "")
+INT8_CHOICE = PrecisionChoice("int8", torch.bfloat16, "")
 
 
 @pytest.mark.parametrize(
@@ -348,9 +325,8 @@ INT8_CHOICE = PrecisionChoice("int8", torch.bfloat16, False, "")
     [
         (FP32_CHOICE, None, ["fuse_add_norm", "fuse_linear_add", "drop_casts"]),
         (FP32_CHOICE, "avx2", ["fuse_linear_add", "drop_casts", "prepack_native"]),
-        (BF16_CHOICE, None, ["precision", "drop_casts", "prepack_onednn"]),
-        (BF16_CHOICE, "avx512", ["prepack_onednn", "prepack_native"]),
-        (BF16_STORED, None, ["fuse_linear_add", "precision", "drop_casts"]),
+        (BF16_CHOICE, None, ["fuse_linear_add", "precision", "drop_casts"]),
+        (BF16_CHOICE, "avx512", ["fuse_linear_add", "precision", "drop_casts", "prepack_native"]),
         (INT8_CHOICE, "avx2", ["quantize", "fuse_linear_add", "precision", "drop_casts", "prepack_native"]),
     ],
 )

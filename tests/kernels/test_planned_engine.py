@@ -226,6 +226,15 @@ def test_close_gives_the_memory_back(planned: PlannedEngine) -> None:
     assert planned.memory().arena_reserved_bytes == 0
 
 
+def test_weights_that_int8_cannot_hold_are_named() -> None:
+    module = tiny_bert()
+    module.get_parameter("encoder.stack.layers.1.feed_forward.up.weight")[3, 4] = torch.inf
+    with pytest.raises(
+        UnusableConfig, match=r"precision int8: in .*up.weight the weights of \d+ of \d+ output channels"
+    ):
+        build_engine(module, EngineConfig(precision="int8", threads=1), LIMITS, silent)
+
+
 class TestBuild:
     """From configuration to engine, in every precision."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from runtime.ops.varlen_attention import OP
+from tests.kernels.emulated import COMPILED
 from tests.kernels.kernel_cases import (
     DTYPES,
     IMPLEMENTATIONS,
@@ -89,6 +90,49 @@ def test_more_keys_than_queries(implementation: str) -> None:
     check_close(actual, OP(*args), tolerance=KERNEL_TOLERANCES[torch.float32])
     allowed = torch.ones(3, 5, dtype=torch.bool).tril(2)
     check_close(actual[:3], dense_attention(q[:3], k[:5], v[:5], 0.25, allowed))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_query_that_sees_no_key_gets_zero(implementation: str, dtype: torch.dtype) -> None:
+    """Causal, and more queries than keys: the first ones stand before all keys. The others are as ever."""
+    q, (k, v) = random_tensor(40, 2, 16, dtype=dtype), random_tensor(2, 21, 2, 16, dtype=dtype)
+    args = (q, k, v, borders([40]), borders([21]), 40, 21, 0.25, True, -1, None)
+    actual = run_kernel(find_kernels(implementation)[OP], (40, 2, 16), dtype, *args)
+    assert not actual[:19].any()
+    check_close(actual, OP(*args), tolerance=KERNEL_TOLERANCES[dtype])
+    check_close(actual[19], v[0], tolerance=KERNEL_TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_bias_that_forbids_every_key(implementation: str) -> None:
+    q, k, v = make_qkv(5, 2, 16, torch.float32)
+    bias = torch.zeros(2, 9)
+    bias[1] = -torch.inf
+    args = (q, k, v, borders([5]), borders([5]), 5, 5, 0.25, False, -1, bias)
+    actual = run_kernel(find_kernels(implementation)[OP], (5, 2, 16), torch.float32, *args)
+    assert not actual[:, 1].any()
+    check_close(actual, OP(*args), tolerance=KERNEL_TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("lowest", [-80.0, -1e4, -1e20, -1e32])
+def test_masked_keys_count_for_nothing_beside_very_low_scores(implementation: str, lowest: float) -> None:
+    """The first key, all that the first query sees, has a score of `lowest`; values behind it are huge."""
+    q, k = torch.full((4, 1, 16), lowest), torch.ones(4, 1, 16)
+    v = torch.tensor([1.0, 1e38, 1e38, 1e38])[:, None, None].expand(4, 1, 16).contiguous()
+    args = (q, k, v, borders([4]), borders([4]), 4, 4, 1 / 16, True, -1, None)
+    actual = run_kernel(find_kernels(implementation)[OP], (4, 1, 16), torch.float32, *args)
+    assert (actual[0] == 1).all()
+
+
+@pytest.mark.parametrize("implementation", COMPILED)
+def test_nan_shows_in_the_queries_that_see_it(implementation: str) -> None:
+    q, k, v = (x.contiguous() for x in make_qkv(6, 1, 16, torch.float32))
+    k[3, 0, 2] = torch.nan
+    args = (q, k, v, borders([6]), borders([6]), 6, 6, 0.25, True, -1, None)
+    actual = run_kernel(find_kernels(implementation)[OP], (6, 1, 16), torch.float32, *args)
+    assert actual.isnan().flatten(1).all(1).tolist() == [False] * 3 + [True] * 3
 
 
 def test_reference_is_dense_attention_on_each_sequence() -> None:

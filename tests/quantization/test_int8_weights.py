@@ -1,6 +1,7 @@
 """Weights as int8: within the bound that 16-bit sums need, and as near to the weights as the bound allows."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -113,6 +114,19 @@ def test_groups_are_those_of_the_kernel() -> None:
     planes = split_groups(rows)
     assert [planes[:, 0, index].tolist() for index in range(2)] == [list(group) for group in GROUPS]
     assert torch.equal(join_groups(planes), rows)
+
+
+@pytest.mark.parametrize("rounding", ["torch", *COMPILED])
+@pytest.mark.parametrize("overflow_free", [True, False])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, 1e30])
+def test_what_has_no_scale_is_refused(wrong: float, overflow_free: bool, rounding: str) -> None:
+    """It was rounded to zeros. The last one is finite, but its error squared is not."""
+    weight = torch.ones(3, 20)
+    weight[1, 7] = wrong
+    weight[1, 3] = wrong * 0.7
+    round_channels = None if rounding == "torch" else load_compiled(rounding).round_channels
+    with pytest.raises(ValueError, match="weights of 1 of 3 output channels are not finite"):
+        quantize_weight(weight, scheme=None, overflow_free=overflow_free, round_channels=round_channels)
 
 
 @pytest.mark.parametrize("isa", COMPILED)

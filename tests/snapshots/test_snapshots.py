@@ -29,16 +29,15 @@ MODELS = {"bert": tiny_bert, "llama": tiny_llama}
 KERNELS = TORCH_KERNELS | dict.fromkeys((LINEAR_ACT_PACKED.target, LINEAR_INT8_PACKED.target, embed_norm.OP), print)
 """Whatever this machine has: a plan needs to know only which ops have kernels."""
 
-# Chosen here and not by `choose_precision`, so that the text does not depend on this machine's CPU. For the same reason
-# the graphs are dumped before prepacking, which needs the instructions it packs for.
+# Chosen here and not by `choose_precision`, so that the text does not depend on this machine's CPU.
 CASES = {
-    "bert-fp32": (PrecisionChoice("fp32", torch.float32, True, ""), Target(CPU)),
-    "bert-bf16": (PrecisionChoice("bf16", torch.bfloat16, True, ""), Target(CPU)),
-    "bert-bf16-without-instructions": (PrecisionChoice("bf16", torch.bfloat16, False, ""), Target(CPU)),
-    "bert-fp32-avx2": (PrecisionChoice("fp32", torch.float32, True, ""), Target(CPU, "avx2")),
-    "bert-int8-avx2": (PrecisionChoice("int8", torch.bfloat16, False, ""), Target(CPU, "avx2")),
-    "llama-fp32-avx2": (PrecisionChoice("fp32", torch.float32, True, ""), Target(CPU, "avx2")),
-    "llama-int8-avx2": (PrecisionChoice("int8", torch.float32, True, ""), Target(CPU, "avx2")),
+    "bert-fp32": (PrecisionChoice("fp32", torch.float32, ""), Target(CPU)),
+    "bert-bf16": (PrecisionChoice("bf16", torch.bfloat16, ""), Target(CPU)),
+    "bert-bf16-avx2": (PrecisionChoice("bf16", torch.bfloat16, ""), Target(CPU, "avx2")),
+    "bert-fp32-avx2": (PrecisionChoice("fp32", torch.float32, ""), Target(CPU, "avx2")),
+    "bert-int8-avx2": (PrecisionChoice("int8", torch.bfloat16, ""), Target(CPU, "avx2")),
+    "llama-fp32-avx2": (PrecisionChoice("fp32", torch.float32, ""), Target(CPU, "avx2")),
+    "llama-int8-avx2": (PrecisionChoice("int8", torch.float32, ""), Target(CPU, "avx2")),
 }
 
 
@@ -62,8 +61,7 @@ def describe(model: str, choice: PrecisionChoice, target: Target) -> str:
         parts.append(f"== {name}\n{rename_nodes(format_graph(graph_module))}\n")
 
     graph_module = capture(MODELS[model](), CPU)
-    passes = [(name, rewrite) for name, rewrite in list_passes(choice, target) if name != "prepack_onednn"]
-    run_passes(graph_module, passes, on_pass)
+    run_passes(graph_module, list_passes(choice, target), on_pass)
     parts.append(f"== plan\n{rename_nodes(format_program(lower(graph_module, KERNELS), LARGEST))}\n")
     return "\n".join(parts)
 

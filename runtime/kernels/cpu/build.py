@@ -1,7 +1,8 @@
-"""Compiles this folder's C++ into one shared library: once per source, torch version and kind of CPU, into a cache.
+"""Compiles this folder's C++ into one shared library: once per source, compiler, torch version and kind of CPU.
 
-A library is compiled beside its final name and then renamed, under a lock: nobody ever loads half of one, and processes
-that start together compile once. Its name is a hash of everything it was made from, so a stale one is never found.
+It goes into a cache. It is compiled beside its final name and then renamed, under a lock: processes that start together
+compile once. Its name is a hash of everything it was made from, so a stale one is never found; and it ends in a hash of
+itself, so that one which a full disk or a crash has cut short is made again.
 
     python -m runtime.kernels.cpu.build [avx2 avx512 ...]     compile ahead, as the Docker image does
 """
@@ -27,8 +28,12 @@ from runtime.kernels.cpu.table import KERNELS
 SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-falign-loops=64", "-fopenmp", "-fPIC", "-Wno-maybe-uninitialized")
 """Loops are aligned because the short ones are up to a tenth slower where they lie badly."""
+EXPORTS = "{ global: padless_*; local: *; };"
+"""The linker's version script. What several libraries of one process define is otherwise there once for all of them:
+templates' static memory, whose size depends on the instruction set."""
 ISA_FLAGS = {
-    "amx": ("-march=x86-64-v4", "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
+    "amx": ("-march=x86-64-v4", "-mavx512vnni", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+    "avx512_bf16": ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16"),
     "avx512": ("-march=x86-64-v4", "-mavx512vnni"),
     "avx2": ("-march=x86-64-v3",),
 }
@@ -39,33 +44,57 @@ class CannotBuild(RuntimeError):
     """No kernels can be compiled here; the text says why, in a line."""
 
 
+class NoCompiler(Exception):
+    """There is none on this machine."""
+
+
 def list_isas() -> list[str]:
     """The instruction sets of ISA_FLAGS that this CPU has."""
     capability = torch.backends.cpu.get_cpu_capability()
     has_avx512 = capability == "AVX512" and torch.cpu._is_vnni_supported()
     # The second asks the system for the tiles' registers, once for the process.
     has_amx = has_avx512 and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
-    has = {"amx": has_amx, "avx512": has_avx512, "avx2": capability in ("AVX2", "AVX512")}
+    has = {
+        "amx": has_amx,  # there is none without products of bf16
+        "avx512_bf16": has_avx512 and torch.cpu._is_avx512_bf16_supported(),
+        "avx512": has_avx512,
+        "avx2": capability in ("AVX2", "AVX512"),
+    }
     return [isa for isa in ISA_FLAGS if has[isa]]
 
 
 def find_library(isa: str, progress: Progress) -> Path:
     """The compiled library for an instruction set, from the cache or made now. Raises CannotBuild."""
-    path = cache_dir("kernels") / f"padless-{isa}-{hash_inputs(isa)}.so"
-    if path.exists():
-        return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = cache_dir("kernels")
+    except RuntimeError as error:  # there is no home
+        raise CannotBuild(f"there is no folder for them: {error} Set XDG_CACHE_HOME") from None
+    try:
+        compiler = find_compiler()
+        path = folder / f"padless-{isa}-{hash_sources(isa)}-{hash_compiler(compiler)}.so"
+        if is_whole(path):
+            return path
+        folder.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock")):
-            if not path.exists():
-                compile_library(isa, path, progress)
+            if not is_whole(path):
+                compile_library(compiler, isa, path, progress)
+    except NoCompiler:
+        return find_any(folder, isa)
     except OSError as error:
-        raise CannotBuild(f"{path.parent} cannot be written ({error.strerror})") from None
+        raise CannotBuild(f"{folder} cannot be written ({error.strerror})") from None
     return path
 
 
-def hash_inputs(isa: str) -> str:
-    digest = hashlib.sha256(repr((torch.__version__, FLAGS, ISA_FLAGS[isa])).encode())
+def find_any(folder: Path, isa: str) -> Path:
+    """A library that some compiler has made of these sources: a Docker image brings them along."""
+    for path in sorted(folder.glob(f"padless-{isa}-{hash_sources(isa)}-*.so")):
+        if is_whole(path):
+            return path
+    raise CannotBuild("no C++ compiler was found. Install g++, or set CXX")
+
+
+def hash_sources(isa: str) -> str:
+    digest = hashlib.sha256(repr((torch.__version__, FLAGS, EXPORTS, ISA_FLAGS[isa])).encode())
     sources = {path.name: path.read_text() for pattern in ("*.cpp", "*.h") for path in SOURCES.glob(pattern)}
     for name, text in sorted((sources | write_generated()).items()):
         digest.update(f"{name}\0{text}".encode())
@@ -78,6 +107,36 @@ def write_generated() -> dict[str, str]:
     return {"structs.h": declare_structs(structs), "places.cpp": export_places(structs)}
 
 
+def find_compiler() -> str:
+    """Raises NoCompiler."""
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    if compiler is None:
+        raise NoCompiler
+    return compiler
+
+
+def hash_compiler(compiler: str) -> str:
+    """Of its place and of what it calls itself, of which it changes one when it is replaced."""
+    version = run_compiler([compiler, "--version"])
+    return hashlib.sha256(f"{os.path.realpath(compiler)}\n{version}".encode()).hexdigest()[:8]
+
+
+def seal(path: Path) -> None:
+    """Append the hash of what is there."""
+    content = path.read_bytes()
+    path.write_bytes(content + hashlib.sha256(content).digest())
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is a library, with all that was sealed. Half of one might load, and end the process later."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    size = hashlib.sha256().digest_size
+    return hashlib.sha256(content[:-size]).digest() == content[-size:]
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Held by one process at a time; the system releases it if that process dies."""
@@ -86,10 +145,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def compile_library(isa: str, path: Path, progress: Progress) -> None:
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-    if compiler is None:
-        raise CannotBuild("no C++ compiler was found. Install g++, or set CXX")
+def compile_library(compiler: str, isa: str, path: Path, progress: Progress) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as name:
         folder = Path(name)
         for file, text in write_generated().items():
@@ -103,16 +159,21 @@ def compile_library(isa: str, path: Path, progress: Progress) -> None:
         # Not linked against OpenMP: its functions are found at load time in the one that torch has loaded, so that both
         # share one pool of threads.
         objects = [str(folder / f"{source.stem}.o") for source in sources]
-        run_compiler([compiler, "-shared", *objects, "-o", str(folder / path.name)])
+        exports = folder / "exports.map"
+        exports.write_text(EXPORTS)
+        run_compiler([compiler, "-shared", f"-Wl,--version-script={exports}", *objects, "-o", str(folder / path.name)])
+        seal(folder / path.name)
         os.replace(folder / path.name, path)
     progress("compiling CPU kernels", len(sources), len(sources))
 
 
-def run_compiler(command: list[str]) -> None:
+def run_compiler(command: list[str]) -> str:
+    """What it prints."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
         raise CannotBuild(f"{command[0]} failed: {first[:300]}")
+    return done.stdout
 
 
 def main() -> None:

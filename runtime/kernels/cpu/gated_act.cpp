@@ -2,7 +2,9 @@
 #include "activation.h"
 #include "rows.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 // `row`: 2 * width numbers, of which the first half becomes the result.
 void gate_row(float* row, int64_t width, Activation activation) {
@@ -14,9 +16,7 @@ void gate_row(float* row, int64_t width, Activation activation) {
     });
 }
 
-}  // namespace padless
-
-using namespace padless;
+}  // namespace
 
 PADLESS_KERNEL(gated_act, GatedAct) {
     const Matrix from = rows_of(call.x), to = rows_of(call.out);

@@ -3,10 +3,8 @@
 
 #include "structs.h"
 
-#define PADLESS_EXPORT __attribute__((visibility("default")))
-
 // Kernels return how many of their inputs are wrong; then they have computed nothing, or not all.
-#define PADLESS_KERNEL(name, Arguments) extern "C" PADLESS_EXPORT int64_t padless_##name(const padless::Arguments& call)
+#define PADLESS_KERNEL(name, Arguments) extern "C" int64_t padless_##name(const padless::Arguments& call)
 
 namespace padless {
 

@@ -11,7 +11,7 @@ from runtime.engine import Progress
 from runtime.kernels.cpu.build import CannotBuild, find_library, list_isas
 from runtime.kernels.cpu.native import NativeKernel
 from runtime.kernels.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED, ROUND_CHANNELS, round_channels_shape
-from runtime.kernels.cpu.packing import pack_fp32, pack_int8
+from runtime.kernels.cpu.packing import pack_bf16, pack_fp32, pack_int8
 from runtime.kernels.cpu.structs import list_places
 from runtime.kernels.cpu.table import KERNELS
 from runtime.ops.quantized_rows import quantize_rows
@@ -24,7 +24,7 @@ class CpuLibrary:
     are not laid out as this code has them."""
 
     def __init__(self, path: Path, isa: str) -> None:
-        self.isa = isa
+        self.isa, self.path = isa, path
         library = ctypes.CDLL(str(path))
         for spec in KERNELS:
             places = list_places(spec.struct)
@@ -70,12 +70,13 @@ def load_library(wanted: str, progress: Progress) -> CpuLibrary | None:
 
 
 def check_library(library: CpuLibrary) -> None:
-    """Multiply small matrices of whole numbers, in fp32 and int8. Raises CannotBuild where the library cannot."""
+    """Multiply small matrices of whole numbers, in fp32, bf16 and int8. Raises CannotBuild where the library cannot."""
     x = torch.arange(7 * 33, dtype=torch.float32).view(7, 33) % 5
     weight = torch.arange(40 * 33, dtype=torch.float32).view(40, 33) % 7 - 3
-    out, again = torch.full((7, 40), float("nan")), torch.full((7, 40), float("nan"))
-    library.kernels[LINEAR_ACT_PACKED.target](x, pack_fp32(weight), 40, out=out)
-    packed = pack_int8(weight.to(torch.int8), torch.ones(40))
-    library.kernels[LINEAR_INT8_PACKED.target](quantize_rows(x, scale=1.0), packed, 40, 33, out=again)
-    if not torch.equal(out, x @ weight.t()) or not torch.equal(again, out):
+    fp32, bf16, int8 = torch.full((3, 7, 40), float("nan"))
+    library.kernels[LINEAR_ACT_PACKED.target](x, pack_fp32(weight), 40, out=fp32)
+    library.kernels[LINEAR_ACT_PACKED.target](x, pack_bf16(weight), 40, out=bf16)
+    rows, packed = quantize_rows(x, scale=1.0), pack_int8(weight.to(torch.int8), torch.ones(40))
+    library.kernels[LINEAR_INT8_PACKED.target](rows, packed, 40, 33, out=int8)
+    if not all(torch.equal(out, x @ weight.t()) for out in (fp32, bf16, int8)):
         raise CannotBuild(f"the {library.isa} kernels compute wrong results on this machine")

@@ -1,5 +1,6 @@
 // A linear layer by blocks of rows: prepare the rows (quantise, widen), multiply them with every panel, and finish each
-// tile while it is in cache: bias, activation, residual, type. Shared by `linear_act` (fp32) and `linear_int8`.
+// tile while it is in cache: bias, activation, residual, type. Shared by `linear_act` (fp32), `linear_bf16`
+// and `linear_int8`.
 //
 // Work is cut by rows if there are enough of them, so that one thread takes a block through all stages in its cache; else by
 // rows and columns, stage by stage. An element's sum runs over k in one order either way: the result depends neither on
@@ -7,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include <omp.h>
 
@@ -43,39 +45,67 @@ struct Linear {
     const LinearCall& call;
     const Source& source;
 
-    template <int ROWS, int PANELS>
-    void multiply_rows(int64_t rows, const Input* x, const Weight* panels, int64_t panel_stride, int64_t depth, bool add,
-                       Sum* sums, int64_t sums_stride, Ahead ahead) const {
+    template <class G, int ROWS, int PANELS>
+    void multiply_rows(int64_t rows, const Input* x, const typename G::Weight* panels, int64_t panel_stride, int64_t depth,
+                       bool add, Sum* sums, Ahead ahead) const {
         if constexpr (ROWS > 0) {
             if (rows == ROWS)
-                Gemm::template multiply<ROWS, PANELS>(
-                    x, source.stride, panels, panel_stride, depth, add, sums, sums_stride, ahead);
+                G::template multiply<ROWS, PANELS>(
+                    x, source.stride, panels, panel_stride, depth, add, sums, BLOCK_ROWS * PANEL, ahead);
             else
-                multiply_rows<ROWS - 1, PANELS>(rows, x, panels, panel_stride, depth, add, sums, sums_stride, ahead);
+                multiply_rows<G, ROWS - 1, PANELS>(rows, x, panels, panel_stride, depth, add, sums, ahead);
         }
     }
 
-    // All rows of a block times PANELS panels, in tiles of about as many rows. The next panels are fetched meanwhile, a part
-    // by each tile; a single one, which waits for its own panels, fetches what lies a little ahead.
-    template <int PANELS>
-    void multiply_panels(const Input* x, int64_t rows, int64_t panel, Sum* sums) const {
+    // All rows of a block times a piece of PANELS panels, in tiles of about as many rows. What stands `bytes` behind `piece`
+    // in memory is fetched meanwhile, a part by each tile; a single one, which waits for its own panels, fetches what lies a
+    // little ahead.
+    template <class G, int PANELS>
+    void multiply_tiles(const Input* x, int64_t rows, const typename G::Weight* panels, int64_t panel_stride, int64_t depth,
+                        bool add, Sum* sums, const Weight* piece) const {
         constexpr int64_t NEAR = 2048;
+        const int64_t num_tiles = (rows + G::ROWS - 1) / G::ROWS, bytes = depth * PANEL * PANELS * sizeof(Weight);
+        const int64_t step = 64 * PANELS * sizeof(Weight) / sizeof(typename G::Weight) / num_tiles;
+        for (int64_t tile = 0, r = 0; tile < num_tiles; ++tile) {
+            const int64_t even = (rows - r + num_tiles - tile - 1) / (num_tiles - tile);
+            const int64_t count = std::min(round_up(even, G::GRAIN), rows - r);
+            const int64_t distance = num_tiles > 1 ? bytes + tile * bytes / num_tiles : NEAR;
+            multiply_rows<G, G::ROWS, PANELS>(count, x + r * source.stride, panels, panel_stride, depth, add,
+                                              sums + r * PANEL, {reinterpret_cast<const char*>(piece) + distance, step});
+            r += count;
+        }
+    }
+
+    // All rows of a block times PANELS panels, by `G`: Gemm, or what multiplies its panels once they are widened.
+    template <class G, int PANELS>
+    void multiply_panels(const Input* x, int64_t rows, int64_t panel, Sum* sums) const {
         const int64_t depth = round_up(call.depth, Gemm::PADDING), panel_stride = depth * PANEL;
-        const int64_t num_tiles = (rows + Gemm::ROWS - 1) / Gemm::ROWS;
         const Weight* panels = static_cast<const Weight*>(call.panels) + panel * panel_stride;
-        for (int64_t k = 0; k < depth; k += Gemm::DEPTH) {
-            const int64_t here = std::min(Gemm::DEPTH, depth - k), bytes = here * PANEL * PANELS * sizeof(Weight);
-            const char* piece = reinterpret_cast<const char*>(panels + k * PANEL);
-            for (int64_t tile = 0, r = 0; tile < num_tiles; ++tile) {
-                const int64_t even = (rows - r + num_tiles - tile - 1) / (num_tiles - tile);
-                const int64_t count = std::min(round_up(even, Gemm::GRAIN), rows - r);
-                const int64_t distance = num_tiles > 1 ? bytes + tile * bytes / num_tiles : NEAR;
-                multiply_rows<Gemm::ROWS, PANELS>(
-                    count, x + r * source.stride + k, panels + k * PANEL, panel_stride, here, k > 0, sums + r * PANEL,
-                    BLOCK_ROWS * PANEL, {piece + distance, 64 * PANELS / num_tiles});
-                r += count;
+        for (int64_t k = 0; k < depth; k += G::DEPTH) {
+            const int64_t here = std::min(G::DEPTH, depth - k);
+            const Weight* piece = panels + k * PANEL;
+            if constexpr (std::is_same_v<G, Gemm>) {
+                multiply_tiles<G, PANELS>(x + k, rows, piece, panel_stride, here, k > 0, sums, piece);
+            } else {
+                alignas(64) typename G::Weight wide[PANELS * G::DEPTH * PANEL];
+                for (int p = 0; p < PANELS; ++p) Gemm::widen(piece + p * panel_stride, here, wide + p * here * PANEL);
+                multiply_tiles<G, PANELS>(x + k, rows, wide, here * PANEL, here, k > 0, sums, piece);
             }
         }
+    }
+
+    template <class G>
+    void multiply_group(const Input* x, int64_t rows, int64_t first, int64_t last, Sum* sums) const {
+        int64_t panel = first;
+        for (; panel + G::PANELS <= last; panel += G::PANELS)
+            multiply_panels<G, G::PANELS>(x, rows, panel, sums + (panel - first) * BLOCK_ROWS * PANEL);
+        for (; panel < last; ++panel) multiply_panels<G, 1>(x, rows, panel, sums + (panel - first) * BLOCK_ROWS * PANEL);
+    }
+
+    void multiply(const Input* x, int64_t rows, int64_t first, int64_t last, Sum* sums) const {
+        if constexpr (Gemm::WIDEN_FROM > 0)
+            if (rows >= Gemm::WIDEN_FROM) return multiply_group<typename Gemm::Wide>(x, rows, first, last, sums);
+        multiply_group<Gemm>(x, rows, first, last, sums);
     }
 
     // Panels [first, last) for a block of rows, GROUP at a time: long enough pieces of rows for memory to be read ahead.
@@ -85,10 +115,7 @@ struct Linear {
         Gemm::begin();
         for (int64_t panel = first; panel < last; panel += GROUP) {
             const int64_t end = std::min(panel + GROUP, last);
-            int64_t next = panel;
-            for (; next + Gemm::PANELS <= end; next += Gemm::PANELS)
-                multiply_panels<Gemm::PANELS>(x, rows, next, sums + (next - panel) * BLOCK_ROWS * PANEL);
-            for (; next < end; ++next) multiply_panels<1>(x, rows, next, sums + (next - panel) * BLOCK_ROWS * PANEL);
+            multiply(x, rows, panel, end, sums);
             for (int64_t r = 0; r < rows; ++r)
                 finish_row(x + r * source.stride, sums + r * PANEL, panel, end, first_row + r, out, out_row + r);
         }

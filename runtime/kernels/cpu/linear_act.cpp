@@ -1,7 +1,10 @@
-// `padless::linear_act` in fp32 over packed weights; bf16 rows are widened first.
+// `padless::linear_act` over packed weights: in fp32, where bf16 rows are widened first, or as in linear_bf16.cpp.
 #include "linear.h"
+#include "linear_bf16.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 struct Fp32Source {
     const LinearCall& call;
@@ -19,15 +22,17 @@ struct Fp32Source {
     }
 };
 
-}  // namespace padless
-
-using namespace padless;
+}  // namespace
 
 PADLESS_KERNEL(linear_act_packed, LinearActPacked) {
     const Matrix x = rows_of(call.x);
     const LinearCall linear{
         x, call.packed.data, num_rows(call.x), call.out_features, width(call.x), data<float>(call.bias), call.act,
         rows_of(call.residual), rows_of(call.out), nullptr, nullptr};
+    if (call.packed.kind == BF16) {
+        run_linear_bf16(linear);
+        return 0;
+    }
     const bool is_ready = x.kind == FP32;
     Linear<Fp32Gemm, Fp32Source>{linear, {linear, is_ready ? x.stride : linear.depth, is_ready}}.run();
     return 0;

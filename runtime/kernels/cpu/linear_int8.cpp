@@ -1,7 +1,10 @@
 // `padless::linear_int8`: uint8 rows, quantised here or by whoever made them, times int8 weights; see runtime/ops/linear_int8.py.
+#include "gemm_int8.h"
 #include "linear.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 // The packed weight: scales and sums of the columns, then the panels.
 struct Int8Weight {
@@ -41,9 +44,7 @@ struct Int8Source {
     }
 };
 
-}  // namespace padless
-
-using namespace padless;
+}  // namespace
 
 // A scale of 0 is none: each row has its own.
 PADLESS_KERNEL(linear_int8_packed, LinearInt8Packed) {

@@ -11,7 +11,7 @@ come to lie.
 import torch
 from torch import Tensor
 
-from runtime.kernels.cpu.packing import round_up, unpack_fp32, unpack_int8
+from runtime.kernels.cpu.packing import round_up, unpack_float, unpack_int8
 from runtime.ops.linear_act import ACTIVATION, linear_act
 from runtime.ops.linear_int8 import linear_int8, new_out
 from runtime.ops.spec import define_op
@@ -28,7 +28,7 @@ def linear_act_packed(
 ) -> Tensor:
     """The reference: that of `linear_act` over what was packed."""
     bias = None if bias is None else bias[:out_features]
-    return linear_act(x, unpack_fp32(packed, out_features), bias, act, residual)
+    return linear_act(x, unpack_float(packed, out_features, x.shape[-1]), bias, act, residual)
 
 
 def linear_act_packed_shape(x: Tensor, out_features: int) -> Tensor:

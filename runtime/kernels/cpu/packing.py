@@ -15,9 +15,19 @@ def pack_fp32(weight: Tensor) -> Tensor:
     return padded.view(-1, PANEL, depth).transpose(1, 2).contiguous()
 
 
-def unpack_fp32(packed: Tensor, out_features: int) -> Tensor:
-    """What `pack_fp32` has packed."""
-    return packed.transpose(1, 2).reshape(-1, packed.shape[1])[:out_features]
+def pack_bf16(weight: Tensor) -> Tensor:
+    """[out_features, in_features] -> bf16 [panels, in_features / 2, 16, 2], zeros added to whole panels of tiles."""
+    num_columns, depth = weight.shape
+    padded = weight.new_zeros(round_up(num_columns, PANEL), round_up(depth, 32), dtype=torch.bfloat16)
+    padded[:num_columns, :depth] = weight
+    return padded.view(-1, PANEL, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()
+
+
+def unpack_float(packed: Tensor, out_features: int, in_features: int) -> Tensor:
+    """What `pack_fp32` or `pack_bf16` has packed."""
+    if packed.dtype == torch.bfloat16:
+        packed = packed.transpose(2, 3).reshape(packed.shape[0], -1, PANEL)
+    return packed.transpose(1, 2).reshape(-1, packed.shape[1])[:out_features, :in_features]
 
 
 def pack_int8(values: Tensor, scale: Tensor) -> Tensor:

@@ -7,7 +7,9 @@
 
 #include "paged_attention.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 constexpr int64_t TILE_ROWS = 96;
 constexpr int64_t SPLIT_ROWS = 16;  // a tile of no more rows may have its chunks taken by several threads
@@ -284,9 +286,7 @@ struct PagedStep {
     }
 };
 
-}  // namespace padless
-
-using namespace padless;
+}  // namespace
 
 // Counts the slots, positions, lengths and blocks that are out of range; if any, nothing is read or written.
 PADLESS_KERNEL(paged_attention, PagedAttention) {

@@ -1,8 +1,10 @@
 // How fast the innermost loops of linear layers run on data in the first-level cache: what `bench.ops` measures ops against.
-#include "gemm.h"
+#include "gemm_int8.h"
 #include "kernel.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 template <class Gemm>
 void multiply_in_cache(int64_t repeats) {
@@ -24,17 +26,15 @@ void multiply_in_cache(int64_t repeats) {
 template <class Gemm>
 constexpr int64_t products = Gemm::ROWS * Gemm::PANELS * PANEL * 128;
 
-}  // namespace padless
-
-using namespace padless;
+}  // namespace
 
 // Each returns the number of multiply-adds done, on one thread.
-extern "C" PADLESS_EXPORT int64_t padless_peak_fp32(int64_t repeats) {
+extern "C" int64_t padless_peak_fp32(int64_t repeats) {
     multiply_in_cache<Fp32Gemm>(repeats);
     return repeats * products<Fp32Gemm>;
 }
 
-extern "C" PADLESS_EXPORT int64_t padless_peak_int8(int64_t repeats) {
+extern "C" int64_t padless_peak_int8(int64_t repeats) {
     multiply_in_cache<Int8Gemm>(repeats);
     return repeats * products<Int8Gemm>;
 }

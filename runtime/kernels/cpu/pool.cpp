@@ -3,7 +3,9 @@
 
 #include "norm.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 template <class T>
 inline void take_maximum(float* row, const T* other, int64_t width) {
@@ -40,9 +42,7 @@ inline void scale_to_one(float* row, int64_t width) {
     for (int64_t i = 0; i < width; ++i) row[i] *= scale;
 }
 
-}  // namespace padless
-
-using namespace padless;
+}  // namespace
 
 PADLESS_KERNEL(pool, Pool) {
     const Matrix from = rows_of(call.hidden_states);

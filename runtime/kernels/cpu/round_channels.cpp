@@ -4,7 +4,9 @@
 
 #include "rows.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 constexpr int MEMBERS = 4;  // weights that meet in one 16-bit sum
 constexpr float MAX_INT8 = 127.0f, GROUP_BOUND = 128.0f;
@@ -96,7 +98,7 @@ inline float round_channel(const Planes& weights, float scale, bool overflow_fre
     return sum(errors) + rest;
 }
 
-}  // namespace padless
+}  // namespace
 
 using namespace padless;
 
@@ -116,7 +118,7 @@ PADLESS_KERNEL(round_channels, RoundChannels) {
             int8_t* values = data<int8_t>(call.out) + row * count;
             float largest = 0.0f, best = __builtin_inff();
             for (int64_t i = 0; i < count; ++i) largest = std::max(largest, __builtin_fabsf(weights.data[i]));
-            scales[row] = 1.0f;
+            scales[row] = __builtin_nanf("");  // no error is smaller than infinite where a weight is not finite
             std::fill(values, values + count, int8_t(0));
             for (int64_t limit = 0; limit < call.limits.sizes[0]; ++limit) {
                 const float scale = std::max(largest > 0 ? largest / limits[limit] : 1.0f, FLT_MIN);

@@ -80,10 +80,10 @@ inline HalfVec upper_halves(BitVec bits) {
 #endif
 }
 
-// Rounds to nearest, ties to even.
+// Rounds to nearest, ties to even. A NaN becomes the one of all ones: rounded, some would wrap around to 0.
 inline void store(BFloat16* p, Vec v) {
     const BitVec bits = (BitVec)v;
-    store_raw(p, upper_halves(bits + 0x7fff + ((bits >> 16) & 1)));
+    store_raw(p, upper_halves((bits + 0x7fff + ((bits >> 16) & 1)) | (BitVec)(v != v)));
 }
 
 inline void store(Float16* p, Vec v) {
@@ -105,7 +105,7 @@ inline void store_one(float* p, float x) { *p = x; }
 inline void store_one(BFloat16* p, float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
-    p->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    p->bits = x != x ? 0xffff : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
 // The first `count` lanes from memory, the others 0.
@@ -214,9 +214,10 @@ inline IntVec lane_numbers() {
     return numbers;
 }
 
-// e^x by 2^n e^r, |r| <= ln 2 / 2, to 1.5e-7. Ends at e^-87, which no softmax notices, and e^88. NaN stays NaN.
+// e^x by 2^n e^r, |r| <= ln 2 / 2, to 1.5e-7. Exactly 0 below e^-87.7, where 2^n has no bits left: what is masked by -inf
+// weighs nothing. Ends at e^88. NaN stays NaN.
 inline Vec exponential(Vec x) {
-    x = minimum(broadcast(88.0f), maximum(broadcast(-87.0f), x));
+    x = minimum(broadcast(88.0f), maximum(broadcast(-88.0f), x));
     const Vec n = x * 1.44269504f + ROUNDER;
     const Vec r = x - (n - ROUNDER) * 0.693147181f;
     Vec p = broadcast(8.291708380e-03f);

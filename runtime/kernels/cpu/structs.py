@@ -134,5 +134,5 @@ def export_places(structs: Iterable[Struct]) -> str:
     for each in structs:
         places = [f"offsetof(padless::{each.name}, {field.name})" for field in each.fields]
         table = ", ".join([*places, f"sizeof(padless::{each.name})"])
-        lines.append(f'extern "C" PADLESS_EXPORT const int64_t padless_places_{each.op.name}[] = {{{table}}};')
+        lines.append(f'extern "C" const int64_t padless_places_{each.op.name}[] = {{{table}}};')
     return "\n".join([*lines, ""])

@@ -58,6 +58,7 @@ QUANTISED_OR_ROWS = Wanted(lies_in_rows, (*FLOATS, torch.uint8))
 FP32, INT8, BYTES, INT32, INT64 = (
     Wanted(lies_dense, (dtype,)) for dtype in (torch.float32, torch.int8, torch.uint8, torch.int32, torch.int64)
 )
+PACKED = Wanted(lies_dense, FLOATS)
 CACHE = Wanted(lies_dense, (*FLOATS, torch.float16, torch.int8))
 
 
@@ -98,7 +99,7 @@ KERNELS = (
         },
         "slots, blocks, positions, lengths or layers are out of range",
     ),
-    KernelSpec(LINEAR_ACT_PACKED, {"x": ROWS, "packed": FP32, "bias": FP32, "residual": ROWS, "out": ROWS}),
+    KernelSpec(LINEAR_ACT_PACKED, {"x": ROWS, "packed": PACKED, "bias": FP32, "residual": ROWS, "out": ROWS}),
     KernelSpec(
         LINEAR_INT8_PACKED,
         {"x": QUANTISED_OR_ROWS, "packed": BYTES, "bias": FP32, "residual": ROWS, "inverse_smooth": FP32}

@@ -14,7 +14,7 @@ struct Entry {
 }  // namespace
 
 // Stops at the first kernel whose inputs are wrong and returns its place, or -1.
-extern "C" PADLESS_EXPORT int64_t padless_run_tape(const Entry* entries, int64_t num_entries) {
+extern "C" int64_t padless_run_tape(const Entry* entries, int64_t num_entries) {
     for (int64_t i = 0; i < num_entries; ++i)
         if (entries[i].kernel(entries[i].call)) return i;
     return -1;

@@ -8,13 +8,16 @@
 
 #include "rows.h"
 
-namespace padless {
+using namespace padless;
+
+namespace {
 
 constexpr int64_t QUERIES = 16, VECS = QUERIES / LANES;
 constexpr int64_t QUERY_BLOCK = 128;  // queries of one task: long sequences fill all threads, keys are copied rarely
 constexpr int64_t KEY_BLOCK = 256;
 constexpr int KEY_TILE = LANES == 16 ? 12 : 6;
-constexpr float LOWEST = -1e30f;
+// The largest score where there was none yet. Finite, so that -inf, a masked score, is below it and weighs 0.
+constexpr float LOWEST = -__FLT_MAX__;
 
 struct AttentionCall {
     Matrix q, k, v, out;  // [tokens, heads * head_dim]; a head's numbers lie together
@@ -218,7 +221,7 @@ void load_queries(const AttentionCall& call, int64_t row, int64_t column, int64_
 
 void store_result(const AttentionCall& call, const Softmax& softmax, int64_t row, int64_t column, int64_t count, float* sums) {
     for (int v = 0; v < VECS; ++v) {
-        const Vec inverse = 1.0f / softmax.total[v];
+        const Vec total = softmax.total[v], inverse = select(total == 0.0f, Vec{}, 1.0f / total);  // 0: it saw no key
         for (int64_t d = 0; d < call.head_dim; ++d) {
             float* sum = sums + d * QUERIES + v * LANES;
             store(sum, load(sum) * inverse);
@@ -282,9 +285,7 @@ std::vector<Task> list_tasks(const AttentionCall& call) {
     return tasks;
 }
 
-}  // namespace padless
-
-using namespace padless;
+}  // namespace
 
 // Counts the sequences that the bias does not reach.
 PADLESS_KERNEL(varlen_attention, VarlenAttention) {

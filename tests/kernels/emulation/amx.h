@@ -1,11 +1,12 @@
 // The tiles of AMX for a CPU without: eight of 16 rows of 64 bytes, as the kernels configure them.
 #pragma once
 
-#include "avx512.h"
+#include "avx512_bf16.h"
 
 #include <cstring>
 
 #define __AMX_INT8__ 1
+#define __AMX_BF16__ 1
 
 namespace emulated {
 
@@ -38,15 +39,30 @@ inline thread_local Tile tiles[8];
     }
 }
 
+// total[m][n] += the sum over k and i of a[m][2 k + i] * b[k][2 n + i], all but the sums bf16.
+[[gnu::noinline]] inline void multiply_bf16_tiles(int total, int a, int b) {
+    for (int m = 0; m < 16; ++m) {
+        float sums[16];
+        std::memcpy(sums, tiles[total].rows[m], 64);
+        for (int k = 0; k < 16; ++k)
+            for (int n = 0; n < 16; ++n)
+                for (int i = 0; i < 2; ++i)
+                    sums[n] += widen_bf16(tiles[a].rows[m] + 4 * k + 2 * i) * widen_bf16(tiles[b].rows[k] + 4 * n + 2 * i);
+        std::memcpy(tiles[total].rows[m], sums, 64);
+    }
+}
+
 }  // namespace emulated
 
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbusd
+#undef _tile_dpbf16ps
 #define _tile_loadconfig(config) (void)config
 #define _tile_release() (void)0
 #define _tile_zero emulated::clear_tile
 #define _tile_loadd emulated::load_tile
 #define _tile_stored emulated::store_tile
 #define _tile_dpbusd emulated::multiply_tiles
+#define _tile_dpbf16ps emulated::multiply_bf16_tiles
