@@ -53,16 +53,13 @@ struct Bf16Gemm {
     }
 };
 #else
-struct Bf16Gemm {
+struct WideningGemm {
     using Input = float;
     using Weight = BFloat16;
     using Sum = float;
-    static constexpr int ROWS = LANES == 16 ? 8 : 5, PANELS = LANES / 8;  // with a row more sums leave the registers
     static constexpr int64_t GRAIN = 1;
     static constexpr int64_t DEPTH = 512;
     static constexpr int64_t PADDING = 32;
-    static constexpr int64_t WIDEN_FROM = 2 * ROWS + 1;  // rows: for so many a piece of a panel is widened once
-    using Wide = Fp32Gemm;
 
     static void begin() {}
     static void end() {}
@@ -107,7 +104,7 @@ struct Bf16Gemm {
         for (int r = 0; r < ROWS; ++r)
             for (int v = 0; v < VECS; ++v) total[r][v] = add ? load(place(r, v)) : Vec{};
         for (int64_t k = 0; k < depth; k += 2) {
-            if constexpr (ROWS > 1) ahead.fetch();
+            ahead.fetch();
             const BFloat16 *first = panels + k * PANEL, *second = first;
             asm("" : "+r"(second));  // else GCC keeps pairs for their other half, and sums on the stack
             Vec weight[VECS];
@@ -120,6 +117,18 @@ struct Bf16Gemm {
         for (int r = 0; r < ROWS; ++r)
             for (int v = 0; v < VECS; ++v) store(place(r, v), total[r][v]);
     }
+};
+
+// So few sums wait for one another, unless there are more panels of them.
+struct FewRowsGemm : WideningGemm {
+    static constexpr int ROWS = 2, PANELS = LANES / 4;
+};
+
+struct Bf16Gemm : WideningGemm {
+    using Few = FewRowsGemm;
+    using Wide = Fp32Gemm;
+    static constexpr int ROWS = LANES == 16 ? 8 : 5, PANELS = LANES / 8;  // with a row more sums leave the registers
+    static constexpr int64_t WIDEN_FROM = 2 * ROWS + 1;  // rows: for so many a piece of a panel is widened once
 };
 #endif
 

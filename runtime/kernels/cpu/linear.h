@@ -76,7 +76,8 @@ struct Linear {
         }
     }
 
-    // All rows of a block times PANELS panels, by `G`: Gemm, or what multiplies its panels once they are widened.
+    // All rows of a block times PANELS panels, by `G`: Gemm or its form for few rows, or what multiplies its panels
+    // once they are widened.
     template <class G, int PANELS>
     void multiply_panels(const Input* x, int64_t rows, int64_t panel, Sum* sums) const {
         const int64_t depth = round_up(call.depth, Gemm::PADDING), panel_stride = depth * PANEL;
@@ -84,7 +85,7 @@ struct Linear {
         for (int64_t k = 0; k < depth; k += G::DEPTH) {
             const int64_t here = std::min(G::DEPTH, depth - k);
             const Weight* piece = panels + k * PANEL;
-            if constexpr (std::is_same_v<G, Gemm>) {
+            if constexpr (std::is_same_v<typename G::Weight, Weight>) {
                 multiply_tiles<G, PANELS>(x + k, rows, piece, panel_stride, here, k > 0, sums, piece);
             } else {
                 alignas(64) typename G::Weight wide[PANELS * G::DEPTH * PANEL];
@@ -103,8 +104,10 @@ struct Linear {
     }
 
     void multiply(const Input* x, int64_t rows, int64_t first, int64_t last, Sum* sums) const {
-        if constexpr (Gemm::WIDEN_FROM > 0)
+        if constexpr (Gemm::WIDEN_FROM > 0) {
             if (rows >= Gemm::WIDEN_FROM) return multiply_group<typename Gemm::Wide>(x, rows, first, last, sums);
+            if (rows <= Gemm::Few::ROWS) return multiply_group<typename Gemm::Few>(x, rows, first, last, sums);
+        }
         multiply_group<Gemm>(x, rows, first, last, sums);
     }
 
