@@ -17,7 +17,7 @@ import msgspec
 
 from runtime.engine import EngineInfo
 from server.api_keys import KEY_VARIABLE, KeyConfig, hash_key
-from server.config import ServerConfig
+from server.config import ConfigError, ServerConfig
 from server.http.admission import clear_slot
 from server.metrics import METRICS_DIR_VARIABLE, forget_process
 from server.processes.announcement import describe_access, describe_model
@@ -25,6 +25,7 @@ from server.processes.child import HEARTBEAT_PATIENCE_S, Child
 from server.processes.deployment import Deployment, resolve, save
 from server.processes.listeners import Listeners, fetch, open_listeners
 from server.processes.memory import divide_memory
+from server.processes.precision import choose_precisions
 from server.processes.run_dir import keep_fresh, make_run_dir
 from server.processes.startup import CANNOT_START, set_up_logging
 from server.text.tokenizer import ENVIRONMENT as TOKENIZER_ENVIRONMENT
@@ -80,6 +81,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self.stopping.set)
+        await self.choose_precisions()
         keepers = [asyncio.create_task(self.keep(child)) for child in (*self.engines, *self.workers)]
         announcer = asyncio.create_task(self.announce())
         keepers.append(asyncio.create_task(self.keep_files()))
@@ -93,6 +95,15 @@ class Supervisor:
         if self.failure:
             logger.error("%s", self.failure)
         return 0 if has_drained and not self.failure else 1
+
+    async def choose_precisions(self) -> None:
+        """Before any engine and any HTTP process: what is timed is to be alone."""
+        try:
+            self.deployment = await choose_precisions(self.deployment, self.stopping)
+            save(self.deployment)
+        except ConfigError as error:
+            self.failure = str(error)
+            self.stopping.set()
 
     async def keep(self, child: Child) -> None:
         """Start, wait for the end, tidy up, again; more and more slowly if it ends at once each time."""
