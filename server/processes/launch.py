@@ -15,6 +15,7 @@ from time import monotonic
 
 import msgspec
 
+from models.info import ModelDirectoryError
 from runtime.engine import EngineInfo
 from server.api_keys import KEY_VARIABLE, KeyConfig, hash_key
 from server.config import ConfigError, ServerConfig
@@ -101,7 +102,7 @@ class Supervisor:
         try:
             self.deployment = await choose_precisions(self.deployment, self.stopping)
             save(self.deployment)
-        except ConfigError as error:
+        except (ConfigError, ModelDirectoryError) as error:
             self.failure = str(error)
             self.stopping.set()
 

@@ -17,6 +17,7 @@ from runtime.precision_choice import ChosenPrecision
 from server.config import ConfigError
 from server.processes.child import HEARTBEAT_PATIENCE_S, Child
 from server.processes.deployment import DeployedModel, Deployment
+from server.processes.memory import estimate_trial, find_cpu_bytes
 from server.processes.sample_texts import list_sample_texts
 from server.processes.startup import CANNOT_START
 from server.tasks.task import Work
@@ -51,13 +52,17 @@ def is_measured(model: DeployedModel) -> bool:
 async def choose(deployment: Deployment, model: DeployedModel, stopping: asyncio.Event) -> ChosenPrecision:
     """What an earlier start has found, or what is found now; the exact precision where that fails.
 
-    Raises ConfigError.
+    Raises ConfigError, ModelDirectoryError.
     """
     cache = await asyncio.to_thread(find_cache, model)
     known = read_choice(cache)
     if known is not None:
         return known
-    problem = await measure(deployment, model, cache, stopping)
+    needed, there = estimate_trial(model), find_cpu_bytes()
+    if needed > there:
+        problem = f"measuring takes {needed / 2**20:.0f} MB and there are {there / 2**20:.0f}"
+    else:
+        problem = await measure(deployment, model, cache, stopping)
     found = read_choice(deployment.choice_path(model))
     if found is not None:
         return found

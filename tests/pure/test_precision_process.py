@@ -46,6 +46,11 @@ def run(deployment: Deployment, *, stop_after_s: float | None = None) -> Deploym
     return asyncio.run(choose())
 
 
+@pytest.fixture(autouse=True)
+def weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "estimate_trial", lambda model: 7 << 20)
+
+
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What was run in place of processes that measure: the first entry, which tests put in, is what runs."""
@@ -139,6 +144,15 @@ def test_a_process_whose_loop_is_stuck_is_ended(
     commands.append(["sh", "-c", "echo >&0; exec sleep 60"])
     (model,) = run(deploy(tmp_path, {})).models
     assert model.chosen == fallback("the process that measures said nothing for 6 s")
+
+
+@pytest.mark.usefixtures("caches")
+def test_without_the_memory_nothing_is_measured(
+    tmp_path: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "find_cpu_bytes", lambda: 6 << 20)
+    (model,) = run(deploy(tmp_path, {})).models
+    assert model.chosen == fallback("measuring takes 7 MB and there are 6") and not commands
 
 
 @pytest.mark.usefixtures("caches")
