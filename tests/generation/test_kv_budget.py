@@ -92,7 +92,7 @@ def test_budgets_that_do_not_fit_are_added_up(directory: Path, monkeypatch: pyte
 
 
 def test_estimated_weights(directory: Path) -> None:
-    """fp32 whatever the precision; who measures precisions, or uses several, has them at once; a draft model is more."""
+    """fp32 whatever the precision; who measures or uses several precisions has them at once; a draft model is more."""
     engines: list[dict[str, object]] = [{}, {"precision": "int8"}, {"precision": "auto_per_bucket"}]
     deployment = deploy(directory, *(("embed", engine) for engine in engines), ("generate", {}))
     assert [estimate_weights(model) for model in deployment.models] == [4 * MB, 4 * MB, 7 * MB, 4 * MB]
