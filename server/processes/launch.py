@@ -68,6 +68,7 @@ class Supervisor:
         self.was_ready = False
         self.stopping = asyncio.Event()
         self.failure = ""
+        self.started_s = monotonic()
 
     def list_workers(self) -> Iterator[Child]:
         is_inline = any(model.config.engine.inline for model in self.deployment.models)
@@ -164,7 +165,6 @@ class Supervisor:
 
     async def announce(self) -> None:
         """Once every replica of every model is ready: say what runs, and how to talk to it."""
-        started_s = monotonic()
         admin_url = self.listeners.admin_url
         while await asyncio.to_thread(fetch, f"{admin_url}/ready") is None:
             await asyncio.sleep(0.1)
@@ -172,7 +172,7 @@ class Supervisor:
         for model, info in zip(self.deployment.models, await self.find_infos(), strict=False):
             print(describe_model(model, info), flush=True)
         url = self.listeners.public_url
-        print(describe_access(self.deployment, url, admin_url, monotonic() - started_s), flush=True)
+        print(describe_access(self.deployment, url, admin_url, monotonic() - self.started_s), flush=True)
 
     async def find_infos(self) -> list[EngineInfo]:
         """Of each model's first replica; none where nobody says. Another HTTP process may answer than the one that is
