@@ -23,6 +23,8 @@ BUDGET_S = 20.0
 """No larger size is begun after this. What a size takes doubles from one to the next, and gains level off."""
 SMALLEST = 16
 NUM_RANDOM = 128
+LEAST_GAIN = 0.001
+"""A mean of gains needs them above zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def try_engines(
     candidates = [
         Candidate(
             name,
-            tuple(round(each[exact] / each[name], 3) for each in seconds),
+            tuple(max(round(each[exact] / each[name], 3), LEAST_GAIN) for each in seconds),
             known.get(name, measured[name]),
             f"the {known[name].num_texts} held-out texts of its calibration" if name in known else samples.name,
             is_calibrated=name in known,

@@ -11,6 +11,7 @@ from runtime.batch import FloatArray
 from runtime.config import AccuracyLevel
 
 NUM_NEIGHBOURS = 10
+WORST_ERROR = 1e6
 
 AgreesOn = Literal["neighbours", "labels"]
 
@@ -76,7 +77,9 @@ ON_OWN_TEXTS = ON_SAMPLES | {"balanced": BOUNDS}
 
 
 def measure_accuracy(found: FloatArray, expected: FloatArray, agrees_on: AgreesOn) -> Accuracy:
-    """Of two sets of rows [num_texts, width]."""
+    """Of two sets of rows [num_texts, width]. What is no number is as far off as can be, in numbers that JSON has."""
+    if not np.isfinite(found).all():
+        return Accuracy(len(found), WORST_ERROR, -1.0, -1.0, -1.0, 0.0, agrees_on)
     cosines = (scale_rows(found) * scale_rows(expected)).sum(-1)
     least, first, median = np.quantile(cosines, [0.0, 0.01, 0.5]).tolist()
     agree = count_neighbours if agrees_on == "neighbours" else count_labels

@@ -108,6 +108,11 @@ def test_no_larger_size_is_begun_once_the_time_is_up(monkeypatch: pytest.MonkeyP
     assert chosen.sizes == (16,) and chosen.by_tokens == ((64, "fp32"),)
 
 
+def test_a_precision_that_is_hopelessly_slow() -> None:
+    chosen = choose(FP32, FakeEngine("int8", lambda n: n * 1e6))
+    assert chosen.used == ("fp32",) and chosen.candidates[1].gain == pytest.approx(0.001)
+
+
 def test_gain_must_be_worth_it() -> None:
     exact = Candidate("fp32", (1.0,), Accuracy(), "")
     bf16, int8 = replace(exact, precision="bf16"), replace(exact, precision="int8")

@@ -13,7 +13,7 @@ from runtime.batch import Batch
 from runtime.capture import constant
 from runtime.passes.fuse_add_norm import fuse_add_norm
 from runtime.passes.fuse_embed_norm import fuse_embed_norm
-from runtime.quantization.accuracy import Accuracy, Bound, measure_accuracy
+from runtime.quantization.accuracy import ON_SAMPLES, Accuracy, AgreesOn, Bound, measure_accuracy
 from runtime.quantization.calibrate import (
     Calibration,
     Options,
@@ -221,6 +221,15 @@ class TestAccuracy:
         expected = np.array([[1.0, 2.0], [2.0, 1.0], [3.0, 1.0], [1.0, 3.0]], np.float32)
         found = np.array([[1.1, 2.0], [2.0, 1.1], [1.0, 3.0], [1.0, 3.0]], np.float32)
         assert measure_accuracy(found, expected, "labels").agreement == 0.75
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    @pytest.mark.parametrize("agrees_on", ["neighbours", "labels"])
+    def test_of_what_is_no_number(self, value: float, agrees_on: AgreesOn) -> None:
+        """The worst there is, in numbers that survive being written as JSON."""
+        expected = np.ones((3, 4), np.float32)
+        accuracy = measure_accuracy(expected * np.float32(value), expected, agrees_on)
+        assert not any(level[agrees_on].holds(accuracy) for level in ON_SAMPLES.values())
+        assert np.isfinite([accuracy.error, accuracy.cosine_min, accuracy.cosine_p1, accuracy.cosine_median]).all()
 
     def test_a_lone_row_and_rows_of_nothing(self) -> None:
         """One has no neighbours, the other no direction: neither is an error."""
