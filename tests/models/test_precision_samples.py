@@ -64,3 +64,14 @@ def test_what_was_measured_without_kernels_that_were_wanted_is_not_remembered(
     choose(model, tmp_path / "result.json", tmp_path / "cache.json")
     assert read_choice(tmp_path / "result.json") == chosen
     assert (read_choice(tmp_path / "cache.json") == chosen) == is_kept
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    model: DeployedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(precision_process, "load_model", lambda directory, info: nn.Identity())
+    monkeypatch.setattr(precision_process, "choose_for", lambda *arguments: CHOSEN)
+    (tmp_path / "full").write_text("")
+    choose(model, tmp_path / "result.json", tmp_path / "full" / "cache.json")
+    assert read_choice(tmp_path / "result.json") == CHOSEN
+    assert "what was chosen is not remembered" in caplog.text
