@@ -1,8 +1,7 @@
 """From a module and its configuration to an engine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,7 +9,7 @@ from torch.fx import Graph, GraphModule
 
 from runtime.batch import ArraySpec, Batch
 from runtime.capture import Decodes, capture, describe_outputs, read_inputs
-from runtime.config import EngineConfig, UnusableConfig
+from runtime.config import EngineConfig, Precision, UnusableConfig
 from runtime.device import check_device
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.adaptive import AdaptiveEngine
@@ -35,15 +34,17 @@ from runtime.passes.pipeline import (
     list_passes,
     run_passes,
 )
-from runtime.precision_choice import read_table, table_path
+from runtime.precision_choice import ChosenPrecision
+from runtime.precision_trial import Samples, list_sizes, make_samples, try_engines
 from runtime.program import Program, lower
+from runtime.quantization.accuracy import Accuracy
 from runtime.quantization.calibrate import find_vocab_size
 from runtime.quantization.observe import random_batch
-from runtime.quantization.scheme import fingerprint_weights, load_quantization
+from runtime.quantization.scheme import load_quantization
 
 KV_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 USUAL_SEQLEN = 32
-"""Tokens; of the sequences that precisions are compared on."""
+"""Tokens; of the sequences that precisions are timed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,41 +76,118 @@ class DraftModel:
     num_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What the engines of one model have in common, whatever their precision."""
+
+    graph_module: GraphModule
+    target: Target
+    library: CpuLibrary | None
+    limits: BatchLimits
+    config: EngineConfig
+
+    def plan(self, choice: PrecisionChoice) -> PlannedEngine:
+        """The only engine: rewrites the graph in place, so that weights of both are never there."""
+        cap_bytes = find_cap(self.config, 1)
+        return plan_engine(self.graph_module, choice, self.target, self.library, self.limits, cap_bytes)
+
+    def plan_each(
+        self, choices: Sequence[PrecisionChoice], progress: Progress, num_sharing: int
+    ) -> dict[Precision, PlannedEngine]:
+        """Engines side by side, each with its part of the memory if it is shared by `num_sharing`."""
+        engines: dict[Precision, PlannedEngine] = {}
+        cap_bytes = find_cap(self.config, num_sharing)
+        for index, choice in enumerate(choices):
+            progress("fusing and planning", index, len(choices))
+            copy = copy_graph(self.graph_module)
+            engines[choice.precision] = plan_engine(copy, choice, self.target, self.library, self.limits, cap_bytes)
+        progress("fusing and planning", len(choices), len(choices))
+        return engines
+
+
 def build_engine(
     module: nn.Module,
     config: EngineConfig,
     limits: BatchLimits,
     progress: Progress,
     draft: DraftModel | None = None,
+    chosen: ChosenPrecision | None = None,
 ) -> Engine:
-    """Capture, rewrite, plan. Sets torch's thread count for this process. Raises UnusableConfig."""
+    """Capture, rewrite, plan. Sets torch's thread count for this process. Raises UnusableConfig.
+
+    `chosen`: what `choose_for` has said of this model. Where the precision is left to measurement and nothing was
+    chosen yet, that is done here, on random tokens.
+    """
+    device = torch.device(config.device)
+    if isinstance(module, Decodes):
+        return build_decoder(prepare(module, config), config, limits, progress, draft)
+    if config.kind == "reference":
+        return build_reference(prepare(module, config), limits, device, progress)
+    captured = capture_encoder(module, config, limits, progress)
+    named = config.named_precision
+    candidates = [choose_precision(named, device)] if named else list_candidates(device)
+    if len(candidates) == 1:
+        return captured.plan(candidates[0])
+    return build_chosen(captured, chosen or try_precisions(captured, None, progress), progress)
+
+
+def choose_for(
+    module: nn.Module, config: EngineConfig, limits: BatchLimits, samples: Samples | None, progress: Progress
+) -> ChosenPrecision:
+    """The precision, or those by size of batch, that `build_engine` is to use for this encoder: measured on engines
+    that are gone afterwards, and judged on `samples`, or random tokens. Raises UnusableConfig."""
+    return try_precisions(capture_encoder(module, config, limits, progress), samples, progress)
+
+
+def capture_encoder(module: nn.Module, config: EngineConfig, limits: BatchLimits, progress: Progress) -> Captured:
+    """Raises UnusableConfig."""
+    device = torch.device(config.device)
+    module = prepare(module, config)
+    library = find_library(config, device, progress)
+    target = find_target(config, device, library)
+    return Captured(capture_module(module, device, progress), target, library, limits, config)
+
+
+def prepare(module: nn.Module, config: EngineConfig) -> nn.Module:
+    """On its device, computing on as many threads as are configured. Raises UnusableConfig."""
     device = torch.device(config.device)
     check_device(device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    module = module.eval().requires_grad_(False).to(device)
-    if isinstance(module, Decodes):
-        return build_decoder(module, config, limits, progress, draft)
-    if config.kind == "reference":
-        return build_reference(module, limits, device, progress)
-    library = find_library(config, device, progress)
-    target = find_target(config, device, library)
-    choices = list_candidates(device) if config.precision == "auto" else [choose_precision(config.precision, device)]
-    graph_module = capture_module(module, device, progress)
-    cap_bytes = find_cap(config, len(choices))
-    if len(choices) == 1:
-        return plan_engine(graph_module, choices[0], target, library, limits, cap_bytes)
-    cache = find_table(graph_module, target, config, limits)
-    known = read_table(cache)
-    if known is not None and set(known.used) <= {choice.precision for choice in choices}:
-        # What an earlier start has dropped is not made again.
-        choices = [choice for choice in choices if choice.precision in known.used]
-    engines: dict[str, PlannedEngine] = {}
-    for index, choice in enumerate(choices):
-        progress("fusing and planning", index, len(choices))
-        engines[choice.precision] = plan_engine(copy_graph(graph_module), choice, target, library, limits, cap_bytes)
-    progress("fusing and planning", len(choices), len(choices))
-    return adapt(engines, graph_module, target, config, limits, cache)
+    return module.eval().requires_grad_(False).to(device)
+
+
+def try_precisions(captured: Captured, samples: Samples | None, progress: Progress) -> ChosenPrecision:
+    """Each engine gets all of the memory that steps may take: they are not there to stay."""
+    engines = captured.plan_each(list_candidates(captured.target.device), progress, 1)
+    vocab_size, limits = find_vocab_size(captured.graph_module), captured.limits
+    seqlen = min(USUAL_SEQLEN, limits.least_tokens, limits.max_batch_tokens)
+    most = min(limits.max_batch_requests, limits.least_tokens // seqlen)
+    largest = min(engine.info.max_batch_tokens for engine in engines.values())
+    chosen = try_engines(
+        engines,
+        samples or make_samples(vocab_size, seqlen, most),
+        [make_example(vocab_size, limits, num_tokens) for num_tokens in list_sizes(largest)],
+        known_accuracy(captured.target),
+        captured.config.accuracy,
+        per_bucket=captured.config.precision == "auto_per_bucket",
+        progress=progress,
+    )
+    for engine in engines.values():
+        engine.close()
+    return chosen
+
+
+def build_chosen(captured: Captured, chosen: ChosenPrecision, progress: Progress) -> Engine:
+    """Several engines in one where batches of different sizes run in different precisions."""
+    choices = [
+        replace(choose_precision(name, captured.target.device), reason="chosen for this model") for name in chosen.used
+    ]
+    if len(choices) > 1:
+        return AdaptiveEngine(captured.plan_each(choices, progress, len(choices)), chosen)
+    engine = captured.plan(choices[0])
+    engine.info = replace(engine.info, chosen=chosen)
+    return engine
 
 
 def build_decoder(
@@ -121,7 +199,7 @@ def build_decoder(
 ) -> Engine:
     """With a KV cache, shared out over both models where there is a draft model."""
     device = torch.device(config.device)
-    modules = [module] if draft is None else [module, draft.module.eval().requires_grad_(False).to(device)]
+    modules = [module] if draft is None else [module, prepare(draft.module, config)]
     library = None if config.kind == "reference" else find_library(config, device, progress)
     inners = [build_logits(each, config, library, limits, progress) for each in modules]
     name = config.kv_cache.dtype
@@ -159,7 +237,8 @@ def build_logits(
     if config.kind == "reference":
         return build_reference(module, limits, device, progress), torch.float32
     target = find_target(config, device, library)
-    choice = choose_float(device) if config.precision == "auto" else choose_precision(config.precision, device)
+    named = config.named_precision
+    choice = choose_precision(named, device) if named else choose_float(device)
     if choice.precision == "int8":
         # All layers add to one sum, which 16 bits would wear away; beside the weights its rows are nothing to read.
         choice = PrecisionChoice("int8", torch.float32, "configured; what int8 layers hand on is fp32")
@@ -218,37 +297,10 @@ def find_cap(config: EngineConfig, num_engines: int) -> int | None:
     return None if config.memory_cap_mb is None else int(config.memory_cap_mb * 2**20) // num_engines
 
 
-def adapt(
-    engines: dict[str, PlannedEngine],
-    captured: GraphModule,
-    target: Target,
-    config: EngineConfig,
-    limits: BatchLimits,
-    cache: Path,
-) -> AdaptiveEngine:
-    """One engine of several. Where there is a calibration, what it has measured on real texts counts for INT8."""
-    return AdaptiveEngine(
-        engines,
-        partial(make_example, find_vocab_size(captured), limits),
-        known_agreement=known_agreement(target),
-        min_agreement=config.min_cosine,
-        cache=cache,
-    )
-
-
-def find_table(captured: GraphModule, target: Target, config: EngineConfig, limits: BatchLimits) -> Path:
-    """The file that remembers the choice for this model, configuration and machine."""
-    weights = {name: value.detach() for name, value in captured.state_dict().items()}
-    causes = (fingerprint_weights(weights), config, torch.__version__, target.isa, torch.get_num_threads(), limits)
-    return table_path(*causes, known_agreement(target))
-
-
-def known_agreement(target: Target) -> dict[str, float]:
-    """As `measure_agreement` counts: for embeddings the cosine; for logits, whose cosine says little, by the error."""
-    if target.quantization is None:
-        return {}
-    accuracy = target.quantization.accuracy
-    return {"int8": accuracy.cosine_p1 if accuracy.agrees_on == "neighbours" else 1 - accuracy.error**2 / 2}
+def known_accuracy(target: Target) -> dict[Precision, Accuracy]:
+    """What `padless quantize` has measured on texts of the model's user."""
+    quantization = target.quantization
+    return {} if quantization is None or not quantization.accuracy.num_texts else {"int8": quantization.accuracy}
 
 
 def make_example(vocab_size: int, limits: BatchLimits, num_tokens: int) -> Batch:
@@ -337,6 +389,6 @@ def trace_passes(module: nn.Module, config: EngineConfig, on_pass: OnPass) -> Pr
     graph_module = capture(module.eval().requires_grad_(False).to(device), device)
     library = find_library(config, device, lambda *_: None)
     target = find_target(config, device, library)
-    choice = choose_precision("fp32" if config.precision == "auto" else config.precision, device)
+    choice = choose_precision(config.named_precision or "fp32", device)
     run_passes(graph_module, list_passes(choice, target), on_pass)
     return lower(graph_module, list_kernels(library))

@@ -1,12 +1,13 @@
 """How an engine is to be built. Every option of the YAML's `engine:` section, its default and its meaning, once."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 EngineKind = Literal["planned", "reference", "null"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
+AccuracyLevel = Literal["strict", "balanced", "fast"]
 CpuKernels = Literal["auto", "amx", "avx512_bf16", "avx512", "avx2", "torch"]
 
 
@@ -40,12 +41,16 @@ class EngineConfig(BaseModel):
 
     kind: EngineKind = "planned"
     """`planned`: fused graph in planned memory. `reference`: the same module op by op. `null`: computes nothing."""
-    precision: Literal["auto", Precision] = "auto"
-    """`auto`: what is fastest here for each size of batch, measured at warm-up, within `min_cosine` of FP32."""
+    precision: Literal["auto", "auto_per_bucket", Precision] = "auto"
+    """`auto`: one precision for all batches of all replicas, the fastest here that `accuracy` admits, measured at the
+    first start. `auto_per_bucket`: the same for each size of batch, so that a text's numbers depend on how many tokens
+    it is computed with. Generators: `auto` is the fastest float type."""
     quantization: Path | None = None
     """`int8` and `auto`: the file that `padless quantize` wrote; without it INT8 takes each row's range as it comes."""
-    min_cosine: Annotated[float, Field(gt=0, le=1)] = 0.999
-    """`auto`: a precision is used only if no row of the warm-up's batches is further than this from FP32's."""
+    accuracy: AccuracyLevel = "balanced"
+    """What `auto` may give up of fp32's accuracy: judged on the texts of the calibration where there is one, else on
+    sample texts. `strict`: no more than bf16's rounding. `balanced`: searches find the same, 95 of 100 nearest texts at
+    least, or 99 of 100 labels. `fast`: 90 of 100 nearest texts, 97 of 100 labels."""
     device: Literal["cpu", "cuda"] = "cpu"
     cpu_kernels: CpuKernels = "auto"
     """`auto`: the compiled kernels for this CPU, or torch's where they cannot be had. Others: these and no others."""
@@ -75,3 +80,17 @@ class EngineConfig(BaseModel):
     """`null` only: what holds this token (generation: ends in it) has no number for an answer."""
     null_failing_replica: Annotated[int, Field(ge=0)] | None = None
     """`null` only: every step of this replica fails, but the first, by which it gets ready."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_removed(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "min_cosine" in values:
+            raise ValueError(
+                "min_cosine is no key any more. Leave it out, and set accuracy to strict, balanced or fast"
+            )
+        return values
+
+    @property
+    def named_precision(self) -> Precision | None:
+        """None: it is left to measurement, or with generators to the device."""
+        return None if self.precision == "auto" or self.precision == "auto_per_bucket" else self.precision

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from runtime.batch import ArraySpec, Batch, Output
+from runtime.precision_choice import ChosenPrecision
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all) during long work."""
@@ -46,8 +47,8 @@ class EngineInfo:
     """The largest batch that fits the memory cap; the configured budget where there is no cap."""
     kernels: str = "torch"
     """The instruction set of the compiled CPU kernels, or torch."""
-    precision_by_tokens: tuple[tuple[int, str], ...] = ()
-    """`auto`: (largest num_tokens, precision), ascending."""
+    chosen: ChosenPrecision | None = None
+    """`auto`: what was chosen for this model, and by which measurements."""
     num_blocks: int = 0
     """Of the KV cache, the scratch block included; 0 of an encoder."""
     kv_cache_bytes: int = 0

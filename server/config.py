@@ -208,15 +208,15 @@ def check_engine_options(engine: EngineConfig) -> None:
     """Options that this kind of engine would ignore. Raises ValueError."""
     if engine.kind != "planned" and engine.memory_cap_mb is not None:
         raise ValueError(f"engine.memory_cap_mb is for kind planned, and engine.kind is {engine.kind}. Leave it out")
-    if engine.quantization is not None and (engine.kind != "planned" or engine.precision not in ("int8", "auto")):
+    if engine.quantization is not None and (engine.kind != "planned" or engine.named_precision not in ("int8", None)):
         raise ValueError(
             f"engine.quantization is for kind planned with precision int8 or auto; kind is {engine.kind} and precision "
             f"is {engine.precision}. Set precision to int8, or leave quantization out"
         )
-    if engine.device == "cuda" and (engine.precision == "int8" or engine.cpu_kernels != "auto"):
+    if engine.device == "cuda" and (engine.precision in ("int8", "auto_per_bucket") or engine.cpu_kernels != "auto"):
         raise ValueError(
-            "engine.precision int8 and engine.cpu_kernels are for engine.device cpu. Set precision to bf16 or auto and "
-            "leave cpu_kernels out, or set device to cpu"
+            "engine.precision int8 or auto_per_bucket and engine.cpu_kernels are for engine.device cpu. Set precision "
+            "to bf16 or auto and leave cpu_kernels out, or set device to cpu"
         )
     if engine.share != 1.0 and (engine.device != "cpu" or engine.inline or not engine.pin_cores):
         raise ValueError(

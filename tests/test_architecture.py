@@ -34,11 +34,15 @@ ENGINE_PROCESSES = {
     "server.processes.inline_process",
     "server.processes.graph_process",
     "server.processes.memory_process",
+    "server.processes.precision_process",
     "server.processes.quantize_process",
 }
 """The only modules of the server that know torch, concrete engines and model classes."""
 KNOWS_ALL = ENGINE_PROCESSES | {"server.processes.launch"}
-CONTRACT = {"runtime.batch", "runtime.engine", "runtime.config", "runtime.kv_cache.blocks", "runtime.kv_cache.examples"}
+CONTRACT = {
+    *("runtime.batch", "runtime.engine", "runtime.config", "runtime.precision_choice", "runtime.precision_cache"),
+    *("runtime.kv_cache.blocks", "runtime.kv_cache.examples"),
+}
 TORCH_FREE_MODELS = {"models.info", "models.source", "models.weight_files", "models.defaults", "models.keys"}
 WEB_FRAMEWORKS = {"fastapi", "starlette"}
 MAX_LINES = 400

@@ -91,7 +91,7 @@ def calibrate(
         options.activations,
         num_texts=observation.num_texts,
         num_tokens=observation.num_tokens,
-        accuracy=measure_accuracy(found, expected, options.agrees_on),
+        accuracy=measure_accuracy(found.numpy(), expected.numpy(), options.agrees_on),
     )
     return Calibration(quantization, tuple(replace(report, is_float=report.name in floats) for report in reports))
 
@@ -165,7 +165,7 @@ class Trial:
     def measure(self, names: Iterable[str], what: str) -> Accuracy:
         chosen = {name: self.linears[name] for name in names}
         found = run_batches(self.graph_module, self.batches, replace_linears(chosen), self.progress, what)
-        return measure_accuracy(found, self.expected, self.options.agrees_on)
+        return measure_accuracy(found.numpy(), self.expected.numpy(), self.options.agrees_on)
 
 
 def choose_floats(trial: Trial) -> Collection[str]:

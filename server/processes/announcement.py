@@ -16,11 +16,13 @@ def describe_model(model: DeployedModel, info: EngineInfo) -> str:
     kernels = f" with {info.kernels} kernels" if info.device == "cpu" else ""
     unplanned = f"; ops that allocate for themselves: {', '.join(info.unplanned_ops)}" if info.unplanned_ops else ""
     outcome = model.task.describe_output(model.info)
+    precision = [] if info.chosen is None else [f"  precision  {info.chosen}"]
     return "\n".join(
         [
             f"{model.config.name}: {model.info.architecture}, {model.task.name}, from {model.directory}",
             f"  engine     {info.kind}, {info.precision} ({info.precision_reason}), on {info.device}{kernels}, "
             f"{replicas} replica{'s' * (replicas > 1)} with {info.threads} thread{'s' * (info.threads > 1)}",
+            *precision,
             f"  memory     weights {weights:.1f} MB + activations {activations:.1f} MB at the largest batch "
             f"({info.max_batch_tokens} tokens){cache} = {total:.1f} MB per replica{unplanned}",
             f"  inputs     up to {model.max_input_tokens} tokens, {outcome}",

@@ -13,6 +13,7 @@ import msgspec
 from models.info import ModelDirectoryError, ModelInfo, read_info
 from models.source import find_directory
 from runtime.config import EngineConfig
+from runtime.precision_choice import ChosenPrecision
 from server.api_keys import KeyConfig, load_keys
 from server.config import ChatConfig, ConfigError, ModelConfig, ServerConfig
 from server.config_file import dump_secrets
@@ -47,6 +48,8 @@ class DeployedModel:
     """Of each replica."""
     budget_bytes: int | None = None
     """Of each replica of a model with a cache: what it may take, as `server.processes.memory` has divided it."""
+    chosen: ChosenPrecision | None = None
+    """Of each replica of a model whose precision is left to measurement: see `server.processes.precision`."""
 
     @property
     def text_directory(self) -> Path:
@@ -93,6 +96,10 @@ class Deployment:
 
     def admission_path(self, model: DeployedModel) -> Path:
         return self.run_dir / f"admission-{model.index}"
+
+    def choice_path(self, model: DeployedModel) -> Path:
+        """Where the process that measures precisions writes what it has chosen."""
+        return self.run_dir / f"precision-{model.index}.json"
 
     @property
     def metrics_dir(self) -> Path:
@@ -159,6 +166,7 @@ def check_limits(deployed: DeployedModel) -> None:
             f"({info.max_input_tokens}). Lower it, or leave it out"
         )
     if deployed.task.work is Work.DECODE:
+        check_generator(deployed)
         return
     if model.limits.truncation == "left" and not info.pools_prompt:
         raise ConfigError(
@@ -175,6 +183,15 @@ def check_limits(deployed: DeployedModel) -> None:
         raise ConfigError(
             f"model {model.name}: speculative is for models that generate, and this one's task is "
             f"{deployed.task.name}. Leave it out"
+        )
+
+
+def check_generator(deployed: DeployedModel) -> None:
+    """Raises ConfigError."""
+    if deployed.config.engine.precision == "auto_per_bucket":
+        raise ConfigError(
+            f"model {deployed.config.name}: engine.precision auto_per_bucket is for models that read a batch once, and "
+            "this one generates. Set precision to auto, or to int8, which halves the time on CPUs"
         )
 
 
@@ -208,6 +225,7 @@ def save(deployment: Deployment) -> None:
                 "draft": model.draft_directory and str(model.draft_directory),
                 "threads": model.threads,
                 "budget_bytes": model.budget_bytes,
+                "chosen": model.chosen,
             }
             for model in deployment.models
         ],
@@ -224,6 +242,7 @@ def load(run_dir: Path) -> Deployment:
             draft_directory=Path(found["draft"]) if found["draft"] else None,
             threads=found["threads"],
             budget_bytes=found["budget_bytes"],
+            chosen=msgspec.convert(found["chosen"], ChosenPrecision | None),
         )
         for index, (model, found) in enumerate(zip(config.models, document["models"], strict=True))
     )

@@ -141,18 +141,19 @@ def plan_decoding(model: DeployedModel) -> DecodingOptions:
 
 
 def build(model: DeployedModel, replica: int, progress: Progress) -> Engine:
-    limits = model.config.limits
-    batch_limits = BatchLimits(
-        limits.max_batch_tokens, limits.max_batch_requests, model.max_input_tokens, count_logits(model)
-    )
-    config = settle_engine(model)
+    config, limits = settle_engine(model), find_limits(model)
     if config.kind == "null":
-        return build_null(model.task.describe_graph(model.info), config, batch_limits, replica)
+        return build_null(model.task.describe_graph(model.info), config, limits, replica)
     progress("reading weights", 0, 1)
     module = load_model(model.directory, model.info)
     draft = load_draft(model)
     progress("reading weights", 1, 1)
-    return build_engine(module, config, batch_limits, progress, draft)
+    return build_engine(module, config, limits, progress, draft, model.chosen)
+
+
+def find_limits(model: DeployedModel) -> BatchLimits:
+    limits = model.config.limits
+    return BatchLimits(limits.max_batch_tokens, limits.max_batch_requests, model.max_input_tokens, count_logits(model))
 
 
 def settle_engine(model: DeployedModel) -> EngineConfig:

@@ -15,9 +15,10 @@ from time import monotonic
 
 import msgspec
 
+from models.info import ModelDirectoryError
 from runtime.engine import EngineInfo
 from server.api_keys import KEY_VARIABLE, KeyConfig, hash_key
-from server.config import ServerConfig
+from server.config import ConfigError, ServerConfig
 from server.http.admission import clear_slot
 from server.metrics import METRICS_DIR_VARIABLE, forget_process
 from server.processes.announcement import describe_access, describe_model
@@ -25,6 +26,7 @@ from server.processes.child import HEARTBEAT_PATIENCE_S, Child
 from server.processes.deployment import Deployment, resolve, save
 from server.processes.listeners import Listeners, fetch, open_listeners
 from server.processes.memory import divide_memory
+from server.processes.precision import choose_precisions
 from server.processes.run_dir import keep_fresh, make_run_dir
 from server.processes.startup import CANNOT_START, set_up_logging
 from server.text.tokenizer import ENVIRONMENT as TOKENIZER_ENVIRONMENT
@@ -66,6 +68,7 @@ class Supervisor:
         self.was_ready = False
         self.stopping = asyncio.Event()
         self.failure = ""
+        self.started_s = monotonic()
 
     def list_workers(self) -> Iterator[Child]:
         is_inline = any(model.config.engine.inline for model in self.deployment.models)
@@ -80,6 +83,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self.stopping.set)
+        await self.choose_precisions()
         keepers = [asyncio.create_task(self.keep(child)) for child in (*self.engines, *self.workers)]
         announcer = asyncio.create_task(self.announce())
         keepers.append(asyncio.create_task(self.keep_files()))
@@ -93,6 +97,15 @@ class Supervisor:
         if self.failure:
             logger.error("%s", self.failure)
         return 0 if has_drained and not self.failure else 1
+
+    async def choose_precisions(self) -> None:
+        """Before any engine and any HTTP process: what is timed is to be alone."""
+        try:
+            self.deployment = await choose_precisions(self.deployment, self.stopping)
+            save(self.deployment)
+        except (ConfigError, ModelDirectoryError) as error:
+            self.failure = str(error)
+            self.stopping.set()
 
     async def keep(self, child: Child) -> None:
         """Start, wait for the end, tidy up, again; more and more slowly if it ends at once each time."""
@@ -152,7 +165,6 @@ class Supervisor:
 
     async def announce(self) -> None:
         """Once every replica of every model is ready: say what runs, and how to talk to it."""
-        started_s = monotonic()
         admin_url = self.listeners.admin_url
         while await asyncio.to_thread(fetch, f"{admin_url}/ready") is None:
             await asyncio.sleep(0.1)
@@ -160,7 +172,7 @@ class Supervisor:
         for model, info in zip(self.deployment.models, await self.find_infos(), strict=False):
             print(describe_model(model, info), flush=True)
         url = self.listeners.public_url
-        print(describe_access(self.deployment, url, admin_url, monotonic() - started_s), flush=True)
+        print(describe_access(self.deployment, url, admin_url, monotonic() - self.started_s), flush=True)
 
     async def find_infos(self) -> list[EngineInfo]:
         """Of each model's first replica; none where nobody says. Another HTTP process may answer than the one that is

@@ -14,8 +14,8 @@ from server.tasks.task import Work
 
 FP32_BYTES = 4
 """Of each weight, whatever the precision: engines read fp32, and narrow it when all of it is there."""
-AUTO_BYTES = 7
-"""fp32, bf16 and int8 side by side, until the warm-up has chosen among them."""
+SEVERAL_BYTES = 7
+"""fp32, bf16 and int8 side by side, where each size of batch has its own, and where they are measured."""
 
 
 def divide_memory(deployment: Deployment) -> Deployment:
@@ -48,13 +48,22 @@ def make_claim(model: DeployedModel) -> Claim:
 
 def estimate_weights(model: DeployedModel) -> int:
     """Bytes in one engine, the draft model's included: as many as it may hold while it is built."""
+    has_several = model.config.engine.precision == "auto_per_bucket"
+    return (SEVERAL_BYTES if has_several else FP32_BYTES) * count_weights(model)
+
+
+def estimate_trial(model: DeployedModel) -> int:
+    """Bytes in the process that measures precisions, which is alone."""
+    return SEVERAL_BYTES * count_weights(model)
+
+
+def count_weights(model: DeployedModel) -> int:
+    """Numbers. Raises ModelDirectoryError."""
     folders = [model.text_directory]
     folders += [model.directory / folder for kind, folder in model.info.modules if kind != "Normalize"]
     if model.draft_directory is not None:
         folders.append(model.draft_directory)
-    chooses = model.config.engine.precision == "auto" and model.config.engine.kind == "planned"
-    each = AUTO_BYTES if chooses and model.task.work is Work.ENCODE else FP32_BYTES
-    return each * sum(count_numbers(folder) for folder in folders)
+    return sum(count_numbers(folder) for folder in folders)
 
 
 def find_available_bytes(device: str) -> int:

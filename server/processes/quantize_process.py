@@ -1,12 +1,10 @@
 """`padless quantize`: calibrates a model for INT8 on texts of its user, and says how accurate the result is."""
 
-import asyncio
 import json
 import random
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Never
 
@@ -26,10 +24,8 @@ from runtime.quantization.report import Speed, compare_speed, format_json, forma
 from runtime.quantization.scheme import save_quantization
 from server.config import ConfigError
 from server.config_file import load_config
-from server.engine.batchers.packing import pack_sequences, sort_by_length
 from server.processes.deployment import DeployedModel, count_cores, resolve
-from server.text.tokenizer import load_tokenizer
-from server.wire.job import TokenSequence
+from server.processes.text_batches import make_batches, tokenize
 
 HELD_OUT_SHARE = 0.8
 """Of the texts: choosing needs few, and nearest neighbours are only worth counting among many."""
@@ -55,7 +51,8 @@ def quantize(model: DeployedModel, data: Path, out: Path, options: Options, max_
     torch.set_num_threads(model.config.engine.threads or count_cores())
     sequences = tokenize(model, texts)
     split = len(sequences) - round(HELD_OUT_SHARE * len(sequences))
-    calibrated, held_out = (make_batches(part, model) for part in (sequences[:split], sequences[split:]))
+    budget = model.config.limits.max_batch_tokens
+    calibrated, held_out = (make_batches(part, budget) for part in (sequences[:split], sequences[split:]))
     graph_module = trace_linears(load_model(model.directory, model.info), torch.device("cpu"))
     try:
         with Bar() as progress:
@@ -119,35 +116,6 @@ def choose_texts(texts: Sequence[str], max_texts: int, path: Path) -> list[str]:
         raise ConfigError(f"--data {path}: has {len(different)} different texts; give at least 2, better some hundreds")
     random.Random(0).shuffle(different)
     return different[:max_texts]
-
-
-def tokenize(model: DeployedModel, texts: Sequence[str]) -> list[TokenSequence]:
-    """As the server does; what is too long is cut at the right."""
-    with ThreadPoolExecutor(1, "tokenizer") as pool:
-        tokenizer = load_tokenizer(
-            model.text_directory,
-            lowercase=model.info.do_lower_case,
-            max_input_tokens=model.max_input_tokens,
-            vocab_size=model.info.vocab_size,
-            type_vocab_size=model.info.type_vocab_size,
-            pool=pool,
-        )
-        return asyncio.run(tokenizer.encode(texts, truncation="right", field="text"))
-
-
-def make_batches(sequences: Sequence[TokenSequence], model: DeployedModel) -> list[Batch]:
-    """Batches of up to the model's budget of tokens, the shortest sequences first."""
-    budget = model.config.limits.max_batch_tokens
-    batches: list[list[TokenSequence]] = [[]]
-    num_tokens = 0
-    for index in sort_by_length([sequence.num_tokens for sequence in sequences]):
-        sequence = sequences[index]
-        if num_tokens + sequence.num_tokens > budget:
-            batches.append([])
-            num_tokens = 0
-        batches[-1].append(sequence)
-        num_tokens += sequence.num_tokens
-    return [pack_sequences(batch) for batch in batches]
 
 
 class Bar:

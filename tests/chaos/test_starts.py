@@ -5,12 +5,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from tests.e2e.running_server import WORDS, make_model_directory, start_command, start_server
+from tests.e2e.running_server import WORDS, RunningServer, make_model_directory, start_command, start_server
 
 pytestmark = pytest.mark.chaos
 
@@ -30,12 +31,30 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+def change_engine(config: Path, **options: object) -> None:
+    settings = json.loads(config.read_text())
+    settings["models"][0]["engine"] |= options
+    config.write_text(json.dumps(settings))
+
+
+def read_info(server: RunningServer) -> dict[str, Any]:
+    """Of the only model."""
+    (model,) = json.loads(server.get("/info")[1])["models"]
+    return model
+
+
 def test_cache_folder_that_cannot_be_written(config: Path, tmp_path: Path) -> None:
-    """It is a file, which stops the superuser too: served all the same, by torch's kernels, and the log says why."""
+    """It is a file, which stops the superuser too: served all the same, by torch's kernels, and the log says why. What
+    precision is chosen holds for this start, and for both replicas."""
     no_folder = tmp_path / "full"
     no_folder.write_text("")
+    change_engine(config, precision="auto", replicas=2)
     server = start_server(config, environment={"XDG_CACHE_HOME": str(no_folder)})
     server.wait_ready()
+    assert server.log.count("judging precisions") == server.log.count("m/precision: judging precisions") == 1
+    chosen, other = (replica["info"]["chosen"] for replica in read_info(server)["replicas"])
+    assert chosen == other and chosen["candidates"][0]["judged_on"] == "140 sample texts"
+    assert "  precision  fp32, exact" in server.log or "  precision  int8, " in server.log
     status, text = server.embed(["word1 word2", "word3"], model="m")
     assert status == 200 and len(json.loads(text)["data"]) == 2
     assert server.stop() == 0
@@ -53,9 +72,7 @@ def test_cache_folder_on_a_full_disk(config: Path, tmp_path: Path) -> None:
     mount = ["unshare", "-rm", "sh", "-c", FULL_DISK, str(disk)]
     if shutil.which("unshare") is None or subprocess.run([*mount, "true"], check=False).returncode != 0:
         pytest.skip("no file system of its own can be mounted here")
-    settings = json.loads(config.read_text())
-    settings["models"][0]["engine"] |= {"precision": "auto", "warmup": True}
-    config.write_text(json.dumps(settings))
+    change_engine(config, precision="auto", warmup=True)
     command = [*mount, sys.executable, "-m", "server", "--config", str(config)]
     server = start_command(command, tmp_path / "server.log", environment={"XDG_CACHE_HOME": str(disk)})
     server.wait_ready()

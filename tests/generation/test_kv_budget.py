@@ -16,7 +16,7 @@ from server.config import ConfigError, ModelConfig, ServerConfig
 from server.processes import memory
 from server.processes.deployment import DeployedModel, Deployment, load, save
 from server.processes.engine_process import settle_engine
-from server.processes.memory import divide_memory, estimate_weights
+from server.processes.memory import divide_memory, estimate_trial, estimate_weights
 
 MB = 2**20
 PLENTY = 10**6
@@ -92,10 +92,12 @@ def test_budgets_that_do_not_fit_are_added_up(directory: Path, monkeypatch: pyte
 
 
 def test_estimated_weights(directory: Path) -> None:
-    """fp32 whatever the precision; with `auto` an encoder has several at once; the draft model is one more."""
-    deployment = deploy(directory, ("embed", {}), ("embed", {"precision": "int8"}), ("generate", {}))
-    assert [estimate_weights(model) for model in deployment.models] == [7 * MB, 4 * MB, 4 * MB]
-    assert estimate_weights(replace(deployment.models[2], draft_directory=directory)) == 8 * MB
+    """fp32 whatever the precision; who measures or uses several precisions has them at once; a draft model is more."""
+    engines: list[dict[str, object]] = [{}, {"precision": "int8"}, {"precision": "auto_per_bucket"}]
+    deployment = deploy(directory, *(("embed", engine) for engine in engines), ("generate", {}))
+    assert [estimate_weights(model) for model in deployment.models] == [4 * MB, 4 * MB, 7 * MB, 4 * MB]
+    assert estimate_trial(deployment.models[0]) == 7 * MB
+    assert estimate_weights(replace(deployment.models[3], draft_directory=directory)) == 8 * MB
 
 
 @pytest.mark.parametrize(("dtype", "count"), [("float16", 500), ("float32", 250), (None, 250)])

@@ -2,7 +2,6 @@
 
 import random
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,14 +13,16 @@ from models.heads import Dense, EmbeddingHead, TextModel
 from runtime.batch import INPUTS, ArraySpec, Batch
 from runtime.build import BatchLimits, build_engine
 from runtime.capture import capture
-from runtime.config import EngineConfig, UnusableConfig
+from runtime.config import EngineConfig, Precision, UnusableConfig
 from runtime.engine import Engine, EngineError, EngineInfo
+from runtime.engines.adaptive import AdaptiveEngine
 from runtime.engines.planned import PlannedEngine, fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
 from runtime.engines.transfer import make_batch
 from runtime.kernels.cpu import library
 from runtime.memory.lifetimes import BatchShape
-from runtime.passes.pipeline import Target, choose_precision, list_passes
+from runtime.passes.pipeline import Target, choose_precision, list_candidates, list_passes
+from runtime.precision_choice import ChosenPrecision
 from runtime.program import Program, lower
 from tests.kernels.kernel_cases import CONFIGURABLE, find_kernels
 from tests.kernels.tiny_graphs import (
@@ -260,18 +261,38 @@ class TestBuild:
         alone = engine.run(cut(batch, 2)).arrays["embeddings"]
         check_close(alone[0], engine.run(batch).arrays["embeddings"][2], tolerance=SAME_ENGINE)
 
-    def test_second_start_makes_only_what_the_first_has_chosen(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        options = {"precision": "auto", "cpu_kernels": "torch", "min_cosine": 1.0}
-        first = self.build(**options)
-        assert first.memory().weight_bytes > self.build(precision="fp32", cpu_kernels="torch").memory().weight_bytes
-        first.warmup(silent)
-        second = self.build(**options)
-        assert second.memory().weight_bytes == first.memory().weight_bytes
-        second.warmup(silent)
-        assert (second.info.precision, second.info.precision_by_tokens) == ("fp32", first.info.precision_by_tokens)
+    @pytest.mark.parametrize("precision", [choice.precision for choice in list_candidates(CPU)])
+    def test_a_text_alone_and_in_any_batch_is_the_same_to_the_bit(self, precision: Precision) -> None:
+        """In whatever `auto` may choose here; by the compiled kernels, without which equal bits are luck."""
+        chosen = ChosenPrecision(((LIMITS.max_batch_tokens, precision),), "fast", problem="it was told to")
+        engine = build_engine(tiny_bert(), EngineConfig(threads=1), LIMITS, silent, chosen=chosen)
+        if engine.info.kernels == "torch":
+            pytest.skip("no kernels can be compiled here")
+        assert (engine.info.precision, engine.info.chosen) == (precision, chosen)
+        batch = random_batch([5, 1, 100, 30, 30, 2, 64, 17, 128])
+        together = engine.run(batch).arrays["embeddings"].copy()
+        for index in range(batch.num_seqs):
+            assert np.array_equal(engine.run(cut(batch, index)).arrays["embeddings"][0], together[index])
+
+    def test_nothing_chosen_yet_is_chosen_in_the_process(self) -> None:
+        engine = self.build(accuracy="strict", cpu_kernels="torch")
+        chosen = engine.info.chosen
+        assert chosen is not None and [each.precision for each in chosen.candidates][-1] == "int8"
+        assert chosen.candidates[0].accuracy.agreement == 1
+        assert chosen.candidates[-1].judged_on == "128 random sequences"
+        assert (engine.info.precision,) == chosen.used
+        assert engine.memory().weight_bytes == engine.info.weight_bytes
+
+    def test_each_size_in_what_was_chosen_for_it(self) -> None:
+        chosen = ChosenPrecision(((16, "fp32"), (512, "int8")), "fast", problem="it was told to")
+        config = EngineConfig(threads=1, precision="auto_per_bucket", memory_cap_mb=50)
+        engine = build_engine(tiny_bert(), config, LIMITS, silent, chosen=chosen)
+        assert isinstance(engine, AdaptiveEngine)
+        for name, batch in (("fp32", random_batch([9, 7])), ("int8", random_batch([9, 9]))):
+            alone = engine.engines[name].run(batch).arrays["embeddings"].copy()
+            assert np.array_equal(engine.run(batch).arrays["embeddings"], alone)
+        assert engine.info.activation_bytes <= 50 * 2**20
+        assert engine.memory().weight_bytes == sum(each.info.weight_bytes for each in engine.engines.values())
 
     def test_kernels_that_are_not_to_be_had_are_refused_with_the_remedy(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(library, "list_isas", list)

@@ -100,6 +100,12 @@ def test_what_is_for_embeddings_is_refused_by_other_tasks(task: str, options: di
             {},
             ["engine.quantization", "precision is fp32", "Set precision to int8"],
         ),
+        (
+            {"engine": {"min_cosine": 0.999}},
+            {},
+            ["models.0.engine: min_cosine", "set accuracy to strict, balanced or fast"],
+        ),
+        ({"engine": {"precision": "auto_per_bucket", "device": "cuda"}}, {}, ["auto_per_bucket", "set device to cpu"]),
         ({"engine": {"precision": "int8", "device": "cuda"}}, {}, ["engine.precision int8", "set device to cpu"]),
         ({"engine": {"cpu_kernels": "avx2", "device": "cuda"}}, {}, ["engine.cpu_kernels", "leave cpu_kernels out"]),
         ({"engine": {"null_step_ms": 5}}, {}, ["engine.null_step_", "engine.kind is planned", "Leave it out"]),
@@ -138,6 +144,7 @@ def test_contradiction_names_the_key_and_the_remedy(
     [
         ({"limits": {"max_batch_tokens": 0}}, {}, "models.0.limits.max_batch_tokens"),
         ({"engine": {"precision": "fp8"}}, {}, "models.0.engine.precision"),
+        ({"engine": {"accuracy": "exact"}}, {}, "models.0.engine.accuracy"),
         ({"engine": {"replicas": "many"}}, {}, "models.0.engine.replicas"),
         ({"name": ""}, {}, "models.0.name"),
         ({}, {"server": {"port": 70_000}}, "server.port"),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from runtime.batch import Batch
 from runtime.capture import constant
 from runtime.passes.fuse_add_norm import fuse_add_norm
 from runtime.passes.fuse_embed_norm import fuse_embed_norm
-from runtime.quantization.accuracy import Accuracy, Bound, measure_accuracy
+from runtime.quantization.accuracy import ON_SAMPLES, Accuracy, AgreesOn, Bound, measure_accuracy
 from runtime.quantization.calibrate import (
     Calibration,
     Options,
@@ -202,24 +203,39 @@ class TestCalibrate:
 
 class TestAccuracy:
     def test_of_equal_rows(self) -> None:
-        rows = torch.randn(30, 8)
+        rows = np.random.default_rng(0).standard_normal((30, 8), np.float32)
         accuracy = measure_accuracy(rows, rows, "neighbours")
         assert accuracy.cosine_min == pytest.approx(1) and accuracy.error == 0 and accuracy.agreement == 1
 
     def test_neighbours(self) -> None:
         """Twelve directions a degree apart, then one of them turned round: it loses all its neighbours but one."""
-        angles = torch.arange(12) * torch.pi / 180
-        expected = torch.stack([angles.cos(), angles.sin()], 1)
-        found = expected.clone()
+        angles = np.arange(12, dtype=np.float32) * np.pi / 180
+        expected = np.stack([np.cos(angles), np.sin(angles)], 1)
+        found = expected.copy()
         found[0] = -found[0]
         accuracy = measure_accuracy(found, expected, "neighbours")
         assert accuracy.cosine_min == pytest.approx(-1)
         assert 0.8 < accuracy.agreement < 1
 
     def test_labels(self) -> None:
-        expected = torch.tensor([[1.0, 2.0], [2.0, 1.0], [3.0, 1.0], [1.0, 3.0]])
-        found = torch.tensor([[1.1, 2.0], [2.0, 1.1], [1.0, 3.0], [1.0, 3.0]])
+        expected = np.array([[1.0, 2.0], [2.0, 1.0], [3.0, 1.0], [1.0, 3.0]], np.float32)
+        found = np.array([[1.1, 2.0], [2.0, 1.1], [1.0, 3.0], [1.0, 3.0]], np.float32)
         assert measure_accuracy(found, expected, "labels").agreement == 0.75
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    @pytest.mark.parametrize("agrees_on", ["neighbours", "labels"])
+    def test_of_what_is_no_number(self, value: float, agrees_on: AgreesOn) -> None:
+        """The worst there is, in numbers that survive being written as JSON."""
+        expected = np.ones((3, 4), np.float32)
+        accuracy = measure_accuracy(expected * np.float32(value), expected, agrees_on)
+        assert not any(level[agrees_on].holds(accuracy) for level in ON_SAMPLES.values())
+        assert np.isfinite([accuracy.error, accuracy.cosine_min, accuracy.cosine_p1, accuracy.cosine_median]).all()
+
+    def test_a_lone_row_and_rows_of_nothing(self) -> None:
+        """One has no neighbours, the other no direction: neither is an error."""
+        lone = np.ones((1, 4), np.float32)
+        assert measure_accuracy(lone, lone, "neighbours").agreement == 1
+        assert measure_accuracy(0 * lone, 0 * lone, "neighbours").cosine_p1 == 0
 
     def test_bound(self) -> None:
         good = Accuracy(10, 0.01, 0.98, 0.995, 0.999, 0.96)

@@ -132,6 +132,7 @@ def write_config(directory: Path, name: str, **keys: object) -> Path:
             "speculative is for models that generate",
         ),
         ({"source": {"path": "encoder"}, "chat": {"template": "x"}}, "chat is for models that generate"),
+        ({"engine": {"precision": "auto_per_bucket"}}, "engine.precision auto_per_bucket is for models that read"),
         ({"chat": {"template": "tools"}}, "chat.template: there is no chat template 'tools'; there are none$"),
         ({"chat": {"template": "{% if %}"}}, "chat.template: this model's chat template is broken in line 1"),
         ({"chat": {"template_kwargs": {"messages": []}}}, "chat.template_kwargs must not have messages"),

@@ -1,0 +1,101 @@
+"""The file that remembers a choice of precision, named by a hash of everything that the choice depends on.
+
+None of it needs torch or the model's weights in memory, so that the supervisor can look before it starts anything.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from runtime.cache import cache_dir
+from runtime.config import EngineConfig
+from runtime.precision_choice import ChosenPrecision
+
+RUNTIME = Path(__file__).parent
+CODE = (RUNTIME, RUNTIME.parent / "models")
+"""Whose Python makes programs out of models, and whose C++ the kernels are compiled from."""
+KERNELS = ("*.cpp", "*.h")
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin")
+CPU_FACTS = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
+ARM_FACTS = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features")
+
+RECORD = TypeAdapter(ChosenPrecision)
+
+
+def choice_path(directory: Path, config: EngineConfig, *settled: object) -> Path:
+    """For the model in `directory`. `settled`: what else decides how it is computed, threads and limits among it."""
+    causes = {
+        "model": hash_files(find_files(directory, MODEL_FILES)),
+        "calibration": hash_files([config.quantization] if config.quantization else []),
+        "settings": (config.precision, config.accuracy, config.cpu_kernels, config.memory_cap_mb),
+        "settled": settled,
+        **describe_machine(),
+    }
+    digest = hashlib.sha256(repr(sorted(causes.items())).encode())
+    return cache_dir("precision") / f"{digest.hexdigest()[:32]}.json"
+
+
+def describe_machine() -> Mapping[str, object]:
+    """What is the same for all models: our own code, what compiles and what runs it."""
+    return {
+        "code": hash_files(path for folder in CODE for path in find_files(folder, ("*.py",))),
+        "kernels": hash_files(find_files(RUNTIME, KERNELS)),
+        "compiler": find_compiler(),
+        "torch": version("torch"),
+        "cpu": (platform.machine(), read_cpu()),
+    }
+
+
+def find_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted(path for pattern in patterns for path in folder.rglob(pattern))
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Of names and contents. One that cannot be read counts as empty: whoever needs it will say so."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode() + b"\0")
+        with suppress(OSError), path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def find_compiler() -> str | None:
+    """The first line that the compiler of the kernels says of itself; None where there is none."""
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    if compiler is None:
+        return None
+    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    return done.stdout.partition("\n")[0]
+
+
+def read_cpu(path: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Of each kind of core here: what it is and which instructions it has. A name alone ("AMD EPYC") says neither."""
+    if not path.exists():
+        return [platform.processor()]
+    facts = {line for line in path.read_text().splitlines() if line.partition("\t")[0].strip() in CPU_FACTS + ARM_FACTS}
+    return sorted(facts)
+
+
+def read_choice(path: Path) -> ChosenPrecision | None:
+    """None where there is none that can be read."""
+    try:
+        return RECORD.validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def write_choice(path: Path, chosen: ChosenPrecision) -> None:
+    """Whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_suffix(f".{os.getpid()}")
+    written.write_bytes(RECORD.dump_json(chosen, indent=1))
+    written.replace(path)

@@ -1,0 +1,111 @@
+"""The file of a choice is another one as soon as anything is another that the choice depends on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runtime import precision_cache
+from runtime.config import EngineConfig
+from runtime.precision_cache import choice_path, read_choice, read_cpu
+
+CPUINFO = """\
+processor\t: {number}
+vendor_id\t: AuthenticAMD
+cpu family\t: 25
+model\t\t: {model}
+model name\t: AMD EPYC
+stepping\t: 1
+cpu MHz\t\t: {mhz}
+flags\t\t: fpu avx2{flags}
+
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model's directory; and beside it kernels in place of ours."""
+    directory = tmp_path / "model"
+    (directory / "folder").mkdir(parents=True)
+    (directory / "folder" / "config.json").write_text("{}")
+    (directory / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "runtime").mkdir()
+    (tmp_path / "runtime" / "gemm.h").write_text("int n;")
+    (tmp_path / "runtime" / "fuse.py").write_text("n = 1")
+    (tmp_path / "quantized").write_bytes(b"scales")
+    monkeypatch.setattr(precision_cache, "RUNTIME", tmp_path / "runtime")
+    monkeypatch.setattr(precision_cache, "CODE", (tmp_path / "runtime",))
+    return directory
+
+
+CHANGED_FILES = [
+    "model/model.safetensors",
+    "model/folder/config.json",
+    "runtime/gemm.h",
+    "runtime/fuse.py",
+    "quantized",
+]
+
+
+@pytest.mark.parametrize("changed", CHANGED_FILES)
+def test_files(model: Path, changed: str) -> None:
+    """Weights, settings, kernels, what makes programs, a calibration: their contents count, not their dates."""
+    config = EngineConfig(quantization=model.parent / "quantized")
+    path, file = choice_path(model, config), model.parent / changed
+    file.touch()
+    assert choice_path(model, config) == path
+    file.write_bytes(b"other")
+    assert choice_path(model, config) != path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"accuracy": "fast"}, {"precision": "auto_per_bucket"}, {"cpu_kernels": "torch"}, {"memory_cap_mb": 100}],
+)
+def test_settings(model: Path, options: dict[str, object]) -> None:
+    assert choice_path(model, EngineConfig.model_validate(options)) != choice_path(model, EngineConfig())
+
+
+def test_settings_that_change_no_engine(model: Path) -> None:
+    assert choice_path(model, EngineConfig(replicas=2, pin_cores=False, share=2.0)) == choice_path(
+        model, EngineConfig()
+    )
+
+
+def test_threads_and_limits(model: Path) -> None:
+    paths = {choice_path(model, EngineConfig(), threads, limit) for threads in (1, 2) for limit in (256, 512)}
+    assert len(paths) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("find_compiler", lambda: "g++ 99"), ("version", lambda package: "99"), ("read_cpu", list)]
+)
+def test_machine(model: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Callable[..., object]) -> None:
+    path = choice_path(model, EngineConfig())
+    monkeypatch.setattr(precision_cache, name, value)
+    assert choice_path(model, EngineConfig()) != path
+
+
+def write_cpu(path: Path, *, model: int = 1, mhz: float = 2450.0, flags: str = "") -> list[str]:
+    cores = [CPUINFO.format(number=number, model=model, mhz=mhz + number, flags=flags) for number in range(2)]
+    path.write_text("".join(cores))
+    return read_cpu(path)
+
+
+def test_cpus_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """ "AMD EPYC" is all of them: it is the model's number and the instructions that say which."""
+    found = write_cpu(tmp_path / "cpuinfo")
+    assert len(found) == 6
+    assert write_cpu(tmp_path / "cpuinfo", mhz=3000.0) == found
+    assert write_cpu(tmp_path / "cpuinfo", model=17) != found
+    assert write_cpu(tmp_path / "cpuinfo", flags=" avx512f") != found
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"by_tokens": [[1]], "level": "fast"}', '{"by_tokens": [[64, "fp8"]], "level": "fast"}']
+)
+def test_broken_file_is_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "choice.json"
+    assert read_choice(path) is None
+    path.write_text(text)
+    assert read_choice(path) is None
