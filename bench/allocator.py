@@ -27,10 +27,11 @@ from models.load import load_model
 from runtime.batch import Batch
 from runtime.build import trace_passes
 from runtime.config import EngineConfig
+from runtime.lower import lower
 from runtime.memory.arena import Arena
 from runtime.memory.lifetimes import BatchShape, Lifetime, align_up, live_peak, round_shape
 from runtime.memory.planner import Region, fill_region
-from runtime.program import Program, lower
+from runtime.program import Program
 
 NUM_BATCHES = 500
 NUM_PROFILED = 10

@@ -9,9 +9,10 @@ from transformers import AutoModel
 from models.info import ModelInfo, read_info
 from models.load import load_model
 from models.source import find_directory
-from runtime.build import BatchLimits, build_engine
+from runtime.build import build_engine
 from runtime.config import EngineConfig
 from runtime.engine import Engine
+from runtime.limits import BatchLimits
 from server.wire.job import TokenSequence
 
 LIMITS = BatchLimits(max_batch_tokens=16_384, max_batch_requests=512, max_input_tokens=256)

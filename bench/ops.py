@@ -14,11 +14,11 @@ from torch.nn import functional
 from bench.report import write_results
 from bench.timing import Comparison, compare, format_ratio
 from bench.traffic import sample_lengths
+from runtime.backends.cpu.library import CpuLibrary, load_library, pack_bf16, pack_fp32, pack_int8, pad_bias
+from runtime.backends.cpu.native import CpuKernels
+from runtime.backends.plain import add_norm as torch_norm
+from runtime.backends.plain import varlen_attention as torch_attention
 from runtime.config import UnusableConfig
-from runtime.kernels.cpu.library import CpuLibrary, load_library, pack_bf16, pack_fp32, pack_int8, pad_bias
-from runtime.kernels.cpu.native import CpuKernels
-from runtime.kernels.eager import add_norm as torch_norm
-from runtime.kernels.eager import varlen_attention as torch_attention
 from runtime.ops.quantized_rows import row_bytes
 from runtime.quantization.weights import quantize_weight
 

@@ -1,4 +1,4 @@
-"""From a module and its configuration to an engine."""
+"""From a module and its configuration to a compiled model: capture, rewrite, plan; and to the engine of one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,28 +7,23 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from runtime.batch import ArraySpec, Batch
+from runtime.backends.backend import Backend
+from runtime.backends.cpu.backend import cpu_backend
+from runtime.backends.plain.table import plain_backend
+from runtime.batch import Batch
 from runtime.capture import Decodes, capture, describe_outputs, read_inputs
-from runtime.config import EngineConfig, Precision, UnusableConfig
-from runtime.device import check_device
+from runtime.compiled import CompiledModel, PlannedProgram
+from runtime.config import EngineConfig, Precision
 from runtime.engine import Engine, EngineInfo, Progress
-from runtime.engines.adaptive import AdaptiveEngine
-from runtime.engines.decoder import DecoderEngine
-from runtime.engines.null import NullEngine
-from runtime.engines.null_decoder import NullDecoder
-from runtime.engines.planned import PlannedEngine, fit_capacity, peak_bytes
+from runtime.engines.planned import fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
-from runtime.engines.speculating import SpeculatingEngine
-from runtime.kernels.cpu.build import CannotBuild
-from runtime.kernels.cpu.library import CpuLibrary, load_library
-from runtime.kernels.table import list_kernels
-from runtime.kv_cache.blocks import count_blocks
-from runtime.kv_cache.budget import plan_blocks
+from runtime.limits import BatchLimits
+from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
+from runtime.open import CompiledDraft, find_library, give_caches, open_engine, open_program, set_up_torch
 from runtime.passes.pipeline import (
     OnPass,
     PrecisionChoice,
-    Target,
     choose_precision,
     list_candidates,
     list_passes,
@@ -36,11 +31,11 @@ from runtime.passes.pipeline import (
 )
 from runtime.precision_choice import ChosenPrecision
 from runtime.precision_trial import Samples, list_sizes, make_samples, try_engines
-from runtime.program import Program, lower
+from runtime.program import Program
 from runtime.quantization.accuracy import Accuracy
 from runtime.quantization.calibrate import find_vocab_size
 from runtime.quantization.observe import random_batch
-from runtime.quantization.scheme import load_quantization
+from runtime.quantization.scheme import Quantization, load_quantization
 
 KV_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 USUAL_SEQLEN = 32
@@ -48,29 +43,8 @@ USUAL_SEQLEN = 32
 
 
 @dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """The largest batch the scheduler may form."""
-
-    max_batch_tokens: int
-    max_batch_requests: int
-    max_input_tokens: int
-    max_batch_logits: int = 0
-    """Decoders: the most tokens of a step after which a next one is wanted."""
-
-    def largest(self) -> BatchShape:
-        num_seqs = min(self.max_batch_requests, self.max_batch_tokens)
-        longest = min(self.max_input_tokens, self.max_batch_tokens)
-        return BatchShape(self.max_batch_tokens, num_seqs, longest, self.max_batch_logits)
-
-    @property
-    def least_tokens(self) -> int:
-        """A step must have room for these: the longest input, or one token of every answer."""
-        return min(self.max_batch_logits, self.max_batch_tokens) or self.max_input_tokens
-
-
-@dataclass(frozen=True, slots=True)
 class DraftModel:
-    """A small decoder that guesses for a large one, `num_tokens` at a time."""
+    """A small generator that guesses for a large one, `num_tokens` at a time."""
 
     module: nn.Module
     num_tokens: int
@@ -78,31 +52,35 @@ class DraftModel:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """What the engines of one model have in common, whatever their precision."""
+    """What the programs of one model have in common, whatever their precision."""
 
     graph_module: GraphModule
-    target: Target
-    library: CpuLibrary | None
+    backend: Backend
+    quantization: Quantization | None
     limits: BatchLimits
     config: EngineConfig
 
-    def plan(self, choice: PrecisionChoice) -> PlannedEngine:
-        """The only engine: rewrites the graph in place, so that weights of both are never there."""
-        cap_bytes = find_cap(self.config, 1)
-        return plan_engine(self.graph_module, choice, self.target, self.library, self.limits, cap_bytes)
+    def plan(self, choice: PrecisionChoice) -> PlannedProgram:
+        """The only program: rewrites the graph in place, so that weights of both are never there."""
+        return self.plan_graph(self.graph_module, choice, find_cap(self.config, 1))
 
     def plan_each(
         self, choices: Sequence[PrecisionChoice], progress: Progress, num_sharing: int
-    ) -> dict[Precision, PlannedEngine]:
-        """Engines side by side, each with its part of the memory if it is shared by `num_sharing`."""
-        engines: dict[Precision, PlannedEngine] = {}
+    ) -> dict[Precision, PlannedProgram]:
+        """Programs side by side, each with its part of the memory if it is shared by `num_sharing`."""
+        programs: dict[Precision, PlannedProgram] = {}
         cap_bytes = find_cap(self.config, num_sharing)
         for index, choice in enumerate(choices):
             progress("fusing and planning", index, len(choices))
-            copy = copy_graph(self.graph_module)
-            engines[choice.precision] = plan_engine(copy, choice, self.target, self.library, self.limits, cap_bytes)
+            programs[choice.precision] = self.plan_graph(copy_graph(self.graph_module), choice, cap_bytes)
         progress("fusing and planning", len(choices), len(choices))
-        return engines
+        return programs
+
+    def plan_graph(self, graph_module: GraphModule, choice: PrecisionChoice, cap_bytes: int | None) -> PlannedProgram:
+        run_passes(graph_module, list_passes(choice, self.backend, self.quantization), lambda name, graph: None)
+        program = lower(graph_module, self.backend.kernels)
+        largest = fit_capacity(program, self.limits.largest(), self.limits.least_tokens, cap_bytes)
+        return PlannedProgram(program, largest, describe(program, choice, largest, self.backend), cap_bytes)
 
 
 def build_engine(
@@ -113,137 +91,66 @@ def build_engine(
     draft: DraftModel | None = None,
     chosen: ChosenPrecision | None = None,
 ) -> Engine:
+    """Compile and open, in this process. Raises UnusableConfig."""
+    if config.kind == "reference":
+        return build_reference(module, config, limits, progress, draft)
+    compiled = compile_model(module, config, limits, progress, chosen)
+    other = None
+    if draft is not None:
+        other = CompiledDraft(compile_model(draft.module, config, limits, progress), draft.num_tokens)
+    return open_engine(compiled, config, limits, progress, other)
+
+
+def compile_model(
+    module: nn.Module,
+    config: EngineConfig,
+    limits: BatchLimits,
+    progress: Progress,
+    chosen: ChosenPrecision | None = None,
+    samples: Samples | None = None,
+) -> CompiledModel:
     """Capture, rewrite, plan. Sets torch's thread count for this process. Raises UnusableConfig.
 
-    `chosen`: what `choose_for` has said of this model. Where the precision is left to measurement and nothing was
-    chosen yet, that is done here, on random tokens.
+    Where an encoder's precision is left to measurement and not `chosen`, it is measured on programs that are gone
+    afterwards, and judged on `samples`, or random tokens.
     """
-    device = torch.device(config.device)
+    captured = capture_model(module, config, limits, progress)
+    device, named = captured.backend.device, config.named_precision
     if isinstance(module, Decodes):
-        return build_decoder(prepare(module, config), config, limits, progress, draft)
-    if config.kind == "reference":
-        return build_reference(prepare(module, config), limits, device, progress)
-    captured = capture_encoder(module, config, limits, progress)
-    named = config.named_precision
+        choice = choose_for_generation(named, device)
+        planned = captured.plan(choice)
+        layout = module.kv_layout(choose_cache_dtype(config, choice))
+        return CompiledModel({choice.precision: planned}, kv_layout=layout)
     candidates = [choose_precision(named, device)] if named else list_candidates(device)
+    if len(candidates) > 1:
+        chosen = chosen or try_precisions(captured, samples, progress)
+        candidates = [replace(choose_precision(name, device), reason="chosen for this model") for name in chosen.used]
     if len(candidates) == 1:
-        return captured.plan(candidates[0])
-    return build_chosen(captured, chosen or try_precisions(captured, None, progress), progress)
+        return CompiledModel({candidates[0].precision: captured.plan(candidates[0])}, chosen)
+    return CompiledModel(captured.plan_each(candidates, progress, len(candidates)), chosen)
 
 
 def choose_for(
     module: nn.Module, config: EngineConfig, limits: BatchLimits, samples: Samples | None, progress: Progress
 ) -> ChosenPrecision:
-    """The precision, or those by size of batch, that `build_engine` is to use for this encoder: measured on engines
-    that are gone afterwards, and judged on `samples`, or random tokens. Raises UnusableConfig."""
-    return try_precisions(capture_encoder(module, config, limits, progress), samples, progress)
+    """The precision, or those by size of batch, that `compile_model` is to use for this encoder."""
+    return try_precisions(capture_model(module, config, limits, progress), samples, progress)
 
 
-def capture_encoder(module: nn.Module, config: EngineConfig, limits: BatchLimits, progress: Progress) -> Captured:
+def capture_model(module: nn.Module, config: EngineConfig, limits: BatchLimits, progress: Progress) -> Captured:
+    """Raises UnusableConfig."""
+    set_up_torch(config)
+    backend = find_backend(config, progress)
+    quantization = load_quantization(config.quantization) if config.quantization else None
+    module = module.eval().requires_grad_(False).to(backend.device)
+    return Captured(capture_module(module, backend.device, progress), backend, quantization, limits, config)
+
+
+def find_backend(config: EngineConfig, progress: Progress) -> Backend:
     """Raises UnusableConfig."""
     device = torch.device(config.device)
-    module = prepare(module, config)
     library = find_library(config, device, progress)
-    target = find_target(config, device, library)
-    return Captured(capture_module(module, device, progress), target, library, limits, config)
-
-
-def prepare(module: nn.Module, config: EngineConfig) -> nn.Module:
-    """On its device, computing on as many threads as are configured. Raises UnusableConfig."""
-    device = torch.device(config.device)
-    check_device(device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    return module.eval().requires_grad_(False).to(device)
-
-
-def try_precisions(captured: Captured, samples: Samples | None, progress: Progress) -> ChosenPrecision:
-    """Each engine gets all of the memory that steps may take: they are not there to stay."""
-    engines = captured.plan_each(list_candidates(captured.target.device), progress, 1)
-    vocab_size, limits = find_vocab_size(captured.graph_module), captured.limits
-    seqlen = min(USUAL_SEQLEN, limits.least_tokens, limits.max_batch_tokens)
-    most = min(limits.max_batch_requests, limits.least_tokens // seqlen)
-    largest = min(engine.info.max_batch_tokens for engine in engines.values())
-    chosen = try_engines(
-        engines,
-        samples or make_samples(vocab_size, seqlen, most),
-        [make_example(vocab_size, limits, num_tokens) for num_tokens in list_sizes(largest)],
-        known_accuracy(captured.target),
-        captured.config.accuracy,
-        per_bucket=captured.config.precision == "auto_per_bucket",
-        progress=progress,
-    )
-    for engine in engines.values():
-        engine.close()
-    return chosen
-
-
-def build_chosen(captured: Captured, chosen: ChosenPrecision, progress: Progress) -> Engine:
-    """Several engines in one where batches of different sizes run in different precisions."""
-    choices = [
-        replace(choose_precision(name, captured.target.device), reason="chosen for this model") for name in chosen.used
-    ]
-    if len(choices) > 1:
-        return AdaptiveEngine(captured.plan_each(choices, progress, len(choices)), chosen)
-    engine = captured.plan(choices[0])
-    engine.info = replace(engine.info, chosen=chosen)
-    return engine
-
-
-def build_decoder(
-    module: nn.Module,
-    config: EngineConfig,
-    limits: BatchLimits,
-    progress: Progress,
-    draft: DraftModel | None = None,
-) -> Engine:
-    """With a KV cache, shared out over both models where there is a draft model."""
-    device = torch.device(config.device)
-    modules = [module] if draft is None else [module, prepare(draft.module, config)]
-    library = None if config.kind == "reference" else find_library(config, device, progress)
-    inners = [build_logits(each, config, library, limits, progress) for each in modules]
-    name = config.kv_cache.dtype
-    dtypes = [KV_DTYPES[name] if name != "auto" else choose_cache_dtype(inner.info, dtype) for inner, dtype in inners]
-    layouts = [each.kv_layout(dtype) for each, dtype in zip(modules, dtypes, strict=True) if isinstance(each, Decodes)]
-    num_blocks = plan_blocks(
-        config.kv_cache.budget_mb,
-        block_bytes=sum(layout.block_bytes for layout in layouts),
-        weight_bytes=sum(inner.info.weight_bytes for inner, _ in inners),
-        activation_bytes=sum(inner.info.activation_bytes for inner, _ in inners),
-        max_sequences=limits.max_batch_requests,
-        max_input_tokens=limits.max_input_tokens,
-    )
-    engines = [
-        DecoderEngine(inner, layout.allocate(num_blocks, device), name_dtype(layout.dtype))
-        for (inner, _), layout in zip(inners, layouts, strict=True)
-    ]
-    return (
-        engines[0]
-        if draft is None
-        else SpeculatingEngine(engines[0], engines[1], draft.num_tokens, limits.max_input_tokens)
-    )
-
-
-def build_logits(
-    module: nn.Module,
-    config: EngineConfig,
-    library: CpuLibrary | None,
-    limits: BatchLimits,
-    progress: Progress,
-) -> tuple[PlannedEngine | ReferenceEngine, torch.dtype]:
-    """What computes logits, and the type it computes in. `auto` is the float type that the device multiplies best:
-    INT8 has to be asked for."""
-    device = torch.device(config.device)
-    if config.kind == "reference":
-        return build_reference(module, limits, device, progress), torch.float32
-    target = find_target(config, device, library)
-    named = config.named_precision
-    choice = choose_precision(named, device) if named else choose_float(device)
-    if choice.precision == "int8":
-        # All layers add to one sum, which 16 bits would wear away; beside the weights its rows are nothing to read.
-        choice = PrecisionChoice("int8", torch.float32, "configured; what int8 layers hand on is fp32")
-    graph_module = capture_module(module, device, progress)
-    return plan_engine(graph_module, choice, target, library, limits, find_cap(config, 1)), choice.dtype
+    return plain_backend(device) if library is None else cpu_backend(library)
 
 
 def capture_module(module: nn.Module, device: torch.device, progress: Progress) -> GraphModule:
@@ -253,18 +160,45 @@ def capture_module(module: nn.Module, device: torch.device, progress: Progress) 
     return graph_module
 
 
-def choose_float(device: torch.device) -> PrecisionChoice:
-    candidates = [choice for choice in list_candidates(device) if choice.precision != "int8"]
-    return replace(candidates[-1], reason="auto: the float type that is fastest here; int8 has to be asked for")
+def try_precisions(captured: Captured, samples: Samples | None, progress: Progress) -> ChosenPrecision:
+    """Each program gets all of the memory that steps may take: they are not there to stay."""
+    backend, limits = captured.backend, captured.limits
+    programs = captured.plan_each(list_candidates(backend.device), progress, 1)
+    engines = {name: open_program(each, backend.kernels, backend.device) for name, each in programs.items()}
+    vocab_size = find_vocab_size(captured.graph_module)
+    seqlen = min(USUAL_SEQLEN, limits.least_tokens, limits.max_batch_tokens)
+    most = min(limits.max_batch_requests, limits.least_tokens // seqlen)
+    largest = min(engine.info.max_batch_tokens for engine in engines.values())
+    chosen = try_engines(
+        engines,
+        samples or make_samples(vocab_size, seqlen, most),
+        [make_example(vocab_size, limits, num_tokens) for num_tokens in list_sizes(largest)],
+        known_accuracy(captured.quantization),
+        captured.config.accuracy,
+        per_bucket=captured.config.precision == "auto_per_bucket",
+        progress=progress,
+    )
+    for engine in engines.values():
+        engine.close()
+    return chosen
 
 
-def choose_cache_dtype(info: EngineInfo, dtype: torch.dtype) -> torch.dtype:
-    """As exact as the rest: beside int8 weights fp32 would be wasted."""
-    return torch.bfloat16 if info.precision == "int8" else dtype
+def choose_for_generation(named: Precision | None, device: torch.device) -> PrecisionChoice:
+    """`auto` is the float type that the device multiplies best: INT8 has to be asked for."""
+    if named is None:
+        candidates = [choice for choice in list_candidates(device) if choice.precision != "int8"]
+        return replace(candidates[-1], reason="auto: the float type that is fastest here; int8 has to be asked for")
+    if named == "int8":
+        # All layers add to one sum, which 16 bits would wear away; beside the weights its rows are nothing to read.
+        return PrecisionChoice("int8", torch.float32, "configured; what int8 layers hand on is fp32")
+    return choose_precision(named, device)
 
 
-def name_dtype(dtype: torch.dtype) -> str:
-    return next(name for name, known in KV_DTYPES.items() if known == dtype)
+def choose_cache_dtype(config: EngineConfig, choice: PrecisionChoice) -> torch.dtype:
+    """`auto`: as exact as the rest. Beside int8 weights fp32 would be wasted."""
+    if config.kv_cache.dtype != "auto":
+        return KV_DTYPES[config.kv_cache.dtype]
+    return torch.bfloat16 if choice.precision == "int8" else choice.dtype
 
 
 def copy_graph(graph_module: GraphModule) -> GraphModule:
@@ -274,32 +208,13 @@ def copy_graph(graph_module: GraphModule) -> GraphModule:
     return GraphModule(graph_module, graph)
 
 
-def plan_engine(
-    graph_module: GraphModule,
-    choice: PrecisionChoice,
-    target: Target,
-    library: CpuLibrary | None,
-    limits: BatchLimits,
-    cap_bytes: int | None,
-) -> PlannedEngine:
-    """Rewrites `graph_module` in place."""
-    run_passes(graph_module, list_passes(choice, target), lambda name, graph: None)
-    kernels = list_kernels(library)
-    program = lower(graph_module, kernels)
-    largest = fit_capacity(program, limits.largest(), limits.least_tokens, cap_bytes)
-    return PlannedEngine(
-        program, kernels, largest, target.device, describe(program, choice, largest, target), cap_bytes
-    )
-
-
 def find_cap(config: EngineConfig, num_engines: int) -> int | None:
     """Bytes of activations for one of several engines; each keeps what it has once taken."""
     return None if config.memory_cap_mb is None else int(config.memory_cap_mb * 2**20) // num_engines
 
 
-def known_accuracy(target: Target) -> dict[Precision, Accuracy]:
+def known_accuracy(quantization: Quantization | None) -> dict[Precision, Accuracy]:
     """What `padless quantize` has measured on texts of the model's user."""
-    quantization = target.quantization
     return {} if quantization is None or not quantization.accuracy.num_texts else {"int8": quantization.accuracy}
 
 
@@ -310,31 +225,13 @@ def make_example(vocab_size: int, limits: BatchLimits, num_tokens: int) -> Batch
     return random_batch(vocab_size, min(num_tokens // seqlen, limits.max_batch_requests), seqlen)
 
 
-def find_library(config: EngineConfig, device: torch.device, progress: Progress) -> CpuLibrary | None:
-    """The compiled kernels, where the device is a CPU. Raises UnusableConfig."""
-    try:
-        return load_library(config.cpu_kernels, progress) if device.type == "cpu" else None
-    except CannotBuild as error:
-        raise UnusableConfig(
-            f"engine.cpu_kernels {config.cpu_kernels}: {error}. Set cpu_kernels to auto, or to torch for none"
-        ) from None
-
-
-def find_target(config: EngineConfig, device: torch.device, library: CpuLibrary | None) -> Target:
-    """What to rewrite for. Raises UnusableConfig where the calibration cannot be read."""
-    quantization = load_quantization(config.quantization) if config.quantization else None
-    if library is None:
-        return Target(device, None, quantization)
-    return Target(device, library.isa, quantization, library.round_channels)
-
-
-def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, target: Target) -> EngineInfo:
+def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, backend: Backend) -> EngineInfo:
     return EngineInfo(
         kind="planned",
         precision=choice.precision,
         precision_reason=choice.reason,
-        device=str(target.device),
-        kernels=target.isa or "torch",
+        device=str(backend.device),
+        kernels=backend.name,
         threads=torch.get_num_threads(),
         outputs=program.outputs,
         weight_bytes=program.weight_bytes,
@@ -345,6 +242,26 @@ def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, tar
 
 
 def build_reference(
+    module: nn.Module,
+    config: EngineConfig,
+    limits: BatchLimits,
+    progress: Progress,
+    draft: DraftModel | None = None,
+) -> Engine:
+    """Plain modules, op by op; generators with a cache. Raises UnusableConfig."""
+    set_up_torch(config)
+    device = torch.device(config.device)
+    modules = [module] if draft is None else [module, draft.module]
+    modules = [each.eval().requires_grad_(False).to(device) for each in modules]
+    inners = [build_reference_step(each, limits, device, progress) for each in modules]
+    if not isinstance(module, Decodes):
+        return inners[0]
+    dtype = torch.float32 if config.kv_cache.dtype == "auto" else KV_DTYPES[config.kv_cache.dtype]
+    layouts = [each.kv_layout(dtype) for each in modules if isinstance(each, Decodes)]
+    return give_caches(inners, layouts, config, limits, 0 if draft is None else draft.num_tokens)
+
+
+def build_reference_step(
     module: nn.Module, limits: BatchLimits, device: torch.device, progress: Progress
 ) -> ReferenceEngine:
     """The module is captured to know what it reads and gives; it runs as it is."""
@@ -363,32 +280,11 @@ def build_reference(
     return ReferenceEngine(module, read_inputs(graph_module), limits.largest(), device, info)
 
 
-def build_null(outputs: tuple[ArraySpec, ...], config: EngineConfig, limits: BatchLimits, replica: int = 0) -> Engine:
-    """Gives `outputs`; a decoder where the limits say that there are logits."""
-    num_blocks = 1 + limits.max_batch_requests * count_blocks(limits.max_input_tokens) if limits.max_batch_logits else 0
-    info = EngineInfo(
-        *("null", "none", "computes nothing", "cpu", 1, outputs),
-        max_batch_tokens=limits.max_batch_tokens,
-        num_blocks=num_blocks,
-        max_batch_logits=limits.max_batch_logits,
-    )
-    engine = NullDecoder if num_blocks else NullEngine
-    return engine(
-        info,
-        step_ms=config.null_step_ms,
-        us_per_token=config.null_step_us_per_token,
-        fail_token_id=config.null_fail_token_id,
-        nan_token_id=config.null_nan_token_id,
-        max_steps=1 if replica == config.null_failing_replica else None,
-    )
-
-
 def trace_passes(module: nn.Module, config: EngineConfig, on_pass: OnPass) -> Program:
     """Capture and rewrite without building an engine, for `padless graph`."""
-    device = torch.device(config.device)
-    graph_module = capture(module.eval().requires_grad_(False).to(device), device)
-    library = find_library(config, device, lambda *_: None)
-    target = find_target(config, device, library)
-    choice = choose_precision(config.named_precision or "fp32", device)
-    run_passes(graph_module, list_passes(choice, target), on_pass)
-    return lower(graph_module, list_kernels(library))
+    backend = find_backend(config, lambda *_: None)
+    graph_module = capture(module.eval().requires_grad_(False).to(backend.device), backend.device)
+    quantization = load_quantization(config.quantization) if config.quantization else None
+    choice = choose_precision(config.named_precision or "fp32", backend.device)
+    run_passes(graph_module, list_passes(choice, backend, quantization), on_pass)
+    return lower(graph_module, backend.kernels)

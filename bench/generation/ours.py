@@ -12,9 +12,10 @@ import numpy as np
 from bench.generation.session import Task
 from models.info import read_info
 from models.load import load_model
-from runtime.build import BatchLimits, build_engine
+from runtime.build import build_engine
 from runtime.config import EngineConfig
 from runtime.engine import Engine
+from runtime.limits import BatchLimits
 from server.engine.batchers.batcher import StepLimits
 from server.engine.batchers.decoding import DecodingBatcher, DecodingOptions, DecodingStep
 from server.engine.cost_model import CostModel

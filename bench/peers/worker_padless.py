@@ -8,8 +8,9 @@ from protocol import Embed, Rows, Sequences, serve
 
 from models.info import read_info
 from models.load import load_model
-from runtime.build import BatchLimits, build_engine
+from runtime.build import build_engine
 from runtime.config import EngineConfig
+from runtime.limits import BatchLimits
 from server.engine.batchers.packing import pack_sequences
 from server.wire.job import TokenSequence
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.backends.backend import Kernel
+from runtime.backends.cpu.native import Arguments, NativeKernel, lies_as_wanted, name_arguments
+from runtime.backends.cpu.tape import Tape
 from runtime.batch import Arrays
 from runtime.engine import EngineError
-from runtime.kernels.cpu.native import Arguments, NativeKernel, lies_as_wanted, name_arguments
-from runtime.kernels.cpu.tape import Tape
-from runtime.kernels.table import Kernel
 from runtime.memory.arena import Layout
 from runtime.memory.lifetimes import SYMBOLS, Formula
 from runtime.memory.sizes import Numbers, Sizes

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from runtime.backends.backend import Kernel
 from runtime.batch import Batch, Output
 from runtime.config import UnusableConfig
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
 from runtime.engines.bound import BoundProgram
 from runtime.engines.transfer import find_shape, run_warmup, take_arrays, to_output
-from runtime.kernels.table import Kernel
 from runtime.memory.arena import Arena, CapExceeded
 from runtime.memory.lifetimes import BatchShape, round_shape
 from runtime.memory.planner import plan_region

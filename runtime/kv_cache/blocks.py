@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 BLOCK_SIZE = 16
-"""Tokens of a block; also the columns of a panel in `kernels/cpu/gemm.h`."""
+"""Tokens of a block; also the columns of a panel in `backends/cpu/kernels/gemm.h`."""
 SCRATCH_BLOCK = 0
 """Belongs to nobody: tables are filled up with it, and canaries write to it."""
 

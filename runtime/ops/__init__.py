@@ -1,4 +1,4 @@
 """The `padless::` ops: definition, shape function and reference implementation, one file per op.
 
-Importing a file registers its op with torch; `runtime.kernels` holds the implementations that engines use.
+Importing a file registers its op with torch; `runtime.backends` holds the implementations that engines use.
 """

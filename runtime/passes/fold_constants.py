@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from runtime.backends.plain.table import VIEW_OPS
 from runtime.capture import constant
-from runtime.kernels.table import VIEW_OPS
 from runtime.passes.rewriting import add_constant
 
 

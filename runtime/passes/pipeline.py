@@ -7,7 +7,9 @@ from functools import partial
 import torch
 from torch.fx import GraphModule
 
+from runtime.backends.backend import Backend, Pass
 from runtime.config import Precision
+from runtime.ops import embed_norm
 from runtime.passes.drop_casts import drop_casts
 from runtime.passes.fold_constants import fold_constants
 from runtime.passes.fuse_add_norm import fuse_add_norm
@@ -18,29 +20,14 @@ from runtime.passes.fuse_linear_add import fuse_linear_add
 from runtime.passes.fuse_pool import fuse_pool
 from runtime.passes.fuse_qkv import fuse_qkv
 from runtime.passes.precision import lower_precision
-from runtime.passes.prepack_native import prepack_native
 from runtime.passes.quantize import quantize
 from runtime.passes.rewriting import infer_shapes
 from runtime.quantization.scheme import Quantization
-from runtime.quantization.weights import RoundChannels
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-Pass = Callable[[GraphModule], None]
 OnPass = Callable[[str, GraphModule], None]
 """Told the name of each pass and the graph after it; first `capture`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What graphs are rewritten for."""
-
-    device: torch.device
-    isa: str | None = None
-    """The instruction set of the compiled CPU kernels; None: torch's kernels."""
-    quantization: Quantization | None = None
-    round_channels: RoundChannels | None = None
-    """Of the compiled kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,36 +60,32 @@ def has_cpu_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def list_passes(choice: PrecisionChoice, target: Target) -> list[tuple[str, Pass]]:
-    """What makes a captured graph into one for `target`, in order."""
-    is_cpu, is_native = target.device.type == "cpu", target.isa is not None
+def list_passes(
+    choice: PrecisionChoice, backend: Backend, quantization: Quantization | None = None
+) -> list[tuple[str, Pass]]:
+    """What makes a captured graph into one for `backend`, in order. `quantization`: a calibration of the model."""
     passes: list[tuple[str, Pass]] = [
         ("fold_constants", fold_constants),
         ("fuse_qkv", fuse_qkv),
         ("fuse_linear_act", fuse_linear_act),
         ("fuse_gated_act", fuse_gated_act),
     ]
-    if is_native:
+    if embed_norm.OP in backend.kernels:
         passes += [("fuse_embed_norm", fuse_embed_norm), ("fuse_pool", fuse_pool)]
     passes.append(("fuse_add_norm", fuse_add_norm))
     if choice.precision == "int8":
-        # AVX2 adds products of bytes in 16 bits: see add_products in kernels/cpu/gemm.h.
         how = partial(
             quantize,
-            quantization=target.quantization,
-            overflow_free=target.isa == "avx2",
-            round_channels=target.round_channels,
+            quantization=quantization,
+            overflow_free=backend.overflow_free,
+            round_channels=backend.round_channels,
         )
         passes.append(("quantize", how))
     passes.append(("fuse_linear_add", fuse_linear_add))
     if choice.dtype != torch.float32:
-        passes.append(
-            ("precision", partial(lower_precision, dtype=choice.dtype, keep_linears=is_cpu and not is_native))
-        )
-    passes.append(("drop_casts", drop_casts))
-    if is_native:
-        passes.append(("prepack_native", prepack_native))
-    return passes
+        lower = partial(lower_precision, dtype=choice.dtype, keep_linears=backend.keeps_linears)
+        passes.append(("precision", lower))
+    return [*passes, ("drop_casts", drop_casts), *backend.passes]
 
 
 def run_passes(graph_module: GraphModule, passes: list[tuple[str, Pass]], on_pass: OnPass) -> None:

@@ -18,9 +18,11 @@ import uvloop
 
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
-from runtime.build import BatchLimits, DraftModel, build_engine, build_null
+from runtime.build import DraftModel, build_engine
 from runtime.config import EngineConfig
 from runtime.engine import Engine, EngineInfo, Progress
+from runtime.limits import BatchLimits
+from runtime.open import build_null
 from server.engine.batchers.batcher import Batcher, StepLimits
 from server.engine.batchers.cache_metrics import CacheMetrics
 from server.engine.batchers.decoding import DecodingBatcher, DecodingOptions

@@ -8,7 +8,8 @@ from torch.fx import GraphModule
 
 from models.info import ModelDirectoryError
 from models.load import load_model
-from runtime.build import BatchLimits, trace_passes
+from runtime.build import trace_passes
+from runtime.limits import BatchLimits
 from runtime.listing import format_graph, format_program
 from server.config import ConfigError
 from server.config_file import load_config

@@ -14,9 +14,10 @@ from tqdm import tqdm
 from models.info import ModelDirectoryError
 from models.load import load_model
 from runtime.batch import Batch
-from runtime.build import BatchLimits, build_engine
+from runtime.build import build_engine
 from runtime.config import UnusableConfig
 from runtime.engine import Engine, Progress
+from runtime.limits import BatchLimits
 from runtime.quantization.accuracy import BOUNDS, AgreesOn
 from runtime.quantization.calibrate import Calibration, Options, calibrate
 from runtime.quantization.observe import trace_linears

@@ -10,8 +10,8 @@ from unittest.mock import patch
 
 import pytest
 
-from runtime.kernels.cpu.build import ISA_FLAGS, find_library, list_isas
-from runtime.kernels.cpu.library import CpuLibrary, check_library, load_library
+from runtime.backends.cpu.build import ISA_FLAGS, find_library, list_isas
+from runtime.backends.cpu.library import CpuLibrary, check_library, load_library
 
 HEADERS = Path(__file__).parent / "emulation"
 EMULATED = [f"emulated-{isa}" for isa in ("avx512", "avx512_bf16", "amx") if isa not in list_isas() and list_isas()]

@@ -1,15 +1,17 @@
 """The one table of shapes, the one table of tolerances, and memory that shows what a kernel left out or overran."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
-from runtime.kernels.cpu.build import list_isas
-from runtime.kernels.table import Kernel, list_kernels
+from runtime.backends.backend import Backend, Kernel
+from runtime.backends.cpu.backend import cpu_backend
+from runtime.backends.cpu.build import list_isas
+from runtime.backends.plain.table import plain_backend
 from tests.kernels.emulated import COMPILED, load_compiled
 from tests.tolerances import Tolerance
 
@@ -47,10 +49,16 @@ torch.set_num_threads(1)
 
 
 @cache
-def find_kernels(implementation: str) -> dict[object, Kernel]:
-    if implementation != "torch" and shutil.which("c++") is None and shutil.which("g++") is None:
+def find_backend(implementation: str) -> Backend:
+    if implementation == "torch":
+        return plain_backend(torch.device("cpu"))
+    if shutil.which("c++") is None and shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
-    return list_kernels(None if implementation == "torch" else load_compiled(implementation))
+    return cpu_backend(load_compiled(implementation))
+
+
+def find_kernels(implementation: str) -> Mapping[object, Kernel]:
+    return find_backend(implementation).kernels
 
 
 def random_tensor(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

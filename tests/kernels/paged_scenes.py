@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.kernels.table import Kernel
+from runtime.backends.backend import Kernel
 from runtime.kv_cache.blocks import BLOCK_SIZE
 from runtime.kv_cache.layout import KVLayout
 from runtime.ops.paged_attention import OP

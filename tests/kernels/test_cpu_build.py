@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.build import BatchLimits, build_engine
+from runtime.backends.cpu import build, library
+from runtime.backends.cpu.build import CannotBuild, find_library, hash_compiler, hash_sources, list_isas, seal
+from runtime.backends.cpu.library import CpuLibrary, check_library, load_library
+from runtime.build import build_engine
 from runtime.config import EngineConfig
 from runtime.engine import Engine
-from runtime.kernels.cpu import build, library
-from runtime.kernels.cpu.build import CannotBuild, find_library, hash_compiler, hash_sources, list_isas, seal
-from runtime.kernels.cpu.library import CpuLibrary, check_library, load_library
+from runtime.limits import BatchLimits
 from tests.kernels.emulated import COMPILED, EMULATED, load_compiled
 from tests.kernels.tiny_graphs import random_batch, tiny_bert
 from tests.tolerances import check_close
@@ -226,8 +227,8 @@ LOAD_TWO = """
 import torch
 from tests.kernels.emulated import load_compiled
 from tests.kernels.kernel_cases import find_kernels, random_tensor
-from runtime.kernels.cpu.ops import LINEAR_ACT_PACKED
-from runtime.kernels.cpu.packing import pack_fp32
+from runtime.backends.cpu.ops import LINEAR_ACT_PACKED
+from runtime.backends.cpu.layouts import pack_fp32
 
 x, weight = random_tensor(128, 32), random_tensor(384, 32, seed=1)
 args = (x, pack_fp32(weight), 384, None, "none")

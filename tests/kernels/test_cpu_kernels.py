@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from runtime.kernels.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED
-from runtime.kernels.cpu.packing import pack_fp32, pack_int8, pad_bias
-from runtime.kernels.eager.linear_int8 import linear_int8 as torch_linear_int8
+from runtime.backends.cpu.layouts import pack_fp32, pack_int8, pad_bias
+from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED
+from runtime.backends.plain.linear_int8 import linear_int8 as torch_linear_int8
 from runtime.ops import add_norm, embed_norm, linear_act, linear_int8, pool, varlen_attention
 from runtime.ops.linear_act import ACTIVATIONS
 from runtime.ops.quantized_rows import dequantize_rows, quantize_rows, row_bytes, split_rows

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.build import BatchLimits, build_engine
+from runtime.build import build_engine
 from runtime.config import EngineConfig
 from runtime.engine import Engine
+from runtime.limits import BatchLimits
 from tests.kernels.tiny_graphs import Tiny, random_batch
 from tests.tolerances import check_close
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from runtime.kernels.eager.linear_act import ACTIVATE, linear, linear_act
-from runtime.kernels.eager.runs import iter_runs
-from runtime.kernels.table import embedding
+from runtime.backends.plain.linear_act import ACTIVATE, linear, linear_act
+from runtime.backends.plain.runs import iter_runs
+from runtime.backends.plain.table import embedding
 from runtime.ops import add_norm as add_norm_op
 from runtime.ops import linear_act as linear_act_op
 from runtime.ops import pool as pool_op

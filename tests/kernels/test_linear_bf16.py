@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime.kernels.cpu.ops import LINEAR_ACT_PACKED
-from runtime.kernels.cpu.packing import pack_bf16, pad_bias
+from runtime.backends.cpu.layouts import pack_bf16, pad_bias
+from runtime.backends.cpu.ops import LINEAR_ACT_PACKED
 from runtime.ops import linear_act
 from runtime.ops.linear_act import ACTIVATIONS
 from tests.kernels.emulated import COMPILED

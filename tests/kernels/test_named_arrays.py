@@ -15,11 +15,13 @@ from torch.nn import functional
 from models.bert import Bert
 from models.heads import EmbeddingHead, TextModel
 from runtime.batch import ArraySpec, Batch, FloatArray
-from runtime.build import BatchLimits, build_engine, build_null
+from runtime.build import build_engine
 from runtime.capture import capture, describe_outputs, list_inputs
 from runtime.config import EngineConfig
 from runtime.engine import Engine, EngineError
 from runtime.engines.transfer import make_batch
+from runtime.limits import BatchLimits
+from runtime.open import build_null
 from runtime.ops import pool
 from runtime.passes.fuse_pool import fuse_pool
 from runtime.quantization.calibrate import Options, calibrate

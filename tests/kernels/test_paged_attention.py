@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from runtime.kernels.table import Kernel
+from runtime.backends.backend import Kernel
 from runtime.kv_cache.blocks import BLOCK_SIZE
 from runtime.kv_cache.layout import load_rows
 from runtime.ops.paged_attention import OP, rotate

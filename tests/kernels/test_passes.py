@@ -9,8 +9,12 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.nn import functional
 
+from runtime.backends.backend import Backend
+from runtime.backends.cpu.backend import PASSES
+from runtime.backends.cpu.pack_weights import pack_weights
+from runtime.backends.plain.table import TORCH_KERNELS, plain_backend
 from runtime.capture import constant
-from runtime.ops import pool
+from runtime.ops import embed_norm, pool
 from runtime.passes.drop_casts import drop_casts
 from runtime.passes.fold_constants import fold_constants
 from runtime.passes.fuse_add_norm import fuse_add_norm
@@ -20,14 +24,12 @@ from runtime.passes.fuse_linear_add import fuse_linear_add
 from runtime.passes.fuse_qkv import fuse_qkv
 from runtime.passes.pipeline import (
     PrecisionChoice,
-    Target,
     choose_precision,
     has_cpu_bf16,
     list_candidates,
     list_passes,
 )
 from runtime.passes.precision import lower_precision
-from runtime.passes.prepack_native import prepack_native
 from runtime.passes.rewriting import infer_shapes
 from tests.kernels.tiny_graphs import (
     CPU,
@@ -293,7 +295,7 @@ class TestPrecision:
         assert names == ["fp32", "bf16", "int8"] if native else ["fp32", "int8"]
 
 
-class TestPrepackNative:
+class TestPackWeights:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_packed_linear_computes_the_same(self, dtype: torch.dtype) -> None:
         def body(module: Tiny, x: Tensor, _: Tensor) -> Tensor:
@@ -303,14 +305,14 @@ class TestPrepackNative:
         expected = run_graph(graph_module, BATCH)
         fusing = [("fuse_linear_act", fuse_linear_act), ("fuse_linear_add", fuse_linear_add)]
         lowering = [("precision", partial(lower_precision, dtype=dtype))] if dtype != torch.float32 else []
-        rewrite(graph_module, *fusing, *lowering, ("prepack_native", prepack_native))
+        rewrite(graph_module, *fusing, *lowering, ("pack_weights", pack_weights))
         check_close(run_graph(graph_module, BATCH).float(), expected, dtype)
         assert count_calls(graph_module) == {"embedding": 1, "linear_act_packed": 2}
         packed = [constant(graph_module, node) for node in graph_module.graph.nodes if "weight_packed" in node.name]
         assert [weight.dtype for weight in packed] == [dtype] * 2
 
     def test_shared_weight_is_packed_once(self) -> None:
-        _, graph_module = check_pass(lambda m, x, _: m.a(m.a(x)), "prepack_native", prepack_native)
+        _, graph_module = check_pass(lambda m, x, _: m.a(m.a(x)), "pack_weights", pack_weights)
         packed = [node.target for node in graph_module.graph.nodes if "weight_packed" in str(node.target)]
         assert packed == ["a_weight_packed"]
 
@@ -320,18 +322,21 @@ BF16_CHOICE = PrecisionChoice("bf16", torch.bfloat16, "")
 INT8_CHOICE = PrecisionChoice("int8", torch.bfloat16, "")
 
 
+COMPILED = Backend("avx512", CPU, TORCH_KERNELS | {embed_norm.OP: print}, PASSES)
+
+
 @pytest.mark.parametrize(
-    ("choice", "isa", "last"),
+    ("choice", "is_compiled", "last"),
     [
-        (FP32_CHOICE, None, ["fuse_add_norm", "fuse_linear_add", "drop_casts"]),
-        (FP32_CHOICE, "avx2", ["fuse_linear_add", "drop_casts", "prepack_native"]),
-        (BF16_CHOICE, None, ["fuse_linear_add", "precision", "drop_casts"]),
-        (BF16_CHOICE, "avx512", ["fuse_linear_add", "precision", "drop_casts", "prepack_native"]),
-        (INT8_CHOICE, "avx2", ["quantize", "fuse_linear_add", "precision", "drop_casts", "prepack_native"]),
+        (FP32_CHOICE, False, ["fuse_add_norm", "fuse_linear_add", "drop_casts"]),
+        (FP32_CHOICE, True, ["fuse_linear_add", "drop_casts", "pack_weights"]),
+        (BF16_CHOICE, False, ["fuse_linear_add", "precision", "drop_casts"]),
+        (BF16_CHOICE, True, ["fuse_linear_add", "precision", "drop_casts", "pack_weights"]),
+        (INT8_CHOICE, True, ["quantize", "fuse_linear_add", "precision", "drop_casts", "pack_weights"]),
     ],
 )
-def test_order_of_passes(choice: PrecisionChoice, isa: str | None, last: list[str]) -> None:
-    names = [name for name, _ in list_passes(choice, Target(CPU, isa))]
+def test_order_of_passes(choice: PrecisionChoice, is_compiled: bool, last: list[str]) -> None:
+    names = [name for name, _ in list_passes(choice, COMPILED if is_compiled else plain_backend(CPU))]
     assert names[:4] == ["fold_constants", "fuse_qkv", "fuse_linear_act", "fuse_gated_act"]
     assert names[-len(last) :] == last
 

@@ -15,10 +15,10 @@ from runtime.engines.speculating import without_logits
 from runtime.engines.transfer import make_batch
 from runtime.kv_cache.examples import page_alone
 from runtime.kv_cache.layout import KVLayout
+from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
-from runtime.passes.pipeline import Target, choose_precision, list_passes
-from runtime.program import lower
-from tests.kernels.kernel_cases import IMPLEMENTATIONS, find_kernels
+from runtime.passes.pipeline import choose_precision, list_passes
+from tests.kernels.kernel_cases import IMPLEMENTATIONS, find_backend
 from tests.kernels.tiny_graphs import CPU, LLAMA_CONFIG, rewrite, tiny_llama
 from tests.tolerances import check_close
 
@@ -35,11 +35,10 @@ def page(seqlens: list[int], token_id: int, past: int = 0) -> Batch:
 
 
 def make_engine(implementation: str) -> PlannedEngine:
-    target = Target(CPU, None if implementation == "torch" else implementation)
-    passes = list_passes(choose_precision("fp32", CPU), target)
-    kernels = find_kernels(implementation)
-    program = lower(rewrite(capture(tiny_llama(), CPU), *passes), kernels)
-    return PlannedEngine(program, kernels, LARGEST, CPU, INFO, None)
+    backend = find_backend(implementation)
+    passes = list_passes(choose_precision("fp32", CPU), backend)
+    program = lower(rewrite(capture(tiny_llama(), CPU), *passes), backend.kernels)
+    return PlannedEngine(program, backend.kernels, LARGEST, CPU, INFO, None)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -10,8 +10,9 @@ from torch import nn
 
 from models.bert import Bert
 from models.heads import Dense, EmbeddingHead, TextModel
+from runtime.backends.cpu import library
 from runtime.batch import INPUTS, ArraySpec, Batch
-from runtime.build import BatchLimits, build_engine
+from runtime.build import build_engine
 from runtime.capture import capture
 from runtime.config import EngineConfig, Precision, UnusableConfig
 from runtime.engine import Engine, EngineError, EngineInfo
@@ -19,12 +20,13 @@ from runtime.engines.adaptive import AdaptiveEngine
 from runtime.engines.planned import PlannedEngine, fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
 from runtime.engines.transfer import make_batch
-from runtime.kernels.cpu import library
+from runtime.limits import BatchLimits
+from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
-from runtime.passes.pipeline import Target, choose_precision, list_candidates, list_passes
+from runtime.passes.pipeline import choose_precision, list_candidates, list_passes
 from runtime.precision_choice import ChosenPrecision
-from runtime.program import Program, lower
-from tests.kernels.kernel_cases import CONFIGURABLE, find_kernels
+from runtime.program import Program
+from tests.kernels.kernel_cases import CONFIGURABLE, find_backend, find_kernels
 from tests.kernels.tiny_graphs import (
     BERT_CONFIG,
     CPU,
@@ -49,10 +51,9 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 def lower_model(module: nn.Module, implementation: str = "torch") -> Program:
-    passes = list_passes(
-        choose_precision("fp32", CPU), Target(CPU, None if implementation == "torch" else implementation)
-    )
-    return lower(rewrite(capture(module, CPU), *passes), find_kernels(implementation))
+    backend = find_backend(implementation)
+    passes = list_passes(choose_precision("fp32", CPU), backend)
+    return lower(rewrite(capture(module, CPU), *passes), backend.kernels)
 
 
 @cache

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from runtime.backends.backend import Kernel
+from runtime.backends.plain.table import TORCH_KERNELS
 from runtime.batch import Batch
 from runtime.capture import symbol_names, to_formula
 from runtime.engine import EngineError, EngineInfo
 from runtime.engines.bound import BoundProgram
 from runtime.engines.planned import PlannedEngine
-from runtime.kernels.table import TORCH_KERNELS, Kernel
 from runtime.listing import format_program
+from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
 from runtime.ops import pool
-from runtime.program import Instruction, Program, lower
+from runtime.program import Instruction, Program
 from tests.kernels.kernel_cases import CONFIGURABLE, find_kernels
 from tests.kernels.tiny_graphs import CPU, HIDDEN_SIZE, Body, Tiny, capture_body, random_batch, run_graph
 from tests.tolerances import check_close

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime.kernels.cpu.native import name_arguments
-from runtime.kernels.cpu.ops import LINEAR_ACT_PACKED
-from runtime.kernels.cpu.packing import pack_fp32, pad_bias
-from runtime.kernels.cpu.tape import Tape
+from runtime.backends.cpu.layouts import pack_fp32, pad_bias
+from runtime.backends.cpu.native import name_arguments
+from runtime.backends.cpu.ops import LINEAR_ACT_PACKED
+from runtime.backends.cpu.tape import Tape
 from runtime.memory.lifetimes import Formula
 from runtime.memory.sizes import Sizes
 from runtime.ops import add_norm, embed_norm, gated_act, paged_attention, pool

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from runtime.build import BatchLimits, build_engine
+from runtime.build import build_engine
 from runtime.config import EngineConfig
 from runtime.engine import Engine
+from runtime.limits import BatchLimits
 from tests.kernels.kernel_cases import CONFIGURABLE
 from tests.kernels.tiny_graphs import MAX_POSITIONS, random_batch, tiny_bert
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from models.info import ModelInfo, read_info
 from models.load import load_model
 from runtime.batch import Batch
-from runtime.build import BatchLimits, build_engine
+from runtime.build import build_engine
 from runtime.config import EngineConfig
 from runtime.engine import Engine
 from runtime.engines.transfer import lay_out
+from runtime.limits import BatchLimits
 
 Ids = npt.NDArray[np.int64]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.kernels.cpu.build import ISA_FLAGS
+from runtime.backends.cpu.build import ISA_FLAGS
 from server.__main__ import SET_VARIABLES
 
 DOCKER = Path(__file__).parents[2] / "docker"

@@ -12,32 +12,35 @@ import pytest
 import torch
 from torch.fx import GraphModule
 
+from runtime.backends.backend import Backend
+from runtime.backends.cpu.backend import PASSES
+from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED
+from runtime.backends.plain.table import TORCH_KERNELS, plain_backend
 from runtime.capture import capture
-from runtime.kernels.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED
-from runtime.kernels.table import TORCH_KERNELS
 from runtime.listing import format_graph, format_program
+from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
 from runtime.ops import embed_norm
-from runtime.passes.pipeline import PrecisionChoice, Target, list_passes, run_passes
-from runtime.program import lower
+from runtime.passes.pipeline import PrecisionChoice, list_passes, run_passes
 from tests.kernels.tiny_graphs import CPU, tiny_bert, tiny_llama
 
 HERE = Path(__file__).parent
 UPDATE_VARIABLE = "PADLESS_UPDATE_SNAPSHOTS"
 LARGEST = BatchShape(512, 64, 128, 64)
 MODELS = {"bert": tiny_bert, "llama": tiny_llama}
-KERNELS = TORCH_KERNELS | dict.fromkeys((LINEAR_ACT_PACKED.target, LINEAR_INT8_PACKED.target, embed_norm.OP), print)
+PACKED = (LINEAR_ACT_PACKED.target, LINEAR_INT8_PACKED.target, embed_norm.OP)
+AVX2 = Backend("avx2", CPU, TORCH_KERNELS | dict.fromkeys(PACKED, print), PASSES, overflow_free=True)
 """Whatever this machine has: a plan needs to know only which ops have kernels."""
 
 # Chosen here and not by `choose_precision`, so that the text does not depend on this machine's CPU.
 CASES = {
-    "bert-fp32": (PrecisionChoice("fp32", torch.float32, ""), Target(CPU)),
-    "bert-bf16": (PrecisionChoice("bf16", torch.bfloat16, ""), Target(CPU)),
-    "bert-bf16-avx2": (PrecisionChoice("bf16", torch.bfloat16, ""), Target(CPU, "avx2")),
-    "bert-fp32-avx2": (PrecisionChoice("fp32", torch.float32, ""), Target(CPU, "avx2")),
-    "bert-int8-avx2": (PrecisionChoice("int8", torch.bfloat16, ""), Target(CPU, "avx2")),
-    "llama-fp32-avx2": (PrecisionChoice("fp32", torch.float32, ""), Target(CPU, "avx2")),
-    "llama-int8-avx2": (PrecisionChoice("int8", torch.float32, ""), Target(CPU, "avx2")),
+    "bert-fp32": (PrecisionChoice("fp32", torch.float32, ""), plain_backend(CPU)),
+    "bert-bf16": (PrecisionChoice("bf16", torch.bfloat16, ""), plain_backend(CPU)),
+    "bert-bf16-avx2": (PrecisionChoice("bf16", torch.bfloat16, ""), AVX2),
+    "bert-fp32-avx2": (PrecisionChoice("fp32", torch.float32, ""), AVX2),
+    "bert-int8-avx2": (PrecisionChoice("int8", torch.bfloat16, ""), AVX2),
+    "llama-fp32-avx2": (PrecisionChoice("fp32", torch.float32, ""), AVX2),
+    "llama-int8-avx2": (PrecisionChoice("int8", torch.float32, ""), AVX2),
 }
 
 
@@ -54,15 +57,15 @@ def test_graph_and_plan_are_as_kept(name: str) -> None:
     pytest.fail("\n".join([*lines, "", remedy]), pytrace=False)
 
 
-def describe(model: str, choice: PrecisionChoice, target: Target) -> str:
+def describe(model: str, choice: PrecisionChoice, backend: Backend) -> str:
     parts: list[str] = []
 
     def on_pass(name: str, graph_module: GraphModule) -> None:
         parts.append(f"== {name}\n{rename_nodes(format_graph(graph_module))}\n")
 
     graph_module = capture(MODELS[model](), CPU)
-    run_passes(graph_module, list_passes(choice, target), on_pass)
-    parts.append(f"== plan\n{rename_nodes(format_program(lower(graph_module, KERNELS), LARGEST))}\n")
+    run_passes(graph_module, list_passes(choice, backend), on_pass)
+    parts.append(f"== plan\n{rename_nodes(format_program(lower(graph_module, backend.kernels), LARGEST))}\n")
     return "\n".join(parts)
 
 

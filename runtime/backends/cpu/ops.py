@@ -11,7 +11,7 @@ come to lie.
 import torch
 from torch import Tensor
 
-from runtime.kernels.cpu.packing import round_up, unpack_float, unpack_int8
+from runtime.backends.cpu.layouts import round_up, unpack_float, unpack_int8
 from runtime.ops.linear_act import ACTIVATION, linear_act
 from runtime.ops.linear_int8 import linear_int8, new_out
 from runtime.ops.spec import define_op

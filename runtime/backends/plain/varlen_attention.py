@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
-from runtime.kernels.eager.runs import iter_runs
+from runtime.backends.plain.runs import iter_runs
 from runtime.ops.varlen_attention import score_bias
 from runtime.ops.varlen_attention import varlen_attention as reference
 

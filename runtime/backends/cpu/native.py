@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from runtime.kernels.cpu.structs import KIND_NUMBERS, MAX_DIMS, TENSOR_WORDS, Field, Struct
-from runtime.kernels.cpu.table import KernelSpec, Wanted
+from runtime.backends.cpu.structs import KIND_NUMBERS, MAX_DIMS, TENSOR_WORDS, Field, Struct
+from runtime.backends.cpu.table import KernelSpec, Wanted
 from runtime.ops.spec import Op
 
 Words = npt.NDArray[np.int64]

@@ -1,21 +1,16 @@
-"""Which ops can write into the arena, and by which kernel: torch's, or the compiled one for this CPU.
-
-What is not here still runs, in memory of its own.
-"""
-
-from collections.abc import Callable, Mapping
+"""torch's own kernels: which ops can write into the arena, on every device."""
 
 import torch
 from torch import Tensor
 
-from runtime.kernels.cpu.library import CpuLibrary
-from runtime.kernels.eager.add_norm import add_norm, layer_norm
-from runtime.kernels.eager.gated_act import gated_act
-from runtime.kernels.eager.linear_act import linear, linear_act
-from runtime.kernels.eager.linear_int8 import linear_int8
-from runtime.kernels.eager.paged_attention import paged_attention
-from runtime.kernels.eager.pool import pool
-from runtime.kernels.eager.varlen_attention import varlen_attention
+from runtime.backends.backend import Backend, Kernel
+from runtime.backends.plain.add_norm import add_norm, layer_norm
+from runtime.backends.plain.gated_act import gated_act
+from runtime.backends.plain.linear_act import linear, linear_act
+from runtime.backends.plain.linear_int8 import linear_int8
+from runtime.backends.plain.paged_attention import paged_attention
+from runtime.backends.plain.pool import pool
+from runtime.backends.plain.varlen_attention import varlen_attention
 from runtime.ops import add_norm as add_norm_op
 from runtime.ops import gated_act as gated_act_op
 from runtime.ops import linear_act as linear_act_op
@@ -23,9 +18,6 @@ from runtime.ops import linear_int8 as linear_int8_op
 from runtime.ops import paged_attention as paged_attention_op
 from runtime.ops import pool as pool_op
 from runtime.ops import varlen_attention as varlen_attention_op
-
-Kernel = Callable[..., object]
-"""Called with the op's own arguments, and `out`."""
 
 aten = torch.ops.aten
 
@@ -71,9 +63,9 @@ TORCH_KERNELS: dict[object, Kernel] = {
 }
 
 
-def list_kernels(library: CpuLibrary | None) -> Mapping[object, Kernel]:
-    """torch's kernels, and the compiled ones in their place where there is a library."""
-    return TORCH_KERNELS if library is None else TORCH_KERNELS | library.kernels
+def plain_backend(device: torch.device) -> Backend:
+    """torch's 16-bit GEMM on a CPU is slow without instructions for it, and its results depend on the rows beside."""
+    return Backend("torch", device, TORCH_KERNELS, keeps_linears=device.type == "cpu")
 
 
 VIEW_OPS: frozenset[object] = frozenset(

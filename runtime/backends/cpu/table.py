@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import torch
 
-from runtime.kernels.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED, ROUND_CHANNELS
-from runtime.kernels.cpu.structs import Struct, lay_struct
+from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED, ROUND_CHANNELS
+from runtime.backends.cpu.structs import Struct, lay_struct
 from runtime.ops import add_norm, embed_norm, gated_act, paged_attention, pool, varlen_attention
 from runtime.ops.spec import Op
 

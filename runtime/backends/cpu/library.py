@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from runtime.backends.cpu.build import CannotBuild, find_library, list_isas
+from runtime.backends.cpu.layouts import pack_bf16, pack_fp32, pack_int8
+from runtime.backends.cpu.native import NativeKernel
+from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED, ROUND_CHANNELS, round_channels_shape
+from runtime.backends.cpu.structs import list_places
+from runtime.backends.cpu.table import KERNELS
 from runtime.engine import Progress
-from runtime.kernels.cpu.build import CannotBuild, find_library, list_isas
-from runtime.kernels.cpu.native import NativeKernel
-from runtime.kernels.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED, ROUND_CHANNELS, round_channels_shape
-from runtime.kernels.cpu.packing import pack_bf16, pack_fp32, pack_int8
-from runtime.kernels.cpu.structs import list_places
-from runtime.kernels.cpu.table import KERNELS
 from runtime.ops.quantized_rows import quantize_rows
 
 logger = logging.getLogger("padless")

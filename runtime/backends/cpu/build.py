@@ -4,7 +4,7 @@ It goes into a cache. It is compiled beside its final name and then renamed, und
 compile once. Its name is a hash of everything it was made from, so a stale one is never found; and it ends in a hash of
 itself, so that one which a full disk or a crash has cut short is made again.
 
-    python -m runtime.kernels.cpu.build [avx2 avx512 ...]     compile ahead, as the Docker image does
+    python -m runtime.backends.cpu.build [avx2 avx512 ...]     compile ahead, as the Docker image does
 """
 
 import fcntl
@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 
+from runtime.backends.cpu.structs import declare_structs, export_places
+from runtime.backends.cpu.table import KERNELS
 from runtime.cache import cache_dir
 from runtime.engine import Progress
-from runtime.kernels.cpu.structs import declare_structs, export_places
-from runtime.kernels.cpu.table import KERNELS
 
-SOURCES = Path(__file__).parent
+SOURCES = Path(__file__).parent / "kernels"
 FLAGS = ("-std=c++17", "-O3", "-falign-loops=64", "-fopenmp", "-fPIC", "-Wno-maybe-uninitialized")
 """Loops are aligned because the short ones are up to a tenth slower where they lie badly."""
 EXPORTS = "{ global: padless_*; local: *; };"

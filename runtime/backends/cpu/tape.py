@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runtime.kernels.cpu.native import Arguments, NativeKernel, StructWriter, tensor_words
-from runtime.kernels.cpu.structs import DATA, SIZES, STRIDES
+from runtime.backends.cpu.native import Arguments, NativeKernel, StructWriter, tensor_words
+from runtime.backends.cpu.structs import DATA, SIZES, STRIDES
 from runtime.memory.lifetimes import Formula
 from runtime.memory.sizes import Numbers, Sizes
 from runtime.values import View

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from runtime.kernels.eager.runs import iter_runs
+from runtime.backends.plain.runs import iter_runs
 from runtime.ops.pool import pool as pool_each
 
 

@@ -3,16 +3,16 @@
 import torch
 from torch.fx import GraphModule, Node
 
+from runtime.backends.cpu.layouts import pack_bf16, pack_fp32, pack_int8, pad_bias
+from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED
 from runtime.capture import constant
-from runtime.kernels.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED
-from runtime.kernels.cpu.packing import pack_bf16, pack_fp32, pack_int8, pad_bias
 from runtime.ops import linear_act, linear_int8
 from runtime.passes.rewriting import LINEAR, add_constant, is_call, read, read_linear, replace_node
 
 PACK = {torch.float32: pack_fp32, torch.bfloat16: pack_bf16}
 
 
-def prepack_native(graph_module: GraphModule) -> None:
+def pack_weights(graph_module: GraphModule) -> None:
     for node in list(graph_module.graph.nodes):
         if is_call(node, linear_int8.OP):
             prepack_int8(graph_module, node)

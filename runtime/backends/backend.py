@@ -1,0 +1,31 @@
+"""What the rest of the runtime knows of a target: what it computes on, by which kernels, and its own last passes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule
+
+from runtime.quantization.weights import RoundChannels
+
+Kernel = Callable[..., object]
+"""Called with the op's own arguments, and `out`."""
+Pass = Callable[[GraphModule], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """`name`: torch, or the instruction set of compiled kernels."""
+
+    name: str
+    device: torch.device
+    kernels: Mapping[object, Kernel]
+    """By op: what computes into memory that it is given. Other ops run too, in memory of their own."""
+    passes: tuple[tuple[str, Pass], ...] = ()
+    """Behind those that all backends have, with their names."""
+    keeps_linears: bool = False
+    """Linear layers that are not int8 stay fp32 in 16-bit graphs."""
+    overflow_free: bool = False
+    """int8 weights have to be small enough for sums of 16 bits."""
+    round_channels: RoundChannels | None = None
+    """Rounds weights to int8; None: torch does."""

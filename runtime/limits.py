@@ -1,0 +1,26 @@
+"""The largest batch that may ever come: what an engine is planned for."""
+
+from dataclasses import dataclass
+
+from runtime.memory.lifetimes import BatchShape
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """The largest batch the scheduler may form."""
+
+    max_batch_tokens: int
+    max_batch_requests: int
+    max_input_tokens: int
+    max_batch_logits: int = 0
+    """Decoders: the most tokens of a step after which a next one is wanted."""
+
+    def largest(self) -> BatchShape:
+        num_seqs = min(self.max_batch_requests, self.max_batch_tokens)
+        longest = min(self.max_input_tokens, self.max_batch_tokens)
+        return BatchShape(self.max_batch_tokens, num_seqs, longest, self.max_batch_logits)
+
+    @property
+    def least_tokens(self) -> int:
+        """A step must have room for these: the longest input, or one token of every answer."""
+        return min(self.max_batch_logits, self.max_batch_tokens) or self.max_input_tokens

@@ -1,0 +1,139 @@
+"""From a compiled model to an engine: its kernels loaded, its memory taken. Needs no exporter and no passes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from runtime.backends.backend import Kernel
+from runtime.backends.cpu.build import CannotBuild
+from runtime.backends.cpu.library import CpuLibrary, load_library
+from runtime.backends.plain.table import TORCH_KERNELS
+from runtime.batch import ArraySpec
+from runtime.compiled import CompiledModel, PlannedProgram
+from runtime.config import EngineConfig, UnusableConfig
+from runtime.device import check_device
+from runtime.engine import Engine, EngineInfo, Progress
+from runtime.engines.adaptive import AdaptiveEngine
+from runtime.engines.decoder import DecoderEngine
+from runtime.engines.null import NullEngine
+from runtime.engines.null_decoder import NullDecoder
+from runtime.engines.planned import PlannedEngine
+from runtime.engines.reference import ReferenceEngine
+from runtime.engines.speculating import SpeculatingEngine
+from runtime.kv_cache.blocks import count_blocks
+from runtime.kv_cache.budget import plan_blocks
+from runtime.kv_cache.layout import KVLayout
+from runtime.limits import BatchLimits
+
+CACHE_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8"}
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledDraft:
+    """A small generator that guesses for a large one, `num_tokens` at a time."""
+
+    compiled: CompiledModel
+    num_tokens: int
+
+
+def open_engine(
+    compiled: CompiledModel,
+    config: EngineConfig,
+    limits: BatchLimits,
+    progress: Progress,
+    draft: CompiledDraft | None = None,
+) -> Engine:
+    """Sets torch's thread count for this process. Raises UnusableConfig."""
+    device = torch.device(config.device)
+    set_up_torch(config)
+    kernels = find_kernels(compiled, config, device, progress)
+    if compiled.kv_layout is not None:
+        models = [compiled] if draft is None else [compiled, draft.compiled]
+        inners = [open_program(each.only, kernels, device) for each in models]
+        layouts = [each.kv_layout for each in models if each.kv_layout is not None]
+        return give_caches(inners, layouts, config, limits, 0 if draft is None else draft.num_tokens)
+    engines = {name: open_program(planned, kernels, device) for name, planned in compiled.programs.items()}
+    if len(engines) == 1:
+        (engine,) = engines.values()
+        engine.info = replace(engine.info, chosen=compiled.chosen)
+        return engine
+    assert compiled.chosen is not None, "Several programs were chosen by size of batch. This is a bug."
+    return AdaptiveEngine(engines, compiled.chosen)
+
+
+def set_up_torch(config: EngineConfig) -> None:
+    """Raises UnusableConfig where there is no such device."""
+    check_device(torch.device(config.device))
+    if config.threads:
+        torch.set_num_threads(config.threads)
+
+
+def open_program(planned: PlannedProgram, kernels: Mapping[object, Kernel], device: torch.device) -> PlannedEngine:
+    return PlannedEngine(planned.program, kernels, planned.largest, device, planned.info, planned.cap_bytes)
+
+
+def find_kernels(
+    compiled: CompiledModel, config: EngineConfig, device: torch.device, progress: Progress
+) -> Mapping[object, Kernel]:
+    """Those that the model was compiled for. Raises UnusableConfig where they are not to be had."""
+    name = next(iter(compiled.programs.values())).info.kernels
+    library = find_library(config.model_copy(update={"cpu_kernels": name}), device, progress)
+    return TORCH_KERNELS if library is None else TORCH_KERNELS | library.kernels
+
+
+def find_library(config: EngineConfig, device: torch.device, progress: Progress) -> CpuLibrary | None:
+    """The compiled kernels, where the device is a CPU. Raises UnusableConfig."""
+    try:
+        return load_library(config.cpu_kernels, progress) if device.type == "cpu" else None
+    except CannotBuild as error:
+        raise UnusableConfig(
+            f"engine.cpu_kernels {config.cpu_kernels}: {error}. Set cpu_kernels to auto, or to torch for none"
+        ) from None
+
+
+def give_caches(
+    inners: Sequence[PlannedEngine | ReferenceEngine],
+    layouts: Sequence[KVLayout],
+    config: EngineConfig,
+    limits: BatchLimits,
+    num_drafts: int,
+) -> Engine:
+    """A generator with its KV cache, which it shares with the draft model if there is one. Raises UnusableConfig."""
+    num_blocks = plan_blocks(
+        config.kv_cache.budget_mb,
+        block_bytes=sum(layout.block_bytes for layout in layouts),
+        weight_bytes=sum(inner.info.weight_bytes for inner in inners),
+        activation_bytes=sum(inner.info.activation_bytes for inner in inners),
+        max_sequences=limits.max_batch_requests,
+        max_input_tokens=limits.max_input_tokens,
+    )
+    device = torch.device(config.device)
+    engines = [
+        DecoderEngine(inner, layout.allocate(num_blocks, device), CACHE_DTYPES[layout.dtype])
+        for inner, layout in zip(inners, layouts, strict=True)
+    ]
+    if len(engines) == 1:
+        return engines[0]
+    target, draft = engines
+    return SpeculatingEngine(target, draft, num_drafts, limits.max_input_tokens)
+
+
+def build_null(outputs: tuple[ArraySpec, ...], config: EngineConfig, limits: BatchLimits, replica: int = 0) -> Engine:
+    """Gives `outputs`; a decoder where the limits say that there are logits."""
+    num_blocks = 1 + limits.max_batch_requests * count_blocks(limits.max_input_tokens) if limits.max_batch_logits else 0
+    info = EngineInfo(
+        *("null", "none", "computes nothing", "cpu", 1, outputs),
+        max_batch_tokens=limits.max_batch_tokens,
+        num_blocks=num_blocks,
+        max_batch_logits=limits.max_batch_logits,
+    )
+    engine = NullDecoder if num_blocks else NullEngine
+    return engine(
+        info,
+        step_ms=config.null_step_ms,
+        us_per_token=config.null_step_us_per_token,
+        fail_token_id=config.null_fail_token_id,
+        nan_token_id=config.null_nan_token_id,
+        max_steps=1 if replica == config.null_failing_replica else None,
+    )
