@@ -20,7 +20,7 @@ from runtime.engines.reference import ReferenceEngine
 from runtime.limits import BatchLimits
 from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
-from runtime.open import CompiledDraft, find_library, give_caches, open_engine, open_program, set_up_torch
+from runtime.open import find_library, give_caches, open_engine, open_program, set_up_torch
 from runtime.passes.pipeline import (
     OnPass,
     PrecisionChoice,
@@ -94,11 +94,7 @@ def build_engine(
     """Compile and open, in this process. Raises UnusableConfig."""
     if config.kind == "reference":
         return build_reference(module, config, limits, progress, draft)
-    compiled = compile_model(module, config, limits, progress, chosen)
-    other = None
-    if draft is not None:
-        other = CompiledDraft(compile_model(draft.module, config, limits, progress), draft.num_tokens)
-    return open_engine(compiled, config, limits, progress, other)
+    return open_engine(compile_model(module, config, limits, progress, draft, chosen), config, limits, progress)
 
 
 def compile_model(
@@ -106,6 +102,7 @@ def compile_model(
     config: EngineConfig,
     limits: BatchLimits,
     progress: Progress,
+    draft: DraftModel | None = None,
     chosen: ChosenPrecision | None = None,
     samples: Samples | None = None,
 ) -> CompiledModel:
@@ -120,7 +117,9 @@ def compile_model(
         choice = choose_for_generation(named, device)
         planned = captured.plan(choice)
         layout = module.kv_layout(choose_cache_dtype(config, choice))
-        return CompiledModel({choice.precision: planned}, kv_layout=layout)
+        guessing = None if draft is None else compile_model(draft.module, config, limits, progress)
+        num_drafts = 0 if draft is None else draft.num_tokens
+        return CompiledModel({choice.precision: planned}, None, layout, guessing, num_drafts)
     candidates = [choose_precision(named, device)] if named else list_candidates(device)
     if len(candidates) > 1:
         chosen = chosen or try_precisions(captured, samples, progress)
@@ -128,13 +127,6 @@ def compile_model(
     if len(candidates) == 1:
         return CompiledModel({candidates[0].precision: captured.plan(candidates[0])}, chosen)
     return CompiledModel(captured.plan_each(candidates, progress, len(candidates)), chosen)
-
-
-def choose_for(
-    module: nn.Module, config: EngineConfig, limits: BatchLimits, samples: Samples | None, progress: Progress
-) -> ChosenPrecision:
-    """The precision, or those by size of batch, that `compile_model` is to use for this encoder."""
-    return try_precisions(capture_model(module, config, limits, progress), samples, progress)
 
 
 def capture_model(module: nn.Module, config: EngineConfig, limits: BatchLimits, progress: Progress) -> Captured:

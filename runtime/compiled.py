@@ -40,6 +40,9 @@ class CompiledModel:
     chosen: ChosenPrecision | None = None
     kv_layout: KVLayout | None = None
     """Of generators."""
+    draft: "CompiledModel | None" = None
+    """A small generator that guesses for this one, `num_drafts` tokens at a time."""
+    num_drafts: int = 0
 
     @property
     def only(self) -> PlannedProgram:

@@ -1,7 +1,7 @@
 """From a compiled model to an engine: its kernels loaded, its memory taken. Needs no exporter and no passes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -15,11 +15,10 @@ from runtime.config import EngineConfig, UnusableConfig
 from runtime.device import check_device
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.adaptive import AdaptiveEngine
-from runtime.engines.decoder import DecoderEngine
+from runtime.engines.decoder import Computes, DecoderEngine
 from runtime.engines.null import NullEngine
 from runtime.engines.null_decoder import NullDecoder
 from runtime.engines.planned import PlannedEngine
-from runtime.engines.reference import ReferenceEngine
 from runtime.engines.speculating import SpeculatingEngine
 from runtime.kv_cache.blocks import count_blocks
 from runtime.kv_cache.budget import plan_blocks
@@ -29,30 +28,16 @@ from runtime.limits import BatchLimits
 CACHE_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8"}
 
 
-@dataclass(frozen=True, slots=True)
-class CompiledDraft:
-    """A small generator that guesses for a large one, `num_tokens` at a time."""
-
-    compiled: CompiledModel
-    num_tokens: int
-
-
-def open_engine(
-    compiled: CompiledModel,
-    config: EngineConfig,
-    limits: BatchLimits,
-    progress: Progress,
-    draft: CompiledDraft | None = None,
-) -> Engine:
+def open_engine(compiled: CompiledModel, config: EngineConfig, limits: BatchLimits, progress: Progress) -> Engine:
     """Sets torch's thread count for this process. Raises UnusableConfig."""
     device = torch.device(config.device)
     set_up_torch(config)
     kernels = find_kernels(compiled, config, device, progress)
     if compiled.kv_layout is not None:
-        models = [compiled] if draft is None else [compiled, draft.compiled]
+        models = [compiled] if compiled.draft is None else [compiled, compiled.draft]
         inners = [open_program(each.only, kernels, device) for each in models]
         layouts = [each.kv_layout for each in models if each.kv_layout is not None]
-        return give_caches(inners, layouts, config, limits, 0 if draft is None else draft.num_tokens)
+        return give_caches(inners, layouts, config, limits, compiled.num_drafts)
     engines = {name: open_program(planned, kernels, device) for name, planned in compiled.programs.items()}
     if len(engines) == 1:
         (engine,) = engines.values()
@@ -93,7 +78,7 @@ def find_library(config: EngineConfig, device: torch.device, progress: Progress)
 
 
 def give_caches(
-    inners: Sequence[PlannedEngine | ReferenceEngine],
+    inners: Sequence[Computes],
     layouts: Sequence[KVLayout],
     config: EngineConfig,
     limits: BatchLimits,

@@ -34,13 +34,16 @@ ENGINE_PROCESSES = {
     "server.processes.inline_process",
     "server.processes.graph_process",
     "server.processes.memory_process",
-    "server.processes.precision_process",
+    "server.processes.building",
+    "server.processes.building_process",
+    "server.processes.compile_process",
+    "server.processes.opening",
     "server.processes.quantize_process",
 }
 """The only modules of the server that know torch, concrete engines and model classes."""
 KNOWS_ALL = ENGINE_PROCESSES | {"server.processes.launch"}
 CONTRACT = {
-    *("runtime.batch", "runtime.engine", "runtime.config", "runtime.precision_choice", "runtime.precision_cache"),
+    *("runtime.batch", "runtime.engine", "runtime.config", "runtime.precision_choice", "runtime.compile_cache"),
     *("runtime.kv_cache.blocks", "runtime.kv_cache.examples"),
 }
 TORCH_FREE_MODELS = {"models.info", "models.source", "models.weight_files", "models.defaults", "models.keys"}
@@ -191,6 +194,14 @@ def test_server_sees_of_the_runtime_only_the_contract() -> None:
 def test_contract_needs_no_torch() -> None:
     for module in CONTRACT | TORCH_FREE_MODELS:
         assert "torch" not in all_foreign(module), module
+
+
+def test_engines_open_what_was_compiled_without_what_compiles() -> None:
+    """The exporter and the passes take a second and tens of megabytes of every engine process."""
+    found = reach("server.processes.engine_process")
+    assert "runtime.open" in found
+    assert not found & {"runtime.build", "runtime.capture", "runtime.lower", "runtime.passes.pipeline", "models.load"}
+    assert not any("sympy" in foreign(module) or "huggingface_hub" in foreign(module) for module in found)
 
 
 def test_torch_stays_out_of_the_server() -> None:

@@ -44,7 +44,8 @@ class PlannedEngine:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
 
     def warmup(self, progress: Progress) -> None:
-        """The largest shape comes first: its plan serves every batch that finds no better one, so none allocates."""
+        """The largest step's memory is taken: its plan serves every batch that finds no better one, so none allocates.
+        Pages of it that no step has needed yet stay the system's."""
         self.prepare()
         run_warmup(self.run, self.largest, progress)
 

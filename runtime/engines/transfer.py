@@ -23,6 +23,7 @@ def list_arrays(batch: Batch) -> Arrays:
     return arrays
 
 
+WARMUP_TOKENS = 8
 NO_ARRAYS = frozenset({"max_seqlen", "kv_cache"})
 """What a model reads that is a number, or stays with the engine."""
 DTYPES = {name: np.dtype(spec.dtype) for name, spec in INPUTS.items()}
@@ -46,7 +47,8 @@ def take_arrays(batch: Batch, read: Collection[str]) -> Arrays:
     }
     for name in wanted:
         check_array(name, arrays[name], sizes)
-    return {name: arrays[name] for name in wanted}
+    # Kernels read them where they are.
+    return {name: np.ascontiguousarray(arrays[name]) for name in wanted}
 
 
 def check_array(name: str, array: npt.NDArray[Any], sizes: Mapping[str | int, int]) -> None:
@@ -115,25 +117,7 @@ def find_shape(batch: Batch, largest: BatchShape) -> BatchShape:
 
 
 def run_warmup(run: Callable[[Batch], object], largest: BatchShape, progress: Progress) -> None:
-    """Run every warm-up batch, showing progress."""
-    batches = warmup_batches(largest)
-    for index, batch in enumerate(batches):
-        progress("warming up", index, len(batches))
-        run(batch)
-    progress("warming up", len(batches), len(batches))
-
-
-def warmup_batches(largest: BatchShape) -> list[Batch]:
-    """The largest batch first, twice as short ones after it down to a single short sequence."""
-    batches = []
-    num_tokens = largest.num_tokens
-    while num_tokens >= 8:
-        seqlen = min(largest.max_seqlen, num_tokens)
-        count = min(largest.num_seqs, num_tokens // seqlen)
-        seqlens = [seqlen] * count
-        rest = num_tokens - seqlen * count
-        if rest and count < largest.num_seqs:
-            seqlens.insert(0, rest)
-        batches.append(make_batch(seqlens))
-        num_tokens //= 2
-    return batches
+    """Run a short sequence: what is made at the first step is there, whatever the size of the next."""
+    progress("warming up", 0, 1)
+    run(make_batch([min(WARMUP_TOKENS, largest.num_tokens, largest.max_seqlen)]))
+    progress("warming up", 1, 1)

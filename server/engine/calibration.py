@@ -11,6 +11,8 @@ from server.engine.batchers.packing import pack_sequences
 from server.engine.cost_model import CostModel, StepCost, fit_cost_model
 from server.wire.job import TokenSequence
 
+BUDGET_S = 3.0
+"""No further shape is begun after this; the first steps of traffic tell the rest."""
 REPEATS = 2
 """The faster of two runs counts: the machine may be busy, the engine is never faster than it is."""
 
@@ -25,8 +27,9 @@ def calibrate(
         # A decoder's usual steps: one token of each sequence, behind few or many others.
         past = min(256, max_input_tokens - 1)
         most = min(max_batch_requests, max_batch_tokens, engine.info.max_batch_logits)
-        shapes += [(num_seqs, 1, past) for num_seqs in sorted({1, min(8, most), most})]
+        shapes = [*((num_seqs, 1, past) for num_seqs in sorted({1, min(8, most), most})), *shapes]
     samples: list[tuple[StepCost, float]] = []
+    began_s = monotonic()
     for index, (num_seqs, seqlen, past) in enumerate(shapes):
         progress("timing", index, len(shapes))
         batch = pack_sequences([TokenSequence(np.zeros(seqlen, np.int32))] * num_seqs)
@@ -34,6 +37,8 @@ def calibrate(
             batch = page_alone(batch, num_blocks=num_blocks, past=past)
         cost = StepCost(num_seqs * seqlen, num_seqs * seqlen * (past + seqlen))
         samples.append((cost, min(time_run(engine, batch))))
+        if monotonic() - began_s > BUDGET_S:
+            break
     progress("timing", len(shapes), len(shapes))
     return fit_cost_model(samples)
 

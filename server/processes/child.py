@@ -44,6 +44,8 @@ class Child:
     pass_fds: tuple[int, ...] = ()
     worker: int | None = None
     """For HTTP workers: their slot in the admission files."""
+    model: int | None = None
+    """For engines: the number of their model."""
     process: asyncio.subprocess.Process | None = None
     num_starts: int = 0
     last_heard_s: float | None = None

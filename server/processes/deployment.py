@@ -10,18 +10,15 @@ from pathlib import Path
 
 import msgspec
 
-from models.info import ModelDirectoryError, ModelInfo, read_info
-from models.source import find_directory
+from models.info import ModelInfo
 from runtime.config import EngineConfig
 from runtime.precision_choice import ChosenPrecision
-from server.api_keys import KeyConfig, load_keys
-from server.config import ChatConfig, ConfigError, ModelConfig, ServerConfig
+from server.api_keys import KeyConfig
+from server.config import ModelConfig, ServerConfig
 from server.config_file import dump_secrets
-from server.errors import InvalidField
 from server.processes.core_plan import Claim, Place, plan_cores
-from server.tasks.registry import TASKS, check_name
+from server.tasks.registry import TASKS
 from server.tasks.task import Task, Work
-from server.text.chat_template import REMEDY, check_kwargs, load_chat_template
 
 FILE_NAME = "deployment.json"
 
@@ -49,7 +46,14 @@ class DeployedModel:
     budget_bytes: int | None = None
     """Of each replica of a model with a cache: what it may take, as `server.processes.memory` has divided it."""
     chosen: ChosenPrecision | None = None
-    """Of each replica of a model whose precision is left to measurement: see `server.processes.precision`."""
+    """Of each replica of a model whose precision was left to measurement."""
+    compiled: Path | None = None
+    """What it was compiled to, for all replicas: see `server.processes.compiling`."""
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it was, and that is still there: somebody may have emptied the cache."""
+        return self.compiled is not None and self.compiled.exists()
 
     @property
     def text_directory(self) -> Path:
@@ -97,8 +101,12 @@ class Deployment:
     def admission_path(self, model: DeployedModel) -> Path:
         return self.run_dir / f"admission-{model.index}"
 
+    def compiled_path(self, model: DeployedModel) -> Path:
+        """Where a model is compiled to if no cache can be written."""
+        return self.run_dir / f"model-{model.index}.pt"
+
     def choice_path(self, model: DeployedModel) -> Path:
-        """Where the process that measures precisions writes what it has chosen."""
+        """Where the process that compiles writes which precision it has chosen."""
         return self.run_dir / f"precision-{model.index}.json"
 
     @property
@@ -117,102 +125,6 @@ def is_placed(engine: EngineConfig) -> bool:
     return engine.pin_cores and engine.device == "cpu" and not engine.inline
 
 
-def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
-    """Find every model's directory (downloading it if it is on a hub) and check it against the configuration.
-
-    Raises ConfigError, ModelDirectoryError.
-    """
-    keys = load_keys(config.server, [model.name for model in config.models], os.environ)
-    models = []
-    num_cores = count_cores()
-    for index, model in enumerate(config.models):
-        source = model.source
-        check_name(model.name, model.task)
-        try:
-            directory = find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
-            info = read_info(directory, task=model.task, pooling=model.pooling, normalize=model.normalize)
-        except ModelDirectoryError as error:
-            raise ModelDirectoryError(f"model {model.name}: {error}") from None
-        threads = count_threads(model.engine, num_cores)
-        deployed = DeployedModel(index, model, directory, info, find_draft(model), threads)
-        check_limits(deployed)
-        check_chat(deployed)
-        deployed.task.check_config(model)
-        models.append(deployed)
-    return Deployment(config, tuple(models), run_dir, num_cores, keys)
-
-
-def find_draft(model: ModelConfig) -> Path | None:
-    """Raises ModelDirectoryError."""
-    if model.speculative is None or model.speculative.draft is None:
-        return None
-    source = model.speculative.draft
-    try:
-        directory = find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
-        if TASKS[read_info(directory).task].work is not Work.DECODE:
-            raise ModelDirectoryError(f"{directory} does not generate text; name a small model that does")
-    except ModelDirectoryError as error:
-        raise ModelDirectoryError(f"model {model.name}: speculative.draft: {error}") from None
-    return directory
-
-
-def check_limits(deployed: DeployedModel) -> None:
-    """Raises ConfigError."""
-    model, info = deployed.config, deployed.info
-    wanted, max_batch_tokens = model.limits.max_input_tokens, model.limits.max_batch_tokens
-    if wanted is not None and wanted > info.max_input_tokens:
-        raise ConfigError(
-            f"model {model.name}: limits.max_input_tokens ({wanted}) is over what the model takes "
-            f"({info.max_input_tokens}). Lower it, or leave it out"
-        )
-    if deployed.task.work is Work.DECODE:
-        check_generator(deployed)
-        return
-    if model.limits.truncation == "left" and not info.pools_prompt:
-        raise ConfigError(
-            f"model {model.name}: limits.truncation left would cut the prompt off, which this model's pooling leaves "
-            "out. Set truncation to right or error"
-        )
-    if wanted is not None and wanted > max_batch_tokens:
-        raise ConfigError(
-            f"model {model.name}: limits.max_input_tokens ({wanted}) is over limits.max_batch_tokens "
-            f"({max_batch_tokens}): such an input would never run. Raise max_batch_tokens to at least {wanted} or "
-            "lower max_input_tokens"
-        )
-    if model.speculative is not None:
-        raise ConfigError(
-            f"model {model.name}: speculative is for models that generate, and this one's task is "
-            f"{deployed.task.name}. Leave it out"
-        )
-
-
-def check_generator(deployed: DeployedModel) -> None:
-    """Raises ConfigError."""
-    if deployed.config.engine.precision == "auto_per_bucket":
-        raise ConfigError(
-            f"model {deployed.config.name}: engine.precision auto_per_bucket is for models that read a batch once, and "
-            "this one generates. Set precision to auto, or to int8, which halves the time on CPUs"
-        )
-
-
-def check_chat(deployed: DeployedModel) -> None:
-    """Raises ConfigError."""
-    model, chat = deployed.config, deployed.config.chat
-    if deployed.task.work is not Work.DECODE and chat != ChatConfig():
-        raise ConfigError(
-            f"model {model.name}: chat is for models that generate, and this one's task is {deployed.task.name}. "
-            "Leave it out"
-        )
-    try:
-        check_kwargs(chat.template_kwargs, "chat.template_kwargs")
-    except InvalidField as error:
-        raise ConfigError(f"model {model.name}: {error.message}") from None
-    if chat.template is not None:
-        template = load_chat_template(deployed.text_directory, chat.template)
-        if not template.is_there:
-            raise ConfigError(f"model {model.name}: chat.template: {template.problem.removesuffix(REMEDY)}")
-
-
 def save(deployment: Deployment) -> None:
     document = {
         "config": dump_secrets(deployment.config),
@@ -226,6 +138,7 @@ def save(deployment: Deployment) -> None:
                 "threads": model.threads,
                 "budget_bytes": model.budget_bytes,
                 "chosen": model.chosen,
+                "compiled": model.compiled and str(model.compiled),
             }
             for model in deployment.models
         ],
@@ -243,6 +156,7 @@ def load(run_dir: Path) -> Deployment:
             threads=found["threads"],
             budget_bytes=found["budget_bytes"],
             chosen=msgspec.convert(found["chosen"], ChosenPrecision | None),
+            compiled=Path(found["compiled"]) if found["compiled"] else None,
         )
         for index, (model, found) in enumerate(zip(config.models, document["models"], strict=True))
     )

@@ -1,7 +1,6 @@
 """An engine's own process: `... engine_process RUN_DIR MODEL_INDEX REPLICA NUM_STARTS`.
 
-Started by the supervisor. Loads the model, builds and warms up the engine, and serves calls from a Unix socket until
-SIGTERM.
+Started by the supervisor. Opens the compiled model, and serves calls from a Unix socket until SIGTERM.
 """
 
 import asyncio
@@ -16,18 +15,11 @@ from typing import Any
 
 import uvloop
 
-from models.info import ModelDirectoryError, read_info
-from models.load import load_model
-from runtime.build import DraftModel, build_engine
-from runtime.config import EngineConfig
 from runtime.engine import Engine, EngineInfo, Progress
-from runtime.limits import BatchLimits
-from runtime.open import build_null
 from server.engine.batchers.batcher import Batcher, StepLimits
 from server.engine.batchers.cache_metrics import CacheMetrics
 from server.engine.batchers.decoding import DecodingBatcher, DecodingOptions
 from server.engine.batchers.packed import PackedBatcher
-from server.engine.calibration import calibrate
 from server.engine.core_lease import CoreLease
 from server.engine.cost_model import CostModel
 from server.engine.engine_loop import EngineLoop
@@ -36,6 +28,7 @@ from server.engine.executor import DeviceThread, pin_thread, run_in_passing_thre
 from server.metrics import Metrics
 from server.processes.core_plan import Place
 from server.processes.deployment import DeployedModel, Deployment, load
+from server.processes.opening import find_costs, open_model
 from server.processes.startup import (
     CRASHED,
     end_where_it_would_fail_again,
@@ -48,22 +41,26 @@ from server.tasks.registry import TASKS
 from server.tasks.task import Work
 from server.text.grammar import load_grammars
 
+MakeEngine = Callable[[DeployedModel, int, Progress], Engine]
+"""Of a model, for a replica."""
+
 
 def build_loop(
     deployment: Deployment,
     model: DeployedModel,
     replica: int,
     metrics: Metrics,
+    make_engine: MakeEngine,
     lease: CoreLease | None = None,
     cores: Set[int] = frozenset(),
 ) -> EngineLoop[Any]:
-    """Everything from the model directory to a loop that can be started. Takes seconds; shows progress.
+    """Everything from the model to a loop that can be started; shows progress.
 
     To be called on a thread of its own, which then computes on `cores`, as the engine's will; none: on any.
     """
     pin_thread(cores)
     progress = make_progress(f"{model.config.name}/{replica}")
-    engine = build(model, replica, progress)
+    engine = make_engine(model, replica, progress)
     limits = model.config.limits
     step_limits = StepLimits(
         min(limits.max_batch_tokens, engine.info.max_batch_tokens),
@@ -74,13 +71,7 @@ def build_loop(
     cost_model = CostModel()
     if model.config.engine.warmup:
         engine.warmup(progress)
-        cost_model = calibrate(
-            engine,
-            max_batch_tokens=step_limits.max_batch_tokens,
-            max_batch_requests=limits.max_batch_requests,
-            max_input_tokens=model.max_input_tokens,
-            progress=progress,
-        )
+        cost_model = find_costs(model, engine, progress)
     changed = asyncio.Event()
     return EngineLoop(
         BATCHERS[model.task.work](model, replica, engine.info, step_limits, cost_model, metrics, changed.set),
@@ -142,60 +133,6 @@ def plan_decoding(model: DeployedModel) -> DecodingOptions:
     return options if grammars is None else replace(options, make_matcher=grammars.make_matcher)
 
 
-def build(model: DeployedModel, replica: int, progress: Progress) -> Engine:
-    config, limits = settle_engine(model), find_limits(model)
-    if config.kind == "null":
-        return build_null(model.task.describe_graph(model.info), config, limits, replica)
-    progress("reading weights", 0, 1)
-    module = load_model(model.directory, model.info)
-    draft = load_draft(model)
-    progress("reading weights", 1, 1)
-    return build_engine(module, config, limits, progress, draft, model.chosen)
-
-
-def find_limits(model: DeployedModel) -> BatchLimits:
-    limits = model.config.limits
-    return BatchLimits(limits.max_batch_tokens, limits.max_batch_requests, model.max_input_tokens, count_logits(model))
-
-
-def settle_engine(model: DeployedModel) -> EngineConfig:
-    """What is configured, with the threads and the memory that the supervisor has settled."""
-    config = model.config.engine.model_copy(update={"threads": model.threads})
-    if model.budget_bytes is None:
-        return config
-    kv_cache = config.kv_cache.model_copy(update={"budget_mb": model.budget_bytes / 2**20})
-    return config.model_copy(update={"kv_cache": kv_cache})
-
-
-def load_draft(model: DeployedModel) -> DraftModel | None:
-    """The small model that guesses, if there is to be one. Raises ModelDirectoryError where it speaks otherwise."""
-    speculative = model.config.speculative
-    if speculative is None or model.draft_directory is None:
-        return None
-    info = read_info(model.draft_directory, task=model.task.name)
-    if info.vocab_size != model.info.vocab_size:
-        raise ModelDirectoryError(
-            f"speculative.draft {model.draft_directory}: its vocabulary has {info.vocab_size} tokens and that of "
-            f"{model.config.name} {model.info.vocab_size}; a draft model needs the same tokenizer"
-        )
-    if info.max_input_tokens < model.max_input_tokens:
-        raise ModelDirectoryError(
-            f"speculative.draft {model.draft_directory}: it takes {info.max_input_tokens} tokens and "
-            f"{model.config.name} up to {model.max_input_tokens}; set limits.max_input_tokens to at most "
-            f"{info.max_input_tokens}"
-        )
-    return DraftModel(load_model(model.draft_directory, info), speculative.num_tokens)
-
-
-def count_logits(model: DeployedModel) -> int:
-    """Rows of logits of a step: of every sequence the next token, and as many as are guessed ahead."""
-    if model.task.work is not Work.DECODE:
-        return 0
-    limits, speculative = model.config.limits, model.config.speculative
-    num_drafts = 0 if speculative is None else speculative.num_tokens
-    return min(limits.max_batch_requests * (1 + num_drafts), limits.max_batch_tokens)
-
-
 def list_cores(place: Place | None, num_cores: int) -> Set[int]:
     """Where the engine is to compute. None, which is any, where a container's quota gives fewer cores than there are:
     it says nothing of which, and the kernel chooses better."""
@@ -212,7 +149,7 @@ def open_lease(deployment: Deployment, place: Place | None) -> CoreLease | None:
     return CoreLease(deployment.lease_path(place.lease.number), place.lease.shares, place.lease.seat)
 
 
-async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) -> None:
+async def serve(make_engine: MakeEngine, run_dir: Path, model_index: int, replica: int, num_starts: int) -> None:
     stopping = asyncio.Event()
     is_loading = True
 
@@ -232,7 +169,8 @@ async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) 
     if num_starts > 1:
         metrics.count_engine_restart(model.config.name, replica)
     cores = list_cores(place, deployment.num_cores)
-    build = partial(build_loop, deployment, model, replica, metrics, open_lease(deployment, place), cores)
+    lease = open_lease(deployment, place)
+    build = partial(build_loop, deployment, model, replica, metrics, make_engine, lease, cores)
     engine_loop = await asyncio.to_thread(run_in_passing_thread, build)
     is_loading = False
     spare_garbage_collector()
@@ -249,12 +187,12 @@ async def serve(run_dir: Path, model_index: int, replica: int, num_starts: int) 
     heart.cancel()
 
 
-def main() -> None:
+def run_engine(make_engine: MakeEngine) -> None:
     run_dir, *numbers = sys.argv[1:]
     set_up_logging(load(Path(run_dir)).config.server.log_level)
     with end_where_it_would_fail_again(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(Path(run_dir), *(int(number) for number in numbers)))
+        runner.run(serve(make_engine, Path(run_dir), *(int(number) for number in numbers)))
 
 
 if __name__ == "__main__":
-    main()
+    run_engine(open_model)

@@ -13,7 +13,8 @@ from runtime.limits import BatchLimits
 from runtime.listing import format_graph, format_program
 from server.config import ConfigError
 from server.config_file import load_config
-from server.processes.deployment import DeployedModel, resolve
+from server.processes.deployment import DeployedModel
+from server.processes.resolution import resolve
 
 
 def print_graph(model: DeployedModel) -> None:

@@ -12,6 +12,7 @@ import uvloop
 
 from server.engine.executor import run_in_passing_thread
 from server.metrics import Metrics
+from server.processes.building import build_model
 from server.processes.deployment import load
 from server.processes.engine_process import build_loop
 from server.processes.http_process import build_state, connect, serve_http
@@ -25,7 +26,7 @@ async def serve(run_dir: Path, listeners: Sequence[socket.socket]) -> None:
     engines: list[EngineClient] = []
     for model in deployment.models:
         if model.config.engine.inline:
-            loop = run_in_passing_thread(partial(build_loop, deployment, model, 0, metrics))
+            loop = run_in_passing_thread(partial(build_loop, deployment, model, 0, metrics, build_model))
             await loop.start()
             engines.append(loop)
         else:

@@ -23,16 +23,18 @@ from server.http.admission import clear_slot
 from server.metrics import METRICS_DIR_VARIABLE, forget_process
 from server.processes.announcement import describe_access, describe_model
 from server.processes.child import HEARTBEAT_PATIENCE_S, Child
-from server.processes.deployment import Deployment, resolve, save
+from server.processes.compiling import compile_models
+from server.processes.deployment import DeployedModel, Deployment, save
 from server.processes.listeners import Listeners, fetch, open_listeners
 from server.processes.memory import divide_memory
-from server.processes.precision import choose_precisions
+from server.processes.resolution import resolve
 from server.processes.run_dir import keep_fresh, make_run_dir
 from server.processes.startup import CANNOT_START, set_up_logging
 from server.text.tokenizer import ENVIRONMENT as TOKENIZER_ENVIRONMENT
 
 logger = logging.getLogger("padless")
 
+OPENING, BUILDING = "server.processes.engine_process", "server.processes.building_process"
 RESTART_PAUSE_S = 0.5
 MAX_PAUSE_S = 30.0
 STEADY_S = 10.0
@@ -57,8 +59,9 @@ class Supervisor:
         self.engines = [
             Child(
                 f"engine {model.config.name}/{replica}",
-                "server.processes.engine_process",
+                OPENING,
                 [str(deployment.run_dir), str(model.index), str(replica)],
+                model=model.index,
             )
             for model in deployment.models
             if not model.config.engine.inline
@@ -83,7 +86,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self.stopping.set)
-        await self.choose_precisions()
+        await self.compile_models()
         keepers = [asyncio.create_task(self.keep(child)) for child in (*self.engines, *self.workers)]
         announcer = asyncio.create_task(self.announce())
         keepers.append(asyncio.create_task(self.keep_files()))
@@ -98,10 +101,10 @@ class Supervisor:
             logger.error("%s", self.failure)
         return 0 if has_drained and not self.failure else 1
 
-    async def choose_precisions(self) -> None:
+    async def compile_models(self) -> None:
         """Before any engine and any HTTP process: what is timed is to be alone."""
         try:
-            self.deployment = await choose_precisions(self.deployment, self.stopping)
+            self.deployment = await compile_models(self.deployment, self.stopping)
             save(self.deployment)
         except (ConfigError, ModelDirectoryError) as error:
             self.failure = str(error)
@@ -129,6 +132,8 @@ class Supervisor:
 
     async def run_child(self, child: Child) -> int:
         """One incarnation, from its start to its end; what it leaves behind is tidied up. Raises OSError."""
+        if child.model is not None:
+            child.module = find_engine_module(self.deployment.models[child.model])
         status = await child.run(self.note_hang)
         assert child.process is not None
         forget_process(child.process.pid)
@@ -184,6 +189,11 @@ class Supervisor:
             if None not in infos:
                 return [msgspec.convert(info, EngineInfo) for info in infos]
             await asyncio.sleep(0.1)
+
+
+def find_engine_module(model: DeployedModel) -> str:
+    """To open what was compiled needs neither the exporter nor the models' code."""
+    return OPENING if model.config.engine.kind == "null" or model.is_compiled else BUILDING
 
 
 def launch(config: ServerConfig) -> int:

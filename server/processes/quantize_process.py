@@ -25,7 +25,8 @@ from runtime.quantization.report import Speed, compare_speed, format_json, forma
 from runtime.quantization.scheme import save_quantization
 from server.config import ConfigError
 from server.config_file import load_config
-from server.processes.deployment import DeployedModel, count_cores, resolve
+from server.processes.deployment import DeployedModel, count_cores
+from server.processes.resolution import resolve
 from server.processes.text_batches import make_batches, tokenize
 
 HELD_OUT_SHARE = 0.8

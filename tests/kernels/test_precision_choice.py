@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from runtime import precision_trial
 from runtime.batch import ArraySpec, Batch, Output
+from runtime.compile_cache import read_choice, write_choice
 from runtime.config import AccuracyLevel, Precision
 from runtime.engine import EngineInfo, MemoryStats, Progress
 from runtime.engines.adaptive import AdaptiveEngine
 from runtime.engines.transfer import make_batch
-from runtime.precision_cache import read_choice, write_choice
 from runtime.precision_choice import Candidate, ChosenPrecision, choose_fastest, choose_per_bucket
 from runtime.precision_trial import Samples, list_sizes, make_samples, try_engines
 from runtime.quantization.accuracy import Accuracy

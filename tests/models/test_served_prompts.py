@@ -19,9 +19,9 @@ from server.config import HttpConfig, LimitsConfig, ModelConfig, ServerConfig, S
 from server.engine.executor import run_in_passing_thread
 from server.http.app import App
 from server.metrics import Metrics
-from server.processes.deployment import resolve
 from server.processes.engine_process import build_loop
 from server.processes.http_process import build_state
+from server.processes.resolution import resolve
 from tests.tolerances import check_close
 
 sentence_transformers = pytest.importorskip("sentence_transformers")

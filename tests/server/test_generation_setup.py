@@ -15,8 +15,9 @@ from server.config import ConfigError, HttpConfig, ModelConfig, ServerConfig, So
 from server.errors import InvalidField
 from server.metrics import Metrics
 from server.processes.announcement import find_example
-from server.processes.deployment import DeployedModel, resolve
+from server.processes.deployment import DeployedModel
 from server.processes.http_process import build_state
+from server.processes.resolution import resolve
 from server.tasks.registry import TASKS
 from server.text.tokenizer import load_tokenizer
 

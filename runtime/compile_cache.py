@@ -1,4 +1,5 @@
-"""The file that remembers a choice of precision, named by a hash of everything that the choice depends on.
+"""The files that remember what a model was compiled to, named by a hash of everything that this depends on: the model
+itself, and apart from it the choice of its precision.
 
 None of it needs torch or the model's weights in memory, so that the supervisor can look before it starts anything.
 """
@@ -8,8 +9,10 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,20 +30,40 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.bin")
 CPU_FACTS = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
 ARM_FACTS = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features")
 
+LARGE_BYTES = 256 * 2**20
+"""Files from here on count by their size and the time of their last change: to read them takes seconds."""
+UNUSED_S = 30 * 24 * 3600.0
+
 RECORD = TypeAdapter(ChosenPrecision)
 
 
-def choice_path(directory: Path, config: EngineConfig, *settled: object) -> Path:
-    """For the model in `directory`. `settled`: what else decides how it is computed, threads and limits among it."""
+@dataclass(frozen=True, slots=True)
+class CompileCache:
+    """Where a model and the choice of its precision are kept."""
+
+    model: Path
+    choice: Path
+
+
+def find_cache(
+    directory: Path, config: EngineConfig, *settled: object, draft_directory: Path | None = None
+) -> CompileCache:
+    """For the model in `directory`. `settled`: what else decides how it is computed, threads and limits among it.
+
+    Raises RuntimeError where there is no home to keep anything in.
+    """
     causes = {
         "model": hash_files(find_files(directory, MODEL_FILES)),
+        "draft": hash_files(find_files(draft_directory, MODEL_FILES) if draft_directory else []),
         "calibration": hash_files([config.quantization] if config.quantization else []),
         "settings": (config.precision, config.accuracy, config.cpu_kernels, config.memory_cap_mb),
+        "cache": config.kv_cache.dtype,
         "settled": settled,
         **describe_machine(),
     }
-    digest = hashlib.sha256(repr(sorted(causes.items())).encode())
-    return cache_dir("precision") / f"{digest.hexdigest()[:32]}.json"
+    name = hashlib.sha256(repr(sorted(causes.items())).encode()).hexdigest()[:32]
+    folder = cache_dir("models")
+    return CompileCache(folder / f"{name}.pt", folder / f"{name}.json")
 
 
 def describe_machine() -> Mapping[str, object]:
@@ -64,7 +87,10 @@ def hash_files(paths: Iterable[Path]) -> str:
     for path in paths:
         digest.update(path.name.encode() + b"\0")
         with suppress(OSError), path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+            facts = os.stat(file.fileno())
+            is_large = facts.st_size >= LARGE_BYTES
+            known = f"{facts.st_size} {facts.st_mtime_ns}".encode()
+            digest.update(known if is_large else hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
@@ -99,3 +125,11 @@ def write_choice(path: Path, chosen: ChosenPrecision) -> None:
     written = path.with_suffix(f".{os.getpid()}")
     written.write_bytes(RECORD.dump_json(chosen, indent=1))
     written.replace(path)
+
+
+def drop_unused(folder: Path) -> None:
+    """Models that nobody has started for a month: most are of older code, and will never be found again."""
+    for path in folder.glob("*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > UNUSED_S:
+                path.unlink()

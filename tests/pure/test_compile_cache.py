@@ -1,13 +1,15 @@
-"""The file of a choice is another one as soon as anything is another that the choice depends on."""
+"""A model's file is another one as soon as anything is another that it depends on."""
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from runtime import precision_cache
+from runtime import compile_cache
+from runtime.compile_cache import drop_unused, find_cache, read_choice, read_cpu
 from runtime.config import EngineConfig
-from runtime.precision_cache import choice_path, read_choice, read_cpu
 
 CPUINFO = """\
 processor\t: {number}
@@ -33,8 +35,8 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "runtime" / "gemm.h").write_text("int n;")
     (tmp_path / "runtime" / "fuse.py").write_text("n = 1")
     (tmp_path / "quantized").write_bytes(b"scales")
-    monkeypatch.setattr(precision_cache, "RUNTIME", tmp_path / "runtime")
-    monkeypatch.setattr(precision_cache, "CODE", (tmp_path / "runtime",))
+    monkeypatch.setattr(compile_cache, "RUNTIME", tmp_path / "runtime")
+    monkeypatch.setattr(compile_cache, "CODE", (tmp_path / "runtime",))
     return directory
 
 
@@ -51,29 +53,58 @@ CHANGED_FILES = [
 def test_files(model: Path, changed: str) -> None:
     """Weights, settings, kernels, what makes programs, a calibration: their contents count, not their dates."""
     config = EngineConfig(quantization=model.parent / "quantized")
-    path, file = choice_path(model, config), model.parent / changed
+    path, file = find_cache(model, config), model.parent / changed
     file.touch()
-    assert choice_path(model, config) == path
+    assert find_cache(model, config) == path
     file.write_bytes(b"other")
-    assert choice_path(model, config) != path
+    assert find_cache(model, config) != path
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"accuracy": "fast"}, {"precision": "auto_per_bucket"}, {"cpu_kernels": "torch"}, {"memory_cap_mb": 100}],
+    [
+        {"accuracy": "fast"},
+        {"precision": "auto_per_bucket"},
+        {"cpu_kernels": "torch"},
+        {"memory_cap_mb": 100},
+        {"kv_cache": {"dtype": "int8"}},
+    ],
 )
 def test_settings(model: Path, options: dict[str, object]) -> None:
-    assert choice_path(model, EngineConfig.model_validate(options)) != choice_path(model, EngineConfig())
+    assert find_cache(model, EngineConfig.model_validate(options)) != find_cache(model, EngineConfig())
+
+
+def test_draft(model: Path) -> None:
+    draft = model.parent / "model" / "folder"
+    assert find_cache(model, EngineConfig(), draft_directory=draft) != find_cache(model, EngineConfig())
+
+
+def test_large_files_are_not_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their size and date count instead."""
+    monkeypatch.setattr(compile_cache, "LARGE_BYTES", 7)
+    file = model / "model.safetensors"
+    before, path = os.stat(file), find_cache(model, EngineConfig())
+    file.write_bytes(b"WEIGHTS")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert find_cache(model, EngineConfig()) == path
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert find_cache(model, EngineConfig()) != path
+
+
+def test_what_nobody_starts_any_more_is_dropped(tmp_path: Path) -> None:
+    for name, age_days in (("old.pt", 40), ("old.json", 31), ("new.pt", 29)):
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (time.time() - age_days * 86400,) * 2)
+    drop_unused(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["new.pt"]
 
 
 def test_settings_that_change_no_engine(model: Path) -> None:
-    assert choice_path(model, EngineConfig(replicas=2, pin_cores=False, share=2.0)) == choice_path(
-        model, EngineConfig()
-    )
+    assert find_cache(model, EngineConfig(replicas=2, pin_cores=False, share=2.0)) == find_cache(model, EngineConfig())
 
 
 def test_threads_and_limits(model: Path) -> None:
-    paths = {choice_path(model, EngineConfig(), threads, limit) for threads in (1, 2) for limit in (256, 512)}
+    paths = {find_cache(model, EngineConfig(), threads, limit) for threads in (1, 2) for limit in (256, 512)}
     assert len(paths) == 4
 
 
@@ -81,9 +112,9 @@ def test_threads_and_limits(model: Path) -> None:
     ("name", "value"), [("find_compiler", lambda: "g++ 99"), ("version", lambda package: "99"), ("read_cpu", list)]
 )
 def test_machine(model: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Callable[..., object]) -> None:
-    path = choice_path(model, EngineConfig())
-    monkeypatch.setattr(precision_cache, name, value)
-    assert choice_path(model, EngineConfig()) != path
+    path = find_cache(model, EngineConfig())
+    monkeypatch.setattr(compile_cache, name, value)
+    assert find_cache(model, EngineConfig()) != path
 
 
 def write_cpu(path: Path, *, model: int = 1, mhz: float = 2450.0, flags: str = "") -> list[str]:

@@ -1,0 +1,92 @@
+"""A model as it was compiled, opened as the engine of this process; and what its steps cost, measured once."""
+
+import logging
+from pathlib import Path
+
+import msgspec
+
+from runtime.compiled import load_compiled
+from runtime.config import EngineConfig
+from runtime.engine import Engine, Progress
+from runtime.limits import BatchLimits
+from runtime.open import build_null, open_engine
+from server.engine.calibration import calibrate
+from server.engine.cost_model import CostModel
+from server.processes.deployment import DeployedModel
+from server.tasks.task import Work
+
+logger = logging.getLogger("padless")
+
+
+class Damaged(RuntimeError):
+    """What was compiled cannot be read, and is gone; the next start makes it again."""
+
+
+def open_model(model: DeployedModel, replica: int, progress: Progress) -> Engine:
+    """Raises Damaged, UnusableConfig."""
+    config, limits = settle_engine(model), find_limits(model)
+    if config.kind == "null":
+        return build_null(model.task.describe_graph(model.info), config, limits, replica)
+    assert model.compiled is not None, "Only what was compiled can be opened. This is a bug."
+    compiled = load_compiled(model.compiled)
+    if compiled is None:
+        model.compiled.unlink(missing_ok=True)
+        raise Damaged(f"{model.compiled} cannot be read")
+    return open_engine(compiled, config, limits, progress)
+
+
+def find_limits(model: DeployedModel) -> BatchLimits:
+    limits = model.config.limits
+    return BatchLimits(limits.max_batch_tokens, limits.max_batch_requests, model.max_input_tokens, count_logits(model))
+
+
+def settle_engine(model: DeployedModel) -> EngineConfig:
+    """What is configured, with the threads and the memory that the supervisor has settled."""
+    config = model.config.engine.model_copy(update={"threads": model.threads})
+    if model.budget_bytes is None:
+        return config
+    kv_cache = config.kv_cache.model_copy(update={"budget_mb": model.budget_bytes / 2**20})
+    return config.model_copy(update={"kv_cache": kv_cache})
+
+
+def count_logits(model: DeployedModel) -> int:
+    """Rows of logits of a step: of every sequence the next token, and as many as are guessed ahead."""
+    if model.task.work is not Work.DECODE:
+        return 0
+    limits, speculative = model.config.limits, model.config.speculative
+    num_drafts = 0 if speculative is None else speculative.num_tokens
+    return min(limits.max_batch_requests * (1 + num_drafts), limits.max_batch_tokens)
+
+
+def find_costs(model: DeployedModel, engine: Engine, progress: Progress) -> CostModel:
+    """As they were measured when the model was compiled, or now."""
+    known = None if model.compiled is None else load_costs(model.compiled)
+    return known or measure_costs(model, engine, progress)
+
+
+def measure_costs(model: DeployedModel, engine: Engine, progress: Progress) -> CostModel:
+    limits = model.config.limits
+    return calibrate(
+        engine,
+        max_batch_tokens=min(limits.max_batch_tokens, engine.info.max_batch_tokens),
+        max_batch_requests=limits.max_batch_requests,
+        max_input_tokens=model.max_input_tokens,
+        progress=progress,
+    )
+
+
+def cost_path(compiled: Path) -> Path:
+    return compiled.with_suffix(".costs")
+
+
+def save_costs(costs: CostModel, compiled: Path) -> None:
+    """Beside the model. Raises OSError."""
+    numbers = (costs.fixed_s, costs.per_token_s, costs.per_square_s)
+    cost_path(compiled).write_bytes(msgspec.json.encode(numbers))
+
+
+def load_costs(compiled: Path) -> CostModel | None:
+    try:
+        return CostModel(*msgspec.json.decode(cost_path(compiled).read_bytes(), type=tuple[float, float, float]))
+    except (OSError, msgspec.DecodeError):
+        return None

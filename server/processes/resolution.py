@@ -1,0 +1,110 @@
+"""From a configuration to a deployment: every model's directory found and checked, before anything is started."""
+
+import os
+from pathlib import Path
+
+from models.info import ModelDirectoryError, read_info
+from models.source import find_directory
+from server.api_keys import load_keys
+from server.config import ChatConfig, ConfigError, ModelConfig, ServerConfig
+from server.errors import InvalidField
+from server.processes.deployment import DeployedModel, Deployment, count_cores, count_threads
+from server.tasks.registry import TASKS, check_name
+from server.tasks.task import Work
+from server.text.chat_template import REMEDY, check_kwargs, load_chat_template
+
+
+def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
+    """Find every model's directory (downloading it if it is on a hub) and check it against the configuration.
+
+    Raises ConfigError, ModelDirectoryError.
+    """
+    keys = load_keys(config.server, [model.name for model in config.models], os.environ)
+    models = []
+    num_cores = count_cores()
+    for index, model in enumerate(config.models):
+        source = model.source
+        check_name(model.name, model.task)
+        try:
+            directory = find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
+            info = read_info(directory, task=model.task, pooling=model.pooling, normalize=model.normalize)
+        except ModelDirectoryError as error:
+            raise ModelDirectoryError(f"model {model.name}: {error}") from None
+        threads = count_threads(model.engine, num_cores)
+        deployed = DeployedModel(index, model, directory, info, find_draft(model), threads)
+        check_limits(deployed)
+        check_chat(deployed)
+        deployed.task.check_config(model)
+        models.append(deployed)
+    return Deployment(config, tuple(models), run_dir, num_cores, keys)
+
+
+def find_draft(model: ModelConfig) -> Path | None:
+    """Raises ModelDirectoryError."""
+    if model.speculative is None or model.speculative.draft is None:
+        return None
+    source = model.speculative.draft
+    try:
+        directory = find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
+        if TASKS[read_info(directory).task].work is not Work.DECODE:
+            raise ModelDirectoryError(f"{directory} does not generate text; name a small model that does")
+    except ModelDirectoryError as error:
+        raise ModelDirectoryError(f"model {model.name}: speculative.draft: {error}") from None
+    return directory
+
+
+def check_limits(deployed: DeployedModel) -> None:
+    """Raises ConfigError."""
+    model, info = deployed.config, deployed.info
+    wanted, max_batch_tokens = model.limits.max_input_tokens, model.limits.max_batch_tokens
+    if wanted is not None and wanted > info.max_input_tokens:
+        raise ConfigError(
+            f"model {model.name}: limits.max_input_tokens ({wanted}) is over what the model takes "
+            f"({info.max_input_tokens}). Lower it, or leave it out"
+        )
+    if deployed.task.work is Work.DECODE:
+        check_generator(deployed)
+        return
+    if model.limits.truncation == "left" and not info.pools_prompt:
+        raise ConfigError(
+            f"model {model.name}: limits.truncation left would cut the prompt off, which this model's pooling leaves "
+            "out. Set truncation to right or error"
+        )
+    if wanted is not None and wanted > max_batch_tokens:
+        raise ConfigError(
+            f"model {model.name}: limits.max_input_tokens ({wanted}) is over limits.max_batch_tokens "
+            f"({max_batch_tokens}): such an input would never run. Raise max_batch_tokens to at least {wanted} or "
+            "lower max_input_tokens"
+        )
+    if model.speculative is not None:
+        raise ConfigError(
+            f"model {model.name}: speculative is for models that generate, and this one's task is "
+            f"{deployed.task.name}. Leave it out"
+        )
+
+
+def check_generator(deployed: DeployedModel) -> None:
+    """Raises ConfigError."""
+    if deployed.config.engine.precision == "auto_per_bucket":
+        raise ConfigError(
+            f"model {deployed.config.name}: engine.precision auto_per_bucket is for models that read a batch once, and "
+            "this one generates. Set precision to auto, or to int8, which halves the time on CPUs"
+        )
+
+
+def check_chat(deployed: DeployedModel) -> None:
+    """Raises ConfigError."""
+    model, chat = deployed.config, deployed.config.chat
+    if deployed.task.work is not Work.DECODE and chat != ChatConfig():
+        raise ConfigError(
+            f"model {model.name}: chat is for models that generate, and this one's task is {deployed.task.name}. "
+            "Leave it out"
+        )
+    try:
+        check_kwargs(chat.template_kwargs, "chat.template_kwargs")
+    except InvalidField as error:
+        raise ConfigError(f"model {model.name}: {error.message}") from None
+    if chat.template is not None:
+        template = load_chat_template(deployed.text_directory, chat.template)
+        if not template.is_there:
+            raise ConfigError(f"model {model.name}: chat.template: {template.problem.removesuffix(REMEDY)}")
