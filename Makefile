@@ -84,6 +84,7 @@ loadtest-chat: $(VENV)/.dev
 $(VENV)/.serve: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(CONSTRAINT) --editable '.[demo]'
+	$(BIN)/python -m runtime.backends.cpu.build
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.serve

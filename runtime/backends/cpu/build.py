@@ -4,7 +4,7 @@ It goes into a cache. It is compiled beside its final name and then renamed, und
 compile once. Its name is a hash of everything it was made from, so a stale one is never found; and it ends in a hash of
 itself, so that one which a full disk or a crash has cut short is made again.
 
-    python -m runtime.backends.cpu.build [avx2 avx512 ...]     compile ahead, as the Docker image does
+    python -m runtime.backends.cpu.build [avx2 avx512 ...]     compile ahead, as `make setup` and the Docker image do
 """
 
 import fcntl
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -152,10 +153,15 @@ def compile_library(compiler: str, isa: str, path: Path, progress: Progress) -> 
             (folder / file).write_text(text)
         sources = sorted([*SOURCES.glob("*.cpp"), *folder.glob("*.cpp")])
         includes = [f"-I{folder}", f"-I{SOURCES}"]
-        for index, source in enumerate(sources):
-            progress("compiling CPU kernels", index, len(sources))
-            object_file = folder / f"{source.stem}.o"
-            run_compiler([compiler, *FLAGS, *ISA_FLAGS[isa], *includes, "-c", str(source), "-o", str(object_file)])
+        command = [compiler, *FLAGS, *ISA_FLAGS[isa], *includes, "-c"]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            compiled = [
+                pool.submit(run_compiler, [*command, str(source), "-o", str(folder / f"{source.stem}.o")])
+                for source in sources
+            ]
+            for index, done in enumerate(compiled):
+                progress("compiling CPU kernels", index, len(sources))
+                done.result()
         # Not linked against OpenMP: its functions are found at load time in the one that torch has loaded, so that both
         # share one pool of threads.
         objects = [str(folder / f"{source.stem}.o") for source in sources]
@@ -177,8 +183,15 @@ def run_compiler(command: list[str]) -> str:
 
 
 def main() -> None:
-    for isa in sys.argv[1:] or list_isas():
-        print(find_library(isa, lambda what, done, total: print(f"{what}: {done} of {total}")))
+    """What is named has to be made; else the best for this CPU, or word of why torch's kernels will do."""
+    named = sys.argv[1:]
+    for isa in named or list_isas()[:1]:
+        try:
+            print(find_library(isa, lambda what, done, total: print(f"{what}: {done} of {total}")))
+        except CannotBuild as error:
+            if named:
+                raise
+            print(f"torch's kernels will be used, which are slower: {error}")
 
 
 if __name__ == "__main__":
