@@ -54,7 +54,7 @@ def format_program(program: Program, shape: BatchShape) -> str:
             line += f"  {size} bytes, steps {life.start}-{life.end}, {life.num_bytes} at {offsets[index]}"
         lines.append(line)
     kinds = [instruction.kind for instruction in program.instructions]
-    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(("planned", "unplanned", *kinds)))
     total = sum(life.num_bytes for life in lifetimes)
     lines.append(
         f"{counts}; at {tuple(shape)}: peak {peak} bytes, live at most {live_peak(lifetimes)}, "

@@ -13,7 +13,7 @@ from server.processes.memory_plan import Claim, plan_memory
 from server.tasks.task import Work
 
 FP32_BYTES = 4
-"""Of each weight, whatever the precision: engines read fp32, and narrow it when all of it is there."""
+"""Of each weight, whatever the precision: what an engine takes that has to build for itself (docs/decisions/0020)."""
 SEVERAL_BYTES = 7
 """fp32, bf16 and int8 side by side, where each size of batch has its own, and where they are measured."""
 
