@@ -11,7 +11,7 @@ from runtime.backends.backend import Backend
 from runtime.backends.cpu.backend import cpu_backend
 from runtime.backends.plain.table import plain_backend
 from runtime.batch import Batch
-from runtime.capture import Decodes, capture, describe_outputs, read_inputs
+from runtime.capture import Decodes, capture, describe_outputs, read_inputs, retype_cache
 from runtime.compiled import CompiledModel, PlannedProgram
 from runtime.config import EngineConfig, Precision
 from runtime.engine import Engine, EngineInfo, Progress
@@ -118,9 +118,9 @@ def compile_model(
     device, named = captured.backend.device, config.named_precision
     if isinstance(module, Decodes):
         choice = choose_for_generation(named, device)
-        planned = captured.plan(choice)
         layout = module.kv_layout(choose_cache_dtype(config, choice))
-        return CompiledModel({choice.precision: planned}, kv_layout=layout)
+        retype_cache(captured.graph_module, layout)
+        return CompiledModel({choice.precision: captured.plan(choice)}, kv_layout=layout)
     candidates = [choose_precision(named, device)] if named else list_candidates(device)
     if len(candidates) > 1:
         chosen = chosen or try_precisions(captured, samples, progress)
