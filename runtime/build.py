@@ -13,7 +13,7 @@ from runtime.backends.plain.table import plain_backend
 from runtime.batch import Batch
 from runtime.capture import Decodes, capture, describe_outputs, read_inputs, retype_cache
 from runtime.compiled import CompiledModel, PlannedProgram
-from runtime.config import EngineConfig, Precision
+from runtime.config import EngineConfig, Precision, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.planned import fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
@@ -140,10 +140,19 @@ def choose_for(
 def capture_model(module: nn.Module, config: EngineConfig, limits: BatchLimits, progress: Progress) -> Captured:
     """Raises UnusableConfig."""
     set_up_torch(config)
+    check_precision(config)
     backend = find_backend(config, progress)
     quantization = load_quantization(config.quantization) if config.quantization else None
     module = module.eval().requires_grad_(False).to(backend.device)
     return Captured(capture_module(module, backend.device, progress), backend, quantization, limits, config)
+
+
+def check_precision(config: EngineConfig) -> None:
+    """Raises UnusableConfig."""
+    if config.precision == "fp16" and config.device == "cpu":
+        raise UnusableConfig(
+            "engine.precision fp16 has no kernels with engine.device cpu. Set precision to bf16, fp32 or auto"
+        )
 
 
 def find_backend(config: EngineConfig, progress: Progress) -> Backend:
@@ -282,6 +291,7 @@ def build_reference_step(
 
 def trace_passes(module: nn.Module, config: EngineConfig, on_pass: OnPass) -> Program:
     """Capture and rewrite without building an engine, for `padless graph`."""
+    check_precision(config)
     backend = find_backend(config, lambda *_: None)
     graph_module = capture(module.eval().requires_grad_(False).to(backend.device), backend.device)
     quantization = load_quantization(config.quantization) if config.quantization else None
