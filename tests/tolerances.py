@@ -42,8 +42,8 @@ ENCODER_TOLERANCES: dict[str, Tolerance] = {
     "int8": Tolerance(norm=6e-2, bound=2.5e-1),
 }
 """Engines by precision, against the module in fp32; int8 without a calibration. Measured on tiny models of all
-families, by AVX2's kernels with their bounded weights: norms up to 3.7e-2 and worst elements 1.7e-1 in int8. Rows are 32 wide
-there, over which errors hardly average out.
+families, by AVX2's kernels with their bounded weights: norms up to 3.7e-2 and worst elements 1.7e-1 in int8. Rows are
+32 wide there, over which errors hardly average out.
 """
 
 DECODER_TOLERANCES: dict[str, Tolerance] = {
