@@ -11,9 +11,9 @@ from runtime.backends.backend import Backend
 from runtime.backends.cpu.backend import cpu_backend
 from runtime.backends.plain.table import plain_backend
 from runtime.batch import Batch
-from runtime.capture import Decodes, capture, describe_outputs, read_inputs
+from runtime.capture import Decodes, capture, describe_outputs, read_inputs, retype_cache
 from runtime.compiled import CompiledModel, PlannedProgram
-from runtime.config import EngineConfig, Precision
+from runtime.config import EngineConfig, Precision, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.planned import fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
@@ -115,11 +115,11 @@ def compile_model(
     device, named = captured.backend.device, config.named_precision
     if isinstance(module, Decodes):
         choice = choose_for_generation(named, device)
-        planned = captured.plan(choice)
         layout = module.kv_layout(choose_cache_dtype(config, choice))
+        retype_cache(captured.graph_module, layout)
         guessing = None if draft is None else compile_model(draft.module, config, limits, progress)
         num_drafts = 0 if draft is None else draft.num_tokens
-        return CompiledModel({choice.precision: planned}, None, layout, guessing, num_drafts)
+        return CompiledModel({choice.precision: captured.plan(choice)}, None, layout, guessing, num_drafts)
     candidates = [choose_precision(named, device)] if named else list_candidates(device)
     if len(candidates) > 1:
         chosen = chosen or try_precisions(captured, samples, progress)
@@ -132,10 +132,19 @@ def compile_model(
 def capture_model(module: nn.Module, config: EngineConfig, limits: BatchLimits, progress: Progress) -> Captured:
     """Raises UnusableConfig."""
     set_up_torch(config)
+    check_precision(config)
     backend = find_backend(config, progress)
     quantization = load_quantization(config.quantization) if config.quantization else None
     module = module.eval().requires_grad_(False).to(backend.device)
     return Captured(capture_module(module, backend.device, progress), backend, quantization, limits, config)
+
+
+def check_precision(config: EngineConfig) -> None:
+    """Raises UnusableConfig."""
+    if config.precision == "fp16" and config.device == "cpu":
+        raise UnusableConfig(
+            "engine.precision fp16 has no kernels with engine.device cpu. Set precision to bf16, fp32 or auto"
+        )
 
 
 def find_backend(config: EngineConfig, progress: Progress) -> Backend:
@@ -274,6 +283,7 @@ def build_reference_step(
 
 def trace_passes(module: nn.Module, config: EngineConfig, on_pass: OnPass) -> Program:
     """Capture and rewrite without building an engine, for `padless graph`."""
+    check_precision(config)
     backend = find_backend(config, lambda *_: None)
     graph_module = capture(module.eval().requires_grad_(False).to(backend.device), backend.device)
     quantization = load_quantization(config.quantization) if config.quantization else None

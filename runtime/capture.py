@@ -109,6 +109,15 @@ def tidy_graph(graph_module: GraphModule, output_names: Sequence[str]) -> GraphM
     return graph_module
 
 
+def retype_cache(graph_module: GraphModule, layout: KVLayout) -> None:
+    """Have the graph know its cache as it will be. Captured was one of fp32, and kernels are told type and strides."""
+    for node in graph_module.graph.find_nodes(op="placeholder"):
+        if node.name == "kv_cache":
+            captured = node.meta["val"]
+            dims = (*captured.shape[:-1], layout.head_size)
+            node.meta["val"] = captured.new_empty(dims, dtype=layout.dtype)
+
+
 def constant(graph_module: GraphModule, node: Node) -> Tensor:
     """The weight or buffer a get_attr node stands for."""
     value: object = graph_module

@@ -1,6 +1,7 @@
 """Sequences in a paged cache, without an engine: blocks in no order, and one step of a decoder after the other."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,6 +10,10 @@ from tiny_models import Ids
 from torch import Tensor
 
 from models.decoder_layers import Decoder
+from runtime.batch import Batch, Paging
+from runtime.capture import list_inputs
+from runtime.engines.transfer import lay_out, to_tensors
+from runtime.kv_cache.examples import sample_greedily
 from runtime.kv_cache.layout import BLOCK_SIZE
 
 Steps = Sequence[Sequence[int]]
@@ -61,31 +66,32 @@ def run_step(
     counts: Sequence[int],
     kv_cache: Tensor,
 ) -> Tensor:
-    """The logits of the next `counts[i]` tokens of each sequence, behind `done[i]` that are in the cache."""
+    inputs = to_tensors(make_step(ids, tables, done, counts), torch.device("cpu")) | {"kv_cache": kv_cache}
+    outputs: dict[str, Tensor] = module(**{name: inputs[name] for name in list_inputs(module)})
+    return outputs["logits"]
+
+
+def make_step(ids: Sequence[Ids], tables: Sequence[Sequence[int]], done: Sequence[int], counts: Sequence[int]) -> Batch:
+    """For the logits of the next `counts[i]` tokens of each sequence, behind `done[i]` that are in the cache."""
     active = [index for index, count in enumerate(counts) if count]
+    lengths = [counts[index] for index in active]
     places = [np.arange(done[index], done[index] + counts[index]) for index in active]
     slots = [
         np.asarray(tables[index])[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE
         for index, place in zip(active, places, strict=True)
     ]
-    lengths = [counts[index] for index in active]
     block_table = np.zeros((len(active), max(len(tables[index]) for index in active)), np.int32)
     for row, index in enumerate(active):
         block_table[row, : len(tables[index])] = tables[index]
-    outputs: dict[str, Tensor] = module(
-        input_ids=torch.from_numpy(
-            np.concatenate([ids[index][place] for index, place in zip(active, places, strict=True)])
-        ),
-        position_ids=torch.from_numpy(np.concatenate(places)),
-        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
-        max_seqlen=max(lengths),
-        slot_mapping=torch.from_numpy(np.concatenate(slots)),
-        block_table=torch.from_numpy(block_table),
-        cache_seqlens=torch.tensor([done[index] + counts[index] for index in active], dtype=torch.int32),
-        logit_rows=torch.arange(sum(lengths)),
-        kv_cache=kv_cache,
+    batch = lay_out(lengths, np.concatenate([ids[index][place] for index, place in zip(active, places, strict=True)]))
+    paging = Paging(
+        cache_seqlens=np.array([done[index] + counts[index] for index in active], np.int32),
+        block_table=block_table,
+        slot_mapping=np.concatenate(slots),
+        logit_rows=np.arange(batch.num_tokens),
+        sampling=sample_greedily(batch.num_tokens),
     )
-    return outputs["logits"]
+    return replace(batch, arrays=batch.arrays | {"position_ids": np.concatenate(places)}, paging=paging)
 
 
 def draw_tables(seqlens: Sequence[int], seed: int = 0) -> list[list[int]]:

@@ -1,0 +1,79 @@
+"""Every encoder in every precision, by the kernels of every instruction set: it starts, it is the model, and a request
+alone gets the numbers that it gets in any batch."""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from tiny_engines import BEST, PRECISIONS, Captured, capture_model, list_cases
+from tiny_models import CONFIGS, Ids, make_model, make_sequences, pack
+from torch import Tensor
+
+from runtime.batch import Batch
+from runtime.capture import list_inputs
+from runtime.config import UnusableConfig
+from runtime.engine import Engine
+from runtime.engines.transfer import to_tensors
+from tests.tolerances import ENCODER_TOLERANCES, SAME_ENGINE, check_close
+
+OFTEN = ["bert", "roberta", "distilbert", "electra", "albert", "ernie-tasks", "mpnet"]
+"""One of each file in models/."""
+SEQLENS = [1, 2, 15, 16, 17, 33, 1, 47, 48, 49, 64, 65, 3, 73]
+"""Around the borders of tiles, of panels and of blocks of rows."""
+
+Find = Callable[[str], Captured]
+
+
+@pytest.fixture(scope="module")
+def find(tmp_path_factory: pytest.TempPathFactory) -> Find:
+    return cache(lambda name: capture_model(lambda: make_model(name, tmp_path_factory.mktemp(name))))
+
+
+def run(engine: Engine, ids: list[Ids], types: list[Ids]) -> npt.NDArray[np.float32]:
+    return engine.run(pack(ids, types)).arrays["embeddings"]
+
+
+@torch.no_grad()
+def run_module(captured: Captured, batch: Batch) -> Tensor:
+    inputs = to_tensors(batch, torch.device("cpu"))
+    outputs: dict[str, Tensor] = captured.module(**{name: inputs[name] for name in list_inputs(captured.module)})
+    return outputs["embeddings"]
+
+
+@pytest.mark.parametrize(("name", "kernels", "precision"), list_cases(CONFIGS, OFTEN))
+def test_every_precision(find: Find, name: str, kernels: str, precision: str) -> None:
+    captured = find(name)
+    engine = captured.build(kernels, precision)
+    ids, types = make_sequences(captured.model, SEQLENS)
+    together = run(engine, ids, types)
+    check_close(together, run_module(captured, pack(ids, types)), tolerance=ENCODER_TOLERANCES[precision])
+    turned = run(engine, ids[::-1], types[::-1])[::-1]
+    alone = np.concatenate([run(engine, [each], [kinds]) for each, kinds in zip(ids, types, strict=True)])
+    for others in (turned, alone):
+        if kernels == "torch":
+            tolerance = SAME_ENGINE if precision == "fp32" else ENCODER_TOLERANCES[precision]
+            check_close(others, together, tolerance=tolerance)
+        else:
+            np.testing.assert_array_equal(others, together)
+    assert engine.info.precision == precision and not engine.info.unplanned_ops
+
+
+@pytest.mark.parametrize("precision", ["auto", "auto_per_bucket"])
+@pytest.mark.parametrize("name", [OFTEN[0], *(pytest.param(each, marks=pytest.mark.slow) for each in OFTEN[1:])])
+def test_auto(find: Find, name: str, precision: str) -> None:
+    """Where it may choose among all: whatever it takes, the numbers are those of the precision by its name."""
+    engine = find(name).build(BEST, precision, has_bf16=True)
+    assert engine.info.chosen is not None
+    assert [each.precision for each in engine.info.chosen.candidates] == PRECISIONS
+    ids, types = make_sequences(find(name).model, SEQLENS)
+    named = find(name).build(BEST, engine.info.chosen.find(sum(SEQLENS)))
+    np.testing.assert_array_equal(run(engine, ids, types), run(named, ids, types))
+
+
+@pytest.mark.parametrize("kernels", dict.fromkeys(["torch", BEST]))
+def test_fp16_is_refused_on_a_cpu(find: Find, kernels: str) -> None:
+    with pytest.raises(UnusableConfig, match=r"engine\.precision fp16 .* Set precision to bf16, fp32 or auto"):
+        find("bert").build(kernels, "fp16")

@@ -1,0 +1,99 @@
+"""Engines over tiny models in every precision, by the kernels of every instruction set: each model is captured once."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from paging import Steps, draw_tables, make_step
+from tiny_models import Ids, TinyModel
+from torch.fx import GraphModule
+
+from models.decoder_layers import Decoder
+from models.heads import TextModel
+from models.load import load_model
+from runtime import build, open
+from runtime.capture import capture
+from runtime.config import EngineConfig
+from runtime.engine import Engine
+from runtime.engines.decoder import DecoderEngine
+from runtime.limits import BatchLimits
+from runtime.passes import pipeline
+from tests.kernels.emulated import COMPILED, load_compiled
+from tests.kernels.kernel_cases import CONFIGURABLE, find_backend
+
+PRECISIONS = ["fp32", "bf16", "int8"]
+"""All that `auto` may choose on any CPU."""
+BEST = CONFIGURABLE[1] if len(CONFIGURABLE) > 1 else "torch"
+"""The kernels that `auto` takes here."""
+
+
+def list_cases(names: Collection[str], often: Sequence[str]) -> list[Any]:
+    """Models by kernels by precision. Slow are all but `often`, and of torch's kernels all but the first of those. The
+    instruction sets that this CPU lacks are for `often` only, and slow."""
+    cases: list[Any] = []
+    lacking = [case.values[0] for case in COMPILED if not isinstance(case, str)]
+    for name in names:
+        for kernels in [*CONFIGURABLE, *(lacking if name in often else [])]:
+            is_quick = kernels in CONFIGURABLE and name in (often[:1] if kernels == "torch" else often)
+            marks = [] if is_quick else [pytest.mark.slow]
+            cases += [make_case(name, kernels, precision, marks) for precision in PRECISIONS]
+    return cases
+
+
+def make_case(name: str, kernels: object, precision: str, marks: Collection[Any]) -> Any:
+    return pytest.param(name, kernels, precision, marks=marks, id=f"{name}-{kernels}-{precision}")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model, and its graph, which every engine gets a copy of."""
+
+    model: TinyModel
+    module: TextModel | Decoder
+    graph_module: GraphModule
+
+    def build(self, kernels: str, precision: str, *, has_bf16: bool = False, **options: object) -> Engine:
+        """An engine of one thread, warm. `has_bf16`: what `auto` thinks of this CPU."""
+        limits = BatchLimits(
+            max_batch_tokens=1024,
+            max_batch_requests=32,
+            max_input_tokens=self.model.info.max_input_tokens,
+            max_batch_logits=1024 if isinstance(self.module, Decoder) else 0,
+        )
+        config = EngineConfig.model_validate({"precision": precision, "threads": 1} | options)
+        find_backend(kernels)  # the test is skipped where there is no compiler
+        with (
+            patch.object(build, "capture", lambda *_: build.copy_graph(self.graph_module)),
+            patch.object(open, "load_library", lambda *_: None if kernels == "torch" else load_compiled(kernels)),
+            patch.object(pipeline, "has_cpu_bf16", lambda: has_bf16),
+        ):
+            engine = build.build_engine(self.module, config, limits, lambda *_: None)
+        engine.warmup(lambda *_: None)
+        return engine
+
+
+def capture_model(make: Callable[[], TinyModel]) -> Captured:
+    model = make()
+    module = load_model(model.directory, model.info).eval().requires_grad_(False)
+    return Captured(model, module, capture(module, torch.device("cpu")))
+
+
+def compute_rows(engine: Engine, ids: Sequence[Ids], steps: Steps) -> npt.NDArray[np.float32]:
+    """An engine's logits after every token, in the order of `ids`. What its cache held before must not matter."""
+    assert isinstance(engine, DecoderEngine)
+    tables = draw_tables([len(sequence) for sequence in ids], seed=len(steps))
+    done = [0] * len(ids)
+    found: list[list[npt.NDArray[np.float32]]] = [[] for _ in ids]
+    for counts in steps:
+        batch = make_step(ids, tables, done, counts)
+        logits = engine.inner.compute(batch, kv_cache=engine.kv_cache)["logits"].numpy().copy()
+        active = [index for index, count in enumerate(counts) if count]
+        for index, rows in zip(active, np.split(logits, batch.cu_seqlens[1:-1]), strict=True):
+            found[index].append(rows)
+            done[index] += counts[index]
+    return np.concatenate([rows for parts in found for rows in parts])
