@@ -59,11 +59,11 @@ def read_commit() -> str | None:
     return commit.strip() + "+" * bool(dirty.strip())
 
 
-def write_results(name: str, table: Sequence[Sequence[str]], results: Any) -> None:
-    """Print the table, and keep both it and the numbers under `bench/results/`."""
+def write_results(name: str, table: Sequence[Sequence[str]], results: Any, note: str = "") -> None:
+    """Print the table, and keep both it and the numbers under `bench/results/`. `note`: what to know of the table."""
     RESULTS.mkdir(exist_ok=True)
     machine = describe_machine()
-    text = format_table(table)
+    text = f"{note}\n\n" * bool(note) + format_table(table)
     print(f"\n{name}\n{text}")
     (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
     heading = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['packages']['torch']}"

@@ -1,0 +1,33 @@
+"""Multiply-adds that a core can do in a cycle, by what is documented of its instructions; not by what we reach.
+
+A CPU has two ports for vector multiplications, each as wide as its registers; Zen 4 takes two turns for 512 bits. From
+Intel's optimisation manual, AMD's software optimisation guides, and uops.info.
+"""
+
+from pathlib import Path
+
+PORTS = 2
+ZEN_4_FAMILY = 25
+"""AMD's; Zen 3's too, which has no AVX512."""
+
+
+def macs_per_cycle(isa: str, dtype: str) -> float:
+    """`dtype`: fp32, bf16 or int8, as the kernels of `isa` multiply it."""
+    is_wide = isa in ("avx512", "avx512_bf16", "amx")
+    per_cycle = PORTS * (64 if is_wide and read_amd_family() != ZEN_4_FAMILY else 32)
+    peaks = {
+        # Two vpmaddubsw and one vpmaddwd, which have the same ports, for 64 products. vpdpbusd needs no other.
+        ("avx2", "int8"): per_cycle * 2 / 3,
+        # A tile of 16 x 16 sums gets 64 bytes a row every 16 cycles.
+        ("amx", "int8"): 16 * 16 * 64 / 16,
+        ("amx", "bf16"): 16 * 16 * 32 / 16,
+        ("avx512_bf16", "bf16"): per_cycle / 2,
+    }
+    return peaks.get((isa, dtype), per_cycle if dtype == "int8" else per_cycle / 4)
+
+
+def read_amd_family() -> int | None:
+    """AMD's number for the CPU's design; None for others' CPUs."""
+    text = Path("/proc/cpuinfo").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("cpu family")]
+    return int(lines[0].partition(":")[2]) if "AuthenticAMD" in text and lines else None
