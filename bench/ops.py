@@ -15,9 +15,10 @@ import torch
 from torch.nn import functional
 
 from bench.peaks import macs_per_cycle
-from bench.report import read_cpu_flags, write_results
+from bench.report import write_results
 from bench.timing import Comparison, compare, format_ratio
 from bench.traffic import sample_lengths
+from runtime.backends.cpu.build import OVERFLOW_FREE, read_cpu_flags
 from runtime.backends.cpu.layouts import pack_bf16, pack_fp32, pack_int8, pad_bias
 from runtime.backends.cpu.library import CpuLibrary, load_library
 from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED
@@ -56,7 +57,7 @@ def time_linear(library: CpuLibrary, num_tokens: int, name: str) -> Case:
     in_features, out_features = SHAPES[name]
     x, bias = torch.randn(num_tokens, in_features), torch.randn(out_features)
     weight, out = torch.randn(out_features, in_features) / in_features**0.5, torch.empty(num_tokens, out_features)
-    quantized = quantize_weight(weight, scheme=None, overflow_free=library.isa == "avx2")
+    quantized = quantize_weight(weight, scheme=None, overflow_free=library.isa in OVERFLOW_FREE)
     packed, packed_bf16 = pack_fp32(weight), pack_bf16(weight)
     packed_int8 = pack_int8(quantized.values, quantized.scale)
     is_up = name == "up"

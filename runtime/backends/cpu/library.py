@@ -57,7 +57,7 @@ def load_library(wanted: str, progress: Progress) -> CpuLibrary | None:
     isas = list_isas()
     if wanted != "auto" and wanted not in isas:
         raise CannotBuild(f"this CPU has no {wanted}; it has {', '.join(isas) or 'none that there are kernels for'}")
-    reason = "this CPU has neither AVX2 nor AVX512"
+    reason = "there are none for this CPU"
     for isa in isas if wanted == "auto" else [wanted]:
         try:
             library = CpuLibrary(find_library(isa, progress), isa)
