@@ -156,7 +156,7 @@ def describe_clock(comparisons: dict[str, Comparison], isa: str) -> str:
     return (
         f"Kernels for {isa}; the CPU has {flags}.\nMultiply-adds per cycle at its peak: {peaks}.\n"
         f"Clock over all rounds: {middle:.2f} GHz ({low:.2f}-{high:.2f}: 10th and 90th percentile, as in the table). "
-        f"Others kept {max(os.getloadavg()[0] - 1, 0):.1f} of the {os.cpu_count()} cores busy meanwhile."
+        f"Others waited or ran: {max(os.getloadavg()[0] - 1, 0):.1f} on {os.cpu_count()} cores."
     )
 
 
