@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from runtime.backends.cpu.build import read_cpu_flags
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "tokenizers", "fastapi", "uvicorn")
 
@@ -19,7 +21,9 @@ def describe_machine() -> dict[str, Any]:
         "date": date.today().isoformat(),
         "cpu": read_cpu_model(),
         "cores": os.cpu_count(),
-        "flags": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in read_cpu_flags()],
+        "flags": [
+            flag for flag in ("avx2", "avx_vnni", "avx512f", "avx512_bf16", "amx_bf16") if flag in read_cpu_flags()
+        ],
         "python": platform.python_version(),
         "packages": {name: find_version(name) for name in PACKAGES},
         "commit": read_commit(),
@@ -30,11 +34,6 @@ def read_cpu_model() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def read_cpu_flags() -> set[str]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def find_version(package: str) -> str | None:
@@ -59,11 +58,11 @@ def read_commit() -> str | None:
     return commit.strip() + "+" * bool(dirty.strip())
 
 
-def write_results(name: str, table: Sequence[Sequence[str]], results: Any) -> None:
-    """Print the table, and keep both it and the numbers under `bench/results/`."""
+def write_results(name: str, table: Sequence[Sequence[str]], results: Any, note: str = "") -> None:
+    """Print the table, and keep both it and the numbers under `bench/results/`. `note`: what to know of the table."""
     RESULTS.mkdir(exist_ok=True)
     machine = describe_machine()
-    text = format_table(table)
+    text = f"{note}\n\n" * bool(note) + format_table(table)
     print(f"\n{name}\n{text}")
     (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
     heading = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['packages']['torch']}"

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 EngineKind = Literal["planned", "reference", "null"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 AccuracyLevel = Literal["strict", "balanced", "fast"]
-CpuKernels = Literal["auto", "amx", "avx512_bf16", "avx512", "avx2", "torch"]
+CpuKernels = Literal["auto", "amx", "avx512_bf16", "avx512", "avx512_base", "avx_vnni", "avx2", "portable", "torch"]
 
 
 class UnusableConfig(ValueError):

@@ -10,13 +10,19 @@ from unittest.mock import patch
 
 import pytest
 
-from runtime.backends.cpu.build import ISA_FLAGS, find_library, list_isas
+from runtime.backends.cpu.build import ISA_FLAGS, OVERFLOW_FREE, find_library, list_isas
 from runtime.backends.cpu.library import CpuLibrary, check_library, load_library
 
 HEADERS = Path(__file__).parent / "emulation"
-EMULATED = [f"emulated-{isa}" for isa in ("avx512", "avx512_bf16", "amx") if isa not in list_isas() and list_isas()]
-COMPILED = [*list_isas(), *(pytest.param(name, marks=pytest.mark.slow) for name in EMULATED)]
-"""Every instruction set that there are kernels for."""
+NATIVE = list_isas()
+EMULATED = [f"emulated-{isa}" for isa in ISA_FLAGS if isa not in NATIVE and "avx2" in NATIVE]
+FAST, SLOW = [name for name in NATIVE if name != "portable"], ["portable", *EMULATED]
+COMPILED = [*FAST, *(pytest.param(name, marks=pytest.mark.slow if FAST else ()) for name in SLOW)]
+"""Every instruction set that there are kernels for. What every CPU has is slow, and tested with the emulated ones."""
+
+
+def needs_overflow_free(name: str) -> bool:
+    return name.removeprefix("emulated-") in OVERFLOW_FREE
 
 
 def list_flags(name: str) -> tuple[str, ...]:

@@ -6,15 +6,24 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from runtime.backends.cpu import build, library
-from runtime.backends.cpu.build import CannotBuild, find_library, hash_compiler, hash_sources, list_isas, seal
+from runtime.backends.cpu.build import (
+    ISA_FLAGS,
+    CannotBuild,
+    find_library,
+    hash_compiler,
+    hash_sources,
+    list_isas,
+    seal,
+)
 from runtime.backends.cpu.library import CpuLibrary, check_library, load_library
 from runtime.build import build_engine
-from runtime.config import EngineConfig
+from runtime.config import CpuKernels, EngineConfig
 from runtime.engine import Engine
 from runtime.limits import BatchLimits
 from tests.kernels.emulated import COMPILED, EMULATED, load_compiled
@@ -51,6 +60,28 @@ def write_compiler(path: Path, script: str) -> str:
 def build_tiny(**options: object) -> Engine:
     config = EngineConfig(threads=1, **options)  # type: ignore[arg-type]
     return build_engine(tiny_bert(), config, BatchLimits(512, 64, 128), silent)
+
+
+def test_configuration_names_every_instruction_set() -> None:
+    assert sorted(get_args(CpuKernels)) == sorted(["auto", "torch", *ISA_FLAGS])
+
+
+@pytest.mark.parametrize(
+    ("capability", "flags", "expected"),
+    [
+        ("DEFAULT", {"sse4_2"}, ["portable"]),
+        ("AVX2", {"avx2"}, ["avx2", "portable"]),
+        ("AVX2", {"avx2", "avx_vnni"}, ["avx_vnni", "avx2", "portable"]),
+        ("AVX512", {"avx2", "avx512f"}, ["avx512_base", "avx2", "portable"]),
+    ],
+)
+def test_which_sets_a_cpu_has(
+    capability: str, flags: set[str], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(build, "read_cpu_flags", lambda: flags)
+    assert list_isas() == expected
 
 
 class TestWithoutACompiler:
@@ -280,7 +311,7 @@ def test_next_best_kernels_are_used_where_the_best_fail(monkeypatch: pytest.Monk
 def test_unknown_cpu_gets_torch_kernels(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(library, "list_isas", list)
     assert load_library("auto", silent) is None
-    assert "neither AVX2 nor AVX512" in caplog.text
+    assert "there are none for this CPU" in caplog.text
 
 
 def test_torch_can_be_asked_for() -> None:

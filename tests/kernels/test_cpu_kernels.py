@@ -15,7 +15,7 @@ from runtime.ops import add_norm, embed_norm, linear_act, linear_int8, pool, var
 from runtime.ops.linear_act import ACTIVATIONS
 from runtime.ops.quantized_rows import dequantize_rows, quantize_rows, row_bytes, split_rows
 from runtime.quantization.weights import quantize_weight
-from tests.kernels.emulated import COMPILED
+from tests.kernels.emulated import COMPILED, needs_overflow_free
 from tests.kernels.kernel_cases import DTYPES, KERNEL_TOLERANCES, borders, find_kernels, random_tensor, run_kernel
 from tests.tolerances import Tolerance, check_close
 
@@ -101,7 +101,7 @@ def int8_options(bias: Tensor | None = None, act: str = "none", **options: objec
 def check_int8(isa: str, x: Tensor, sizes: tuple[int, int], act: str = "none", **options: object) -> Tensor:
     """Against the reference, which sums in fp64; for quantised results, what they stand for."""
     weight = random_tensor(sizes[1], sizes[0], seed=1) / sizes[0] ** 0.5
-    quantized = quantize_weight(weight, scheme=None, overflow_free=isa == "avx2")
+    quantized = quantize_weight(weight, scheme=None, overflow_free=needs_overflow_free(isa))
     bias = random_tensor(sizes[1], seed=2)
     dtype = options.get("dtype", FP32)
     assert isinstance(dtype, torch.dtype)
@@ -152,7 +152,9 @@ class TestLinearInt8:
     def test_largest_bytes_do_not_overflow(self, isa: str) -> None:
         """All activations 255 and each group of weights at its bound: the worst that 16-bit sums can meet."""
         rows = quantize_rows(torch.ones(5, 64))
-        values = torch.tensor([64, 64, 64, 64, 0, 0, 0, 0] * 8 if isa == "avx2" else [127] * 64, dtype=torch.int8)
+        values = torch.tensor(
+            [64, 64, 64, 64, 0, 0, 0, 0] * 8 if needs_overflow_free(isa) else [127] * 64, dtype=torch.int8
+        )
         values = torch.stack([values, -values])
         args = (rows, pack_int8(values, torch.ones(2)), 2, 64, *int8_options())
         actual = run_kernel(find_kernels(isa)[LINEAR_INT8_PACKED.target], (5, 2), FP32, *args)
@@ -262,7 +264,7 @@ class TestDeterminism:
 
     def test_linears(self, isa: str) -> None:
         x, weight = random_tensor(1027, 70), random_tensor(90, 70, seed=1)
-        quantized = quantize_weight(weight, scheme=None, overflow_free=isa == "avx2")
+        quantized = quantize_weight(weight, scheme=None, overflow_free=needs_overflow_free(isa))
         packed = pack_int8(quantized.values, quantized.scale)
         for op, args in (
             (LINEAR_ACT_PACKED.target, (pack_fp32(weight), 90, None, "gelu")),

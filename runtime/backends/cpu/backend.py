@@ -3,6 +3,7 @@
 import torch
 
 from runtime.backends.backend import Backend
+from runtime.backends.cpu.build import OVERFLOW_FREE
 from runtime.backends.cpu.library import CpuLibrary
 from runtime.backends.cpu.pack_weights import pack_weights
 from runtime.backends.plain.table import TORCH_KERNELS
@@ -12,12 +13,11 @@ PASSES = (("pack_weights", pack_weights),)
 
 def cpu_backend(library: CpuLibrary) -> Backend:
     """torch's kernels, and the compiled ones in their place."""
-    # AVX2 adds products of bytes in 16 bits: see add_products in kernels/gemm_int8.h.
     return Backend(
         library.isa,
         torch.device("cpu"),
         TORCH_KERNELS | library.kernels,
         PASSES,
-        overflow_free=library.isa == "avx2",
+        overflow_free=library.isa in OVERFLOW_FREE,
         round_channels=library.round_channels,
     )

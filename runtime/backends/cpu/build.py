@@ -36,9 +36,15 @@ ISA_FLAGS = {
     "amx": ("-march=x86-64-v4", "-mavx512vnni", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
     "avx512_bf16": ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16"),
     "avx512": ("-march=x86-64-v4", "-mavx512vnni"),
+    "avx512_base": ("-march=x86-64-v4",),
+    "avx_vnni": ("-march=x86-64-v3", "-mavxvnni"),
     "avx2": ("-march=x86-64-v3",),
+    "portable": (),
 }
-"""Instruction sets there are kernels for, the best one first."""
+"""Instruction sets there are kernels for, the best one first. `avx512` has VNNI, `avx512_base` has not; `avx_vnni` has
+it for 256 bits. `portable`: what every CPU of this architecture has, in vectors of 128 bits."""
+OVERFLOW_FREE = ("avx512_base", "avx2")
+"""Those whose kernels add products of bytes in 16 bits: see add_products in kernels/gemm_int8.h."""
 
 
 class CannotBuild(RuntimeError):
@@ -52,16 +58,26 @@ class NoCompiler(Exception):
 def list_isas() -> list[str]:
     """The instruction sets of ISA_FLAGS that this CPU has."""
     capability = torch.backends.cpu.get_cpu_capability()
-    has_avx512 = capability == "AVX512" and torch.cpu._is_vnni_supported()
+    has_vnni = capability == "AVX512" and torch.cpu._is_vnni_supported()
     # The second asks the system for the tiles' registers, once for the process.
-    has_amx = has_avx512 and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
+    has_amx = has_vnni and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
     has = {
         "amx": has_amx,  # there is none without products of bf16
-        "avx512_bf16": has_avx512 and torch.cpu._is_avx512_bf16_supported(),
-        "avx512": has_avx512,
+        "avx512_bf16": has_vnni and torch.cpu._is_avx512_bf16_supported(),
+        "avx512": has_vnni,
+        "avx512_base": capability == "AVX512",
+        "avx_vnni": capability in ("AVX2", "AVX512") and "avx_vnni" in read_cpu_flags(),
         "avx2": capability in ("AVX2", "AVX512"),
+        "portable": True,
     }
     return [isa for isa in ISA_FLAGS if has[isa]]
+
+
+def read_cpu_flags() -> set[str]:
+    """The system's names for what the CPU has, where it lists them."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def find_library(isa: str, progress: Progress) -> Path:

@@ -32,10 +32,12 @@ class CpuLibrary:
             if list(found) != places:
                 raise CannotBuild(f"{path} was compiled from other structs: {spec.op.name}")
         self.kernels: dict[object, NativeKernel] = {spec.op.target: NativeKernel(library, spec) for spec in KERNELS}
-        self.peaks = {name: library[f"padless_peak_{name}"] for name in ("fp32", "int8")}
+        self.peaks = {name: library[f"padless_peak_{name}"] for name in ("fp32", "bf16", "int8")}
         """By type: computes for so many rounds on one thread, and returns how many multiply-adds that were."""
-        for peak in self.peaks.values():
-            peak.argtypes, peak.restype = (ctypes.c_int64,), ctypes.c_int64
+        self.wait_cycles = library.padless_wait_cycles
+        """Takes so many cycles of the clock."""
+        for measure in (*self.peaks.values(), self.wait_cycles):
+            measure.argtypes, measure.restype = (ctypes.c_int64,), ctypes.c_int64
 
     def round_channels(self, weight: Tensor, limits: tuple[float, ...], overflow_free: bool) -> tuple[Tensor, Tensor]:
         """`quantization.weights.RoundChannels`."""
@@ -55,7 +57,7 @@ def load_library(wanted: str, progress: Progress) -> CpuLibrary | None:
     isas = list_isas()
     if wanted != "auto" and wanted not in isas:
         raise CannotBuild(f"this CPU has no {wanted}; it has {', '.join(isas) or 'none that there are kernels for'}")
-    reason = "this CPU has neither AVX2 nor AVX512"
+    reason = "there are none for this CPU"
     for isa in isas if wanted == "auto" else [wanted]:
         try:
             library = CpuLibrary(find_library(isa, progress), isa)

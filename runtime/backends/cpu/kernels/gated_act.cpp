@@ -7,8 +7,8 @@ using namespace padless;
 namespace {
 
 // `row`: 2 * width numbers, of which the first half becomes the result.
-void gate_row(float* row, int64_t width, Activation activation) {
-    with_activation(activation, [=](auto act) {
+void gate_row(float* row, int64_t width, Activation activation, bool is_narrow) {
+    with_activation(activation, is_narrow, [=](auto act) {
         int64_t i = 0;
         for (; i + LANES <= width; i += LANES) store(row + i, act(load(row + i)) * load(row + width + i));
         if (i < width)
@@ -31,7 +31,7 @@ PADLESS_KERNEL(gated_act, GatedAct) {
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < num_rows(call.x); ++r) {
             copy_row(from, r, 0, 2 * width, row);
-            gate_row(row, width, call.act);
+            gate_row(row, width, call.act, to.kind != FP32);
             if (to.kind == QUANTISED)
                 quantise_row(row, width, inverse_smooth, scale, const_cast<uint8_t*>(to.quantised(r)));
             else

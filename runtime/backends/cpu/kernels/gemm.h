@@ -34,8 +34,10 @@ struct Fp32Gemm {
     using Sum = float;
 #if defined(__AVX512F__)
     static constexpr int ROWS = 12, PANELS = 2;
-#else
+#elif defined(__AVX2__) || defined(__aarch64__)  // which has twice as many registers
     static constexpr int ROWS = 6, PANELS = 1;
+#else
+    static constexpr int ROWS = 3, PANELS = 1;
 #endif
     static constexpr int64_t GRAIN = 1;  // rows that cost no more than fewer of them
     // Columns of x taken at a time: a panel's part stays in the first-level cache.

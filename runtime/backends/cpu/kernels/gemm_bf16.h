@@ -127,7 +127,8 @@ struct FewRowsGemm : WideningGemm {
 struct Bf16Gemm : WideningGemm {
     using Few = FewRowsGemm;
     using Wide = Fp32Gemm;
-    static constexpr int ROWS = LANES == 16 ? 8 : 5, PANELS = LANES / 8;  // with a row more sums leave the registers
+    // With a row more sums leave the registers.
+    static constexpr int ROWS = LANES == 16 ? 8 : LANES == 8 ? 5 : 2, PANELS = LANES == 16 ? 2 : 1;
     static constexpr int64_t WIDEN_FROM = 2 * ROWS + 1;  // rows: for so many a piece of a panel is widened once
 };
 #endif

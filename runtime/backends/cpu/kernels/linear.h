@@ -132,7 +132,7 @@ struct Linear {
         const int64_t column = first * PANEL, count = std::min(last * PANEL, call.num_columns) - column;
         const auto scaler = source.scaler(x);
         const float* bias = call.bias ? call.bias + column : nullptr;
-        with_activation(call.activation, [&](auto activation) {
+        with_activation(call.activation, call.out.kind != FP32, [&](auto activation) {
             for (int64_t panel = 0; panel < last - first; ++panel)
                 for (int64_t lane = 0; lane < PANEL; lane += LANES) {
                     const int64_t c = panel * PANEL + lane;

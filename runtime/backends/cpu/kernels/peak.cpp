@@ -1,4 +1,5 @@
-// How fast the innermost loops of linear layers run on data in the first-level cache: what `bench.ops` measures ops against.
+// What `bench.ops` measures ops against: the clock, and the innermost loops of linear layers on data in the first-level cache.
+#include "gemm_bf16.h"
 #include "gemm_int8.h"
 #include "kernel.h"
 
@@ -26,7 +27,26 @@ void multiply_in_cache(int64_t repeats) {
 template <class Gemm>
 constexpr int64_t products = Gemm::ROWS * Gemm::PANELS * PANEL * 128;
 
+// What multiplies many rows: panels of bf16 are widened for all of them where the CPU has no products of bf16.
+template <class Gemm, bool WIDENS = (Gemm::WIDEN_FROM > 0)>
+struct ManyRows : Gemm {};
+template <class Gemm>
+struct ManyRows<Gemm, true> : Gemm::Wide {};
+
 }  // namespace
+
+// Takes a cycle of the clock for each of `count`, a multiple of 16: additions that wait for one another.
+extern "C" int64_t padless_wait_cycles(int64_t count) {
+    int64_t sum = 0, one = 1;
+    asm("" : "+r"(one));  // some CPUs add constants in no time
+    for (int64_t i = 0; i < count; i += 16)
+#pragma GCC unroll 16
+        for (int k = 0; k < 16; ++k) {
+            sum += one;
+            asm("" : "+r"(sum));
+        }
+    return sum;
+}
 
 // Each returns the number of multiply-adds done, on one thread.
 extern "C" int64_t padless_peak_fp32(int64_t repeats) {
@@ -37,4 +57,9 @@ extern "C" int64_t padless_peak_fp32(int64_t repeats) {
 extern "C" int64_t padless_peak_int8(int64_t repeats) {
     multiply_in_cache<Int8Gemm>(repeats);
     return repeats * products<Int8Gemm>;
+}
+
+extern "C" int64_t padless_peak_bf16(int64_t repeats) {
+    multiply_in_cache<ManyRows<Bf16Gemm>>(repeats);
+    return repeats * products<ManyRows<Bf16Gemm>>;
 }

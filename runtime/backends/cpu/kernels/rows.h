@@ -69,11 +69,13 @@ inline ByteVec to_bytes(Vec v) {
     const IntVec whole = round_to_int(minimum(maximum(v, Vec{}), broadcast(255.0f)));
 #if defined(__AVX512F__)
     return (ByteVec)_mm512_cvtepi32_epi8((__m512i)whole);
-#else
+#elif defined(__AVX2__)
     const __m128i low = _mm256_castsi256_si128((__m256i)whole), high = _mm256_extracti128_si256((__m256i)whole, 1);
     const __m128i words = _mm_packus_epi32(low, high);
     const __m128i bytes = _mm_packus_epi16(words, words);
     return load_raw<ByteVec>(&bytes);
+#else
+    return __builtin_convertvector(whole, ByteVec);
 #endif
 }
 

@@ -1,17 +1,22 @@
 // Vectors of fp32 as wide as the CPU's registers, by the flags this is compiled with, and the functions kernels need on
-// them. GCC's vector extensions carry the arithmetic; a * b + c becomes one FMA.
+// them. GCC's vector extensions carry the arithmetic; a * b + c becomes one FMA where there is one.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX2__)
 #include <immintrin.h>
+#endif
 
 namespace padless {
 
+// Without AVX2: 128 bits, which every CPU has in one form or another.
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
-#else
+#elif defined(__AVX2__)
 constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
 #endif
 
 typedef float Vec __attribute__((vector_size(LANES * 4)));
@@ -19,6 +24,7 @@ typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
 typedef uint32_t BitVec __attribute__((vector_size(LANES * 4)));
 typedef uint16_t HalfVec __attribute__((vector_size(LANES * 2)));
 typedef uint8_t ByteVec __attribute__((vector_size(LANES)));
+typedef int8_t SignedByteVec __attribute__((vector_size(LANES)));
 
 struct BFloat16 {
     uint16_t bits;
@@ -49,24 +55,50 @@ inline void store(float* p, Vec v) { store_raw(p, v); }
 inline Vec load(const BFloat16* p) {
 #if defined(__AVX512F__)
     return (Vec)((BitVec)_mm512_cvtepu16_epi32((__m256i)load_raw<HalfVec>(p)) << 16);
-#else
+#elif defined(__AVX2__)
     return (Vec)((BitVec)_mm256_cvtepu16_epi32((__m128i)load_raw<HalfVec>(p)) << 16);
+#else
+    return (Vec)(__builtin_convertvector(load_raw<HalfVec>(p), BitVec) << 16);
 #endif
 }
+
+#if !defined(__AVX2__)
+// The bits of a half float in the low half of each lane. Shifted into a float's place, its exponent is too small by 112.
+inline Vec widen_half_floats(BitVec half) {
+    const BitVec magnitude = half & 0x7fff, scaled = (BitVec)((Vec)(magnitude << 13) * 0x1p112f);
+    const BitVec is_infinite_or_nan = (BitVec)(magnitude >= 0x7c00);
+    return (Vec)(scaled | (is_infinite_or_nan & 0x7f800000) | (half & 0x8000) << 16);
+}
+
+// Rounds to nearest, ties to even: adding a number 2^13 times as large as the last bit that is to stay rounds at that bit.
+// By Marat Dukhan's FP16 library.
+inline BitVec narrow_to_half_floats(Vec v) {
+    const BitVec bits = (BitVec)v, doubled = bits + bits, exponent = doubled & 0xff000000;
+    const BitVec least = exponent < 0x71000000 ? BitVec{} + 0x71000000 : exponent;
+    const Vec magnitude = (Vec)(bits & 0x7fffffff) * 0x1p112f * 0x1p-110f;  // what is too large becomes infinite
+    const BitVec rounded = (BitVec)((Vec)((least >> 1) + 0x07800000) + magnitude);
+    const BitVec half = ((rounded >> 13) & 0x7c00) + (rounded & 0x0fff);
+    return (bits & 0x80000000) >> 16 | (doubled > 0xff000000 ? BitVec{} + 0x7e00 : half);
+}
+#endif
 
 inline Vec load(const Float16* p) {
 #if defined(__AVX512F__)
     return (Vec)_mm512_cvtph_ps((__m256i)load_raw<HalfVec>(p));
-#else
+#elif defined(__AVX2__)
     return (Vec)_mm256_cvtph_ps((__m128i)load_raw<HalfVec>(p));
+#else
+    return widen_half_floats(__builtin_convertvector(load_raw<HalfVec>(p), BitVec));
 #endif
 }
 
 inline Vec load(const int8_t* p) {
 #if defined(__AVX512F__)
     return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)load_raw<ByteVec>(p)));
-#else
+#elif defined(__AVX2__)
     return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+    return __builtin_convertvector(load_raw<SignedByteVec>(p), Vec);
 #endif
 }
 
@@ -74,9 +106,11 @@ inline Vec load(const int8_t* p) {
 inline HalfVec upper_halves(BitVec bits) {
 #if defined(__AVX512F__)
     return (HalfVec)_mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)bits, 16));
-#else
+#elif defined(__AVX2__)
     const __m256i words = _mm256_srli_epi32((__m256i)bits, 16);
     return (HalfVec)_mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+#else
+    return __builtin_convertvector(bits >> 16, HalfVec);
 #endif
 }
 
@@ -89,8 +123,10 @@ inline void store(BFloat16* p, Vec v) {
 inline void store(Float16* p, Vec v) {
 #if defined(__AVX512F__)
     store_raw(p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
-#else
+#elif defined(__AVX2__)
     store_raw(p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+    store_raw(p, __builtin_convertvector(narrow_to_half_floats(v), HalfVec));
 #endif
 }
 
@@ -129,8 +165,10 @@ inline Vec select(IntVec condition, Vec yes, Vec no) { return condition ? yes : 
 inline Vec maximum(Vec a, Vec b) {
 #if defined(__AVX512F__)
     return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
-#else
+#elif defined(__AVX2__)
     return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return a > b ? a : b;
 #endif
 }
 
@@ -138,8 +176,10 @@ inline Vec maximum(Vec a, Vec b) {
 inline Vec minimum(Vec a, Vec b) {
 #if defined(__AVX512F__)
     return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
-#else
+#elif defined(__AVX2__)
     return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return a < b ? a : b;
 #endif
 }
 
@@ -154,10 +194,12 @@ inline void store(int8_t* p, Vec v) {
     const IntVec whole = round_to_int(minimum(maximum(v, broadcast(-127.0f)), broadcast(127.0f)));
 #if defined(__AVX512F__)
     store_raw(p, _mm512_cvtepi32_epi8((__m512i)whole));
-#else
+#elif defined(__AVX2__)
     const __m128i low = _mm256_castsi256_si128((__m256i)whole), high = _mm256_extracti128_si256((__m256i)whole, 1);
     const __m128i words = _mm_packs_epi32(low, high);
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+#else
+    store_raw(p, __builtin_convertvector(whole, SignedByteVec));
 #endif
 }
 
