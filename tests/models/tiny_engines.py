@@ -33,13 +33,13 @@ BEST = CONFIGURABLE[1] if len(CONFIGURABLE) > 1 else "torch"
 
 
 def list_cases(names: Collection[str], often: Sequence[str]) -> list[Any]:
-    """Models by kernels by precision. Slow are all but `often`, and of torch's kernels all but the first of those. The
-    instruction sets that this CPU lacks are for `often` only, and slow."""
+    """Models by kernels by precision. Slow are all but `often` with the best kernels, and the first of those with any
+    that this CPU has. The instruction sets that it lacks are for `often` only, and slow."""
     cases: list[Any] = []
     lacking = [case.values[0] for case in COMPILED if not isinstance(case, str)]
     for name in names:
         for kernels in [*CONFIGURABLE, *(lacking if name in often else [])]:
-            is_quick = kernels in CONFIGURABLE and name in (often[:1] if kernels == "torch" else often)
+            is_quick = kernels in CONFIGURABLE and name in (often if kernels == BEST else often[:1])
             marks = [] if is_quick else [pytest.mark.slow]
             cases += [make_case(name, kernels, precision, marks) for precision in PRECISIONS]
     return cases
