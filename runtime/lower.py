@@ -51,6 +51,7 @@ class Lowering:
             num_roots=self.num_roots,
             constants=self.constants,
             inputs=self.inputs,
+            input_dtypes={node.name: node.meta["val"].dtype for node in nodes if is_array(node)},
             outputs_by_name={name: self.values[node] for name, node in outputs.items()},
             weight_bytes=sum_weights(self.constants.values()),
             outputs=describe_outputs(self.graph_module),
@@ -134,6 +135,10 @@ def find_life(name: str, step: int, death: int, view: View | None) -> TensorLife
     if any(any(powers[NUM_SHAPE:]) for _, *powers in num_bytes.terms):
         return None
     return TensorLife(name, step, death, num_bytes)
+
+
+def is_array(node: Node) -> bool:
+    return node.op == "placeholder" and isinstance(node.meta["val"], Tensor)
 
 
 def is_read(node: Node) -> bool:

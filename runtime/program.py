@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from runtime.batch import ArraySpec
@@ -51,6 +52,8 @@ class Program:
     constants: Mapping[int, Tensor]
     inputs: Mapping[str, int]
     """The roots of arguments by name; those that nothing reads are there too."""
+    input_dtypes: Mapping[str, torch.dtype]
+    """Of those that are tensors."""
     outputs_by_name: Mapping[str, Any]
     """Views, or what an instruction can have as an argument."""
     weight_bytes: int

@@ -86,6 +86,8 @@ class BoundProgram:
         missing = self.program.read_inputs - arrays.keys() - kept.keys() - {*SYMBOLS}
         if missing:
             raise EngineError(f"the model reads {', '.join(sorted(missing))}, which the batch does not have")
+        for name, tensor in kept.items():  # arrays were checked; kernels would write beside a cache of another type
+            assert tensor.dtype == self.program.input_dtypes[name], f"{name} is {tensor.dtype}. This is a bug."
         self.resize(tuple(symbols), layout)
         self.memory.take_inputs(arrays, kept, self.device)
         if self.tape is not None:
