@@ -1,6 +1,6 @@
 """From a module and its configuration to a compiled model: capture, rewrite, plan; and to the engine of one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -121,11 +121,17 @@ def compile_model(
         num_drafts = 0 if draft is None else draft.num_tokens
         return CompiledModel({choice.precision: captured.plan(choice)}, None, layout, guessing, num_drafts)
     candidates = [choose_precision(named, device)] if named else list_candidates(device)
+    tried: dict[Precision, PlannedProgram] = {}
     if len(candidates) > 1:
-        chosen = chosen or try_precisions(captured, samples, progress)
+        if chosen is None:
+            tried = captured.plan_each(candidates, progress, 1)
+            chosen = try_precisions(captured, tried, samples, progress)
         candidates = [replace(choose_precision(name, device), reason="chosen for this model") for name in chosen.used]
     if len(candidates) == 1:
-        return CompiledModel({candidates[0].precision: captured.plan(candidates[0])}, chosen)
+        (choice,) = candidates
+        planned = tried.get(choice.precision) or captured.plan(choice)
+        info = replace(planned.info, precision_reason=choice.reason)
+        return CompiledModel({choice.precision: replace(planned, info=info)}, chosen)
     return CompiledModel(captured.plan_each(candidates, progress, len(candidates)), chosen)
 
 
@@ -161,10 +167,11 @@ def capture_module(module: nn.Module, device: torch.device, progress: Progress) 
     return graph_module
 
 
-def try_precisions(captured: Captured, samples: Samples | None, progress: Progress) -> ChosenPrecision:
-    """Each program gets all of the memory that steps may take: they are not there to stay."""
+def try_precisions(
+    captured: Captured, programs: Mapping[Precision, PlannedProgram], samples: Samples | None, progress: Progress
+) -> ChosenPrecision:
+    """Each program gets all of the memory that steps may take: the others are not there to stay."""
     backend, limits = captured.backend, captured.limits
-    programs = captured.plan_each(list_candidates(backend.device), progress, 1)
     engines = {name: open_program(each, backend.kernels, backend.device) for name, each in programs.items()}
     vocab_size = find_vocab_size(captured.graph_module)
     seqlen = min(USUAL_SEQLEN, limits.least_tokens, limits.max_batch_tokens)

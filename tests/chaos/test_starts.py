@@ -51,7 +51,7 @@ def test_cache_folder_that_cannot_be_written(config: Path, tmp_path: Path) -> No
     change_engine(config, precision="auto", replicas=2)
     server = start_server(config, environment={"XDG_CACHE_HOME": str(no_folder)})
     server.wait_ready()
-    assert server.log.count("judging precisions") == server.log.count("m/precision: judging precisions") == 1
+    assert server.log.count("judging precisions") == server.log.count("m/compiling: judging precisions") == 1
     chosen, other = (replica["info"]["chosen"] for replica in read_info(server)["replicas"])
     assert chosen == other and chosen["candidates"][0]["judged_on"] == "140 sample texts"
     assert "  precision  fp32, exact" in server.log or "  precision  int8, " in server.log
