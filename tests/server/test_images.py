@@ -91,7 +91,9 @@ def test_health_check_fails_where_nobody_listens(image: str) -> None:
 
 def test_kernels_are_compiled_for_every_instruction_set() -> None:
     """The image has no compiler to make up for one."""
-    (isas,) = re.findall(r"runtime\.backends\.cpu\.build \\\n *(.+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
+    (isas,) = re.findall(
+        r"runtime\.backends\.cpu\.build \\\n *(.+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE
+    )
     assert set(isas.split()) == set(ISA_FLAGS)
 
 
