@@ -5,7 +5,7 @@ in a row stand on a tape, made once; a step patches addresses and sizes into it 
 tensors made for it, which are kept as long as the shape of the batch stays the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,16 +60,18 @@ class BoundProgram:
     def list_steps(self, is_taped: Sequence[bool]) -> Iterator[Step]:
         """Compiled kernels that follow one another are one step."""
         first = last = 0
+        frees: list[int] = []
         for instruction, on_tape in zip(self.program.instructions, is_taped, strict=True):
             if on_tape:
                 last += 1
+                frees += instruction.frees
                 continue
             if first < last:
-                yield TapeStep(self, first, last).run
-            first = last
+                yield TapeStep(self, first, last, frees).run
+            first, frees = last, []
             yield TorchStep(self, instruction).run
         if first < last:
-            yield TapeStep(self, first, last).run
+            yield TapeStep(self, first, last, frees).run
 
     def run(
         self,
@@ -117,12 +119,13 @@ class BoundProgram:
 
 
 class TapeStep:
-    """The calls [first, last) of a tape."""
+    """The calls [first, last) of a tape, behind which nobody reads the roots in `frees` any more."""
 
-    def __init__(self, bound: BoundProgram, first: int, last: int) -> None:
+    def __init__(self, bound: BoundProgram, first: int, last: int, frees: Iterable[int]) -> None:
         assert bound.tape is not None
         self.bound, self.tape = bound, bound.tape
         self.first, self.last = first, last
+        self.frees = [root for root in frees if root in bound.memory.late]
 
     def run(self) -> None:
         memory = self.bound.memory
@@ -130,6 +133,8 @@ class TapeStep:
             self.tape.place(memory.bases, self.bound.numbers)
             memory.has_moved = False
         self.tape.run(self.first, self.last)
+        for root in self.frees:
+            memory.free(root)
 
 
 class TorchStep:
@@ -172,7 +177,6 @@ class Memory:
         self.sizes_of: dict[View, tuple[list[int], list[int], int]] = {}
         self.tensors: dict[View, Tensor] = {}
         self.numbers: list[int] = []
-        self.inputs: Mapping[str, Any] = {}
         self.learn(dict(program.outputs_by_name))
 
     def learn(self, value: object) -> None:
@@ -198,12 +202,9 @@ class Memory:
 
     def take_inputs(self, arrays: Arrays, kept: Mapping[str, Tensor], device: torch.device) -> None:
         """Read where they are: arrays stay as long as the step."""
-        self.inputs = {**arrays, **kept}
-        for name, root in self.program.inputs.items():
-            value: Any = self.inputs.get(name)
-            if value is None:
-                continue
-            tensor = value if isinstance(value, Tensor) else torch.from_numpy(value).to(device)
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        for name, tensor in (tensors | dict(kept)).items():
+            root = self.program.inputs[name]
             self.objects[root] = tensor
             self.bases[root] = tensor.data_ptr()
 
@@ -228,7 +229,6 @@ class Memory:
     def drop_late(self) -> None:
         for root in self.passing:
             self.objects.pop(root, None)
-        self.inputs = {}
 
     def forget(self) -> None:
         self.places.clear()

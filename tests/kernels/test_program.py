@@ -22,9 +22,10 @@ from runtime.listing import format_program
 from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
 from runtime.ops import pool
+from runtime.passes.fuse_add_norm import fuse_add_norm
 from runtime.program import Instruction, Program
 from tests.kernels.kernel_cases import CONFIGURABLE, find_kernels
-from tests.kernels.tiny_graphs import CPU, HIDDEN_SIZE, Body, Tiny, capture_body, random_batch, run_graph
+from tests.kernels.tiny_graphs import CPU, HIDDEN_SIZE, Body, Tiny, capture_body, random_batch, rewrite, run_graph
 from tests.tolerances import check_close
 
 LARGEST = BatchShape(64, 16, 32)
@@ -232,6 +233,29 @@ def test_unplanned_results_are_freed_after_their_last_use() -> None:
     assert len(seen) == 12 and max(alive) == 2
     assert not any(each() is not None for each in seen)
     assert program.unplanned_bytes(LARGEST) == 2 * LARGEST.num_tokens * HIDDEN_SIZE * 4
+
+
+@pytest.mark.parametrize("implementation", CONFIGURABLE)
+def test_unplanned_results_that_kernels_read_are_freed_behind_them(implementation: str) -> None:
+    seen: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def watch(x: Tensor) -> Tensor:
+        result = torch.erf(x)
+        alive.append(sum(each() is not None for each in seen))
+        seen.append(weakref.ref(result))
+        return result
+
+    def body(m: Tiny, x: Tensor, _: Tensor) -> Tensor:
+        for _ in range(4):
+            x = m.norm(torch.erf(x) + x)
+        return x
+
+    kernels = find_kernels(implementation)
+    program = lower(rewrite(capture_body(body), ("fuse_add_norm", fuse_add_norm)), kernels)
+    watched = [replace(each, target=watch) if each.kind == "unplanned" else each for each in program.instructions]
+    make_engine(replace(program, instructions=tuple(watched)), kernels).run(BATCH)
+    assert alive == [0, 0, 0, 0]
 
 
 def test_results_in_a_tuple_are_computed_anew_each_time() -> None:
