@@ -15,8 +15,8 @@ from runtime.kv_cache.budget import plan_blocks
 from server.config import ConfigError, ModelConfig, ServerConfig
 from server.processes import memory
 from server.processes.deployment import DeployedModel, Deployment, load, save
-from server.processes.engine_process import settle_engine
 from server.processes.memory import divide_memory, estimate_trial, estimate_weights
+from server.processes.opening import settle_engine
 
 MB = 2**20
 PLENTY = 10**6

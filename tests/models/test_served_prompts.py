@@ -19,6 +19,7 @@ from server.config import HttpConfig, LimitsConfig, ModelConfig, ServerConfig, S
 from server.engine.executor import run_in_passing_thread
 from server.http.app import App
 from server.metrics import Metrics
+from server.processes.building import build_model
 from server.processes.engine_process import build_loop
 from server.processes.http_process import build_state
 from server.processes.resolution import resolve
@@ -56,7 +57,7 @@ def serve(directory: Path, run_dir: Path, ask: Callable[[Client], Awaitable[None
         http = HttpConfig(default_timeout_ms=600_000)
         deployment = resolve(ServerConfig(server=http, models=(model,)), run_dir)
         metrics = Metrics(CollectorRegistry())
-        loop = run_in_passing_thread(partial(build_loop, deployment, deployment.models[0], 0, metrics))
+        loop = run_in_passing_thread(partial(build_loop, deployment, deployment.models[0], 0, metrics, build_model))
         await loop.start()
         with ThreadPoolExecutor(1) as pool:
             state = build_state(deployment, 0, metrics, [loop], pool)

@@ -54,8 +54,12 @@ def test_wheels_hold_every_file_beside_the_modules() -> None:
         for path in (ROOT / package).rglob("*"):
             if path.is_dir() or path.suffix in (".py", ".pyc"):
                 continue
-            patterns = setuptools["package-data"].get(".".join(path.parent.relative_to(ROOT).parts), [])
-            assert any(fnmatch(path.name, pattern) for pattern in patterns), f"{path} is in no wheel"
+            home = next(
+                folder for folder in path.parents if (folder / "__init__.py").exists() or folder == ROOT / package
+            )
+            patterns = setuptools["package-data"].get(".".join(home.relative_to(ROOT).parts), [])
+            name = str(path.relative_to(home))
+            assert any(fnmatch(name, pattern) for pattern in patterns), f"{path} is in no wheel"
             kept.add(path.suffix)
     assert kept == {".cpp", ".h", ".yaml"}
     assert {each.rstrip("*") for each in setuptools["packages"]["find"]["include"]} == set(PACKAGES)
