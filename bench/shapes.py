@@ -20,7 +20,7 @@ from bench.report import write_results
 from bench.traffic import pack_sorted, sample_sequences
 
 ROOT = Path(__file__).parents[1]
-ROUNDS = 5
+ROUNDS = 3
 NUM_SAME, NUM_MIXED = 300, 250
 PRECISIONS = ("fp32", "int8")
 WORKER = "--worker"
