@@ -129,7 +129,12 @@ def write_choice(path: Path, chosen: ChosenPrecision) -> None:
 
 def drop_unused(folder: Path) -> None:
     """Models that nobody has started for a month: most are of older code, and will never be found again."""
-    for path in folder.glob("*"):
+    used_s: dict[str, float] = {}
+    paths = list(folder.glob("*"))
+    for path in paths:  # a start touches the model alone, and what belongs to it has its name
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > UNUSED_S:
+            used_s[path.stem] = max(path.stat().st_mtime, used_s.get(path.stem, 0.0))
+    for path in paths:
+        with suppress(OSError):
+            if time.time() - used_s.get(path.stem, 0.0) > UNUSED_S:
                 path.unlink()
