@@ -108,8 +108,8 @@ def compile_model(
 ) -> CompiledModel:
     """Capture, rewrite, plan. Sets torch's thread count for this process. Raises UnusableConfig.
 
-    Where an encoder's precision is left to measurement and not `chosen`, it is measured on programs that are gone
-    afterwards, and judged on `samples`, or random tokens.
+    Where an encoder's precision is left to measurement and not `chosen`, it is measured, and judged on `samples`, or
+    random tokens.
     """
     captured = capture_model(module, config, limits, progress)
     device, named = captured.backend.device, config.named_precision

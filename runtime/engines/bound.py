@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from runtime.backends.backend import Kernel
-from runtime.backends.cpu.native import Arguments, NativeKernel, lies_as_wanted, name_arguments
+from runtime.backends.cpu.native import Arguments, NativeKernel, lies_as_wanted
 from runtime.backends.cpu.tape import Tape
 from runtime.batch import Arrays
 from runtime.engine import EngineError
 from runtime.memory.arena import Layout
 from runtime.memory.lifetimes import SYMBOLS, Formula
 from runtime.memory.sizes import Numbers, Sizes
+from runtime.ops.spec import name_arguments
 from runtime.program import Instruction, Program
 from runtime.values import Late, View
 
@@ -52,7 +53,7 @@ class BoundProgram:
         kernel = self.kernels.get(instruction.target)
         if not isinstance(kernel, NativeKernel) or instruction.kind != "planned":
             return None
-        named = name_arguments(kernel.spec.op, instruction.args, instruction.kwargs)
+        named = name_arguments(instruction.target, instruction.args, instruction.kwargs)
         arguments = {**named, "out": instruction.out}
         fits = all(fits_tape(kernel, name, value) for name, value in arguments.items())
         return (kernel, arguments) if fits else None

@@ -7,6 +7,7 @@ torch's schema follows from the reference's signature; passes read and write a c
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,3 +62,15 @@ def define_op(
     torch.library.register_fake(name)(fake)
     target = getattr(torch.ops.padless, reference.__name__).default
     return Op(target, words)
+
+
+def name_arguments(target: Any, args: Sequence[object], options: Mapping[str, object]) -> dict[str, Any]:
+    """A call's arguments by the names of its op's schema, defaults included. Raises TypeError where one is missing."""
+    schema = target._schema.arguments
+    given = dict(zip((argument.name for argument in schema), args, strict=False)) | dict(options)
+    for argument in schema:
+        if argument.name not in given:
+            if not argument.has_default_value():
+                raise TypeError(f"{target._schema.name.rpartition(':')[2]} lacks its argument {argument.name}")
+            given[argument.name] = argument.default_value
+    return given

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
 from runtime.ops import pool
+from runtime.ops.spec import name_arguments
 
 LINEAR = torch.ops.aten.linear.default
 
@@ -21,9 +22,7 @@ def is_call(node: object, *targets: object) -> bool:
 
 def read(node: Node) -> Any:
     """The arguments of a call by the names of its op's schema, defaults included."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
-    return SimpleNamespace(**{each.name: given.get(each.name, each.default_value) for each in schema})
+    return SimpleNamespace(**name_arguments(node.target, node.args, node.kwargs))
 
 
 def read_linear(node: Node) -> Any:

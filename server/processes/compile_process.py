@@ -24,6 +24,7 @@ from runtime.precision_trial import Samples
 from server.engine.executor import run_in_passing_thread
 from server.errors import InvalidField
 from server.processes.building import load_draft
+from server.processes.compiling import is_measured
 from server.processes.deployment import DeployedModel, Deployment, load
 from server.processes.opening import find_limits, measure_costs, save_costs, settle_engine
 from server.processes.sample_texts import list_sample_texts
@@ -43,7 +44,7 @@ def compile_ahead(deployment: Deployment, model: DeployedModel, cache: CompileCa
     progress = make_progress(f"{model.config.name}/compiling")
     config, limits = settle_engine(model), find_limits(model)
     known = read_choice(cache.choice)
-    samples = find_samples(model) if known is None and config.named_precision is None else None
+    samples = find_samples(model) if known is None and is_measured(model) else None
     progress("reading weights", 0, 1)
     module, draft = load_model(model.directory, model.info), load_draft(model)
     progress("reading weights", 1, 1)

@@ -1,6 +1,5 @@
 """A model as it was compiled, opened as the engine of this process; and what its steps cost, measured once."""
 
-import logging
 from pathlib import Path
 
 import msgspec
@@ -14,8 +13,6 @@ from server.engine.calibration import calibrate
 from server.engine.cost_model import CostModel
 from server.processes.deployment import DeployedModel
 from server.tasks.task import Work
-
-logger = logging.getLogger("padless")
 
 
 class Damaged(RuntimeError):

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from runtime.backends.cpu.layouts import pack_fp32, pad_bias
-from runtime.backends.cpu.native import name_arguments
 from runtime.backends.cpu.ops import LINEAR_ACT_PACKED
 from runtime.backends.cpu.tape import Tape
 from runtime.memory.lifetimes import Formula
 from runtime.memory.sizes import Sizes
 from runtime.ops import add_norm, embed_norm, gated_act, paged_attention, pool
-from runtime.ops.spec import Op
+from runtime.ops.spec import Op, name_arguments
 from runtime.values import View
 from tests.kernels.emulated import COMPILED, load_compiled
 from tests.kernels.kernel_cases import borders, random_tensor
@@ -49,7 +48,7 @@ class Recorder:
         kernels = load_compiled(self.isa).kernels
         calls = []
         for op, args, out in self.calls:
-            arguments = name_arguments(op, args, {}) | {"out": out}
+            arguments = name_arguments(op.target, args, {}) | {"out": out}
             calls.append((kernels[op.target], {name: self.view(value) for name, value in arguments.items()}))
         return Tape(calls, self.sizes)
 

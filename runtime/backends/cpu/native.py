@@ -12,7 +12,7 @@ from torch import Tensor
 
 from runtime.backends.cpu.structs import KIND_NUMBERS, MAX_DIMS, TENSOR_WORDS, Field, Struct
 from runtime.backends.cpu.table import KernelSpec, Wanted
-from runtime.ops.spec import Op
+from runtime.ops.spec import name_arguments
 
 Words = npt.NDArray[np.int64]
 Arguments = Mapping[str, Any]
@@ -33,7 +33,9 @@ class NativeKernel:
 
     def __call__(self, *args: object, out: Tensor, **options: object) -> None:
         """Tensors that do not lie as the kernel wants them are copied for it. Raises as `check` and `fit` do."""
-        arguments = {name: self.fit(name, value) for name, value in name_arguments(self.spec.op, args, options).items()}
+        arguments = {
+            name: self.fit(name, value) for name, value in name_arguments(self.spec.op.target, args, options).items()
+        }
         if not self.fits("out", out):
             raise ValueError(f"{self.spec.op.name}: out of {out.dtype} {tuple(out.shape)} does not lie dense")
         writer = StructWriter(describe_tensor)
@@ -65,17 +67,6 @@ class NativeKernel:
 
 def lies_as_wanted(wanted: Wanted, dtype: torch.dtype, sizes: Sequence[int], strides: Sequence[int]) -> bool:
     return dtype in wanted.dtypes and wanted.lies(sizes, strides)
-
-
-def name_arguments(op: Op, args: Sequence[object], options: Mapping[str, object]) -> dict[str, object]:
-    """The arguments of a call by the op's names, defaults included. Raises TypeError where one is missing."""
-    given = dict(zip((argument.name for argument in op.target._schema.arguments), args, strict=False)) | dict(options)
-    for argument in op.target._schema.arguments:
-        if argument.name not in given:
-            if not argument.has_default_value():
-                raise TypeError(f"{op.name} lacks its argument {argument.name}")
-            given[argument.name] = argument.default_value
-    return given
 
 
 class StructWriter:
