@@ -17,6 +17,7 @@ from runtime.config import EngineConfig, Precision, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.planned import fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
+from runtime.kv_cache.layout import KV_DTYPES
 from runtime.limits import BatchLimits
 from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
@@ -37,7 +38,6 @@ from runtime.quantization.calibrate import find_vocab_size
 from runtime.quantization.observe import random_batch
 from runtime.quantization.scheme import Quantization, load_quantization
 
-KV_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 USUAL_SEQLEN = 32
 """Tokens; of the sequences that precisions are timed on."""
 

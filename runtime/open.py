@@ -25,8 +25,6 @@ from runtime.kv_cache.budget import plan_blocks
 from runtime.kv_cache.layout import KVLayout
 from runtime.limits import BatchLimits
 
-CACHE_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "int8"}
-
 
 def open_engine(compiled: CompiledModel, config: EngineConfig, limits: BatchLimits, progress: Progress) -> Engine:
     """Sets torch's thread count for this process. Raises UnusableConfig."""
@@ -95,7 +93,7 @@ def give_caches(
     )
     device = torch.device(config.device)
     engines = [
-        DecoderEngine(inner, layout.allocate(num_blocks, device), CACHE_DTYPES[layout.dtype])
+        DecoderEngine(inner, layout.allocate(num_blocks, device), layout.dtype_name)
         for inner, layout in zip(inners, layouts, strict=True)
     ]
     if len(engines) == 1:

@@ -16,6 +16,8 @@ from torch import Tensor
 from runtime.kv_cache.blocks import BLOCK_SIZE
 
 PANEL = 16
+KV_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+"""By the names that configurations have for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,10 @@ class KVLayout:
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype = torch.float32
+
+    @property
+    def dtype_name(self) -> str:
+        return next(name for name, dtype in KV_DTYPES.items() if dtype == self.dtype)
 
     @property
     def block_bytes(self) -> int:
