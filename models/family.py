@@ -3,15 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.config import EncoderConfig
 from models.decoder_config import DecoderConfig
 from models.decoder_layers import Decoder
+from runtime.lazy_module import LazyWeight
 
 Renames = tuple[tuple[str, str], ...]
 """(regular expression over a checkpoint's name, replacement), tried in order; the first full match counts."""
-Adjust = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+Adjust = Callable[[dict[str, LazyWeight]], dict[str, LazyWeight]]
 """A checkpoint's values under our names to ours: some are stored turned round, fused or shifted."""
 
 

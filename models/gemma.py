@@ -11,6 +11,7 @@ from models.decoder_layers import Decoder
 from models.family import DecoderFamily, Renames
 from models.llama import ATTENTION_RENAMES, FREQUENCIES, LAYER, NORM_RENAMES
 from models.weights import DTYPES
+from runtime.lazy_module import LazyWeight
 
 
 class Gemma(Decoder):
@@ -18,10 +19,12 @@ class Gemma(Decoder):
         return self.embedding(input_ids) * self.config.hidden_size**0.5
 
 
-def add_one(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def add_one(tensors: dict[str, LazyWeight]) -> dict[str, LazyWeight]:
     """To the weights of norms, in fp32, so that they multiply by nothing else."""
     return {
-        name: value.to(torch.float32) + 1 if name.endswith("norm.weight") and value.dtype in DTYPES else value
+        name: value.then(lambda rows: rows.to(torch.float32) + 1)
+        if name.endswith("norm.weight") and value.like.dtype in DTYPES
+        else value
         for name, value in tensors.items()
     }
 

@@ -1,10 +1,13 @@
 """GPT-2 (Radford et al., 2019): learned positions, pre-LN layers, one weight for queries, keys and values."""
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from models.decoder_config import DecoderConfig
 from models.decoder_layers import Decoder
 from models.family import DecoderFamily, Renames
+from runtime.lazy_module import LazyWeight
 
 
 class Gpt2(Decoder):
@@ -16,17 +19,22 @@ class Gpt2(Decoder):
         return self.embedding(input_ids) + self.position(position_ids)
 
 
-def adjust_linears(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def adjust_linears(tensors: dict[str, LazyWeight]) -> dict[str, LazyWeight]:
     """Their weights lie [in, out], and those of queries, keys and values beside one another."""
-    adjusted: dict[str, Tensor] = {}
+    adjusted: dict[str, LazyWeight] = {}
     for name, value in tensors.items():
-        if value.ndim == 2 and (".attention." in name or ".feed_forward." in name):
-            value = value.T
-        if ".qkv." in name and value.ndim:
-            adjusted |= {name.replace("qkv", part): rows for part, rows in zip("qkv", value.chunk(3), strict=False)}
+        if value.like.ndim == 2 and (".attention." in name or ".feed_forward." in name):
+            value = value.then(Tensor.t)
+        if ".qkv." in name and value.like.ndim:
+            thirds = [value.then(partial(take_third, index)) for index in range(3)]
+            adjusted |= {name.replace("qkv", part): third for part, third in zip("qkv", thirds, strict=True)}
         else:
             adjusted[name] = value
     return adjusted
+
+
+def take_third(index: int, value: Tensor) -> Tensor:
+    return value.tensor_split(3)[index]
 
 
 LAYER = r"h\.(\d+)\."

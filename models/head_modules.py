@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.heads import Dense, Normalize
 from models.keys import ModelDirectoryError, read_object, require_number, require_torch_class
 from models.module_chain import check_features
-from models.weights import read_checkpoint
+from models.weights import open_checkpoint
+from runtime.lazy_module import LazyWeight
 
 DENSE_ACTIVATIONS = {"GELU": "gelu", "Identity": "none", "ReLU": "relu", "SiLU": "silu", "Tanh": "tanh"}
 DEFAULT_ACTIVATION = "tanh"
@@ -60,11 +61,11 @@ def check_width(path: Path, name: str, value: int, width: int) -> None:
         raise ModelDirectoryError(f"{path}: {name} is {value}, but the module gets rows of {width} numbers")
 
 
-def read_module_weights(directory: Path, modules: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+def open_module_weights(directory: Path, modules: Sequence[tuple[str, str]]) -> dict[str, LazyWeight]:
     """Their tensors by the index of the module: `0.linear.weight`, `1.weight`."""
     return {
         f"{index}.{name.removeprefix('norm.')}": value
         for index, (kind, folder) in enumerate(modules)
         if kind != "Normalize"
-        for name, value in read_checkpoint(directory / folder).items()
+        for name, value in open_checkpoint(directory / folder).items()
     }

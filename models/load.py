@@ -1,58 +1,57 @@
-"""A model directory to the module that engines are built from."""
+"""A model directory to the module that engines are built from, its weights still unread."""
 
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from models.config import EncoderConfig, read_config
 from models.decoder_config import read_decoder_config
-from models.decoder_layers import Decoder
 from models.family import Family
-from models.head_modules import build_modules, read_module_weights
+from models.head_modules import build_modules, open_module_weights
 from models.heads import ClassificationHead, EmbeddingHead, PromptlessEmbeddingHead, TextModel
 from models.info import CLASSIFIER_SUFFIX, ModelInfo
 from models.keys import read_keys
 from models.pooling import check_modes
 from models.registry import find_decoder, find_family
-from models.weights import assign_weights, read_checkpoint, rename_tensors, resolve_tied_head
+from models.weights import check_weights, open_checkpoint, rename_tensors, resolve_tied_head
+from runtime.lazy_module import LazyModule, LazyWeight
 
 WORD_TABLE = "encoder.embeddings.word.weight"
 
 
-def load_model(directory: Path, info: ModelInfo) -> TextModel | Decoder:
-    """Build the module for `info.task` and fill it with the directory's weights, fp32, on the CPU."""
+def load_model(directory: Path, info: ModelInfo) -> LazyModule:
+    """The module for `info.task`, with what reads its weights from the directory: fp32, on the CPU.
+
+    Raises ModelDirectoryError where they do not fit.
+    """
     return load_decoder(directory, info) if info.task == "generate" else load_encoder(directory, info)
 
 
-def load_decoder(directory: Path, info: ModelInfo) -> Decoder:
+def load_decoder(directory: Path, info: ModelInfo) -> LazyModule:
     """A language model, whose head is its own or its table of embeddings."""
     folder = directory / info.transformer
     config = read_decoder_config(folder)
     family = find_decoder(info.architecture, config.model_type)
     with torch.device("meta"):
         model = family.decoder(config)
-    tensors = rename_tensors(read_checkpoint(folder), family.prefix, family.renames, family.ignored)
+    tensors = rename_tensors(open_checkpoint(folder), family.prefix, family.renames, family.ignored)
     if config.is_tied:
         resolve_tied_head(tensors, "lm_head.weight", "embedding.weight", folder)
-    assign_weights(model, family.adjust(tensors), folder)
-    return model.eval()
+    return LazyModule(model.eval(), check_weights(model, family.adjust(tensors), folder))
 
 
-def load_encoder(directory: Path, info: ModelInfo) -> TextModel:
+def load_encoder(directory: Path, info: ModelInfo) -> LazyModule:
     """The encoder with its head for `info.task`."""
     folder = directory / info.transformer
     family = find_family(info.architecture, read_keys(folder)["model_type"])
     config = read_config(folder)
-    # Built without memory and filled later: initialising weights that are overwritten takes seconds for large models.
     with torch.device("meta"):
         head = build_head(directory, family, config, info)
         model = TextModel(family.encoder(config), head)
-    tensors = read_encoder(folder, family, info)
-    for name, value in read_module_weights(directory, info.modules).items():
+    tensors = open_encoder(folder, family, info)
+    for name, value in open_module_weights(directory, info.modules).items():
         tensors[f"head.chain.{name}"] = value
-    assign_weights(model, tensors, directory)
-    return model.eval()
+    return LazyModule(model.eval(), check_weights(model, tensors, directory))
 
 
 def build_head(
@@ -66,7 +65,7 @@ def build_head(
     return head(info.pooling, modules, info.normalize, info.output_dim if info.output_dim < width else None)
 
 
-def read_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, Tensor]:
+def open_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, LazyWeight]:
     """The checkpoint under our names. Embedding with a classifier's checkpoint leaves its head unused.
 
     A language model's output head is ignored, but where it is tied it may be the name under which the table is stored.
@@ -77,7 +76,7 @@ def read_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, Ten
         renames += [(pattern, f"head.{target}") for pattern, target in family.head_renames]
     elif info.architecture.endswith(CLASSIFIER_SUFFIX):
         ignored += [pattern for pattern, _ in family.head_renames]
-    checkpoint = read_checkpoint(folder)
+    checkpoint = open_checkpoint(folder)
     tensors = rename_tensors(checkpoint, family.prefix, renames, ignored)
     if family.tied_head in checkpoint and read_keys(folder).get("tie_word_embeddings", True):
         tensors.setdefault(WORD_TABLE, checkpoint[family.tied_head])

@@ -1,6 +1,7 @@
 """The files that hold a model's weights, and how many numbers are in them. Knows no torch."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -34,20 +35,27 @@ def read_index(path: Path) -> list[str]:
     return names
 
 
-def count_numbers(directory: Path) -> int:
-    """In all files of one folder, also where a model needs only some of them. Raises ModelDirectoryError."""
-    return sum(count_in_file(file) for file in list_files(directory))
+def count_numbers(directory: Path, num_rows: int | None = None) -> int:
+    """In all files of one folder, also where a model needs only some of them; with `num_rows` only in the matrices that
+    have so many. Raises ModelDirectoryError."""
+    return sum(count_in_file(file, num_rows) for file in list_files(directory))
 
 
-def count_in_file(file: Path) -> int:
-    """A pickle, which could run code, is not read here: its size and the type that config.json names tell."""
+def count_in_file(file: Path, num_rows: int | None) -> int:
+    """A pickle, which could run code, is not read here: its size and the type that config.json names tell; it may
+    consist of such matrices alone."""
     try:
         if file.suffix != ".safetensors":
             return file.stat().st_size // find_stored_bytes(file.parent)
         with safe_open(file, "np") as content:
-            return sum(math.prod(content.get_slice(name).get_shape()) for name in content.keys())  # noqa: SIM118
+            shapes = [content.get_slice(name).get_shape() for name in content.keys()]  # noqa: SIM118
+            return sum(math.prod(shape) for shape in shapes if num_rows is None or is_matrix(shape, num_rows))
     except (OSError, SafetensorError) as error:
         raise ModelDirectoryError(f"{file}: cannot be read: {error}") from None
+
+
+def is_matrix(shape: Sequence[int], num_rows: int) -> bool:
+    return len(shape) == 2 and shape[0] == num_rows
 
 
 def find_stored_bytes(directory: Path) -> int:

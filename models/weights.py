@@ -2,43 +2,68 @@
 
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from models.keys import ModelDirectoryError
 from models.weight_files import list_files
+from runtime.lazy_module import LazyWeight
 
 OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """What weights may be stored in. Narrower types need scales, which would be another format."""
 
 
-def read_checkpoint(directory: Path) -> dict[str, Tensor]:
+def open_checkpoint(directory: Path) -> dict[str, LazyWeight]:
     """All tensors of a model directory, from safetensors if there are any, else from a pickle read as weights only."""
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, LazyWeight] = {}
     for file in list_files(directory):
-        tensors |= read_file(file)
+        tensors |= open_safetensors(file) if file.suffix == ".safetensors" else open_pickle(file)
     for old, new in OLD_NAMES:
         tensors = {name.replace(old, new): value for name, value in tensors.items()}
     return tensors
 
 
-def read_file(file: Path) -> dict[str, Tensor]:
-    """Raises ModelDirectoryError where a file cannot be read, or holds more than tensors."""
+def open_safetensors(file: Path) -> dict[str, LazyWeight]:
+    """Raises ModelDirectoryError where the file cannot be read."""
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, SafetensorError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        with safe_open(file, "pt") as content:
+            # What `get_tensor` gives is mapped: nothing is read to know its shape.
+            likes = {name: content.get_tensor(name).to("meta") for name in content.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModelDirectoryError(f"{file}: cannot be read: {first_line(error)}") from None
+    return {name: LazyWeight(like, partial(read_tensor, file, name)) for name, like in likes.items()}
+
+
+def read_tensor(file: Path, name: str) -> Tensor:
+    """Opened for each: what is mapped counts as this process's memory until the file is closed."""
+    with safe_open(file, "pt") as content:
+        value: Tensor = content.get_tensor(name)
+        return value
+
+
+def open_pickle(file: Path) -> dict[str, LazyWeight]:
+    """Raises ModelDirectoryError where the file cannot be read, or holds more than tensors."""
+    try:
+        content = load_pickle(file)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise ModelDirectoryError(f"{file}: cannot be read: {first_line(error)}") from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ModelDirectoryError(f"{file}: must hold a dictionary of tensors and nothing else")
-    return {str(name): value for name, value in content.items()}
+    return {str(name): LazyWeight.of(value) for name, value in content.items()}
+
+
+def load_pickle(file: Path) -> object:
+    """Mapped, but for the format of torch before 1.6."""
+    if zipfile.is_zipfile(file):
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def first_line(error: Exception) -> str:
@@ -46,10 +71,10 @@ def first_line(error: Exception) -> str:
 
 
 def rename_tensors(
-    tensors: dict[str, Tensor], prefix: str, renames: Sequence[tuple[str, str]], ignored: Sequence[str]
-) -> dict[str, Tensor]:
-    """To our names. Names that nothing matches stay as they are, and are reported by `assign_weights`."""
-    renamed: dict[str, Tensor] = {}
+    tensors: dict[str, LazyWeight], prefix: str, renames: Sequence[tuple[str, str]], ignored: Sequence[str]
+) -> dict[str, LazyWeight]:
+    """To our names. Names that nothing matches stay as they are, and are reported by `check_weights`."""
+    renamed: dict[str, LazyWeight] = {}
     for name, value in tensors.items():
         bare = name.removeprefix(prefix)
         target = next(match_rename(bare, renames), None)
@@ -68,7 +93,7 @@ def match_rename(name: str, renames: Sequence[tuple[str, str]]) -> Iterator[str]
             yield match.expand(replacement)
 
 
-def resolve_tied_head(tensors: dict[str, Tensor], head: str, table: str, source: Path) -> None:
+def resolve_tied_head(tensors: dict[str, LazyWeight], head: str, table: str, source: Path) -> None:
     """One tensor for a language model's output head and the table of embeddings that it is tied to, under `table`.
 
     Checkpoints hold either or both, perhaps in two types. Raises ModelDirectoryError where their values differ.
@@ -77,7 +102,7 @@ def resolve_tied_head(tensors: dict[str, Tensor], head: str, table: str, source:
     if value is None:
         return
     rows = tensors.setdefault(table, value)
-    if not have_equal_values(rows, value):
+    if rows is not value and not have_equal_values(rows.read(), value.read()):
         raise ModelDirectoryError(
             f"{source}: the weights have an output head of their own, but tie_word_embeddings in config.json says that "
             "it is the table of embeddings. Set it to false"
@@ -94,38 +119,40 @@ def have_equal_values(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
-def assign_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Give every parameter its values, as fp32 in memory of their own; parameters may be on `meta` before.
+def check_weights(module: nn.Module, tensors: dict[str, LazyWeight], source: Path) -> dict[str, LazyWeight]:
+    """For every parameter of `module`, which is on `meta`, its values as fp32.
 
-    Raises ModelDirectoryError for missing, left-over, misshapen or mistyped tensors, and for NaN and infinity.
+    Raises ModelDirectoryError for missing, left-over, misshapen or mistyped tensors; where they are read, for NaN and
+    infinity.
     """
     faults = list(find_faults(dict(module.named_parameters()), tensors))
     if faults:
         raise ModelDirectoryError(f"{source}: the weights do not fit the architecture; {'; '.join(faults)}")
-    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
-    if broken:
-        raise ModelDirectoryError(f"{source}: the weights hold numbers that are not finite: {list_names(broken)}")
-    values = {
-        name: value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        for name, value in tensors.items()
-    }
-    module.load_state_dict(values, assign=True)
     empty = [name for name, buffer in module.named_buffers() if buffer.is_meta]
     assert not empty, f"The buffers {', '.join(empty)} were built without values. This is a bug."
+    return {name: value.then(partial(to_finite, name, source)) for name, value in tensors.items()}
 
 
-def find_faults(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iterator[str]:
+def to_finite(name: str, source: Path, value: Tensor) -> Tensor:
+    """fp32, contiguous, in memory of its own. Raises ModelDirectoryError for NaN and infinity."""
+    # The least and the largest are NaN where anything is; unlike isfinite this makes no copies.
+    if not value.is_meta and value.numel() and not all(bound.isfinite() for bound in value.aminmax()):
+        raise ModelDirectoryError(f"{source}: the weights hold numbers that are not finite: {name}")
+    return value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+
+def find_faults(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, LazyWeight]) -> Iterator[str]:
     """One text per kind of fault, with the first names of each."""
     common = sorted(parameters.keys() & tensors.keys())
     faults = {
         "missing": sorted(parameters.keys() - tensors.keys()),
         "left over": sorted(tensors.keys() - parameters.keys()),
         "misshapen": [
-            f"{name} {list(tensors[name].shape)} instead of {list(parameters[name].shape)}"
+            f"{name} {list(tensors[name].like.shape)} instead of {list(parameters[name].shape)}"
             for name in common
-            if tensors[name].shape != parameters[name].shape
+            if tensors[name].like.shape != parameters[name].shape
         ],
-        "mistyped": [f"{name} {tensors[name].dtype}" for name in common if tensors[name].dtype not in DTYPES],
+        "mistyped": [f"{name} {tensors[name].like.dtype}" for name in common if tensors[name].like.dtype not in DTYPES],
     }
     for what, names in faults.items():
         if names:

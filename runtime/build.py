@@ -11,13 +11,14 @@ from runtime.backends.backend import Backend
 from runtime.backends.cpu.backend import cpu_backend
 from runtime.backends.plain.table import plain_backend
 from runtime.batch import Batch
-from runtime.capture import Decodes, capture, describe_outputs, read_inputs, retype_cache
+from runtime.capture import UNREAD, Decodes, capture, describe_outputs, read_inputs, retype_cache
 from runtime.compiled import CompiledModel, PlannedProgram
 from runtime.config import EngineConfig, Precision, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.planned import fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
 from runtime.kv_cache.layout import KV_DTYPES
+from runtime.lazy_module import LazyModule, as_lazy
 from runtime.limits import BatchLimits
 from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
@@ -46,7 +47,7 @@ USUAL_SEQLEN = 32
 class DraftModel:
     """A small generator that guesses for a large one, `num_tokens` at a time."""
 
-    module: nn.Module
+    model: nn.Module | LazyModule
     num_tokens: int
 
 
@@ -84,7 +85,7 @@ class Captured:
 
 
 def build_engine(
-    module: nn.Module,
+    model: nn.Module | LazyModule,
     config: EngineConfig,
     limits: BatchLimits,
     progress: Progress,
@@ -93,12 +94,12 @@ def build_engine(
 ) -> Engine:
     """Compile and open, in this process. Raises UnusableConfig."""
     if config.kind == "reference":
-        return build_reference(module, config, limits, progress, draft)
-    return open_engine(compile_model(module, config, limits, progress, draft, chosen), config, limits, progress)
+        return build_reference(model, config, limits, progress, draft)
+    return open_engine(compile_model(model, config, limits, progress, draft, chosen), config, limits, progress)
 
 
 def compile_model(
-    module: nn.Module,
+    model: nn.Module | LazyModule,
     config: EngineConfig,
     limits: BatchLimits,
     progress: Progress,
@@ -106,18 +107,21 @@ def compile_model(
     chosen: ChosenPrecision | None = None,
     samples: Samples | None = None,
 ) -> CompiledModel:
-    """Capture, rewrite, plan. Sets torch's thread count for this process. Raises UnusableConfig.
+    """Capture, rewrite, plan. Sets torch's thread count for this process. A LazyModule cannot run afterwards.
+
+    Raises UnusableConfig, and what reading weights does.
 
     Where an encoder's precision is left to measurement and not `chosen`, it is measured, and judged on `samples`, or
     random tokens.
     """
-    captured = capture_model(module, config, limits, progress)
+    module = as_lazy(model).module
+    captured = capture_model(model, config, limits, progress)
     device, named = captured.backend.device, config.named_precision
     if isinstance(module, Decodes):
         choice = choose_for_generation(named, device)
         layout = module.kv_layout(choose_cache_dtype(config, choice))
         retype_cache(captured.graph_module, layout)
-        guessing = None if draft is None else compile_model(draft.module, config, limits, progress)
+        guessing = None if draft is None else compile_model(draft.model, config, limits, progress)
         num_drafts = 0 if draft is None else draft.num_tokens
         return CompiledModel({choice.precision: captured.plan(choice)}, None, layout, guessing, num_drafts)
     candidates = [choose_precision(named, device)] if named else list_candidates(device)
@@ -135,14 +139,15 @@ def compile_model(
     return CompiledModel(captured.plan_each(candidates, progress, len(candidates)), chosen)
 
 
-def capture_model(module: nn.Module, config: EngineConfig, limits: BatchLimits, progress: Progress) -> Captured:
+def capture_model(
+    model: nn.Module | LazyModule, config: EngineConfig, limits: BatchLimits, progress: Progress
+) -> Captured:
     """Raises UnusableConfig."""
     set_up_torch(config)
     check_precision(config)
     backend = find_backend(config, progress)
     quantization = load_quantization(config.quantization) if config.quantization else None
-    module = module.eval().requires_grad_(False).to(backend.device)
-    return Captured(capture_module(module, backend.device, progress), backend, quantization, limits, config)
+    return Captured(capture_module(model, backend.device, progress), backend, quantization, limits, config)
 
 
 def check_precision(config: EngineConfig) -> None:
@@ -160,9 +165,9 @@ def find_backend(config: EngineConfig, progress: Progress) -> Backend:
     return plain_backend(device) if library is None else cpu_backend(library)
 
 
-def capture_module(module: nn.Module, device: torch.device, progress: Progress) -> GraphModule:
+def capture_module(model: nn.Module | LazyModule, device: torch.device, progress: Progress) -> GraphModule:
     progress("capturing the graph", 0, 1)
-    graph_module = capture(module, device)
+    graph_module = capture(model, device)
     progress("capturing the graph", 1, 1)
     return graph_module
 
@@ -213,7 +218,9 @@ def copy_graph(graph_module: GraphModule) -> GraphModule:
     """Its own nodes over the same weights: what passes replace in one is still there in the other."""
     graph = Graph()
     graph.output(graph.graph_copy(graph_module.graph, {}))
-    return GraphModule(graph_module, graph)
+    copy = GraphModule(graph_module, graph)
+    copy.meta[UNREAD] = dict(graph_module.meta[UNREAD])
+    return copy
 
 
 def find_cap(config: EngineConfig, num_engines: int) -> int | None:
@@ -250,7 +257,7 @@ def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, bac
 
 
 def build_reference(
-    module: nn.Module,
+    model: nn.Module | LazyModule,
     config: EngineConfig,
     limits: BatchLimits,
     progress: Progress,
@@ -259,10 +266,10 @@ def build_reference(
     """Plain modules, op by op; generators with a cache. Raises UnusableConfig."""
     set_up_torch(config)
     device = torch.device(config.device)
-    modules = [module] if draft is None else [module, draft.module]
-    modules = [each.eval().requires_grad_(False).to(device) for each in modules]
+    models = [model] if draft is None else [model, draft.model]
+    modules = [as_lazy(each).fill().eval().requires_grad_(False).to(device) for each in models]
     inners = [build_reference_step(each, limits, device, progress) for each in modules]
-    if not isinstance(module, Decodes):
+    if not isinstance(modules[0], Decodes):
         return inners[0]
     dtype = torch.float32 if config.kv_cache.dtype == "auto" else KV_DTYPES[config.kv_cache.dtype]
     layouts = [each.kv_layout(dtype) for each in modules if isinstance(each, Decodes)]
@@ -288,11 +295,11 @@ def build_reference_step(
     return ReferenceEngine(module, read_inputs(graph_module), limits.largest(), device, info)
 
 
-def trace_passes(module: nn.Module, config: EngineConfig, on_pass: OnPass) -> Program:
+def trace_passes(model: nn.Module | LazyModule, config: EngineConfig, on_pass: OnPass) -> Program:
     """Capture and rewrite without building an engine, for `padless graph`."""
     check_precision(config)
     backend = find_backend(config, lambda *_: None)
-    graph_module = capture(module.eval().requires_grad_(False).to(backend.device), backend.device)
+    graph_module = capture(model, backend.device)
     quantization = load_quantization(config.quantization) if config.quantization else None
     choice = choose_precision(config.named_precision or "fp32", backend.device)
     run_passes(graph_module, list_passes(choice, backend, quantization), on_pass)

@@ -13,19 +13,25 @@ from torch.fx import GraphModule, Node
 
 from runtime.batch import INPUTS, ArraySpec
 from runtime.kv_cache.layout import KVLayout
+from runtime.lazy_module import LazyModule, LazyWeight, as_lazy
 from runtime.memory.lifetimes import SYMBOLS, Formula
 
 VARYING = ("num_tokens", "num_seqs", "num_logits", "num_blocks", "max_blocks")
 """The symbols of `INPUTS` that differ from batch to batch, or from engine to engine."""
 EXAMPLE_SIZES = {"num_tokens": 13, "num_seqs": 3, "num_logits": 7, "num_blocks": 5, "max_blocks": 4}
 EXAMPLE_MAX_SEQLEN = 6
+UNREAD = "unread"
+"""In a graph's `meta`: its constants that are still in their files, by name; the graph itself has their shapes."""
 
 
-def capture(module: nn.Module, device: torch.device) -> GraphModule:
-    """Trace `module` once, on an example that stands for every batch. Takes seconds for a small model.
+def capture(model: nn.Module | LazyModule, device: torch.device) -> GraphModule:
+    """Trace a module once, on an example that stands for every batch. Takes seconds for a small model.
 
-    The parameters of its forward are names of `INPUTS`; it returns its outputs by name. Raises ValueError where not.
+    The parameters of its forward are names of `INPUTS`; it returns its outputs by name. Unread weights stay so;
+    the module that they are of cannot run afterwards. Raises ValueError where it takes or returns something else.
     """
+    lazy = as_lazy(model)
+    module = lazy.prepare(device)
     names = list_inputs(module)
     examples = {name: make_example(INPUTS[name], device) for name in names}
     if isinstance(module, Decodes):
@@ -40,6 +46,7 @@ def capture(module: nn.Module, device: torch.device) -> GraphModule:
     # The guards only repeat the ranges below, which start at 2 because torch specialises on 1; nothing depends on it.
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, GraphModule)
+    graph_module.meta[UNREAD] = dict(lazy.weights)
     return tidy_graph(graph_module, out_spec.context)
 
 
@@ -119,12 +126,30 @@ def retype_cache(graph_module: GraphModule, layout: KVLayout) -> None:
 
 
 def constant(graph_module: GraphModule, node: Node) -> Tensor:
-    """The weight or buffer a get_attr node stands for."""
+    """The weight or buffer a get_attr node stands for; one that is unread is read, each time."""
+    weight = find_unread(graph_module, node)
+    if weight is None:
+        return find_attribute(graph_module, node)
+    return weight.read().to(node.meta["val"].device)
+
+
+def find_unread(graph_module: GraphModule, node: Node) -> LazyWeight | None:
+    """None for a constant that is in memory."""
+    unread: dict[str, LazyWeight] = graph_module.meta[UNREAD]
+    return unread.get(str(node.target))
+
+
+def as_weight(graph_module: GraphModule, node: Node) -> LazyWeight:
+    """To make another of, which is read when that is."""
+    return find_unread(graph_module, node) or LazyWeight.of(find_attribute(graph_module, node))
+
+
+def find_attribute(graph_module: GraphModule, node: Node) -> Tensor:
     value: object = graph_module
     for part in str(node.target).split("."):
         value = getattr(value, part)
     assert isinstance(value, Tensor), f"{node.target} is not a tensor. This is a bug."
-    return value
+    return value.detach()
 
 
 def symbol_names(graph_module: GraphModule) -> dict[str, str]:

@@ -78,7 +78,7 @@ class Lowering:
         if node.op == "placeholder":
             self.inputs[node.name] = root
         elif node.op == "get_attr":
-            self.constants[root] = constant(self.graph_module, node).detach()
+            self.constants[root] = constant(self.graph_module, node)
         return node.op == "call_function"
 
     def find_view(self, node: Node) -> View | None:

@@ -3,7 +3,8 @@
 import torch
 from torch.fx import GraphModule, Node
 
-from runtime.capture import constant
+from runtime.capture import as_weight
+from runtime.lazy_module import concatenate
 from runtime.passes.rewriting import LINEAR, add_constant, insert_call, is_call, read
 
 
@@ -44,5 +45,5 @@ def fuse_constants(graph_module: GraphModule, nodes: list[object]) -> Node:
     names = [str(node.target).split(".") for node in nodes if isinstance(node, Node)]
     # Words they share stay, words that differ are joined.
     name = "_".join("".join(dict.fromkeys(words)) for words in zip(*names, strict=False))
-    values = [constant(graph_module, node) for node in nodes if isinstance(node, Node)]
-    return add_constant(graph_module, name, torch.cat([value.detach() for value in values]))
+    weights = [as_weight(graph_module, node) for node in nodes if isinstance(node, Node)]
+    return add_constant(graph_module, name, concatenate(weights))

@@ -10,7 +10,17 @@ from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
 from runtime.ops import add_norm, embed_norm, linear_act, linear_int8, paged_attention, pool, varlen_attention
-from runtime.passes.rewriting import LINEAR, change, find_pooled, infer_shapes, is_call, order, read, read_linear
+from runtime.passes.rewriting import (
+    LINEAR,
+    change,
+    find_pooled,
+    infer_shapes,
+    is_call,
+    order,
+    read,
+    read_linear,
+    replace_constant,
+)
 
 FP32_ARGUMENTS = {
     add_norm.OP: ("weight", "bias"),
@@ -26,15 +36,10 @@ LINEARS = (LINEAR, linear_act.OP)
 def lower_precision(graph_module: GraphModule, dtype: torch.dtype, *, keep_linears: bool = False) -> None:
     pooled = find_pooled(graph_module)
     for node in graph_module.graph.nodes:
-        if node.op != "get_attr" or not constant(graph_module, node).is_floating_point():
+        if node.op != "get_attr" or not node.meta["val"].is_floating_point():
             continue
-        if any(needs_fp32(node, user, pooled, keep_linears) for user in node.users):
-            continue
-        owner, _, name = str(node.target).rpartition(".")
-        module = graph_module.get_submodule(owner)
-        value = constant(graph_module, node).detach().to(dtype)
-        delattr(module, name)
-        module.register_buffer(name, value)
+        if not any(needs_fp32(node, user, pooled, keep_linears) for user in node.users):
+            replace_constant(graph_module, node, constant(graph_module, node).to(dtype))
     use_mixed_linears(graph_module, pooled)
     for node in graph_module.graph.nodes:
         if is_call(node, linear_int8.OP) and read(node).dtype is None:
@@ -56,5 +61,5 @@ def use_mixed_linears(graph_module: GraphModule, pooled: set[Node]) -> None:
     for node in graph_module.graph.nodes:
         if is_call(node, LINEAR) and node not in pooled:
             call = read_linear(node)
-            if constant(graph_module, call.weight).dtype == torch.float32:
+            if call.weight.meta["val"].dtype == torch.float32:
                 node.args, node.target = order(linear_act.OP, vars(call)), linear_act.OP

@@ -37,29 +37,36 @@ def quantize(
     round_weight = partial(quantize_weight, overflow_free=overflow_free, round_channels=round_channels)
     for name, nodes in find_linears(graph_module).items():
         scheme = schemes.get(name, LinearScheme())
-        for node in nodes if not scheme.is_float else ():
-            quantize_linear(graph_module, node, scheme, round_weight)
+        if not scheme.is_float:
+            quantize_linears(graph_module, nodes, scheme, round_weight)
     graph_module.graph.eliminate_dead_code()
     infer_shapes(graph_module)
     for node in list(graph_module.graph.nodes):
         quantize_for_readers(node)
 
 
-def quantize_linear(
-    graph_module: GraphModule, node: Node, scheme: LinearScheme, round_weight: Callable[..., QuantizedWeight]
+def quantize_linears(
+    graph_module: GraphModule, nodes: list[Node], scheme: LinearScheme, round_weight: Callable[..., QuantizedWeight]
 ) -> None:
-    call = read_linear(node)
-    name = str(call.weight.target).replace(".", "_")
+    """Those that share one weight."""
+    weight = read_linear(nodes[0]).weight
+    name = str(weight.target).replace(".", "_")
     try:
-        quantized = round_weight(constant(graph_module, call.weight).detach().float(), scheme=scheme)
+        quantized = round_weight(constant(graph_module, weight), scheme=scheme)
     except ValueError as error:
-        raise UnusableConfig(f"precision int8: in {call.weight.target} {error}; check the file, or take fp32") from None
-    smooth = None if scheme.smooth is None else add_constant(graph_module, f"{name}_smooth", 1 / scheme.smooth)
+        raise UnusableConfig(f"precision int8: in {weight.target} {error}; check the file, or take fp32") from None
     x_scale, x_zero = static_scale(scheme)
-    options = vars(call) | {"weight": add_constant(graph_module, f"{name}_int8", quantized.values)}
-    options["scale"] = add_constant(graph_module, f"{name}_scale", quantized.scale)
-    how = {"inverse_smooth": smooth, "x_scale": x_scale, "x_zero": x_zero}
-    replace_node(node, linear_int8.OP, "linear_int8", **options, **how)
+    how: dict[str, object] = {
+        "weight": add_constant(graph_module, f"{name}_int8", quantized.values),
+        "scale": add_constant(graph_module, f"{name}_scale", quantized.scale),
+        "inverse_smooth": None
+        if scheme.smooth is None
+        else add_constant(graph_module, f"{name}_smooth", 1 / scheme.smooth),
+        "x_scale": x_scale,
+        "x_zero": x_zero,
+    }
+    for node in nodes:
+        replace_node(node, linear_int8.OP, "linear_int8", **(vars(read_linear(node)) | how))
 
 
 def static_scale(scheme: LinearScheme) -> tuple[float, int]:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 
-from runtime.capture import constant
+from runtime.capture import UNREAD, find_attribute, find_unread
+from runtime.lazy_module import LazyWeight
 from runtime.ops import pool
 from runtime.ops.spec import name_arguments
 
@@ -81,17 +82,60 @@ def find_pooled(graph_module: GraphModule) -> set[Node]:
     return pooled
 
 
-def add_constant(graph_module: GraphModule, name: str, value: Tensor) -> Node:
+def add_constant(graph_module: GraphModule, name: str, value: Tensor | LazyWeight) -> Node:
     """A node for a constant of that name, made from `value` unless the graph has it: shared weights stay shared."""
     graph = graph_module.graph
-    for node in graph.nodes:
-        if node.op == "get_attr" and node.target == name:
-            return node
-    graph_module.register_buffer(name, value)
+    node = find_constant(graph_module, name)
+    if node is not None:
+        return node
+    fake = make_fake(graph_module, value)
+    if isinstance(value, LazyWeight):
+        graph_module.meta[UNREAD][name] = value
+    graph_module.register_buffer(name, fake if isinstance(value, LazyWeight) else value)
     with graph.inserting_before(next(iter(graph.nodes))):
         node = graph.get_attr(name)
-    node.meta["val"] = fake_mode(graph_module).from_tensor(value, static_shapes=True)
+    node.meta["val"] = fake
     return node
+
+
+def find_constant(graph_module: GraphModule, name: str) -> Node | None:
+    nodes = graph_module.graph.find_nodes(op="get_attr", target=name)
+    return next(iter(nodes), None)
+
+
+def replace_constant(graph_module: GraphModule, node: Node, value: Tensor) -> None:
+    """What a node stands for from now on. The value before it is let go of."""
+    owner, _, name = str(node.target).rpartition(".")
+    module = graph_module.get_submodule(owner)
+    delattr(module, name)
+    module.register_buffer(name, value)
+    graph_module.meta[UNREAD].pop(str(node.target), None)
+    node.meta["val"] = make_fake(graph_module, value)
+
+
+def drop_constants(graph_module: GraphModule, *nodes: Node) -> None:
+    """Let go of those among them that nothing reads any more, since a pass has put others in their place."""
+    for node in nodes:
+        if not node.users:
+            owner, _, name = str(node.target).rpartition(".")
+            graph_module.graph.erase_node(node)
+            delattr(graph_module.get_submodule(owner), name)
+            graph_module.meta[UNREAD].pop(str(node.target), None)
+
+
+def make_fake(graph_module: GraphModule, value: Tensor | LazyWeight) -> Tensor:
+    """A tensor of that shape and type, without values."""
+    mode = fake_mode(graph_module)
+    if isinstance(value, Tensor):
+        return mode.from_tensor(value, static_shapes=True)
+    with mode:
+        return torch.empty(value.like.shape, dtype=value.like.dtype, device=find_device(graph_module))
+
+
+def find_device(graph_module: GraphModule) -> torch.device:
+    """What the graph's inputs are on, and so its constants."""
+    values = (node.meta["val"] for node in graph_module.graph.find_nodes(op="placeholder"))
+    return next(value.device for value in values if isinstance(value, Tensor))
 
 
 def fake_mode(graph_module: GraphModule) -> FakeTensorMode:
@@ -111,8 +155,8 @@ def infer_shapes(graph_module: GraphModule, *, only_missing: bool = False) -> No
     for node in graph_module.graph.nodes:
         if only_missing and "val" in node.meta:
             continue
-        if node.op == "get_attr":
-            node.meta["val"] = mode.from_tensor(constant(graph_module, node), static_shapes=True)
+        if node.op == "get_attr" and find_unread(graph_module, node) is None:
+            node.meta["val"] = mode.from_tensor(find_attribute(graph_module, node), static_shapes=True)
         elif node.op == "call_function":
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
             with mode:

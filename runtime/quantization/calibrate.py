@@ -16,9 +16,10 @@ from torch.fx import GraphModule
 from torch.nn import functional
 
 from runtime.batch import Batch
-from runtime.capture import constant, is_paged
+from runtime.capture import is_paged
 from runtime.engine import Progress
 from runtime.kv_cache.examples import page_alone
+from runtime.lazy_module import LazyWeight
 from runtime.ops import embed_norm
 from runtime.passes.rewriting import is_call, read, read_linear
 from runtime.quantization.accuracy import BOUNDS, Accuracy, AgreesOn, Bound, measure_accuracy
@@ -97,13 +98,13 @@ def calibrate(
 
 
 def choose_schemes(
-    inputs: Mapping[str, InputStatistics], weights: Mapping[str, Tensor], options: Options, progress: Progress
+    inputs: Mapping[str, InputStatistics], weights: Mapping[str, LazyWeight], options: Options, progress: Progress
 ) -> tuple[dict[str, LinearScheme], list[LinearReport]]:
     """For each linear the exponent, or no smoothing at all, that gives its output the least error."""
     schemes, reports = {}, []
-    for index, (name, weight) in enumerate(weights.items()):
+    for index, (name, unread) in enumerate(weights.items()):
         progress("smoothing", index, len(weights))
-        statistics = inputs[name]
+        statistics, weight = inputs[name], unread.read()
         smooths = [None, *(smooth_columns(statistics.rms, weight, exponent) for exponent in EXPONENTS)]
         tried = [make_scheme(statistics, smooth, options.activations) for smooth in smooths]
         errors = [measure_linear(weight, statistics.rows, scheme, options.overflow_free) for scheme in tried]
@@ -144,10 +145,11 @@ def keep_off_zero(sizes: Tensor) -> Tensor:
 
 
 def simulate_linears(
-    weights: Mapping[str, Tensor], schemes: Mapping[str, LinearScheme], overflow_free: bool
+    weights: Mapping[str, LazyWeight], schemes: Mapping[str, LinearScheme], overflow_free: bool
 ) -> dict[str, SimulatedLinear]:
     return {
-        name: simulate_linear(weight, schemes[name], overflow_free=overflow_free) for name, weight in weights.items()
+        name: simulate_linear(weight.read(), schemes[name], overflow_free=overflow_free)
+        for name, weight in weights.items()
     }
 
 
@@ -197,8 +199,8 @@ def smooth_blindly(graph_module: GraphModule) -> dict[str, LinearScheme]:
     schemes = {}
     for name, nodes in find_linears(graph_module).items():
         is_normed = all("norm" in str(read_linear(node).x.target) for node in nodes)
-        smooth = smooth_columns(observation.inputs[name].rms, weights[name], USUAL_EXPONENT) if is_normed else None
-        schemes[name] = LinearScheme(smooth)
+        rms = observation.inputs[name].rms
+        schemes[name] = LinearScheme(smooth_columns(rms, weights[name].read(), USUAL_EXPONENT) if is_normed else None)
     return schemes
 
 
@@ -213,5 +215,5 @@ def find_vocab_size(graph_module: GraphModule) -> int:
             continue
         for table, index in zip(tables, indices, strict=True):
             if index.name == "input_ids":
-                return constant(graph_module, table).shape[0]
+                return int(table.meta["val"].shape[0])
     raise AssertionError("An encoder looks its token ids up in a table. This is a bug.")

@@ -13,6 +13,7 @@ from runtime.batch import Batch
 from runtime.capture import capture
 from runtime.engine import Progress
 from runtime.engines.transfer import lay_out
+from runtime.lazy_module import LazyModule
 from runtime.passes.fuse_linear_act import fuse_linear_act
 from runtime.passes.fuse_qkv import fuse_qkv
 from runtime.passes.rewriting import infer_shapes
@@ -63,9 +64,9 @@ class Observation:
     num_tokens: int
 
 
-def trace_linears(module: nn.Module, device: torch.device) -> GraphModule:
+def trace_linears(model: nn.Module | LazyModule, device: torch.device) -> GraphModule:
     """The captured graph with its linears fused as engines fuse them, so that they bear the same names."""
-    graph_module = capture(module.eval().requires_grad_(False).to(device), device)
+    graph_module = capture(model, device)
     for rewrite in (fuse_qkv, fuse_linear_act):
         rewrite(graph_module)
         graph_module.graph.eliminate_dead_code()

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from runtime.config import UnusableConfig
+from runtime.lazy_module import LazyWeight
 from runtime.quantization.accuracy import Accuracy
 
 FORMAT = "padless-int8-1"
@@ -50,11 +51,11 @@ class Quantization:
     """On other texts."""
 
 
-def fingerprint_weights(weights: Mapping[str, Tensor]) -> str:
+def fingerprint_weights(weights: Mapping[str, LazyWeight]) -> str:
     """sha256 over names, shapes and values of the fp32 weights: 50 ms for 10 million of them."""
     digest = hashlib.sha256()
     for name in sorted(weights):
-        value = weights[name].detach().float().cpu().contiguous()
+        value = weights[name].read().detach().float().cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
         digest.update(np.ascontiguousarray(value.numpy()).data)
     return digest.hexdigest()
@@ -96,7 +97,7 @@ def load_quantization(path: Path) -> Quantization:
     return Quantization(linears, **{key: document[key] for key in SCALARS}, accuracy=Accuracy(**document["accuracy"]))
 
 
-def check_model(quantization: Quantization, weights: Mapping[str, Tensor]) -> None:
+def check_model(quantization: Quantization, weights: Mapping[str, LazyWeight]) -> None:
     """Whether the file was made for these weights, those of `linear_weights`. Raises UnusableConfig."""
     if fingerprint_weights(weights) != quantization.fingerprint:
         raise UnusableConfig(f"engine.quantization: the file was made for another model's weights. {REMEDY}")

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional
+from torch.utils._pytree import tree_map_only
 
 from runtime.batch import Batch
-from runtime.capture import constant, is_paged, read_inputs
+from runtime.capture import UNREAD, as_weight, is_paged, read_inputs
 from runtime.engine import Progress
 from runtime.engines.transfer import take_arrays, to_tensors
+from runtime.lazy_module import LazyWeight
 from runtime.ops import linear_act
-from runtime.passes.rewriting import LINEAR, find_pooled, is_call, read_linear
+from runtime.passes.rewriting import LINEAR, find_device, find_pooled, is_call, read_linear
 from runtime.quantization.scheme import LinearScheme
 from runtime.quantization.weights import quantize_weight
 
@@ -46,20 +48,31 @@ def weight_name(linear: Node) -> str:
     return str(read_linear(linear).weight.target)
 
 
-def linear_weights(graph_module: GraphModule) -> dict[str, Tensor]:
+def linear_weights(graph_module: GraphModule) -> dict[str, LazyWeight]:
     """The fp32 weights [out_features, in_features] of `find_linears`: what a model's fingerprint is taken of."""
     return {
-        name: constant(graph_module, read_linear(nodes[0]).weight) for name, nodes in find_linears(graph_module).items()
+        name: as_weight(graph_module, read_linear(nodes[0]).weight)
+        for name, nodes in find_linears(graph_module).items()
     }
 
 
 class LinearInterpreter(Interpreter):
-    """Runs a graph with `compute` in place of its quantisable linears."""
+    """Runs a graph with `compute` in place of its quantisable linears. Weights are read for the ops that use them."""
 
     def __init__(self, graph_module: GraphModule, compute: Compute):
         super().__init__(graph_module)
         self.compute = compute
+        self.unread: Mapping[str, LazyWeight] = graph_module.meta[UNREAD]
+        self.device = find_device(graph_module)
         self.linears = {node for nodes in find_linears(graph_module).values() for node in nodes}
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """What is unread stands for itself until an op takes it."""
+        return self.unread.get(target) or super().get_attr(target, args, kwargs)
+
+    def fetch_args_kwargs_from_env(self, n: Node) -> Any:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return tree_map_only(LazyWeight, lambda weight: weight.read().to(self.device), (args, kwargs))
 
     def run_node(self, n: Node) -> Any:
         if n not in self.linears:
@@ -80,7 +93,7 @@ def run_batches(
     It is the one that accuracy is measured on: what else a graph gives comes from the same rows.
     """
     interpreter = LinearInterpreter(graph_module, compute)
-    device = next(iter(linear_weights(graph_module).values())).device
+    device = find_device(graph_module)
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     read, memory = read_inputs(graph_module), allocate_cache(graph_module, batches, device)
     rows = []

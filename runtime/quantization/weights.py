@@ -21,6 +21,9 @@ LIMITS = (127.0,)
 OVERFLOW_FREE_LIMITS = (32.0, 48.0, 64.0, 72.0, 80.0, 90.0, 100.0, 112.0, 127.0)
 """Where the largest weight of a channel may come to lie. At 32 no group can be over the bound, whatever the weights."""
 
+PART = 1 << 21
+"""Weights that are rounded at once: what each of several copies on the way takes."""
+
 RoundChannels = Callable[[Tensor, tuple[float, ...], bool], tuple[Tensor, Tensor]]
 """(weight, where a channel's largest weight may lie, overflow_free) to int8 in `split_groups`' form, and scale.
 
@@ -54,15 +57,21 @@ def quantize_weight(
     `scheme.smooth` is multiplied into the columns first. `round_channels`: how; torch does it where None is given.
     Raises ValueError where weights are not finite, or so large that their squares are not.
     """
-    weight = weight.detach().float()
-    if scheme is not None and scheme.smooth is not None:
-        weight = weight * scheme.smooth
+    smooth = None if scheme is None else scheme.smooth
     limits = OVERFLOW_FREE_LIMITS if overflow_free else LIMITS
-    planes, scale = (round_channels or round_by_torch)(weight.contiguous(), limits, overflow_free)
+    values = torch.empty_like(weight, dtype=torch.int8, memory_format=torch.contiguous_format)
+    scale = weight.new_empty(len(weight), dtype=torch.float32)
+    step = max(1, PART // weight.shape[1])
+    for start in range(0, len(weight), step):
+        part = slice(start, start + step)
+        rows = weight[part].detach().float()
+        rows = rows.contiguous() if smooth is None else rows * smooth
+        planes, scale[part] = (round_channels or round_by_torch)(rows, limits, overflow_free)
+        values[part] = join_groups(planes)[:, : weight.shape[1]]
     spoilt = int(scale.isnan().sum())
     if spoilt:
         raise ValueError(f"the weights of {spoilt} of {len(scale)} output channels are not finite, or too large")
-    return QuantizedWeight(join_groups(planes)[:, : weight.shape[1]].contiguous(), scale)
+    return QuantizedWeight(values, scale)
 
 
 def round_by_torch(weight: Tensor, limits: tuple[float, ...], overflow_free: bool) -> tuple[Tensor, Tensor]:

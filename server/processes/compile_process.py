@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,14 +20,13 @@ from models.load import load_model
 from runtime.build import compile_model
 from runtime.compile_cache import CompileCache, drop_unused, read_choice, write_choice
 from runtime.compiled import CompiledModel, save_compiled
-from runtime.open import open_engine
 from runtime.precision_trial import Samples
 from server.engine.executor import run_in_passing_thread
 from server.errors import InvalidField
 from server.processes.building import load_draft
 from server.processes.compiling import is_measured
 from server.processes.deployment import DeployedModel, Deployment, load
-from server.processes.opening import find_limits, measure_costs, save_costs, settle_engine
+from server.processes.opening import find_limits, measure_costs, open_model, save_costs, settle_engine
 from server.processes.sample_texts import list_sample_texts
 from server.processes.startup import (
     end_where_it_would_fail_again,
@@ -52,9 +52,9 @@ def compile_ahead(deployment: Deployment, model: DeployedModel, cache: CompileCa
     if compiled.chosen is not None:
         write_choice(deployment.choice_path(model), compiled.chosen)
     path = keep(deployment, model, cache, compiled)
-    del module, draft
+    del module, draft, compiled
     if config.warmup:
-        engine = open_engine(compiled, config, limits, progress)
+        engine = open_model(replace(model, compiled=path), 0, progress)
         save_costs(measure_costs(model, engine, progress), path)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from server.processes.deployment import DeployedModel, Deployment
 from server.processes.memory_plan import Claim, plan_memory
 from server.tasks.task import Work
 
-FP32_BYTES = 4
-"""Of each weight, whatever the precision: what an engine takes that has to build for itself (docs/decisions/0020)."""
+WEIGHT_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+"""Of each number; `auto` may come to fp32."""
+TABLE_BYTES = 4
+"""More for each number of tables of tokens beside int8 weights: rows are looked up in fp32, and a head that is tied to
+them multiplies by int8."""
 SEVERAL_BYTES = 7
 """fp32, bf16 and int8 side by side, where each size of batch has its own, and where they are measured."""
 
@@ -41,15 +45,21 @@ def make_claim(model: DeployedModel) -> Claim:
         engine.device,
         engine.replicas,
         estimate_weights(model),
-        has_cache,
-        None if budget_mb is None else int(budget_mb * 2**20),
+        has_cache=has_cache,
+        budget_bytes=None if budget_mb is None else int(budget_mb * 2**20),
+        shares_weights=engine.device == "cpu" and engine.kind == "planned",
     )
 
 
 def estimate_weights(model: DeployedModel) -> int:
-    """Bytes in one engine, the draft model's included: as many as it may hold while it is built."""
-    has_several = model.config.engine.precision == "auto_per_bucket"
-    return (SEVERAL_BYTES if has_several else FP32_BYTES) * count_weights(model)
+    """Bytes in one engine, the draft model's included. Building it takes a layer more (`runtime.lazy_module`)."""
+    engine, num_weights = model.config.engine, count_weights(model)
+    if engine.kind == "reference":
+        return WEIGHT_BYTES["fp32"] * num_weights
+    if engine.precision == "auto_per_bucket":
+        return SEVERAL_BYTES * num_weights
+    tables = count_weights(model, num_rows=model.info.vocab_size) if engine.precision == "int8" else 0
+    return WEIGHT_BYTES[engine.named_precision or "fp32"] * num_weights + TABLE_BYTES * tables
 
 
 def estimate_trial(model: DeployedModel) -> int:
@@ -57,13 +67,13 @@ def estimate_trial(model: DeployedModel) -> int:
     return SEVERAL_BYTES * count_weights(model)
 
 
-def count_weights(model: DeployedModel) -> int:
-    """Numbers. Raises ModelDirectoryError."""
+def count_weights(model: DeployedModel, num_rows: int | None = None) -> int:
+    """Numbers; only those of matrices with so many rows if that is given. Raises ModelDirectoryError."""
     folders = [model.text_directory]
     folders += [model.directory / folder for kind, folder in model.info.modules if kind != "Normalize"]
     if model.draft_directory is not None:
         folders.append(model.draft_directory)
-    return sum(count_numbers(folder) for folder in folders)
+    return sum(count_numbers(folder, num_rows) for folder in folders)
 
 
 def find_available_bytes(device: str) -> int:

@@ -23,6 +23,8 @@ class Claim:
     replicas: int
     weight_bytes: int
     """Of one replica."""
+    shares_weights: bool = False
+    """Whether all replicas map the same."""
     has_cache: bool = False
     budget_bytes: int | None = None
     """What one replica is configured to take: weights, activations and cache together."""
@@ -31,6 +33,11 @@ class Claim:
     def least_bytes(self) -> int:
         """Of one replica, before anything is divided."""
         return self.weight_bytes if self.budget_bytes is None else self.budget_bytes
+
+    @property
+    def times(self) -> int:
+        """How often `least_bytes` is needed."""
+        return 1 if self.shares_weights and self.budget_bytes is None else self.replicas
 
     @property
     def is_open(self) -> bool:
@@ -51,7 +58,7 @@ def plan_memory(claims: Sequence[Claim], available_bytes: Mapping[str, int]) -> 
 
 def find_part(device: str, claims: Sequence[Claim], available_bytes: int) -> int:
     """What each engine without a budget gets beside its weights. Raises ConfigError."""
-    spare_bytes = available_bytes - sum(claim.replicas * claim.least_bytes for claim in claims)
+    spare_bytes = available_bytes - sum(claim.times * claim.least_bytes for claim in claims)
     if spare_bytes < 0:
         raise ConfigError(explain(device, claims, available_bytes))
     num_open = sum(claim.replicas for claim in claims if claim.is_open)
@@ -61,11 +68,11 @@ def find_part(device: str, claims: Sequence[Claim], available_bytes: int) -> int
 def explain(device: str, claims: Sequence[Claim], available_bytes: int) -> str:
     """Who needs what, and what can be changed."""
     needs = [
-        f"{claim.model} {claim.replicas} x {claim.least_bytes / 2**20:.1f} MB "
+        f"{claim.model} {claim.times} x {claim.least_bytes / 2**20:.1f} MB "
         f"({'weights' if claim.budget_bytes is None else 'engine.kv_cache.budget_mb'})"
         for claim in claims
     ]
-    needed_bytes = sum(claim.replicas * claim.least_bytes for claim in claims)
+    needed_bytes = sum(claim.times * claim.least_bytes for claim in claims)
     budgeted = [claim.model for claim in claims if claim.budget_bytes is not None]
     budgets = f"engine.kv_cache.budget_mb of {', '.join(budgeted)} or " if budgeted else ""
     return (

@@ -39,7 +39,7 @@ def build(name: str, precision: str = "fp32", kv_dtype: str = "auto", draft: str
 
 def load(name: str) -> Any:
     directory = find(name)
-    return load_model(directory, read_info(directory))
+    return load_model(directory, read_info(directory)).fill()
 
 
 @cache

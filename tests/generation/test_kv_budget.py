@@ -48,8 +48,9 @@ def test_budget_without_room_for_one_sequence_is_refused_with_the_remedy() -> No
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A million numbers, of which not all count for every model."""
-    save_file({"a": torch.zeros(MB - 4, dtype=torch.bfloat16), "b": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    """A million numbers, 9/16 of them in a table of 9 rows."""
+    table = torch.zeros(9, MB // 16, dtype=torch.bfloat16)
+    save_file({"a": torch.zeros(MB - table.numel()), "b": table}, tmp_path / "model.safetensors")
     return tmp_path
 
 
@@ -66,8 +67,8 @@ def deploy(directory: Path, *models: tuple[str, dict[str, object]]) -> Deploymen
 
 
 def test_every_engine_of_the_server_counts(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """5 encoders of 4 MB and a budget of 30 leave 50 of 100, of which two generators have 4 each for weights. Engines
-    that compute nothing need nothing."""
+    """5 encoders that share 4 MB, two generators that do, and a budget of 30 leave 62 of 100. Engines that compute
+    nothing need nothing."""
     monkeypatch.setattr(memory, "find_cpu_bytes", lambda: 100 * MB)
     monkeypatch.setattr(memory, "find_cuda_bytes", lambda: 44 * MB)
     deployment = deploy(
@@ -80,8 +81,8 @@ def test_every_engine_of_the_server_counts(directory: Path, monkeypatch: pytest.
     )
     save(divide_memory(deployment))
     told = load(directory).models
-    assert [model.budget_bytes for model in told] == [None, (4 + 21 // 2) * MB + MB // 2, None, 30 * MB, 40 * MB]
-    assert [settle_engine(model).kv_cache.budget_mb for model in told] == [10**6, 14.5, None, 30, 40]
+    assert [model.budget_bytes for model in told] == [None, (4 + 31 // 2) * MB + MB // 2, None, 30 * MB, 40 * MB]
+    assert [settle_engine(model).kv_cache.budget_mb for model in told] == [10**6, 19.5, None, 30, 40]
 
 
 def test_budgets_that_do_not_fit_are_added_up(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,19 +93,22 @@ def test_budgets_that_do_not_fit_are_added_up(directory: Path, monkeypatch: pyte
 
 
 def test_estimated_weights(directory: Path) -> None:
-    """fp32 whatever the precision; who measures or uses several precisions has them at once; a draft model is more."""
-    engines: list[dict[str, object]] = [{}, {"precision": "int8"}, {"precision": "auto_per_bucket"}]
-    deployment = deploy(directory, *(("embed", engine) for engine in engines), ("generate", {}))
-    assert [estimate_weights(model) for model in deployment.models] == [4 * MB, 4 * MB, 7 * MB, 4 * MB]
+    """By precision, with fp32 tables beside int8; who measures or uses several has them at once; a draft is more."""
+    precisions = ["auto", "int8", "auto_per_bucket", "bf16"]
+    engines: list[dict[str, object]] = [{"precision": each} for each in precisions]
+    reference: dict[str, object] = {"kind": "reference", "precision": "fp32"}
+    deployment = deploy(directory, *(("embed", engine) for engine in [*engines, reference]), ("generate", {}))
+    int8 = MB + 4 * 9 * MB // 16
+    assert [estimate_weights(model) for model in deployment.models] == [4 * MB, int8, 7 * MB, 2 * MB, 4 * MB, 4 * MB]
     assert estimate_trial(deployment.models[0]) == 7 * MB
-    assert estimate_weights(replace(deployment.models[3], draft_directory=directory)) == 8 * MB
+    assert estimate_weights(replace(deployment.models[5], draft_directory=directory)) == 8 * MB
 
 
 @pytest.mark.parametrize(("dtype", "count"), [("float16", 500), ("float32", 250), (None, 250)])
 def test_pickles_are_counted_by_their_size(tmp_path: Path, dtype: str | None, count: int) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(bytes(1000))
     (tmp_path / "config.json").write_text(json.dumps({"torch_dtype": dtype}))
-    assert count_numbers(tmp_path) == count
+    assert count_numbers(tmp_path) == count_numbers(tmp_path, num_rows=7) == count
 
 
 def test_broken_weights_are_told(tmp_path: Path) -> None:

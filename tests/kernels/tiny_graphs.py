@@ -14,9 +14,10 @@ from models.decoder_layers import Decoder
 from models.heads import EmbeddingHead, TextModel
 from models.rotary import RotaryConfig
 from runtime.batch import Batch
-from runtime.capture import capture
+from runtime.capture import capture, constant
 from runtime.engines.transfer import lay_out, to_tensors
 from runtime.passes.pipeline import Pass, run_passes
+from runtime.passes.rewriting import replace_constant
 
 CPU = torch.device("cpu")
 VOCAB_SIZE, HIDDEN_SIZE, MAX_POSITIONS = 60, 32, 128
@@ -130,6 +131,8 @@ def random_batch(seqlens: Sequence[int], seed: int = 0) -> Batch:
 
 def run_graph(graph_module: GraphModule, batch: Batch) -> Tensor:
     """The only output."""
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        replace_constant(graph_module, node, constant(graph_module, node))
     graph_module.recompile()  # engines call nodes, so passes leave the generated code as it is
     with torch.inference_mode():
         inputs = [node.name for node in graph_module.graph.nodes if node.op == "placeholder"]

@@ -29,7 +29,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def module(model: TinyModel) -> Decoder:
-    module = load_model(model.directory, model.info)
+    module = load_model(model.directory, model.info).fill()
     assert isinstance(module, Decoder)
     return module
 

@@ -27,7 +27,7 @@ def edit(model: TinyModel, change: Edit) -> None:
 
 
 def load(model: TinyModel) -> Decoder:
-    module = load_model(model.directory, model.info)
+    module = load_model(model.directory, model.info).fill()
     assert isinstance(module, Decoder)
     return module
 

@@ -59,7 +59,8 @@ def mix_lengths(model: TinyModel) -> list[int]:
 
 def compute_rows(model: TinyModel, batch: Batch) -> Tensor:
     """Last hidden states of our module, op by op: [num_tokens, hidden_size]."""
-    encoder, inputs = load_model(model.directory, model.info).encoder, to_tensors(batch, torch.device("cpu"))
+    encoder = load_model(model.directory, model.info).fill().get_submodule("encoder")
+    inputs = to_tensors(batch, torch.device("cpu"))
     with torch.no_grad():
         rows: Tensor = encoder(**{name: inputs[name] for name in list_inputs(encoder)})
     return rows
@@ -105,7 +106,7 @@ def test_everything_but_positions_is_planned(case: Case) -> None:
 
 def test_weights_are_counted_once(case: Case) -> None:
     """Also those that several layers share."""
-    parameters = load_model(case.model.directory, case.model.info).parameters()
+    parameters = load_model(case.model.directory, case.model.info).module.parameters()
     num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     if case.name == "mpnet":  # instead of each bucket's bias, that of each distance
         num_heads = SIZES["num_attention_heads"]

@@ -50,7 +50,7 @@ def model(name: str) -> TinyModel:
 
 @pytest.fixture(scope="module")
 def module(model: TinyModel) -> Decoder:
-    module = load_model(model.directory, model.info)
+    module = load_model(model.directory, model.info).fill()
     assert isinstance(module, Decoder)
     return module
 

@@ -18,7 +18,7 @@ from models.bert import FAMILY as BERT
 from models.heads import TextModel
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
-from models.weights import read_checkpoint, rename_tensors
+from models.weights import open_checkpoint, rename_tensors
 
 Edit = Callable[[dict[str, Tensor]], object]
 
@@ -31,7 +31,9 @@ def directory(tmp_path: Path) -> Path:
 
 
 def load(directory: Path, **options: str) -> TextModel:
-    return load_model(directory, read_info(directory, **options))
+    module = load_model(directory, read_info(directory, **options)).fill()
+    assert isinstance(module, TextModel)
+    return module
 
 
 def edit(directory: Path, change: Edit) -> None:
@@ -292,6 +294,6 @@ def test_names_that_no_rule_matches_are_kept() -> None:
     assert list(renamed) == ["stack.layers.0.attention.q.weight", *names[1:]]
 
 
-def test_read_checkpoint_prefers_safetensors(directory: Path) -> None:
+def test_open_checkpoint_prefers_safetensors(directory: Path) -> None:
     torch.save({WORD: torch.zeros(1)}, directory / "pytorch_model.bin")
-    assert read_checkpoint(directory)[WORD].shape == (101, 32)
+    assert open_checkpoint(directory)[WORD].like.shape == (101, 32)

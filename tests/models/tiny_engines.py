@@ -79,8 +79,8 @@ class Captured:
 
 def capture_model(make: Callable[[], TinyModel]) -> Captured:
     model = make()
-    module = load_model(model.directory, model.info).eval().requires_grad_(False)
-    return Captured(model, module, capture(module, torch.device("cpu")))
+    module = load_model(model.directory, model.info).fill()
+    return Captured(model, module, capture(load_model(model.directory, model.info), torch.device("cpu")))
 
 
 def compute_rows(engine: Engine, ids: Sequence[Ids], steps: Steps) -> npt.NDArray[np.float32]:

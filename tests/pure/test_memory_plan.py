@@ -1,5 +1,6 @@
 """The memory of a device, divided among its engines: budgets and weights first, and never more than there is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ SIZES = st.integers(0, 10**12)
 
 
 def cache(model: str, *, weights: int = 0, budget: int | None = None, replicas: int = 1, device: str = "cpu") -> Claim:
-    return Claim(model, device, replicas, weights * MB, True, None if budget is None else budget * MB)
+    budget_bytes = None if budget is None else budget * MB
+    return Claim(model, device, replicas, weights * MB, has_cache=True, budget_bytes=budget_bytes)
 
 
 def encoder(model: str, weights: int, replicas: int = 1) -> Claim:
@@ -30,6 +32,13 @@ def test_budgets_and_all_weights_come_first() -> None:
     """Of 1000: 100 + 2 x 50 for what is fixed, 2 x 100 for weights; half of the other 600 are for two engines."""
     claims = [cache("fixed", weights=30, budget=100), encoder("vectors", 50, 2), cache("chat", weights=100, replicas=2)]
     assert plan_memory(claims, {"cpu": 1000 * MB}) == [100 * MB, None, 250 * MB]
+
+
+def test_replicas_that_map_one_file_need_it_once() -> None:
+    claims = [replace(encoder("vectors", 300, 3), shares_weights=True), cache("chat", weights=100)]
+    assert plan_memory(claims, {"cpu": 1000 * MB}) == [None, 400 * MB]
+    several = replace(cache("chat", weights=100, replicas=3), shares_weights=True)
+    assert plan_memory([several], {"cpu": 1000 * MB}) == [250 * MB]
 
 
 def test_devices_are_apart() -> None:
@@ -61,7 +70,8 @@ def draw_claims(draw: st.DrawFn) -> list[Claim]:
         has_cache = draw(st.booleans())
         budget = draw(st.none() | SIZES) if has_cache else None
         device = draw(st.sampled_from(["cpu", "cuda"]))
-        claims.append(Claim(f"m{index}", device, draw(st.integers(1, 8)), draw(SIZES), has_cache, budget))
+        replicas, weights, shares_weights = draw(st.integers(1, 8)), draw(SIZES), draw(st.booleans())
+        claims.append(Claim(f"m{index}", device, replicas, weights, shares_weights, has_cache, budget))
     return claims
 
 
@@ -71,21 +81,28 @@ def test_never_more_than_there_is_and_the_same_each_time(claims: list[Claim], av
         budgets = plan_memory(claims, available)
     except ConfigError:
         assert any(
-            sum(claim.replicas * claim.least_bytes for claim in claims if claim.device == device) > size
+            sum(claim.times * claim.least_bytes for claim in claims if claim.device == device) > size
             for device, size in available.items()
         )
         return
     assert budgets == plan_memory(claims, available)
     for device, size in available.items():
         mine = [(claim, budget) for claim, budget in zip(claims, budgets, strict=True) if claim.device == device]
-        fixed = sum(claim.replicas * claim.least_bytes for claim, _ in mine)
-        taken = sum(claim.replicas * (claim.weight_bytes if budget is None else budget) for claim, budget in mine)
+        fixed = sum(claim.times * claim.least_bytes for claim, _ in mine)
+        taken = sum(count_taken(claim, budget) for claim, budget in mine)
         assert fixed <= taken <= size
         assert taken - fixed <= (size - fixed) * SHARES[device] + 1
     for claim, budget in zip(claims, budgets, strict=True):
         assert (budget is not None) == claim.has_cache
         assert budget is None or budget >= claim.least_bytes
         assert claim.budget_bytes is None or budget == claim.budget_bytes
+
+
+def count_taken(claim: Claim, budget: int | None) -> int:
+    """By all replicas, whose budgets each count the weights that they may share."""
+    if budget is None or claim.budget_bytes is not None:
+        return claim.times * claim.least_bytes
+    return claim.replicas * (budget - claim.weight_bytes) + claim.times * claim.weight_bytes
 
 
 def write(root: Path, **files: str) -> Path:

@@ -10,16 +10,14 @@ PANEL = 16
 def pack_fp32(weight: Tensor) -> Tensor:
     """[out_features, in_features] -> [panels, in_features, 16], zero columns added at the end."""
     num_columns, depth = weight.shape
-    padded = weight.new_zeros(round_up(num_columns, PANEL), depth)
-    padded[:num_columns] = weight
+    padded = pad_zeros(weight, round_up(num_columns, PANEL), depth)
     return padded.view(-1, PANEL, depth).transpose(1, 2).contiguous()
 
 
 def pack_bf16(weight: Tensor) -> Tensor:
     """[out_features, in_features] -> bf16 [panels, in_features / 2, 16, 2], zeros added to whole panels of tiles."""
     num_columns, depth = weight.shape
-    padded = weight.new_zeros(round_up(num_columns, PANEL), round_up(depth, 32), dtype=torch.bfloat16)
-    padded[:num_columns, :depth] = weight
+    padded = pad_zeros(weight.bfloat16(), round_up(num_columns, PANEL), round_up(depth, 32))
     return padded.view(-1, PANEL, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()
 
 
@@ -33,13 +31,14 @@ def unpack_float(packed: Tensor, out_features: int, in_features: int) -> Tensor:
 def pack_int8(values: Tensor, scale: Tensor) -> Tensor:
     """int8 [out_features, in_features], fp32 [out_features] -> bytes: scales, column sums, panels (linear_int8.cpp)."""
     num_columns, depth = values.shape
-    padded = values.new_zeros(round_up(num_columns, PANEL), round_up(depth, 64))
-    padded[:num_columns, :depth] = values
-    panels = padded.view(-1, PANEL, padded.shape[1] // 4, 4).transpose(1, 2).contiguous()
-    scales = torch.zeros(round_up(num_columns, 2 * PANEL))
-    sums = torch.zeros_like(scales, dtype=torch.int32)
-    scales[:num_columns], sums[:num_columns] = scale, values.int().sum(1)
-    return torch.cat([part.view(-1).view(torch.uint8) for part in (scales, sums, panels)])
+    padded = pad_zeros(values, round_up(num_columns, PANEL), round_up(depth, 64))
+    num_scales = round_up(num_columns, 2 * PANEL)
+    packed = torch.zeros(8 * num_scales + padded.numel(), dtype=torch.uint8)
+    packed[: 4 * num_scales].view(torch.float32)[:num_columns] = scale
+    packed[4 * num_scales : 8 * num_scales].view(torch.int32)[:num_columns] = values.sum(1, dtype=torch.int32)
+    panels = packed[8 * num_scales :].view(torch.int8).view(-1, padded.shape[1] // 4, PANEL, 4)
+    panels.copy_(padded.view(-1, PANEL, padded.shape[1] // 4, 4).transpose(1, 2))
+    return packed
 
 
 def unpack_int8(packed: Tensor, out_features: int, in_features: int) -> tuple[Tensor, Tensor]:
@@ -55,6 +54,15 @@ def pad_bias(bias: Tensor) -> Tensor:
     """fp32, zeros added up to a whole panel."""
     padded = torch.zeros(round_up(len(bias), PANEL))
     padded[: len(bias)] = bias
+    return padded
+
+
+def pad_zeros(matrix: Tensor, num_rows: int, num_columns: int) -> Tensor:
+    """With zeros at the ends; the matrix itself where it needs none."""
+    if matrix.shape == (num_rows, num_columns):
+        return matrix.contiguous()
+    padded = matrix.new_zeros(num_rows, num_columns)
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
     return padded
 
 

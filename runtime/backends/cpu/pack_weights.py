@@ -7,7 +7,16 @@ from runtime.backends.cpu.layouts import pack_bf16, pack_fp32, pack_int8, pad_bi
 from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED
 from runtime.capture import constant
 from runtime.ops import linear_act, linear_int8
-from runtime.passes.rewriting import LINEAR, add_constant, is_call, read, read_linear, replace_node
+from runtime.passes.rewriting import (
+    LINEAR,
+    add_constant,
+    drop_constants,
+    find_constant,
+    is_call,
+    read,
+    read_linear,
+    replace_node,
+)
 
 PACK = {torch.float32: pack_fp32, torch.bfloat16: pack_bf16}
 
@@ -22,26 +31,34 @@ def pack_weights(graph_module: GraphModule) -> None:
 
 def prepack_float(graph_module: GraphModule, node: Node) -> None:
     call = read_linear(node)
-    value = constant(graph_module, call.weight).detach()
-    options = vars(call) | {"bias": pad_constant(graph_module, call.bias)}
-    options["packed"] = add_constant(graph_module, name_packed(options.pop("weight")), PACK[value.dtype](value))
-    replace_node(node, LINEAR_ACT_PACKED.target, "linear_packed", out_features=value.shape[0], **options)
+    name, like = name_packed(call.weight), call.weight.meta["val"]
+    packed = find_constant(graph_module, name)
+    if packed is None:
+        packed = add_constant(graph_module, name, PACK[like.dtype](constant(graph_module, call.weight)))
+    options = vars(call) | {"bias": pad_constant(graph_module, call.bias), "packed": packed}
+    del options["weight"]
+    replace_node(node, LINEAR_ACT_PACKED.target, "linear_packed", out_features=like.shape[0], **options)
+    drop_constants(graph_module, call.weight)
 
 
 def prepack_int8(graph_module: GraphModule, node: Node) -> None:
     call = read(node)
-    values, scale = constant(graph_module, call.weight), constant(graph_module, call.scale)
-    options = vars(call) | {"bias": pad_constant(graph_module, call.bias)}
-    del options["scale"]
-    options["packed"] = add_constant(graph_module, name_packed(options.pop("weight")), pack_int8(values, scale))
-    sizes = {"out_features": values.shape[0], "in_features": values.shape[1]}
+    name, like = name_packed(call.weight), call.weight.meta["val"]
+    packed = find_constant(graph_module, name)
+    if packed is None:
+        values, scale = constant(graph_module, call.weight), constant(graph_module, call.scale)
+        packed = add_constant(graph_module, name, pack_int8(values, scale))
+    options = vars(call) | {"bias": pad_constant(graph_module, call.bias), "packed": packed}
+    del options["weight"], options["scale"]
+    sizes = {"out_features": like.shape[0], "in_features": like.shape[1]}
     replace_node(node, LINEAR_INT8_PACKED.target, "linear_int8_packed", **sizes, **options)
+    drop_constants(graph_module, call.weight, call.scale)
 
 
 def pad_constant(graph_module: GraphModule, bias: object) -> Node | None:
     if not isinstance(bias, Node):
         return None
-    return add_constant(graph_module, name_packed(bias), pad_bias(constant(graph_module, bias).detach().float()))
+    return add_constant(graph_module, name_packed(bias), pad_bias(constant(graph_module, bias).float()))
 
 
 def name_packed(node: Node) -> str:
