@@ -1,5 +1,6 @@
 """Packed attention against its reference, and the reference against plain dense attention."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -162,21 +163,21 @@ def test_nan_shows_in_the_queries_that_see_it(implementation: str, dtype: torch.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [20, 32, 64, 80, 128])
 def test_alone_as_in_any_batch(implementation: str, head_dim: int, dtype: torch.dtype) -> None:
-    """Bit for bit, even where all other sequences, and the head beside, are NaN."""
-    kernel, starts = find_kernels(implementation)[OP], borders(AT_BORDERS).tolist()
-    q, k, v = (x.contiguous() for x in make_qkv(sum(AT_BORDERS), 2, head_dim, dtype))
-    for index, seqlen in enumerate(AT_BORDERS):
-        rows, cu_seqlens = slice(starts[index], starts[index + 1]), borders([seqlen])
-        args = (cu_seqlens, cu_seqlens, seqlen, seqlen, head_dim**-0.5)
-        alone = run_kernel(kernel, (seqlen, 1, head_dim), dtype, *(x[rows, :1].contiguous() for x in (q, k, v)), *args)
-        before, behind = starts[index] // 2, starts[-1] - starts[index + 1]
-        beside = [torch.full_like(x, torch.nan) for x in (q, k, v)]
-        for x, other in zip((q, k, v), beside, strict=True):
-            other[rows, :1] = x[rows, :1]
-        seqlens = [length for length in (before, starts[index] - before, seqlen, behind) if length]
-        args = (borders(seqlens), borders(seqlens), max(seqlens), max(seqlens), head_dim**-0.5)
-        batch = run_kernel(kernel, tuple(q.shape), dtype, *beside, *args)
-        assert torch.equal(batch[rows, :1], alone)
+    """Bit for bit, even where every other sequence, and the head beside, is NaN."""
+    kernel, cu_seqlens, longest = find_kernels(implementation)[OP], borders(AT_BORDERS), max(AT_BORDERS)
+    starts = cu_seqlens.tolist()
+    qkv = [x.contiguous() for x in make_qkv(sum(AT_BORDERS), 2, head_dim, dtype)]
+    for kept in range(2):
+        rows = [slice(starts[i], starts[i + 1]) for i in range(kept, len(AT_BORDERS), 2)]
+        spoilt = [torch.full_like(x, torch.nan) for x in qkv]
+        for place, x in itertools.product(rows, range(3)):
+            spoilt[x][place, 0] = qkv[x][place, 0]
+        args = (cu_seqlens, cu_seqlens, longest, longest, head_dim**-0.5)
+        batch = run_kernel(kernel, tuple(qkv[0].shape), dtype, *spoilt, *args)
+        for place in rows:
+            alone, length = [x[place, :1].contiguous() for x in qkv], place.stop - place.start
+            args = (borders([length]), borders([length]), length, length, head_dim**-0.5)
+            assert torch.equal(batch[place, :1], run_kernel(kernel, (length, 1, head_dim), dtype, *alone, *args))
 
 
 def test_reference_is_dense_attention_on_each_sequence() -> None:
