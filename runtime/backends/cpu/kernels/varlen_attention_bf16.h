@@ -13,10 +13,10 @@ namespace padless {
 #if defined(__AMX_BF16__) || defined(__AVX512BF16__)
 static_assert(QUERIES == PANEL && KEY_BLOCK % Bf16Gemm::STEP == 0 && KEY_BLOCK % Bf16Gemm::GRAIN == 0);
 
-// What is rounded to bf16 already, two by two, the first in the lower half.
+// What is bf16 already, two by two, the first in the lower half.
 inline Vec pair_up(Vec first, Vec second) { return (Vec)((BitVec)first >> 16 | (BitVec)second); }
 
-// The first `count` pairs of a row from its column `i` on, 0 behind its end.
+// 16 pairs of a row from its column `i` on, 0 behind its end.
 inline Vec load_pairs(const BFloat16* row, int64_t i, int64_t width) {
     if (i + 2 * LANES <= width) return load_raw<Vec>(row + i);
     BFloat16 buffer[2 * LANES] = {};
