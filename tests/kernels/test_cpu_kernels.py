@@ -278,17 +278,18 @@ class TestDeterminism:
             assert torch.equal(run_kernel(find_kernels(isa)[op], (1027, 90), FP32, x, *args), whole)
             torch.set_num_threads(1)
 
-    def test_attention(self, isa: str) -> None:
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_attention(self, isa: str, dtype: torch.dtype) -> None:
         seqlens = [5, 300, 17, 1, 130]
-        q, k, v = random_tensor(sum(seqlens), 3 * 2 * 32).view(-1, 3, 2, 32).unbind(1)
+        q, k, v = random_tensor(sum(seqlens), 3 * 2 * 32, dtype=dtype).view(-1, 3, 2, 32).unbind(1)
         starts = borders(seqlens).tolist()
         args = (borders(seqlens), borders(seqlens), 300, 300, 0.2)
         kernel = find_kernels(isa)[varlen_attention.OP]
-        whole = run_kernel(kernel, tuple(q.shape), FP32, q, k, v, *args)
+        whole = run_kernel(kernel, tuple(q.shape), dtype, q, k, v, *args)
         for index, seqlen in enumerate(seqlens):
             rows = slice(starts[index], starts[index + 1])
             alone = (q[rows], k[rows], v[rows], borders([seqlen]), borders([seqlen]), seqlen, seqlen, 0.2)
-            assert torch.equal(run_kernel(kernel, (seqlen, 2, 32), FP32, *alone), whole[rows])
+            assert torch.equal(run_kernel(kernel, (seqlen, 2, 32), dtype, *alone), whole[rows])
         torch.set_num_threads(2)
-        assert torch.equal(run_kernel(kernel, tuple(q.shape), FP32, q, k, v, *args), whole)
+        assert torch.equal(run_kernel(kernel, tuple(q.shape), dtype, q, k, v, *args), whole)
         torch.set_num_threads(1)

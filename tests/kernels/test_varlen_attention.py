@@ -1,5 +1,6 @@
 """Packed attention against its reference, and the reference against plain dense attention."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "window": {"window": 3},
     "causal window": {"causal": True, "window": 2},
 }
+AT_BORDERS = [1, 2, 15, 16, 17, 11, 12, 13, 31, 32, 33, 127, 128, 129, 255, 256, 257, 290]
+"""Tokens around the ends of tiles of queries (16), of keys (12, 32), and of blocks of them (128, 256)."""
 
 
 def make_qkv(num_tokens: int, num_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,6 +77,21 @@ def test_every_form(implementation: str, form: str, with_bias: bool, dtype: torc
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [20, 32, 64, 80, 128])
+def test_lengths_around_every_border(implementation: str, head_dim: int, dtype: torch.dtype) -> None:
+    check_attention(implementation, AT_BORDERS, 1, head_dim, dtype)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("causal", "window"), [(False, -1), (True, -1), (False, 100), (True, 130)])
+def test_forms_over_several_blocks(implementation: str, causal: bool, window: int, dtype: torch.dtype) -> None:
+    bias = random_tensor(2, 2 * 600 - 1)
+    check_attention(implementation, [530, 270, 3], 2, 32, dtype, causal=causal, window=window, bias=bias)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.sampled_from(sorted(FORMS)), st.integers(1, 3))
 @settings(deadline=None, max_examples=50)
 def test_any_lengths(implementation: str, seqlens: list[int], form: str, num_heads: int) -> None:
@@ -105,34 +123,61 @@ def test_query_that_sees_no_key_gets_zero(implementation: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_bias_that_forbids_every_key(implementation: str) -> None:
-    q, k, v = make_qkv(5, 2, 16, torch.float32)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bias_that_forbids_every_key(implementation: str, dtype: torch.dtype) -> None:
+    q, k, v = make_qkv(5, 2, 16, dtype)
     bias = torch.zeros(2, 9)
     bias[1] = -torch.inf
     args = (q, k, v, borders([5]), borders([5]), 5, 5, 0.25, False, -1, bias)
-    actual = run_kernel(find_kernels(implementation)[OP], (5, 2, 16), torch.float32, *args)
+    actual = run_kernel(find_kernels(implementation)[OP], (5, 2, 16), dtype, *args)
     assert not actual[:, 1].any()
-    check_close(actual, OP(*args), tolerance=KERNEL_TOLERANCES[torch.float32])
+    check_close(actual, OP(*args), tolerance=KERNEL_TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("lowest", [-80.0, -1e4, -1e20, -1e32])
-def test_masked_keys_count_for_nothing_beside_very_low_scores(implementation: str, lowest: float) -> None:
+def test_masked_keys_count_for_nothing_beside_very_low_scores(
+    implementation: str, lowest: float, dtype: torch.dtype
+) -> None:
     """The first key, all that the first query sees, has a score of `lowest`; values behind it are huge."""
-    q, k = torch.full((4, 1, 16), lowest), torch.ones(4, 1, 16)
-    v = torch.tensor([1.0, 1e38, 1e38, 1e38])[:, None, None].expand(4, 1, 16).contiguous()
+    q, k = torch.full((4, 1, 16), lowest, dtype=dtype), torch.ones(4, 1, 16, dtype=dtype)
+    v = torch.tensor([1.0, 1e38, 1e38, 1e38], dtype=dtype)[:, None, None].expand(4, 1, 16).contiguous()
     args = (q, k, v, borders([4]), borders([4]), 4, 4, 1 / 16, True, -1, None)
-    actual = run_kernel(find_kernels(implementation)[OP], (4, 1, 16), torch.float32, *args)
+    actual = run_kernel(find_kernels(implementation)[OP], (4, 1, 16), dtype, *args)
     assert (actual[0] == 1).all()
 
 
 @pytest.mark.parametrize("implementation", COMPILED)
-def test_nan_shows_in_the_queries_that_see_it(implementation: str) -> None:
-    q, k, v = (x.contiguous() for x in make_qkv(6, 1, 16, torch.float32))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_shows_in_the_queries_that_see_it(implementation: str, dtype: torch.dtype) -> None:
+    q, k, v = (x.contiguous() for x in make_qkv(6, 1, 16, dtype))
     k[3, 0, 2] = torch.nan
     args = (q, k, v, borders([6]), borders([6]), 6, 6, 0.25, True, -1, None)
-    actual = run_kernel(find_kernels(implementation)[OP], (6, 1, 16), torch.float32, *args)
+    actual = run_kernel(find_kernels(implementation)[OP], (6, 1, 16), dtype, *args)
     assert actual.isnan().flatten(1).all(1).tolist() == [False] * 3 + [True] * 3
+    assert not actual[:3].isnan().any()
+
+
+@pytest.mark.parametrize("implementation", COMPILED)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [20, 32, 64, 80, 128])
+def test_alone_as_in_any_batch(implementation: str, head_dim: int, dtype: torch.dtype) -> None:
+    """Bit for bit, even where every other sequence, and the head beside, is NaN."""
+    kernel, cu_seqlens, longest = find_kernels(implementation)[OP], borders(AT_BORDERS), max(AT_BORDERS)
+    starts = cu_seqlens.tolist()
+    qkv = [x.contiguous() for x in make_qkv(sum(AT_BORDERS), 2, head_dim, dtype)]
+    for kept in range(2):
+        rows = [slice(starts[i], starts[i + 1]) for i in range(kept, len(AT_BORDERS), 2)]
+        spoilt = [torch.full_like(x, torch.nan) for x in qkv]
+        for place, x in itertools.product(rows, range(3)):
+            spoilt[x][place, 0] = qkv[x][place, 0]
+        args = (cu_seqlens, cu_seqlens, longest, longest, head_dim**-0.5)
+        batch = run_kernel(kernel, tuple(qkv[0].shape), dtype, *spoilt, *args)
+        for place in rows:
+            alone, length = [x[place, :1].contiguous() for x in qkv], place.stop - place.start
+            args = (borders([length]), borders([length]), length, length, head_dim**-0.5)
+            assert torch.equal(batch[place, :1], run_kernel(kernel, (length, 1, head_dim), dtype, *alone, *args))
 
 
 def test_reference_is_dense_attention_on_each_sequence() -> None:

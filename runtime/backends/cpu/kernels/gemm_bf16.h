@@ -23,6 +23,7 @@ struct Bf16Gemm {
     using Sum = float;
     static constexpr int ROWS = 12, PANELS = 2;
     static constexpr int64_t GRAIN = 1;
+    static constexpr int64_t STEP = 2;  // of k, in one product
     static constexpr int64_t DEPTH = 512;
     static constexpr int64_t PADDING = 32;
     static constexpr int64_t WIDEN_FROM = 0;

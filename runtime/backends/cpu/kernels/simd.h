@@ -114,11 +114,14 @@ inline HalfVec upper_halves(BitVec bits) {
 #endif
 }
 
-// Rounds to nearest, ties to even. A NaN becomes the one of all ones: rounded, some would wrap around to 0.
-inline void store(BFloat16* p, Vec v) {
+// To bf16, in the upper half of each lane; below it anything. Rounds to nearest, ties to even. A NaN becomes the one of all
+// ones: rounded, some would wrap around to 0.
+inline BitVec round_upper_halves(Vec v) {
     const BitVec bits = (BitVec)v;
-    store_raw(p, upper_halves((bits + 0x7fff + ((bits >> 16) & 1)) | (BitVec)(v != v)));
+    return (bits + 0x7fff + ((bits >> 16) & 1)) | (BitVec)(v != v);
 }
+
+inline void store(BFloat16* p, Vec v) { store_raw(p, upper_halves(round_upper_halves(v))); }
 
 inline void store(Float16* p, Vec v) {
 #if defined(__AVX512F__)
