@@ -135,7 +135,8 @@ def smooth_columns(rms: Tensor, weight: Tensor, exponent: float) -> Tensor:
 
     Scaled to a geometric mean of 1, which changes nothing but keeps numbers near those they were.
     """
-    largest = weight.detach().abs().amax(0)
+    low, high = weight.detach().aminmax(dim=0)
+    largest = torch.maximum(-low, high)
     smooth = keep_off_zero(rms) ** exponent / keep_off_zero(largest) ** (1 - exponent)
     return smooth / smooth.log().mean().exp()
 
@@ -194,7 +195,7 @@ def smooth_blindly(graph_module: GraphModule) -> dict[str, LinearScheme]:
     batch = random_batch(find_vocab_size(graph_module), num_seqs=16, seqlen=32)
     if is_paged(graph_module):
         batch = page_alone(batch, num_blocks=1 + 16 * 2, every_token=True)
-    observation = observe(graph_module, [batch], lambda *_: None)
+    observation = observe(graph_module, [batch], lambda *_: None, num_rows=0)
     weights = linear_weights(graph_module)
     schemes = {}
     for name, nodes in find_linears(graph_module).items():

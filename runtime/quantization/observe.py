@@ -74,10 +74,13 @@ def trace_linears(model: nn.Module | LazyModule, device: torch.device) -> GraphM
     return graph_module
 
 
-def observe(graph_module: GraphModule, batches: Sequence[Batch], progress: Progress) -> Observation:
-    """Run the batches in fp32. A weight that layers share gets the statistics of all of them together."""
+def observe(
+    graph_module: GraphModule, batches: Sequence[Batch], progress: Progress, num_rows: int = SAMPLED_ROWS
+) -> Observation:
+    """Run the batches in fp32, and keep some `num_rows` inputs of each linear. A weight that layers share gets the
+    statistics of all of them together."""
     inputs: dict[str, InputStatistics] = {}
-    num_samples = max(1, SAMPLED_ROWS // max(len(batches), 1))
+    num_samples = -(-num_rows // max(len(batches), 1))
 
     def compute(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         inputs.setdefault(name, InputStatistics()).add(x, num_samples)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from runtime.batch import Batch
 from runtime.capture import constant
+from runtime.lazy_module import LazyWeight
 from runtime.passes.fuse_add_norm import fuse_add_norm
 from runtime.passes.fuse_embed_norm import fuse_embed_norm
 from runtime.quantization.accuracy import ON_SAMPLES, Accuracy, AgreesOn, Bound, measure_accuracy
@@ -137,7 +138,7 @@ class TestSmoothing:
         x[:, 5] *= 100
         statistics = InputStatistics()
         statistics.add(x, 300)
-        schemes, (report,) = choose_schemes({"w": statistics}, {"w": weight}, Options(), quiet)
+        schemes, (report,) = choose_schemes({"w": statistics}, {"w": LazyWeight.of(weight)}, Options(), quiet)
         assert schemes["w"].smooth is not None
         assert report.error < report.unsmoothed_error
 
@@ -193,7 +194,7 @@ class TestCalibrate:
         assert calibration.quantization.accuracy.cosine_p1 > 0.98
 
     def test_the_graph_stays_as_it_is(self, graph_module: GraphModule) -> None:
-        before = {name: weight.clone() for name, weight in linear_weights(graph_module).items()}
+        before = {name: weight.read().clone() for name, weight in linear_weights(graph_module).items()}
         code = str(graph_module.graph)
         run_calibration(graph_module, Options(bound=LOOSE))
         assert str(graph_module.graph) == code

@@ -56,7 +56,9 @@ def test_calibrated_and_not(model: DeployedModel, texts: Path) -> None:
     assert not any(linear.is_float for linear in calibration.linears)
 
     schemes, weights = smooth_blindly(graph_module), linear_weights(graph_module)
-    blind = {name: simulate_linear(weights[name], scheme, overflow_free=True) for name, scheme in schemes.items()}
+    blind = {
+        name: simulate_linear(weights[name].read(), scheme, overflow_free=True) for name, scheme in schemes.items()
+    }
     expected, found = (
         run_batches(graph_module, held_out, compute, lambda *_: None, "")
         for compute in (compute_float, replace_linears(blind))

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from runtime.config import UnusableConfig
+from runtime.lazy_module import LazyWeight
 from runtime.quantization.accuracy import Accuracy
 from runtime.quantization.scheme import (
     LinearScheme,
@@ -17,6 +18,11 @@ from runtime.quantization.scheme import (
     save_quantization,
 )
 
+
+def as_weights(values: dict[str, torch.Tensor]) -> dict[str, LazyWeight]:
+    return {name: LazyWeight.of(value) for name, value in values.items()}
+
+
 WEIGHTS = {"a.weight": torch.arange(12.0).view(3, 4), "b_weight": torch.ones(2, 2)}
 QUANTIZATION = Quantization(
     linears={
@@ -24,7 +30,7 @@ QUANTIZATION = Quantization(
         "b_weight": LinearScheme(is_float=True),
         "c": LinearScheme(),
     },
-    fingerprint=fingerprint_weights(WEIGHTS),
+    fingerprint=fingerprint_weights(as_weights(WEIGHTS)),
     activations="static",
     num_texts=7,
     num_tokens=70,
@@ -46,7 +52,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_same_model_is_accepted() -> None:
-    check_model(QUANTIZATION, dict(reversed(WEIGHTS.items())))
+    check_model(QUANTIZATION, as_weights(dict(reversed(WEIGHTS.items()))))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +66,7 @@ def test_same_model_is_accepted() -> None:
 )
 def test_other_models_are_refused(weights: dict[str, torch.Tensor]) -> None:
     with pytest.raises(UnusableConfig, match=r"engine\.quantization.*another model.*padless quantize"):
-        check_model(QUANTIZATION, weights)
+        check_model(QUANTIZATION, as_weights(weights))
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
