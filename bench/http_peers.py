@@ -1,0 +1,118 @@
+"""Other embedding servers that `bench.http` measures: an environment, a model in the server's form, and a command."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.minilm import DIRECTORY
+from bench.peers.catalogue import OPENVINO
+from bench.peers.environments import find_cache, prepare_environment, run_shown
+from bench.peers.fleet import Fleet
+from loadtest.client import fetch
+from loadtest.server_process import find_free_port
+
+START_S = 180.0
+MODEL = "all-MiniLM-L6-v2"
+OPENVINO_APP = Path(__file__).parent / "http_openvino.py"
+INFINITY = (
+    "infinity-emb[server,torch]==0.0.78",
+    "optimum[onnxruntime]==1.27.0",
+    "transformers==4.53.3",
+    "torch==2.13.0",
+    "numpy==1.26.4",
+)
+OPENVINO_SERVER = (
+    "openvino==2026.4.1",
+    "fastapi==0.165.0",
+    "uvicorn[standard]==0.54.0",
+    "tokenizers==0.23.3",
+    "numpy==2.4.6",
+)
+
+
+@dataclass(frozen=True)
+class ServerPeer:
+    """`command` follows the environment's `bin`; in it {model}, {converted} and {port} are filled in."""
+
+    requirements: tuple[str, ...]
+    command: tuple[str, ...]
+    form: str = ""
+    """`onnx` or `openvino`; without one the server reads the model directory as it is."""
+
+
+def serve_with_infinity(model: str, engine: str, *words: str) -> tuple[str, ...]:
+    shared = ("--device", "cpu", "--url-prefix", "/v1", "--host", "127.0.0.1", "--port", "{port}", "--batch-size", "8")
+    names = ("--model-id", model, "--served-model-name", MODEL)
+    return ("infinity_emb", "v2", *names, "--engine", engine, *shared, *words)
+
+
+PEERS = {
+    "infinity-emb fp32": ServerPeer(
+        INFINITY, serve_with_infinity("{model}", "torch", "--dtype", "float32", "--no-bettertransformer")
+    ),
+    "infinity-emb ONNX int8": ServerPeer(INFINITY, serve_with_infinity("{converted}", "optimum"), "onnx"),
+    **{
+        f"OpenVINO {precision}, FastAPI": ServerPeer(
+            OPENVINO_SERVER,
+            ("python", str(OPENVINO_APP), "{model}", f"{{converted}}/{precision}.xml", "{port}"),
+            "openvino",
+        )
+        for precision in ("fp32", "int8")
+    },
+}
+"""infinity-emb is fastest on two cores with batches of 8, and with its optimum engine on an int8 graph."""
+
+
+def convert_to_onnx(python: Path, out: Path) -> None:
+    """With optimum's own commands: the model directory with an int8 graph beside it."""
+    optimum = str(python.with_name("optimum-cli"))
+    export = ["export", "onnx", "--model", str(DIRECTORY), "--task", "feature-extraction", str(out)]
+    run_shown([optimum, *export], "exporting to ONNX")
+    quantize = ["onnxruntime", "quantize", "--avx2", "--per_channel", "--onnx_model", str(out), "-o", str(out / "onnx")]
+    run_shown([optimum, *quantize], "quantising")
+    (out / "model.onnx").unlink()
+
+
+def prepare_model(form: str, python: Path, cache: Path) -> Path:
+    """The model in this form, converted once."""
+    if not form:
+        return DIRECTORY
+    if form == "openvino":
+        fleet = Fleet({"openvino": OPENVINO}, cache)
+        return fleet.convert("openvino", fleet.find_python("openvino"), DIRECTORY)
+    out = cache / "converted" / f"infinity-{python.parents[1].name}"
+    if not out.exists():
+        unfinished = out.with_name(f"{out.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        convert_to_onnx(python, unfinished)
+        unfinished.rename(out)
+    return out
+
+
+@contextmanager
+def start(name: str, log: Path) -> Iterator[str]:
+    """The URL of a running server. Raises InstallError, or SystemExit with what it wrote where it does not start."""
+    peer, cache, port = PEERS[name], find_cache(), find_free_port()
+    python = prepare_environment(peer.requirements, cache)
+    converted = prepare_model(peer.form, python, cache)
+    program, *words = (word.format(model=DIRECTORY, converted=converted, port=port) for word in peer.command)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [str(python.with_name(program)), *words], stdout=stream, stderr=subprocess.STDOUT, env=environment
+        )
+    try:
+        url, until_s = f"http://127.0.0.1:{port}", time.monotonic() + START_S
+        while fetch(f"{url}/v1/models") is None:
+            if process.poll() is not None or time.monotonic() > until_s:
+                raise SystemExit(f"{name} did not start:\n{log.read_text()[-2000:]}")
+            time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
