@@ -21,6 +21,7 @@ class Variant:
     options: Mapping[str, Any] = field(default_factory=dict)
     needs_bf16: bool = False
     min_threads: int = 1
+    needs_avx512: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,13 @@ ZENTORCH = Peer(
     "zentorch",
     "worker_huggingface.py",
     (
-        Variant("fp32", {"dtype": "float32", "compiler": "zentorch"}),
-        Variant("bf16", {"dtype": "bfloat16", "compiler": "zentorch"}, needs_bf16=True),
+        Variant("fp32", {"dtype": "float32", "compiler": "zentorch"}, needs_avx512=True),
+        Variant("bf16", {"dtype": "bfloat16", "compiler": "zentorch"}, needs_bf16=True, needs_avx512=True),
     ),
     ("zentorch==2.13.0.2", *TORCH),
     environment={"TORCHINDUCTOR_FREEZING": "1"},
 )
-"""AMD's compiler for torch; its INT8 wants models that another tool has quantised."""
+"""AMD's compiler for torch. Without AVX-512 it says that it optimises nothing, and leaves torch's own operations."""
 
 PEERS = {
     "padless": PADLESS,

@@ -56,6 +56,8 @@ class Fleet:
         peer, python = self.peers[key], self.find_python(key)
         if variant.needs_bf16 and not BF16_FLAGS & read_cpu_flags():
             raise WorkerError("not run: this CPU has no bf16 instructions")
+        if variant.needs_avx512 and "avx512f" not in read_cpu_flags():
+            raise WorkerError(f"not run: without AVX-512 {peer.name} optimises nothing")
         converted = self.convert(key, python, model) if peer.converts else model
         log = self.cache / "logs" / peer.folder.name / f"{peer.name_row(variant)}, {threads} threads.log"
         environment = build_environment(threads, self.cache, peer.environment)
