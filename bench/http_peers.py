@@ -21,11 +21,16 @@ MODEL = "all-MiniLM-L6-v2"
 OPENVINO_APP = Path(__file__).parent / "http_openvino.py"
 INFINITY = (
     "infinity-emb[server,torch]==0.0.78",
-    "optimum[onnxruntime]==1.27.0",
-    "transformers==4.53.3",
+    "optimum==1.27.0",
+    "transformers==4.48.3",
     "torch==2.13.0",
     "numpy==1.26.4",
+    "onnx==1.18.0",
+    "onnxruntime==1.22.1",
+    "pandas==2.3.3",
+    "pyarrow==21.0.0",
 )
+"""It wants numpy 1, which newer versions of the others refuse without saying so to pip."""
 OPENVINO_SERVER = (
     "openvino==2026.4.1",
     "fastapi==0.165.0",
