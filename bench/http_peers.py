@@ -1,7 +1,6 @@
 """Other embedding servers that `bench.http` measures: an environment, a model in the server's form, and a command."""
 
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from bench.minilm import DIRECTORY
 from bench.peers.catalogue import OPENVINO
-from bench.peers.environments import find_cache, prepare_environment, run_shown
+from bench.peers.environments import find_cache, prepare_environment
 from bench.peers.fleet import Fleet
 from loadtest.client import fetch
 from loadtest.server_process import find_free_port
@@ -25,8 +24,6 @@ INFINITY = (
     "transformers==4.48.3",
     "torch==2.13.0",
     "numpy==1.26.4",
-    "onnx==1.18.0",
-    "onnxruntime==1.22.1",
     "pandas==2.3.3",
     "pyarrow==21.0.0",
 )
@@ -46,65 +43,47 @@ class ServerPeer:
 
     requirements: tuple[str, ...]
     command: tuple[str, ...]
-    form: str = ""
-    """`onnx` or `openvino`; without one the server reads the model directory as it is."""
+    is_openvino: bool = False
+    """Whether it serves what `bench.peers` has converted for OpenVINO; else the model directory as it is."""
 
 
-def serve_with_infinity(model: str, engine: str, *words: str) -> tuple[str, ...]:
-    shared = ("--device", "cpu", "--url-prefix", "/v1", "--host", "127.0.0.1", "--port", "{port}", "--batch-size", "8")
-    names = ("--model-id", model, "--served-model-name", MODEL)
-    return ("infinity_emb", "v2", *names, "--engine", engine, *shared, *words)
+def serve_with_infinity(*words: str) -> tuple[str, ...]:
+    shared = ("--device", "cpu", "--url-prefix", "/v1", "--host", "127.0.0.1", "--port", "{port}")
+    names = ("--model-id", "{model}", "--served-model-name", MODEL)
+    return ("infinity_emb", "v2", *names, "--engine", "torch", "--dtype", "float32", *shared, *words)
 
 
 PEERS = {
-    "infinity-emb fp32": ServerPeer(
-        INFINITY, serve_with_infinity("{model}", "torch", "--dtype", "float32", "--no-bettertransformer")
+    "infinity-emb fp32": ServerPeer(INFINITY, serve_with_infinity()),
+    "infinity-emb fp32, batch 8": ServerPeer(
+        INFINITY, serve_with_infinity("--batch-size", "8", "--no-bettertransformer")
     ),
-    "infinity-emb ONNX int8": ServerPeer(INFINITY, serve_with_infinity("{converted}", "optimum"), "onnx"),
     **{
         f"OpenVINO {precision}, FastAPI": ServerPeer(
             OPENVINO_SERVER,
             ("python", str(OPENVINO_APP), "{model}", f"{{converted}}/{precision}.xml", "{port}"),
-            "openvino",
+            is_openvino=True,
         )
         for precision in ("fp32", "int8")
     },
 }
-"""infinity-emb is fastest on two cores with batches of 8, and with its optimum engine on an int8 graph."""
+"""infinity-emb as it comes, and as it was fastest on two cores. Its optimum engine does not import with this torch."""
 
 
-def convert_to_onnx(python: Path, out: Path) -> None:
-    """With optimum's own commands: the model directory with an int8 graph beside it."""
-    optimum = str(python.with_name("optimum-cli"))
-    export = ["export", "onnx", "--model", str(DIRECTORY), "--task", "feature-extraction", str(out)]
-    run_shown([optimum, *export], "exporting to ONNX")
-    quantize = ["onnxruntime", "quantize", "--avx2", "--per_channel", "--onnx_model", str(out), "-o", str(out / "onnx")]
-    run_shown([optimum, *quantize], "quantising")
-    (out / "model.onnx").unlink()
-
-
-def prepare_model(form: str, python: Path, cache: Path) -> Path:
-    """The model in this form, converted once."""
-    if not form:
+def prepare_model(peer: ServerPeer, cache: Path) -> Path:
+    """The model in the form that the server wants, converted once. Raises InstallError or WorkerError."""
+    if not peer.is_openvino:
         return DIRECTORY
-    if form == "openvino":
-        fleet = Fleet({"openvino": OPENVINO}, cache)
-        return fleet.convert("openvino", fleet.find_python("openvino"), DIRECTORY)
-    out = cache / "converted" / f"infinity-{python.parents[1].name}"
-    if not out.exists():
-        unfinished = out.with_name(f"{out.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        convert_to_onnx(python, unfinished)
-        unfinished.rename(out)
-    return out
+    fleet = Fleet({"openvino": OPENVINO}, cache)
+    return fleet.convert("openvino", fleet.find_python("openvino"), DIRECTORY)
 
 
 @contextmanager
 def start(name: str, log: Path) -> Iterator[str]:
-    """The URL of a running server. Raises InstallError, or SystemExit with what it wrote where it does not start."""
+    """The URL of a running server. Raises InstallError, WorkerError, or SystemExit with what it wrote where it does not start."""
     peer, cache, port = PEERS[name], find_cache(), find_free_port()
     python = prepare_environment(peer.requirements, cache)
-    converted = prepare_model(peer.form, python, cache)
+    converted = prepare_model(peer, cache)
     program, *words = (word.format(model=DIRECTORY, converted=converted, port=port) for word in peer.command)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
     with log.open("w") as stream:
