@@ -1,7 +1,7 @@
-"""OpenVINO behind a FastAPI route, as one writes it in an afternoon: `python http_openvino.py MODEL GRAPH PORT`.
+"""OpenVINO behind a FastAPI route, as one writes it in an afternoon: `python -P http_openvino.py MODEL GRAPH PORT`.
 
-Imports nothing of ours: it runs in an environment of its own. Each request is one inference, as many in flight as
-OpenVINO's THROUGHPUT hint wants; texts of one request are padded to a batch.
+Imports nothing of ours: it runs in an environment of its own; -P, because http.py lies beside it. Each request is one
+inference, as many in flight as OpenVINO's THROUGHPUT hint wants; texts of one request are padded to a batch.
 """
 
 import asyncio

@@ -61,7 +61,7 @@ PEERS = {
     **{
         f"OpenVINO {precision}, FastAPI": ServerPeer(
             OPENVINO_SERVER,
-            ("python", str(OPENVINO_APP), "{model}", f"{{converted}}/{precision}.xml", "{port}"),
+            ("python", "-P", str(OPENVINO_APP), "{model}", f"{{converted}}/{precision}.xml", "{port}"),
             is_openvino=True,
         )
         for precision in ("fp32", "int8")
@@ -80,7 +80,7 @@ def prepare_model(peer: ServerPeer, cache: Path) -> Path:
 
 @contextmanager
 def start(name: str, log: Path) -> Iterator[str]:
-    """The URL of a running server. Raises InstallError, WorkerError, or SystemExit with what it wrote where it does not start."""
+    """The URL of a running server. Raises InstallError, WorkerError, or SystemExit where it does not start."""
     peer, cache, port = PEERS[name], find_cache(), find_free_port()
     python = prepare_environment(peer.requirements, cache)
     converted = prepare_model(peer, cache)
