@@ -1,60 +1,62 @@
-"""`python -m bench.http [--infinity COMMAND]`: what HTTP costs, and how we stand beside infinity-emb.
+"""`python -m bench.http [--peers ...]`: what HTTP costs, and how we stand beside other servers.
 
 One text of 3 to 50 words per request, 64 connections, in turn: the engine alone on the same texts, in full batches, in
-as many processes and threads as the server has; Padless over HTTP; and infinity-emb over HTTP, if the command is given
-that starts it. Then p99 of both servers where texts arrive at rates that both may hold. In the command {model} stands
-for the model directory and {port} for a port; it must serve /v1/embeddings and /v1/models.
+as many processes and threads as the server has; Padless over HTTP; and each peer over HTTP (infinity-emb; OpenVINO
+behind a small FastAPI route), in an environment of its own, which is made on the first run. Then p99 of all servers
+where texts arrive at rates that they may hold. The cosine is that of a few texts with our fp32, where it is lowest.
 """
 
 import argparse
 import asyncio
 import itertools
-import shlex
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from bench.http_peers import MODEL, PEERS, start
 from bench.minilm import DIRECTORY, build_ours
+from bench.peers.measuring import find_lowest_cosine
 from bench.report import write_results
 from bench.traffic import pack_sorted
-from loadtest.client import Client, fetch
+from loadtest.client import Client
 from loadtest.closed_loop import Closed, measure_closed
 from loadtest.measure import Traffic
 from loadtest.open_loop import Step, measure_step
-from loadtest.server_process import find_free_port, serve
+from loadtest.server_process import serve
 from loadtest.workloads import build_bodies, build_texts, find_workload, load_workload
-from server.config_file import load_config
+from server.engine.batchers.packing import pack_sequences
 from server.wire.job import TokenSequence
 
 WORKLOAD = "short-words"
 CONNECTIONS = 64
 MAX_BATCH_TOKENS = 2048
 """As in configs/minilm.yaml."""
-SECONDS = 8.0
-ROUNDS = 4
+COSINE_TEXTS = 16
 RATES = (15.0, 30.0, 45.0)
 """Texts per second that arrive on their own, for latencies."""
-LATENCY_ROUNDS = 2
-MODEL = "all-MiniLM-L6-v2"
 
 
 def run_engine_alone() -> None:
     """Texts per second in full batches; measures once for every line on standard input."""
+    seconds = float(sys.argv[4])
     engine = build_ours(precision=sys.argv[3], threads=int(sys.argv[2]))
     batches = list(split_batches(tokenise()))
     print("ready", flush=True)
     for _ in sys.stdin:
         started_s, num_texts = time.perf_counter(), 0
         for batch in itertools.cycle(batches):
-            if time.perf_counter() - started_s > SECONDS:
+            if time.perf_counter() - started_s > seconds:
                 break
             engine.run(pack_sorted(batch))
             num_texts += len(batch)
@@ -81,29 +83,10 @@ def split_batches(sequences: list[TokenSequence]) -> Iterator[list[TokenSequence
     yield batch
 
 
-@contextmanager
-def start_infinity(command: str, log: Path) -> Iterator[str]:
-    port = find_free_port()
-    words = shlex.split(command.format(model=DIRECTORY, port=port))
-    url = f"http://127.0.0.1:{port}"
-    with log.open("w") as stream:
-        process = subprocess.Popen(words, stdout=stream, stderr=subprocess.STDOUT)
-    try:
-        until_s = time.monotonic() + 180
-        while fetch(f"{url}/v1/models") is None:
-            if process.poll() is not None or time.monotonic() > until_s:
-                raise SystemExit(f"infinity-emb did not start:\n{log.read_text()[-2000:]}")
-            time.sleep(0.5)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def measure_http(url: str, model: str) -> dict[str, float]:
+def measure_http(url: str, model: str, seconds: float) -> dict[str, float]:
     workload = load_workload(find_workload(WORKLOAD))
     plan = Closed(
-        connections=CONNECTIONS, duration_s=SECONDS, warmup_s=1.0, num_requests=None, timeout_s=30.0, slo_ms=200.0
+        connections=CONNECTIONS, duration_s=seconds, warmup_s=1.0, num_requests=None, timeout_s=30.0, slo_ms=200.0
     )
 
     async def run() -> dict[str, float]:
@@ -118,14 +101,14 @@ def measure_http(url: str, model: str) -> dict[str, float]:
     return asyncio.run(run())
 
 
-def measure_latency(url: str, model: str, rate: float) -> float:
+def measure_latency(url: str, model: str, rate: float, seconds: float) -> float:
     """p99 in ms where requests arrive at `rate` per second, whatever the server does; inf where it fell behind."""
     workload = load_workload(find_workload(WORKLOAD))
 
     async def run() -> float:
         client = Client(url)
         traffic = Traffic(WORKLOAD, [client.encode(body) for body in build_bodies(workload, model)], 1)
-        result = await measure_step(client, traffic, Step(rate=rate, duration_s=SECONDS, timeout_s=30.0))
+        result = await measure_step(client, traffic, Step(rate=rate, duration_s=seconds, timeout_s=30.0))
         await client.abort()
         return result.p99_ms if not result.errors and not result.rejected else float("inf")
 
@@ -134,49 +117,80 @@ def measure_latency(url: str, model: str, rate: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--infinity", metavar="COMMAND", help="how to start infinity-emb, with {model} and {port}")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=tuple(PEERS), help="default: all")
     parser.add_argument("--config", default="configs/minilm.yaml")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "int8"), default="int8", help="ours (default: %(default)s)"
+    )
     parser.add_argument("--processes", type=int, default=2, help="of the engine alone (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of each of them (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of a measurement (default: %(default)g)")
+    parser.add_argument("--rounds", type=int, default=4, help="(default: %(default)s)")
+    parser.add_argument("--latency-rounds", type=int, default=2, help="at each rate (default: %(default)s)")
+    parser.add_argument("--name", help="of the files in bench/results (default: http-PRECISION)")
     arguments = parser.parse_args()
+    seconds = arguments.seconds
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        urls = {"padless": stack.enter_context(serve(arguments.config, log=folder / "padless.log"))}
-        if arguments.infinity:
-            urls["infinity-emb"] = stack.enter_context(start_infinity(arguments.infinity, folder / "infinity.log"))
-        precision = load_config(Path(arguments.config)).models[0].engine.precision
-        alone = [stack.enter_context(start_engine(arguments.threads, precision)) for _ in range(arguments.processes)]
-        rounds = [run_round(alone, urls) for _ in range(ROUNDS + 1)][1:]  # the first warms everything up
+        ours = serve(arguments.config, log=folder / "padless.log", settings=[f"engine.precision={arguments.precision}"])
+        urls = {"padless": stack.enter_context(ours)}
+        for name in arguments.peers:
+            urls[name] = stack.enter_context(start(name, folder / "peer.log"))
+        cosines = {name: measure_cosine(url) for name, url in urls.items()}
+        start_alone = partial(start_engine, arguments.threads, arguments.precision, seconds)
+        alone = [stack.enter_context(start_alone()) for _ in range(arguments.processes)]
+        rounds = [run_round(alone, urls, seconds) for _ in range(arguments.rounds + 1)][1:]  # the first warms up
         latencies = [
-            {rate: {name: measure_latency(url, MODEL, rate) for name, url in urls.items()} for rate in RATES}
-            for _ in range(LATENCY_ROUNDS)
+            {rate: {name: measure_latency(url, MODEL, rate, seconds) for name, url in urls.items()} for rate in RATES}
+            for _ in range(arguments.latency_rounds)
         ]
-    report(f"http-{precision}", rounds, latencies)
+    report(arguments.name or f"http-{arguments.precision}", rounds, latencies, cosines)
+
+
+def measure_cosine(url: str) -> float:
+    """With our engine's fp32, of the text where it is lowest."""
+    texts = [text for request in build_texts(load_workload(find_workload(WORKLOAD))) for text in request]
+    chosen = texts[:COSINE_TEXTS]
+    rows = np.array([ask(url, text) for text in chosen])
+    reference = build_ours(threads=1).run(pack_sequences(tokenise()[:COSINE_TEXTS])).arrays["embeddings"]
+    return find_lowest_cosine(rows / np.linalg.norm(rows, axis=1, keepdims=True), reference)
+
+
+def ask(url: str, text: str) -> list[float]:
+    body = json.dumps({"model": MODEL, "input": text, "encoding_format": "float"}).encode()
+    request = urllib.request.Request(f"{url}/v1/embeddings", body, {"content-type": "application/json"})
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+        return list(json.load(answer)["data"][0]["embedding"])
 
 
 @contextmanager
-def start_engine(threads: int, precision: str) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-m", "bench.http", "engine", str(threads), precision]
+def start_engine(threads: int, precision: str, seconds: float) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-m", "bench.http", "engine", str(threads), precision, str(seconds)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         while "ready" not in process.stdout.readline():
             pass
         yield process
 
 
-def run_round(alone: list["subprocess.Popen[str]"], urls: dict[str, str]) -> dict[str, dict[str, float]]:
+def run_round(
+    alone: list["subprocess.Popen[str]"], urls: dict[str, str], seconds: float
+) -> dict[str, dict[str, float]]:
     for process in alone:
         print("go", file=process.stdin, flush=True)
     results = {"engine alone": {"rate": sum(float(process.stdout.readline()) for process in alone)}}
     for name, url in urls.items():
-        results[name] = measure_http(url, MODEL)
+        results[name] = measure_http(url, MODEL, seconds)
     print({name: round(result["rate"], 1) for name, result in results.items()}, flush=True)
     return results
 
 
 def report(
-    name: str, rounds: list[dict[str, dict[str, float]]], latencies: list[dict[float, dict[str, float]]]
+    name: str,
+    rounds: list[dict[str, dict[str, float]]],
+    latencies: list[dict[float, dict[str, float]]],
+    cosines: dict[str, float],
 ) -> None:
-    table = [["what", "texts/s, median", "p50 ms", "p99 ms", "padless over it, median (min-max)"]]
+    table = [["what", "texts/s, median", "p50 ms", "p99 ms", "padless over it, median (min-max)", "lowest cosine"]]
     for what in rounds[0]:
         ratios = sorted(results["padless"]["rate"] / results[what]["rate"] for results in rounds)
         row = [f"{statistics.median(results[what]['rate'] for results in rounds):.0f}"]
@@ -184,12 +198,12 @@ def report(
             values = [results[what][key] for results in rounds if key in results[what]]
             row.append(f"{statistics.median(values):.0f}" if values else "-")
         spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-        table.append([what, *row, spread])
+        table.append([what, *row, spread, f"{cosines[what]:.4f}" if what in cosines else "-"])
     for rate in RATES:
-        for what in latencies[0][rate]:
+        for what in latencies[0][rate] if latencies else ():
             p99_ms = statistics.median(each[rate][what] for each in latencies)
-            table.append([f"{what} at {rate:g} texts/s", "", "", f"{p99_ms:.0f}", ""])
-    write_results(name, table, {"rounds": rounds, "p99_ms by rate": latencies})
+            table.append([f"{what} at {rate:g} texts/s", "", "", f"{p99_ms:.0f}", "", ""])
+    write_results(name, table, {"rounds": rounds, "p99_ms by rate": latencies, "cosines": cosines})
 
 
 if __name__ == "__main__":

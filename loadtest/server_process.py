@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,10 +28,15 @@ def find_free_port() -> int:
 
 
 @contextmanager
-def serve(config: str, *, log: Path, ready_timeout_s: float = 300.0) -> Iterator[str]:
-    """A running server of this configuration; gives its URL. Whatever happens inside, it is stopped at the end."""
+def serve(config: str, *, log: Path, ready_timeout_s: float = 300.0, settings: Sequence[str] = ()) -> Iterator[str]:
+    """A running server of this configuration with `settings` changed, KEY=VALUE each; gives its URL.
+
+    Whatever happens inside, it is stopped at the end.
+    """
     port = find_free_port()
-    command = [sys.executable, "-m", "server", "--config", config, "--set", f"server.port={port}"]
+    command = [sys.executable, "-m", "server", "--config", config]
+    for setting in (f"server.port={port}", *settings):
+        command += ["--set", setting]
     with log.open("w") as stream:
         # A group of its own: Ctrl-C must reach us first, and a server that hangs is ended with its children.
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)

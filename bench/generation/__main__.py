@@ -20,6 +20,7 @@ from bench.generation.workload import MODELS, count_requests, find_model, sample
 from bench.peers.environments import find_cache
 from bench.peers.fleet import Fleet
 from bench.peers.measuring import Cell
+from bench.peers.options import add_engines
 from bench.peers.processes import WorkerProcess
 from bench.peers.reporting import plot
 from bench.report import RESULTS, format_table, write_results
@@ -28,7 +29,7 @@ from bench.report import RESULTS, format_table, write_results
 def measure(arguments: argparse.Namespace) -> Iterator[list[GenerationMeasurement]]:
     """Everything measured so far, after each model and thread count."""
     results: list[GenerationMeasurement] = []
-    fleet = Fleet({key: PEERS[key] for key in arguments.peers}, find_cache())
+    fleet = Fleet({key: PEERS[key] for key in arguments.peers}, find_cache(), arguments.engines)
     for name in arguments.models:
         model = find_model(name)
         for threads in arguments.threads:
@@ -36,19 +37,19 @@ def measure(arguments: argparse.Namespace) -> Iterator[list[GenerationMeasuremen
                 workers, failures = fleet.load(model, threads, stack)
                 results += [GenerationMeasurement(name, threads, "all", *failure) for failure in failures.items()]
                 for concurrency in arguments.concurrency:
-                    tasks = sample_tasks(model, MODELS[name], count_requests(concurrency))
+                    tasks = sample_tasks(model, MODELS[name], count_requests(concurrency, arguments.waves))
                     cell = Cell(name, threads, name_workload(concurrency))
-                    results += measure_cell(cell, tasks, workers, arguments.rounds)
+                    results += measure_cell(cell, tasks, workers, arguments)
             yield results
 
 
 def measure_cell(
-    cell: Cell, tasks: list[Task], workers: Mapping[str, WorkerProcess], rounds: int
+    cell: Cell, tasks: list[Task], workers: Mapping[str, WorkerProcess], arguments: argparse.Namespace
 ) -> list[GenerationMeasurement]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tasks.npz"
         save_tasks(path, tasks)
-        measurements = GenerationRun(cell, workers).measure(path, rounds)
+        measurements = GenerationRun(cell, workers, max_s=arguments.seconds).measure(path, arguments.rounds)
     print(format_table(build_table(measurements)), flush=True)
     return measurements
 
@@ -61,6 +62,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--threads", nargs="+", type=int, default=(2,))
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=tuple(PEERS), help="default: all")
+    add_engines(parser, PEERS)
+    parser.add_argument("--waves", type=int, default=2, help="requests for each at a time (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="at most; slow cells get fewer (default: %(default)s)")
     parser.add_argument("--name", default="generation", help="of the files in bench/results (default: %(default)s)")
     parser.add_argument("--dry", action="store_true", help="prints only")

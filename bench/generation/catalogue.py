@@ -66,10 +66,7 @@ REFERENCE = "Hugging Face one by one"
 def find_options(engine: str) -> Mapping[str, Any]:
     """Of the variant that a row is named after."""
     return next(
-        variant.options
-        for peer in PEERS.values()
-        for variant in peer.variants
-        if engine == f"{peer.name} {variant.name}"
+        variant.options for peer in PEERS.values() for variant in peer.variants if engine == peer.name_row(variant)
     )
 
 

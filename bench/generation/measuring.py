@@ -1,6 +1,5 @@
 """Loaded workers on one list of tasks: the best batch size of each, then rounds in turn, then whose answers differ."""
 
-import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from tqdm import tqdm
 
 from bench.generation.catalogue import REFERENCE, list_batch_sizes
 from bench.generation.session import load_lists
-from bench.peers.measuring import CellRun, Measurement, find_batch_size
+from bench.peers.measuring import SLOW_SHARE, CellRun, Measurement, find_batch_size
 
 
 @dataclass
@@ -32,10 +31,8 @@ class GenerationRun(CellRun):
             sizes = list_batch_sizes(name, read_concurrency(result.workload))
             result.batch_size = sizes[0]
             if len(sizes) > 1:
-                result.batch_size = find_batch_size(partial(self.time_run, name), sizes, first=sizes[-1])
-
-    def time_run(self, name: str, batch_size: int) -> float:
-        return float(self.ask(name, "run", batch_size=batch_size).get("seconds", math.inf))
+                slow_run_s = self.max_s * SLOW_SHARE
+                result.batch_size = find_batch_size(partial(self.time_run, name), sizes, sizes[-1], slow_run_s)
 
     def compare(self) -> None:
         """The answers of the last round."""

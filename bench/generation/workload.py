@@ -52,9 +52,9 @@ def find_model(name: str) -> Path:
     return find_decoder(name)
 
 
-def count_requests(concurrency: int) -> int:
-    """Of a run: two waves, and enough of single ones to tell something."""
-    return max(4, 2 * concurrency)
+def count_requests(concurrency: int, waves: int = 2) -> int:
+    """Of a run, and enough of single ones to tell something."""
+    return max(4, waves * concurrency)
 
 
 def sample_tasks(model: Path, traffic: Traffic, count: int, seed: int = 0) -> list[Task]:

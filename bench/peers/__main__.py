@@ -17,7 +17,8 @@ import numpy as np
 from bench.peers.catalogue import PEERS
 from bench.peers.environments import find_cache
 from bench.peers.fleet import Fleet
-from bench.peers.measuring import Cell, CellRun, Measurement
+from bench.peers.measuring import Cell, CellRun, Measurement, list_batch_sizes
+from bench.peers.options import add_engines
 from bench.peers.processes import WorkerProcess
 from bench.peers.protocol import save_workload
 from bench.peers.reporting import build_table, plot
@@ -40,7 +41,7 @@ def sample_workload(kind: str, num_seqs: int) -> list[np.ndarray]:
 def measure(arguments: argparse.Namespace) -> Iterator[list[Measurement]]:
     """Everything measured so far, after each model and thread count."""
     results: list[Measurement] = []
-    fleet = Fleet({key: PEERS[key] for key in arguments.peers}, find_cache())
+    fleet = Fleet({key: PEERS[key] for key in arguments.peers}, find_cache(), arguments.engines)
     for name in arguments.models:
         model = find_model(name, fleet.cache)
         for threads in arguments.threads:
@@ -56,7 +57,8 @@ def measure_cell(cell: Cell, workers: Mapping[str, WorkerProcess], arguments: ar
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "workload.npz"
         save_workload(path, sample_workload(cell.workload, arguments.sequences))
-        measurements = CellRun(cell, workers).measure(path, arguments.rounds)
+        run = CellRun(cell, workers, sizes=list_batch_sizes(arguments.sequences), max_s=arguments.seconds)
+        measurements = run.measure(path, arguments.rounds)
     print(format_table(build_table(measurements)), flush=True)
     return measurements
 
@@ -67,6 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS)
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=tuple(PEERS), help="default: all")
+    add_engines(parser, PEERS)
     parser.add_argument(
         "--rounds", type=int, default=7, help="at most; slow workloads get fewer (default: %(default)s)"
     )

@@ -21,6 +21,7 @@ class Variant:
     options: Mapping[str, Any] = field(default_factory=dict)
     needs_bf16: bool = False
     min_threads: int = 1
+    needs_avx512: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Peer:
     """Files beside the worker that its conversion depends on."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the worker."""
+
+    def name_row(self, variant: Variant) -> str:
+        return f"{self.name} {variant.name}"
 
 
 PADLESS = Peer(
@@ -86,8 +90,8 @@ HUGGINGFACE = Peer(
     "Hugging Face",
     "worker_huggingface.py",
     (
-        Variant("fp32", {"dtype": "float32", "is_compiled": False}),
-        Variant("bf16", {"dtype": "bfloat16", "is_compiled": False}, needs_bf16=True),
+        Variant("fp32", {"dtype": "float32", "compiler": None}),
+        Variant("bf16", {"dtype": "bfloat16", "compiler": None}, needs_bf16=True),
     ),
     TORCH,
 )
@@ -95,10 +99,22 @@ HUGGINGFACE = Peer(
 COMPILED = Peer(
     "torch.compile",
     "worker_huggingface.py",
-    (Variant("fp32", {"dtype": "float32", "is_compiled": True}),),
+    (Variant("fp32", {"dtype": "float32", "compiler": "inductor"}),),
     TORCH,
     environment={"TORCHINDUCTOR_FREEZING": "1"},  # weights laid out anew for the CPU where that helps
 )
+
+ZENTORCH = Peer(
+    "zentorch",
+    "worker_huggingface.py",
+    (
+        Variant("fp32", {"dtype": "float32", "compiler": "zentorch"}, needs_avx512=True),
+        Variant("bf16", {"dtype": "bfloat16", "compiler": "zentorch"}, needs_bf16=True, needs_avx512=True),
+    ),
+    ("zentorch==2.13.0.2", *TORCH),
+    environment={"TORCHINDUCTOR_FREEZING": "1"},
+)
+"""AMD's compiler for torch. Without AVX-512 it says that it optimises nothing, and leaves torch's own operations."""
 
 PEERS = {
     "padless": PADLESS,
@@ -107,6 +123,14 @@ PEERS = {
     "onnxruntime": ONNXRUNTIME,
     "huggingface": HUGGINGFACE,
     "compile": COMPILED,
+    "zentorch": ZENTORCH,
 }
+
+
+def list_engines(peers: Mapping[str, Peer]) -> list[str]:
+    """The names of all rows."""
+    return [peer.name_row(variant) for peer in peers.values() for variant in peer.variants]
+
+
 REFERENCE = "Hugging Face fp32"
 """The engine whose embeddings all others are compared with."""

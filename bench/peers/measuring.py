@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +21,11 @@ BATCH_SIZES = (1, 4, 8, 16, 32, 64)
 FIRST_BATCH_SIZE = 8
 SEARCH_TURNS = 2
 """How often a batch size and its neighbours are timed, in turn, before the fastest run of each decides."""
-SLOW_RUN_S = 2.0
-"""A batch size whose run takes this long is timed once: noise and cold caches matter less."""
+SLOW_SHARE = 1 / 120
+"""A batch size whose run takes this share of a cell's time is timed once: noise and cold caches matter less."""
 MIN_ROUNDS = 3
 MAX_CELL_S = 240.0
-"""No further round of a workload starts after this, once there are MIN_ROUNDS."""
+"""No further round of a workload starts after this, once there are MIN_ROUNDS, unless another time is given."""
 
 
 class Cell(NamedTuple):
@@ -67,7 +68,12 @@ Time = Callable[[int], float]
 """Batch size to seconds."""
 
 
-def find_batch_size(time_run: Time, sizes: Sequence[int] = BATCH_SIZES, first: int = FIRST_BATCH_SIZE) -> int:
+def find_batch_size(
+    time_run: Time,
+    sizes: Sequence[int] = BATCH_SIZES,
+    first: int = FIRST_BATCH_SIZE,
+    slow_run_s: float = MAX_CELL_S * SLOW_SHARE,
+) -> int:
     """Climb from `first` to neighbours as long as they are faster; `sizes` is ascending."""
     seconds: dict[int, float] = {}
     best = sizes.index(first)
@@ -75,7 +81,7 @@ def find_batch_size(time_run: Time, sizes: Sequence[int] = BATCH_SIZES, first: i
         tried = sizes[max(0, best - 1) : best + 2]
         for _ in range(SEARCH_TURNS):
             for size in tried:
-                if seconds.get(size, 0.0) < SLOW_RUN_S:
+                if seconds.get(size, 0.0) < slow_run_s:
                     seconds[size] = min(seconds.get(size, math.inf), time_run(size))
         fastest = sizes.index(min(tried, key=seconds.__getitem__))
         if fastest == best:
@@ -83,14 +89,27 @@ def find_batch_size(time_run: Time, sizes: Sequence[int] = BATCH_SIZES, first: i
         best = fastest
 
 
+def list_batch_sizes(num_seqs: int) -> Sequence[int]:
+    """Those that make a difference: one batch of all is the largest."""
+    return BATCH_SIZES[: 1 + sum(size < num_seqs for size in BATCH_SIZES)]
+
+
 class CellRun:
     """Loaded workers on one workload. A worker that fails drops out, with its reason; the others go on."""
 
     kind = Measurement
 
-    def __init__(self, cell: Cell, workers: Mapping[str, WorkerProcess]) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        workers: Mapping[str, WorkerProcess],
+        *,
+        sizes: Sequence[int] = BATCH_SIZES,
+        max_s: float = MAX_CELL_S,
+    ) -> None:
+        """`sizes`: of the batches that are tried. `max_s`: see MAX_CELL_S."""
         self.title = f"{cell.model}, {cell.workload}, {cell.threads} threads"
-        self.workers = workers
+        self.workers, self.sizes, self.max_s = workers, sizes, max_s
         self.results = {name: self.kind(*cell, name) for name in workers}
         self.cpu_seconds = dict.fromkeys(workers, 0.0)
 
@@ -115,14 +134,20 @@ class CellRun:
     def choose_batch_sizes(self) -> None:
         for name, result in tqdm(self.results.items(), desc=f"{self.title}: batch sizes", leave=False):
             result.batch_size = find_batch_size(
-                lambda size, name=name: self.ask(name, "run", batch_size=size).get("seconds", math.inf)
+                partial(self.time_run, name),
+                self.sizes,
+                min(FIRST_BATCH_SIZE, self.sizes[-1]),
+                self.max_s * SLOW_SHARE,
             )
+
+    def time_run(self, name: str, batch_size: int) -> float:
+        return float(self.ask(name, "run", batch_size=batch_size).get("seconds", math.inf))
 
     def run_rounds(self, rounds: int) -> None:
         """A B C A B C ..., each at its best batch size."""
         started_s = time.monotonic()
         for index in tqdm(range(rounds), desc=f"{self.title}: rounds", leave=False):
-            if index >= MIN_ROUNDS and time.monotonic() - started_s > MAX_CELL_S:
+            if index >= MIN_ROUNDS and time.monotonic() - started_s > self.max_s:
                 break
             for name, result in self.results.items():
                 answer = self.ask(name, "run", batch_size=result.batch_size)

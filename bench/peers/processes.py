@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from server.processes.launch import SPIN_COUNT, SPIN_VARIABLE
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -57,8 +59,9 @@ class WorkerProcess:
 
 
 def build_environment(threads: int, cache: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """Ours, with the thread count in every variable that libraries read, and no model hub."""
+    """Ours, with the thread count in every variable that libraries read, no model hub, and the server's way to wait."""
     return {
+        SPIN_VARIABLE: SPIN_COUNT,
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         **dict.fromkeys(THREAD_VARIABLES, str(threads)),
         "HF_HUB_OFFLINE": "1",

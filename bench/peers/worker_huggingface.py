@@ -1,4 +1,4 @@
-"""Worker: Hugging Face transformers in PyTorch, as it is or compiled."""
+"""Worker: Hugging Face transformers in PyTorch, as it is or compiled: by torch's own compiler or by zentorch's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,11 @@ from protocol import Embed, Rows, Sequences, pad, serve
 def load(model: Path, converted: Path, options: dict[str, Any], threads: int) -> Embed:
     torch.set_num_threads(threads)
     module = Embedder(model, dtype=getattr(torch, options["dtype"]))
-    if not options["is_compiled"]:
+    if options["compiler"] is None:
         return build(module, is_compiled=False)
-    embed = build(torch.compile(module), is_compiled=True)
+    if options["compiler"] == "zentorch":
+        import zentorch  # noqa: F401  (it makes itself known to torch)
+    embed = build(torch.compile(module, backend=options["compiler"]), is_compiled=True)
     for num_seqs, length in ((2, 24), (3, 17), (1, 24), (1, 17)):  # compiles; a batch of one is a case of its own
         embed([[np.full(length, 1000, np.int32)] * num_seqs])
     return embed

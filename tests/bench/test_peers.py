@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from bench.peers import environments
+from bench.peers.catalogue import PADLESS, ZENTORCH, list_engines
 from bench.peers.environments import INSTALLED, InstallError, hash_pins, prepare_environment
-from bench.peers.measuring import Cell, CellRun, Measurement, find_batch_size
+from bench.peers.fleet import Fleet
+from bench.peers.measuring import Cell, CellRun, Measurement, find_batch_size, list_batch_sizes
 from bench.peers.processes import WorkerError, WorkerProcess, build_environment, convert
 from bench.peers.protocol import load_workload, pad, pool, save_workload
 from bench.peers.reporting import HEADING, build_table, plot
@@ -176,3 +178,20 @@ def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     plot(MEASUREMENTS[:1], tmp_path / "nothing.png")
     assert not (tmp_path / "nothing.png").exists()
+
+
+def test_batch_sizes_that_hold_all_sequences_count_once() -> None:
+    assert [list(list_batch_sizes(count)) for count in (1, 6, 16, 64, 99)] == [
+        [1],
+        [1, 4, 8],
+        [1, 4, 8, 16],
+        [1, 4, 8, 16, 32, 64],
+        [1, 4, 8, 16, 32, 64],
+    ]
+
+
+def test_only_the_engines_that_are_named_are_installed_and_loaded(tmp_path: Path) -> None:
+    peers = {"padless": PADLESS, "zentorch": ZENTORCH}
+    assert list_engines(peers) == ["Padless fp32", "Padless bf16", "Padless int8", "zentorch fp32", "zentorch bf16"]
+    fleet = Fleet(peers, tmp_path, ["Padless int8"])
+    assert list_engines(fleet.peers) == ["Padless int8"] and list(fleet.pythons) == ["padless"]
