@@ -8,8 +8,8 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
@@ -46,6 +46,8 @@ class Child:
     """For HTTP workers: their slot in the admission files."""
     model: int | None = None
     """For engines: the number of their model."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Of its environment, beside those that all processes have."""
     process: asyncio.subprocess.Process | None = None
     num_starts: int = 0
     last_heard_s: float | None = None
@@ -63,7 +65,7 @@ class Child:
                     stdin=theirs.fileno(),
                     pass_fds=self.pass_fds,
                     process_group=0,
-                    env=build_environment(),
+                    env={**build_environment(), **self.variables},
                 )
             if self.is_ending:  # so it was told while it was being started
                 self.process.terminate()

@@ -1,6 +1,7 @@
 """The memory of compiling a large model: what it is compiled to, one layer in fp32, and what torch takes anyway."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from server.processes.compiling import VARIABLES
 
 MB = 2**20
 ALLOWANCE = 400 * MB
@@ -81,7 +84,11 @@ def write_model(directory: Path, num_layers: int) -> int:
 def test_int8_takes_its_own_size_and_a_layer(tmp_path: Path, num_layers: int) -> None:
     num_weights = write_model(tmp_path, num_layers)
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(tmp_path)], cwd=Path(__file__).parents[2], capture_output=True, text=True
+        [sys.executable, "-c", COMPILE, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | VARIABLES,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     weight_bytes, peak_kb = map(int, done.stdout.split())
