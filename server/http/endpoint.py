@@ -14,6 +14,7 @@ from server.http.admission import Ticket
 from server.http.call import Call
 from server.http.keys import Charge
 from server.http.state import ServedModel
+from server.tasks.task import Task
 from server.text.inputs import Input, Size, measure
 from server.text.prompts import put_before
 from server.text.tokenizer import Truncation
@@ -27,13 +28,16 @@ Settle = Callable[[Sequence[TokenSequence]], Awaitable[Any]]
 class TextJob:
     """A Job before its texts are tokenised: what a protocol file makes of a body.
 
-    `field`: the request's field the inputs came in, for error messages. `settle` makes the Job's params once it is
-    known how long the inputs are. `num_answers` to each input take a place each, of up to `num_answer_tokens`.
+    `task`: what is to be done. `field`: the request's field the inputs came in, for error messages. `settle` makes the
+    Job's params where they depend on how long the inputs are. `num_answers` to each input take a place each, of up to
+    `num_answer_tokens`.
     """
 
+    task: Task
     inputs: Sequence[Input]
     field: str
-    settle: Settle
+    params: Any = None
+    settle: Settle | None = None
     prompt: str = ""
     """Stands before each text."""
     truncation: Truncation = "error"
@@ -58,7 +62,7 @@ class OpenJob:
         self.num_prompt_tokens = 0
         """That pooling leaves out of each text."""
         self.sequences: list[TokenSequence] = []
-        self.params: Any = None
+        self.params = job.params
         self.ticket: Ticket | None = None
         self.charge: Charge | None = None
         self.results: ResultStream | None = None
@@ -117,7 +121,8 @@ class OpenJob:
         )
         if job.prompt and not self.model.info.pools_prompt:
             self.num_prompt_tokens = await tokenizer.count_prompt_tokens(job.prompt)
-        self.params = await job.settle(self.sequences)
+        if job.settle is not None:
+            self.params = await job.settle(self.sequences)
         num_tokens = sum([len(sequence.input_ids) for sequence in self.sequences])
         now_s = monotonic()
         call.times.num_inputs, call.times.num_tokens = len(self.sequences), num_tokens
@@ -132,7 +137,7 @@ class OpenJob:
 
     def build_job(self) -> Job:
         return Job(
-            task=self.model.task.name,
+            task=self.job.task.name,
             inputs=self.write_inputs(),
             timeout_s=self.call.deadline_s - monotonic(),
             params=self.params,

@@ -10,6 +10,8 @@ from server.errors import Forbidden, InvalidField, UnknownModel, WrongTask
 from server.http.admission import Admission
 from server.http.keys import Key
 from server.metrics import Metrics
+from server.tasks.head import Head
+from server.tasks.registry import list_tasks
 from server.tasks.task import Task
 from server.text.tokenizer import Tokenizer
 from server.wire.client import EngineClient
@@ -21,7 +23,7 @@ class ServedModel:
 
     name: str
     config: ModelConfig
-    task: Task
+    head: Head
     info: ModelInfo
     tokenizer: Tokenizer
     admission: Admission
@@ -31,10 +33,11 @@ class ServedModel:
 
     def check_task(self, task: Task) -> None:
         """Raises WrongTask, naming the route that would work."""
-        if self.task is not task:
+        if not task.can_use(self.info):
+            routes = [route for each in list_tasks(self.info) for route in each.routes]
             raise WrongTask(
-                f"model {self.name!r} cannot be used here: its task is {self.task.name}, served by "
-                f"{' and '.join(self.task.routes)}",
+                f"model {self.name!r} cannot be used here: its task is {self.head.name}, served by "
+                f"{' and '.join(routes)}",
                 param="model",
             )
 
@@ -98,7 +101,7 @@ class ServerState:
         return model
 
     def pick_only(self, task: Task | None) -> ServedModel:
-        fitting = [model for model in self.models.values() if task is None or model.task is task]
+        fitting = [model for model in self.models.values() if task is None or task.can_use(model.info)]
         if len(fitting) == 1:
             return fitting[0]
         if not fitting:

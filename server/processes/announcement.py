@@ -4,7 +4,7 @@ import json
 
 from runtime.engine import EngineInfo
 from server.processes.deployment import DeployedModel, Deployment
-from server.tasks.task import Example
+from server.tasks.head import Example
 from server.text.chat_template import load_chat_template
 
 
@@ -15,11 +15,11 @@ def describe_model(model: DeployedModel, info: EngineInfo) -> str:
     replicas = model.config.engine.replicas
     kernels = f" with {info.kernels} kernels" if info.device == "cpu" else ""
     unplanned = f"; ops that allocate for themselves: {', '.join(info.unplanned_ops)}" if info.unplanned_ops else ""
-    outcome = model.task.describe_output(model.info)
+    outcome = model.head.describe_output(model.info)
     precision = [] if info.chosen is None else [f"  precision  {info.chosen}"]
     return "\n".join(
         [
-            f"{model.config.name}: {model.info.architecture}, {model.task.name}, from {model.directory}",
+            f"{model.config.name}: {model.info.architecture}, {model.head.name}, from {model.directory}",
             f"  engine     {info.kind}, {info.precision} ({info.precision_reason}), on {info.device}{kernels}, "
             f"{replicas} replica{'s' * (replicas > 1)} with {info.threads} thread{'s' * (info.threads > 1)}",
             *precision,
@@ -44,4 +44,4 @@ def find_example(model: DeployedModel) -> Example:
     """A request that this model answers."""
     has_tokenizer = (model.text_directory / "tokenizer.json").exists()
     has_chat_template = load_chat_template(model.text_directory, model.config.chat.template).is_there
-    return model.task.make_example(model.config.name, has_tokenizer, has_chat_template)
+    return model.head.make_example(model.config.name, has_tokenizer, has_chat_template)

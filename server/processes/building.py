@@ -24,7 +24,7 @@ def load_draft(model: DeployedModel) -> DraftModel | None:
     speculative = model.config.speculative
     if speculative is None or model.draft_directory is None:
         return None
-    info = read_info(model.draft_directory, task=model.task.name)
+    info = read_info(model.draft_directory, task=model.head.name)
     if info.vocab_size != model.info.vocab_size:
         raise ModelDirectoryError(
             f"speculative.draft {model.draft_directory}: its vocabulary has {info.vocab_size} tokens and that of "

@@ -21,7 +21,7 @@ from server.processes.deployment import DeployedModel, Deployment
 from server.processes.memory import estimate_trial, find_cpu_bytes
 from server.processes.sample_texts import list_sample_texts
 from server.processes.startup import CANNOT_START
-from server.tasks.task import Work
+from server.tasks.head import Work
 
 logger = logging.getLogger("padless")
 
@@ -49,7 +49,7 @@ async def compile_models(deployment: Deployment, stopping: asyncio.Event) -> Dep
 def is_measured(model: DeployedModel) -> bool:
     """Generators take the float type that the device multiplies best, and a GPU has but one to choose from."""
     engine = model.config.engine
-    return engine.device == "cpu" and engine.named_precision is None and model.task.work is Work.ENCODE
+    return engine.device == "cpu" and engine.named_precision is None and model.head.work is Work.ENCODE
 
 
 async def find_compiled(deployment: Deployment, model: DeployedModel, stopping: asyncio.Event) -> DeployedModel:

@@ -17,8 +17,8 @@ from server.api_keys import KeyConfig
 from server.config import ModelConfig, ServerConfig
 from server.config_file import dump_secrets
 from server.processes.core_plan import Claim, Place, plan_cores
-from server.tasks.registry import TASKS
-from server.tasks.task import Task, Work
+from server.tasks.head import Head, Work
+from server.tasks.registry import HEADS
 
 FILE_NAME = "deployment.json"
 
@@ -61,14 +61,14 @@ class DeployedModel:
         return self.directory / self.info.transformer
 
     @property
-    def task(self) -> Task:
-        return TASKS[self.info.task]
+    def head(self) -> Head:
+        return HEADS[self.info.task]
 
     @property
     def max_input_tokens(self) -> int:
         """The configured limit, or the model's own; within the budget of a step, but for prompts, which are cut."""
         limits = self.config.limits
-        if self.task.work is Work.DECODE:
+        if self.head.work is Work.DECODE:
             return limits.max_input_tokens or self.info.max_input_tokens
         return limits.max_input_tokens or min(self.info.max_input_tokens, limits.max_batch_tokens)
 

@@ -37,8 +37,8 @@ from server.processes.startup import (
     spare_garbage_collector,
     stay_with_parent,
 )
+from server.tasks.head import Work
 from server.tasks.registry import TASKS
-from server.tasks.task import Work
 from server.text.grammar import load_grammars
 
 MakeEngine = Callable[[DeployedModel, int, Progress], Engine]
@@ -74,7 +74,7 @@ def build_loop(
         cost_model = find_costs(model, engine, progress)
     changed = asyncio.Event()
     return EngineLoop(
-        BATCHERS[model.task.work](model, replica, engine.info, step_limits, cost_model, metrics, changed.set),
+        BATCHERS[model.head.work](model, replica, engine.info, step_limits, cost_model, metrics, changed.set),
         DeviceThread(engine, f"engine-{model.config.name}-{replica}", lease, cores),
         metrics,
         changed,

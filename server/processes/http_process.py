@@ -30,7 +30,7 @@ from server.processes.startup import (
     spare_garbage_collector,
     stay_with_parent,
 )
-from server.tasks.task import Work
+from server.tasks.head import Work
 from server.text.chat_template import load_chat_template
 from server.text.tokenizer import load_tokenizer
 from server.wire.client import EngineClient, SocketClient
@@ -52,12 +52,12 @@ def build_state(
         models[model.config.name] = ServedModel(
             name=model.config.name,
             config=model.config,
-            task=model.task,
+            head=model.head,
             info=model.info,
             tokenizer=load_tokenizer(
                 model.text_directory,
                 lowercase=model.info.do_lower_case,
-                is_required=model.task.work is Work.ENCODE,
+                is_required=model.head.work is Work.ENCODE,
                 max_input_tokens=model.max_input_tokens,
                 vocab_size=model.info.vocab_size,
                 type_vocab_size=model.info.type_vocab_size,

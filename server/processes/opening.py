@@ -12,7 +12,7 @@ from runtime.open import build_null, open_engine
 from server.engine.calibration import calibrate
 from server.engine.cost_model import CostModel
 from server.processes.deployment import DeployedModel
-from server.tasks.task import Work
+from server.tasks.head import Work
 
 
 class Damaged(RuntimeError):
@@ -23,7 +23,7 @@ def open_model(model: DeployedModel, replica: int, progress: Progress) -> Engine
     """Raises Damaged, UnusableConfig."""
     config, limits = settle_engine(model), find_limits(model)
     if config.kind == "null":
-        return build_null(model.task.describe_graph(model.info), config, limits, replica)
+        return build_null(model.head.describe_graph(model.info), config, limits, replica)
     assert model.compiled is not None, "Only what was compiled can be opened. This is a bug."
     compiled = load_compiled(model.compiled)
     if compiled is None:
@@ -48,7 +48,7 @@ def settle_engine(model: DeployedModel) -> EngineConfig:
 
 def count_logits(model: DeployedModel) -> int:
     """Rows of logits of a step: of every sequence the next token, and as many as are guessed ahead."""
-    if model.task.work is not Work.DECODE:
+    if model.head.work is not Work.DECODE:
         return 0
     limits, speculative = model.config.limits, model.config.speculative
     num_drafts = 0 if speculative is None else speculative.num_tokens

@@ -9,8 +9,8 @@ from server.api_keys import load_keys
 from server.config import ChatConfig, ConfigError, ModelConfig, ServerConfig
 from server.errors import InvalidField
 from server.processes.deployment import DeployedModel, Deployment, count_cores, count_threads
-from server.tasks.registry import TASKS, check_name
-from server.tasks.task import Work
+from server.tasks.head import Work
+from server.tasks.registry import HEADS, check_name
 from server.text.chat_template import REMEDY, check_kwargs, load_chat_template
 
 
@@ -34,7 +34,7 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
         deployed = DeployedModel(index, model, directory, info, find_draft(model), threads)
         check_limits(deployed)
         check_chat(deployed)
-        deployed.task.check_config(model)
+        deployed.head.check_config(model)
         models.append(deployed)
     return Deployment(config, tuple(models), run_dir, num_cores, keys)
 
@@ -46,7 +46,7 @@ def find_draft(model: ModelConfig) -> Path | None:
     source = model.speculative.draft
     try:
         directory = find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
-        if TASKS[read_info(directory).task].work is not Work.DECODE:
+        if HEADS[read_info(directory).task].work is not Work.DECODE:
             raise ModelDirectoryError(f"{directory} does not generate text; name a small model that does")
     except ModelDirectoryError as error:
         raise ModelDirectoryError(f"model {model.name}: speculative.draft: {error}") from None
@@ -62,7 +62,7 @@ def check_limits(deployed: DeployedModel) -> None:
             f"model {model.name}: limits.max_input_tokens ({wanted}) is over what the model takes "
             f"({info.max_input_tokens}). Lower it, or leave it out"
         )
-    if deployed.task.work is Work.DECODE:
+    if deployed.head.work is Work.DECODE:
         check_generator(deployed)
         return
     if model.limits.truncation == "left" and not info.pools_prompt:
@@ -79,7 +79,7 @@ def check_limits(deployed: DeployedModel) -> None:
     if model.speculative is not None:
         raise ConfigError(
             f"model {model.name}: speculative is for models that generate, and this one's task is "
-            f"{deployed.task.name}. Leave it out"
+            f"{deployed.head.name}. Leave it out"
         )
 
 
@@ -95,9 +95,9 @@ def check_generator(deployed: DeployedModel) -> None:
 def check_chat(deployed: DeployedModel) -> None:
     """Raises ConfigError."""
     model, chat = deployed.config, deployed.config.chat
-    if deployed.task.work is not Work.DECODE and chat != ChatConfig():
+    if deployed.head.work is not Work.DECODE and chat != ChatConfig():
         raise ConfigError(
-            f"model {model.name}: chat is for models that generate, and this one's task is {deployed.task.name}. "
+            f"model {model.name}: chat is for models that generate, and this one's task is {deployed.head.name}. "
             "Leave it out"
         )
     try:

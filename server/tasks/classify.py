@@ -8,7 +8,8 @@ import numpy.typing as npt
 from models.info import ModelInfo
 from runtime.batch import ArraySpec
 from server.config import ConfigError, ModelConfig
-from server.tasks.task import Arrays, Example, Task, Work
+from server.tasks.head import Example, Head, Work
+from server.tasks.task import Arrays, Task
 
 Rows = npt.NDArray[np.float32]
 
@@ -76,14 +77,11 @@ def make_example(name: str, has_tokenizer: bool, has_chat_template: bool) -> Exa
     return Example("/predict", {"inputs": "Hello, world"})
 
 
+HEAD = Head("classify", Work.ENCODE, check_config, describe_graph, describe_output, make_example)
 TASK = Task(
     name="classify",
-    work=Work.ENCODE,
+    heads=("classify",),
     params=ClassifyParams,
     routes=("POST /predict",),
     reduce=reduce,
-    check_config=check_config,
-    describe_graph=describe_graph,
-    describe_output=describe_output,
-    make_example=make_example,
 )

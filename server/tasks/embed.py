@@ -9,7 +9,8 @@ from models.info import ModelInfo
 from runtime.batch import ArraySpec
 from server.config import ModelConfig
 from server.errors import InvalidField
-from server.tasks.task import Arrays, Example, Task, Work
+from server.tasks.head import Example, Head, Work
+from server.tasks.task import Arrays, Task
 from server.wire.job import Ragged
 
 Rows = npt.NDArray[np.float32]
@@ -61,14 +62,11 @@ def make_example(name: str, has_tokenizer: bool, has_chat_template: bool) -> Exa
     return Example("/v1/embeddings", {"model": name, "input": text, "encoding_format": "float"})
 
 
+HEAD = Head("embed", Work.ENCODE, check_config, describe_graph, describe_output, make_example)
 TASK = Task(
     name="embed",
-    work=Work.ENCODE,
+    heads=("embed",),
     params=EmbedParams,
     routes=("POST /v1/embeddings",),
     reduce=reduce,
-    check_config=check_config,
-    describe_graph=describe_graph,
-    describe_output=describe_output,
-    make_example=make_example,
 )

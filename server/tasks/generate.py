@@ -7,7 +7,8 @@ from models.info import ModelInfo
 from runtime.batch import ArraySpec
 from server.config import ConfigError, ModelConfig
 from server.errors import InputTooLong, InvalidField
-from server.tasks.task import Arrays, Example, Task, Work
+from server.tasks.head import Example, Head, Work
+from server.tasks.task import Arrays, Task
 from server.text.bad_words import encode_bad_words
 from server.text.tokenizer import Tokenizer
 from server.wire.generation import GenerationParams
@@ -119,14 +120,11 @@ def make_example(name: str, has_tokenizer: bool, has_chat_template: bool) -> Exa
     return Example("/v1/completions", {"model": name, "prompt": prompt, "max_tokens": 50})
 
 
+HEAD = Head("generate", Work.DECODE, check_config, describe_graph, describe_output, make_example)
 TASK = Task(
     name="generate",
-    work=Work.DECODE,
+    heads=("generate",),
     params=GenerationParams,
     routes=("POST /v1/completions", "POST /v1/chat/completions"),
     reduce=reduce,
-    check_config=check_config,
-    describe_graph=describe_graph,
-    describe_output=describe_output,
-    make_example=make_example,
 )

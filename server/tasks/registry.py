@@ -1,13 +1,21 @@
 """The tasks there are. A new one is its file, a line here, and its routes in a file of `http/api`."""
 
+from models.info import ModelInfo
 from server.config import ConfigError
 from server.tasks import classify, embed, generate
+from server.tasks.head import Head
 from server.tasks.task import Task
 
+HEADS: dict[str, Head] = {head.name: head for head in (embed.HEAD, classify.HEAD, generate.HEAD)}
 TASKS: dict[str, Task] = {task.name: task for task in (embed.TASK, classify.TASK, generate.TASK)}
+
+
+def list_tasks(info: ModelInfo) -> list[Task]:
+    """Those that the model can do; first what it is made for."""
+    return [task for task in TASKS.values() if task.can_use(info)]
 
 
 def check_name(model: str, name: str) -> None:
     """`auto` is what the checkpoint is made for. Raises ConfigError."""
-    if name not in ("auto", *TASKS):
-        raise ConfigError(f"model {model}: task {name!r} is not known; tasks are auto, {', '.join(TASKS)}")
+    if name not in ("auto", *HEADS):
+        raise ConfigError(f"model {model}: task {name!r} is not known; tasks are auto, {', '.join(HEADS)}")

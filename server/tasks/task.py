@@ -6,49 +6,32 @@ A task is one file: what is wanted of the engine, what becomes of what it comput
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from models.info import ModelInfo
-from runtime.batch import ArraySpec
-from server.config import ModelConfig
 from server.wire.job import Ragged
 
 Arrays = dict[str, Ragged]
 
 
-class Work(Enum):
-    """What an engine has to do; one batcher owns each."""
-
-    ENCODE = "encode"
-    """Every input goes through the model once."""
-    DECODE = "decode"
-    """An input is gone on from, token by token."""
-
-
-class Example(NamedTuple):
-    """A request that works, for people who have just started the server."""
-
-    route: str
-    body: dict[str, Any]
+def suits_all(info: ModelInfo) -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """`params`: the type of `Job.params`. `routes`: for people who ask at the wrong one.
+    """`heads`: what models are made for that can do it, if they suit it: a ranker has one label only.
 
-    `reduce(arrays, params)`: beside the engine, makes of what the graph has computed what crosses the wire.
-    `check_config` raises ConfigError where the configuration asks for what this task has not.
+    `params`: the type of `Job.params`. `routes`: for people who ask at the wrong one. `reduce(arrays, params)`: beside
+    the engine, makes of what the graph has computed what crosses the wire.
     """
 
     name: str
-    work: Work
+    heads: tuple[str, ...]
     params: type
     routes: tuple[str, ...]
     reduce: Callable[[Arrays, Any], Arrays]
-    check_config: Callable[[ModelConfig], None]
-    describe_graph: Callable[[ModelInfo], tuple[ArraySpec, ...]]
-    """What a graph for it computes; for engines that have none."""
-    describe_output: Callable[[ModelInfo], str]
-    make_example: Callable[[str, bool, bool], Example]
-    """(model's name, it has a tokenizer, it has a chat template)."""
+    suits: Callable[[ModelInfo], bool] = suits_all
+
+    def can_use(self, info: ModelInfo) -> bool:
+        return info.task in self.heads and self.suits(info)

@@ -8,7 +8,7 @@ import yaml
 
 from server.config import ConfigError, ModelConfig, ServerConfig
 from server.config_file import dump_config, load_config
-from server.tasks.registry import TASKS
+from server.tasks.registry import HEADS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("**/*.y*ml"))
 
@@ -81,8 +81,8 @@ def test_what_is_for_embeddings_is_refused_by_other_tasks(task: str, options: di
     """Once the checkpoint has said which task is its own, if the file does not."""
     model = ModelConfig.model_validate({"name": "m", "source": {"path": "x"}, **options})
     with pytest.raises(ConfigError, match=r"model m: pooling and normalize are for embeddings.*Leave them out"):
-        TASKS[task].check_config(model)
-    TASKS["embed"].check_config(model)
+        HEADS[task].check_config(model)
+    HEADS["embed"].check_config(model)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """A tiny tokenizer, an engine that does what a test tells it, and the application around them, in process."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -22,9 +22,9 @@ from server.http.admission import Admission
 from server.http.app import App
 from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
-from server.tasks.registry import TASKS
+from server.tasks.registry import HEADS, TASKS
 from server.text.tokenizer import Tokenizer, load_tokenizer
-from server.wire.job import EngineStatus, Job, Ragged, Result
+from server.wire.job import EngineStatus, Job, Ragged, Result, join_rows
 from server.wire.result_stream import ResultStream
 
 EMBED_DIM = 8
@@ -47,7 +47,7 @@ def compute_row(input_ids: np.ndarray, output_dim: int) -> np.ndarray:
 class FakeEngine:
     """An EngineClient. Waits for `gate` if there is one; raises `error`, answers NaN in `nan_rows`."""
 
-    output_dim: int
+    info: ModelInfo
     gate: asyncio.Event | None = None
     error: Exception | None = None
     nan_rows: tuple[int, ...] = ()
@@ -87,13 +87,23 @@ class FakeEngine:
         if self.error is not None:
             stream.fail(self.error)
             return
-        rows = [compute_row(job.input_ids.row(index), self.output_dim) for index in range(job.num_inputs)]
-        values = np.stack(rows)
-        values[list(self.nan_rows)] = np.nan
-        task = TASKS[job.task]
-        name = "embeddings" if task.name == "embed" else "logits"
-        arrays = task.reduce({name: Ragged(values)}, job.params)
+        (spec,) = HEADS[self.info.task].describe_graph(self.info)
+        values = self.compute_values(job, is_by_token=spec.dims[0] == "num_tokens")
+        arrays = TASKS[job.task].reduce({spec.name: values}, job.params)
         stream.put(Result(np.arange(job.num_inputs, dtype=np.int32), arrays, True, queue_s=0.001, engine_s=0.002))
+
+    def compute_values(self, job: Job, *, is_by_token: bool) -> Ragged:
+        """One row for each input, or for each token: of the input up to it."""
+        inputs = [job.input_ids.row(index) for index in range(job.num_inputs)]
+        if is_by_token:
+            parts = [np.stack([self.compute_row(ids[: end + 1]) for end in range(len(ids))]) for ids in inputs]
+            return join_rows(parts)
+        values = np.stack([self.compute_row(ids) for ids in inputs])
+        values[list(self.nan_rows)] = np.nan
+        return Ragged(values)
+
+    def compute_row(self, input_ids: np.ndarray) -> np.ndarray:
+        return compute_row(input_ids, self.info.output_dim)
 
     async def close(self) -> None:
         return None
@@ -102,11 +112,6 @@ class FakeEngine:
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
-
-
-def build_engine(output_dim: int) -> FakeEngine:
-    """The one place that says which engine the HTTP tests run on."""
-    return FakeEngine(output_dim)
 
 
 @pytest.fixture(scope="session")
@@ -146,9 +151,17 @@ class Server:
 
     app: App
     state: ServerState
-    embed: FakeEngine
-    classify: FakeEngine
     client: httpx.AsyncClient
+    engines: Mapping[str, Any]
+    """By model's name."""
+
+    @property
+    def embed(self) -> FakeEngine:
+        return cast(FakeEngine, self.engines["embedder"])
+
+    @property
+    def classify(self) -> FakeEngine:
+        return cast(FakeEngine, self.engines["classifier"])
 
     def count(self, **labels: str) -> float:
         """`padless_requests_total`, summed over what is not named."""
@@ -169,26 +182,26 @@ class Server:
         )
 
 
-def build_state(tokenizer: Tokenizer, limits: LimitsConfig, http: HttpConfig) -> ServerState:
-    """Two models: `embedder` and `classifier`."""
-    infos = {
-        "embedder": ModelInfo("BertModel", "embed", len(VOCAB), 2, MAX_TOKENS, EMBED_DIM, normalize=True),
-        "classifier": ModelInfo(
-            "BertForSequenceClassification", "classify", len(VOCAB), 2, MAX_TOKENS, len(LABELS), id2label=LABELS
-        ),
-    }
-    configs = tuple(
-        ModelConfig(name=name, source=SourceConfig(path="unused"), limits=limits) for name in ("embedder", "classifier")
-    )
+EMBEDDER = ModelInfo("BertModel", "embed", len(VOCAB), 2, MAX_TOKENS, EMBED_DIM, normalize=True)
+CLASSIFIER = ModelInfo(
+    "BertForSequenceClassification", "classify", len(VOCAB), 2, MAX_TOKENS, len(LABELS), id2label=LABELS
+)
+RANKER = replace(CLASSIFIER, output_dim=1, id2label={0: "LABEL_0"})
+
+
+def build_state(
+    tokenizer: Tokenizer, limits: LimitsConfig, http: HttpConfig, infos: Mapping[str, ModelInfo]
+) -> ServerState:
+    configs = tuple(ModelConfig(name=name, source=SourceConfig(path="unused"), limits=limits) for name in infos)
     served = {
         config.name: ServedModel(
             config.name,
             config,
-            TASKS[infos[config.name].task],
+            HEADS[infos[config.name].task],
             infos[config.name],
             tokenizer,
             Admission(limits.max_concurrent_requests),
-            build_engine(infos[config.name].output_dim),
+            FakeEngine(infos[config.name]),
         )
         for config in configs
     }
@@ -200,15 +213,22 @@ MakeServer = Callable[..., Server]
 
 @pytest.fixture
 def make_server(tokenizer: Tokenizer) -> MakeServer:
-    """`make_server(max_concurrent_requests=4, http={...})`; the client is closed with the event loop."""
+    """`make_server(max_concurrent_requests=4, http={...}, others={"ranker": RANKER})`; the client is closed with the
+    event loop. There are always an `embedder` and a `classifier`."""
 
-    def make(*, http: dict[str, Any] | None = None, tokenizer: Tokenizer = tokenizer, **limits: Any) -> Server:
-        state = build_state(tokenizer, LimitsConfig(**limits), HttpConfig(**(http or {})))
+    def make(
+        *,
+        http: dict[str, Any] | None = None,
+        tokenizer: Tokenizer = tokenizer,
+        others: Mapping[str, ModelInfo] = {},
+        **limits: Any,
+    ) -> Server:
+        infos = {"embedder": EMBEDDER, "classifier": CLASSIFIER, **others}
+        state = build_state(tokenizer, LimitsConfig(**limits), HttpConfig(**(http or {})), infos)
         app = App(state)
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://padless")
-        engines = [model.engine for model in state.models.values()]
-        assert isinstance(engines[0], FakeEngine) and isinstance(engines[1], FakeEngine)
-        return Server(app, state, engines[0], engines[1], client)
+        engines = {name: model.engine for name, model in state.models.items()}
+        return Server(app, state, client, engines)
 
     return make
 

@@ -20,7 +20,7 @@ from server.http.admission import Admission
 from server.http.app import App
 from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
-from server.tasks.registry import TASKS
+from server.tasks.registry import HEADS
 from server.text.chat_template import load_chat_template
 from server.text.tokenizer import Tokenizer, load_tokenizer
 from server.wire.generation import AnswerNews, FinishReason, GenerationParams, TokenLogprob, pack_logprob, write_news
@@ -289,7 +289,7 @@ def build_generation_server(
         config.name: ServedModel(
             config.name,
             config,
-            TASKS[info.task],
+            HEADS[info.task],
             info,
             tokenizers[config.name],
             Admission(config.limits.max_concurrent_requests),

@@ -18,7 +18,7 @@ from server.processes.announcement import find_example
 from server.processes.deployment import DeployedModel
 from server.processes.http_process import build_state
 from server.processes.resolution import resolve
-from server.tasks.registry import TASKS
+from server.tasks.registry import HEADS
 from server.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.anyio
@@ -78,11 +78,11 @@ async def test_the_schema_stands_by_itself(generator: GenerationServer) -> None:
 def test_configuration() -> None:
     assert HttpConfig().generation_timeout_ms == 600_000
     source = SourceConfig(path="x")
-    for task in (TASKS["generate"], TASKS["classify"]):
-        task.check_config(ModelConfig(name="m", source=source))
+    for head in (HEADS["generate"], HEADS["classify"]):
+        head.check_config(ModelConfig(name="m", source=source))
         for wrong in ({"pooling": "mean"}, {"normalize": False}):
             with pytest.raises(ConfigError, match="model m: pooling and normalize are for embeddings"):
-                task.check_config(ModelConfig(name="m", source=source, **wrong))
+                head.check_config(ModelConfig(name="m", source=source, **wrong))
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def begin_anew(stream: ResultStream, *rows: int) -> None:
 
 async def test_vectors_of_the_first_engine_are_left_out(server: Server) -> None:
     def write(job: Job, stream: ResultStream) -> None:
-        rows = [compute_row(job.input_ids.row(index), server.embed.output_dim) for index in range(job.num_inputs)]
+        rows = [compute_row(job.input_ids.row(index), server.embed.info.output_dim) for index in range(job.num_inputs)]
         stream.put(Result(np.array([2], np.int32), {"embeddings": Ragged(np.full((1, 8), 7.0, np.float32))}, False))
         begin_anew(stream, 0, 1, 2)
         stream.put(Result(np.array([1, 0], np.int32), {"embeddings": Ragged(np.stack([rows[1], rows[0]]))}, False))

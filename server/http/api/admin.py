@@ -41,7 +41,7 @@ def describe_model(model: ServedModel) -> dict[str, Any]:
     return {
         "name": model.name,
         **info,
-        "task": model.task.name,
+        "task": model.head.name,
         "max_input_tokens": model.tokenizer.max_input_tokens,
         "admitted_inputs": model.admission.num_inputs,
         "admitted_tokens": model.admission.num_tokens,

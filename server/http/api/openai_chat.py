@@ -93,9 +93,10 @@ def build_job(asked: ChatRequest, model: ServedModel) -> TextJob:
     context = model.tokenizer.max_input_tokens
     wish = GenerationWish(params, choose_max_tokens(asked), context, tuple(asked.bad_words or ()), "top_logprobs")
     return TextJob(
+        TASK,
         [chat],
         "messages",
-        partial(wish.settle, tokenizer=model.tokenizer, field="messages"),
+        settle=partial(wish.settle, tokenizer=model.tokenizer, field="messages"),
         num_answers=params.num_sequences,
         num_sequences=params.num_rows,
         num_answer_tokens=wish.most_tokens,

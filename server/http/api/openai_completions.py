@@ -89,9 +89,10 @@ def build_job(asked: CompletionRequest, model: ServedModel, inputs: Sequence[Inp
     )
     wish = GenerationWish(params, asked.max_tokens, DEFAULT_MAX_TOKENS, tuple(asked.bad_words or ()))
     return TextJob(
+        TASK,
         inputs,
         "prompt",
-        partial(wish.settle, tokenizer=model.tokenizer, field="prompt"),
+        settle=partial(wish.settle, tokenizer=model.tokenizer, field="prompt"),
         num_answers=params.num_sequences,
         num_sequences=params.num_rows,
         num_answer_tokens=wish.most_tokens,

@@ -1,7 +1,6 @@
 """OpenAI's embeddings."""
 
 import binascii
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -22,7 +21,6 @@ from server.http.state import ServerState
 from server.tasks import embed
 from server.text.inputs import Input
 from server.text.prompts import choose_prompt
-from server.wire.job import TokenSequence
 
 MAX_PROMPT_CHARS = 4096
 """It is read once for each text."""
@@ -67,10 +65,8 @@ async def create_embeddings(call: Call, state: ServerState) -> Reply:
     params = embed.EmbedParams(asked.dimensions)
     prompt = choose_prompt(model.info, text=asked.prompt, name=asked.prompt_name, input_type=asked.input_type)
 
-    async def settle(sequences: Sequence[TokenSequence]) -> embed.EmbedParams:
-        return params
-
-    job = TextJob(list_inputs(asked.input), "input", settle, prompt, model.config.limits.truncation)
+    truncation = model.config.limits.truncation
+    job = TextJob(embed.TASK, list_inputs(asked.input), "input", params, prompt=prompt, truncation=truncation)
     rows = (await run_job(call, model, job))["embeddings"].values
     is_base64 = asked.encoding_format == "base64"
     write = partial(format_embeddings, rows, model.name, call.times.num_tokens, is_base64=is_base64)

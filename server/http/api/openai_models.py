@@ -24,7 +24,7 @@ def describe_model(model: ServedModel) -> ModelCard:
         "owned_by": "padless",
         "root": model.name,
         "max_model_len": model.tokenizer.max_input_tokens,
-        "task": model.task.name,
+        "task": model.head.name,
     }
 
 

@@ -1,6 +1,6 @@
 """text-embeddings-inference's classifier and tokenizer routes, as its clients speak them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,6 @@ from server.tasks import classify
 from server.text.inputs import Input, Text
 from server.text.prompts import find_default
 from server.text.tokenizer import Piece, Truncation
-from server.wire.job import TokenSequence
 
 PART_PIECES = 1000
 """Written at a time, in less than 1 ms."""
@@ -98,11 +97,9 @@ async def predict(call: Call, state: ServerState) -> Reply:
     call.model = model.name
     inputs, is_batch = list_inputs(asked.inputs)
 
-    async def settle(sequences: Sequence[TokenSequence]) -> classify.ClassifyParams:
-        return classify.ClassifyParams()
-
     truncation = asked.choose_truncation(model.config.limits.truncation)
-    job = TextJob(inputs, "inputs", settle, find_default(model.info), truncation)
+    params = classify.ClassifyParams()
+    job = TextJob(classify.TASK, inputs, "inputs", params, prompt=find_default(model.info), truncation=truncation)
     try:
         logits = (await run_job(call, model, job))["logits"].values
     except InputTooLong as error:

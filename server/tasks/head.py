@@ -1,0 +1,43 @@
+"""What a model is made for, which `ModelInfo.task` names: what its graph gives, and what may be configured.
+
+Which tasks it can do is theirs to say: a classifier also ranks, an embedder also tells how alike two texts are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+
+from models.info import ModelInfo
+from runtime.batch import ArraySpec
+from server.config import ModelConfig
+
+
+class Work(Enum):
+    """What an engine has to do; one batcher owns each."""
+
+    ENCODE = "encode"
+    """Every input goes through the model once."""
+    DECODE = "decode"
+    """An input is gone on from, token by token."""
+
+
+class Example(NamedTuple):
+    """A request that works, for people who have just started the server."""
+
+    route: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """`check_config` raises ConfigError where the configuration asks for what such models have not."""
+
+    name: str
+    work: Work
+    check_config: Callable[[ModelConfig], None]
+    describe_graph: Callable[[ModelInfo], tuple[ArraySpec, ...]]
+    """What a graph for it computes; for engines that have none."""
+    describe_output: Callable[[ModelInfo], str]
+    make_example: Callable[[str, bool, bool], Example]
+    """(model's name, it has a tokenizer, it has a chat template)."""
