@@ -186,6 +186,7 @@ EMBEDDER = ModelInfo("BertModel", "embed", len(VOCAB), 2, MAX_TOKENS, EMBED_DIM,
 CLASSIFIER = ModelInfo(
     "BertForSequenceClassification", "classify", len(VOCAB), 2, MAX_TOKENS, len(LABELS), id2label=LABELS
 )
+INFOS = {"embedder": EMBEDDER, "classifier": CLASSIFIER}
 RANKER = replace(CLASSIFIER, output_dim=1, id2label={0: "LABEL_0"})
 
 
@@ -223,7 +224,7 @@ def make_server(tokenizer: Tokenizer) -> MakeServer:
         others: Mapping[str, ModelInfo] = {},
         **limits: Any,
     ) -> Server:
-        infos = {"embedder": EMBEDDER, "classifier": CLASSIFIER, **others}
+        infos = {**INFOS, **others}
         state = build_state(tokenizer, LimitsConfig(**limits), HttpConfig(**(http or {})), infos)
         app = App(state)
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://padless")
