@@ -1,4 +1,4 @@
-"""What turns token rows into answers: pooled embeddings, or class logits. Everything here is fp32."""
+"""What turns token rows into answers: pooled embeddings, class logits, or logits of each token. Everything here is fp32."""
 
 import inspect
 from collections.abc import Sequence
@@ -84,6 +84,22 @@ class ClassificationHead(nn.Module):
         """`logits`: fp32 [num_seqs, num_labels]."""
         first = pool.OP(hidden_states, cu_seqlens, "cls")
         return {"logits": self.output(self.activation(self.dense(first)))}
+
+
+class TokenClassificationHead(nn.Module):
+    """Logits of every token: one linear layer over its row, the same in all families.
+
+    It stays fp32 in every precision: beside the encoder it costs nothing, and of its rounding nothing averages out. To
+    cast the rows says so to the passes, see `runtime.passes.rewriting.find_head`.
+    """
+
+    def __init__(self, hidden_size: int, num_labels: int):
+        super().__init__()
+        self.output = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, hidden_states: Tensor) -> dict[str, Tensor]:
+        """`token_logits`: fp32 [num_tokens, num_labels]."""
+        return {"token_logits": self.output(hidden_states.float())}
 
 
 class TextModel(nn.Module):

@@ -13,9 +13,17 @@ from models.module_chain import check_is_whole, check_scorer, find_transformer, 
 from models.settings import FILE_NAME, read_prompts, read_settings, read_truncate_dim
 from models.tokenization import count_positions, read_tokenization
 
-__all__ = ["CLASSIFIER_SUFFIX", "ModelDirectoryError", "ModelInfo", "read_info", "read_object"]
+__all__ = [
+    "CLASSIFIER_SUFFIX",
+    "TOKEN_CLASSIFIER_SUFFIX",
+    "ModelDirectoryError",
+    "ModelInfo",
+    "read_info",
+    "read_object",
+]
 
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
+TOKEN_CLASSIFIER_SUFFIX = "ForTokenClassification"
 GENERATOR_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 
 
@@ -25,7 +33,7 @@ class ModelInfo:
 
     architecture: str
     task: str
-    """`embed`, `classify` or `generate`."""
+    """`embed`, `classify`, `token_classify` or `generate`."""
     vocab_size: int
     type_vocab_size: int
     """1 where the model has no token types, or its tokenizer gives it none: all types are 0."""
@@ -93,6 +101,9 @@ def read_info(
     )
     if task == "generate":
         return complete_generator(info, folder, keys)
+    if task == "token_classify":
+        labels = read_labels(path, keys)
+        return replace(info, output_dim=len(labels), id2label=labels)
     settings = read_settings(directory, task)
     prompts = read_prompts(directory / FILE_NAME, settings)
     info = replace(info, prompts=prompts.texts, default_prompt_name=prompts.default_name)
@@ -155,12 +166,14 @@ def choose_task(path: Path, architecture: str, task: str) -> str:
     """What the checkpoint's head is for, where `task` is `auto`. Raises ModelDirectoryError where it lacks the head."""
     heads = {
         "classify": architecture.endswith(CLASSIFIER_SUFFIX),
+        "token_classify": architecture.endswith(TOKEN_CLASSIFIER_SUFFIX),
         "generate": architecture.endswith(GENERATOR_SUFFIXES),
     }
     if task == "auto":
         return next((name for name, is_there in heads.items() if is_there), "embed")
     if not heads.get(task, True):
-        kind = "classification" if task == "classify" else "language model"
+        kinds = {"classify": "classification", "token_classify": "token classification"}
+        kind = kinds.get(task, "language model")
         raise ModelDirectoryError(
             f"{path}: task {task} needs a {kind} head, but the architecture is {architecture}. Leave task out"
         )

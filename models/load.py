@@ -6,10 +6,16 @@ import torch
 
 from models.config import EncoderConfig, read_config
 from models.decoder_config import read_decoder_config
-from models.family import Family
+from models.family import Family, Renames
 from models.head_modules import build_modules, open_module_weights
-from models.heads import ClassificationHead, EmbeddingHead, PromptlessEmbeddingHead, TextModel
-from models.info import CLASSIFIER_SUFFIX, ModelInfo
+from models.heads import (
+    ClassificationHead,
+    EmbeddingHead,
+    PromptlessEmbeddingHead,
+    TextModel,
+    TokenClassificationHead,
+)
+from models.info import CLASSIFIER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX, ModelInfo
 from models.keys import read_keys
 from models.pooling import check_modes
 from models.registry import find_decoder, find_family
@@ -17,6 +23,8 @@ from models.weights import check_weights, open_checkpoint, rename_tensors, resol
 from runtime.lazy_module import LazyModule, LazyWeight
 
 WORD_TABLE = "encoder.embeddings.word.weight"
+TOKEN_HEAD_RENAMES: Renames = ((r"classifier\.(weight|bias)", r"output.\1"),)
+"""All families name the head over single tokens alike."""
 
 
 def load_model(directory: Path, info: ModelInfo) -> LazyModule:
@@ -56,7 +64,9 @@ def load_encoder(directory: Path, info: ModelInfo) -> LazyModule:
 
 def build_head(
     directory: Path, family: Family, config: EncoderConfig, info: ModelInfo
-) -> ClassificationHead | EmbeddingHead:
+) -> ClassificationHead | EmbeddingHead | TokenClassificationHead:
+    if info.task == "token_classify":
+        return TokenClassificationHead(config.hidden_size, config.num_labels)
     if info.task == "classify":
         return ClassificationHead(config.hidden_size, config.num_labels, family.head_activation)
     check_modes(info.pooling)
@@ -72,12 +82,20 @@ def open_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, Laz
     """
     renames = [(pattern, f"encoder.{target}") for pattern, target in family.renames]
     ignored = list(family.ignored)
-    if info.task == "classify":
-        renames += [(pattern, f"head.{target}") for pattern, target in family.head_renames]
-    elif info.architecture.endswith(CLASSIFIER_SUFFIX):
-        ignored += [pattern for pattern, _ in family.head_renames]
+    head_renames = choose_head_renames(family, info.architecture)
+    if info.task == "embed":
+        ignored += [pattern for pattern, _ in head_renames]
+    else:
+        renames += [(pattern, f"head.{target}") for pattern, target in head_renames]
     checkpoint = open_checkpoint(folder)
     tensors = rename_tensors(checkpoint, family.prefix, renames, ignored)
     if family.tied_head in checkpoint and read_keys(folder).get("tie_word_embeddings", True):
         tensors.setdefault(WORD_TABLE, checkpoint[family.tied_head])
     return tensors
+
+
+def choose_head_renames(family: Family, architecture: str) -> Renames:
+    """Of the head that the checkpoint has; none where it has only an encoder."""
+    if architecture.endswith(TOKEN_CLASSIFIER_SUFFIX):
+        return TOKEN_HEAD_RENAMES
+    return family.head_renames if architecture.endswith(CLASSIFIER_SUFFIX) else ()

@@ -2,7 +2,7 @@
 
 from models import albert, bert, distilbert, electra, ernie, gemma, gpt2, llama, mpnet, qwen, roberta
 from models.family import DecoderFamily, Family
-from models.info import CLASSIFIER_SUFFIX
+from models.info import CLASSIFIER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX
 from models.keys import ModelDirectoryError
 
 FAMILIES: dict[str, Family] = {
@@ -16,7 +16,7 @@ FAMILIES: dict[str, Family] = {
     "Roberta": roberta.FAMILY,
     "XLMRoberta": roberta.FAMILY,
 }
-"""By the architecture's name without its suffix (Model, ForSequenceClassification, ForMaskedLM, ForPreTraining)."""
+"""By the architecture's name without its suffix (Model, ForSequenceClassification, ForTokenClassification and so on)."""
 
 DECODERS: dict[str, DecoderFamily] = {
     "GPT2LMHeadModel": gpt2.FAMILY,
@@ -29,7 +29,7 @@ DECODERS: dict[str, DecoderFamily] = {
 }
 """By the architecture's whole name: these generate."""
 
-SUFFIXES = ("Model", CLASSIFIER_SUFFIX, "ForMaskedLM", "ForPreTraining")
+SUFFIXES = ("Model", CLASSIFIER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX, "ForMaskedLM", "ForPreTraining")
 
 
 def find_family(architecture: str, model_type: str) -> Family:

@@ -83,7 +83,7 @@ def judge_engines(
     for index, (name, engine) in enumerate(engines.items()):
         progress("judging precisions", index, len(engines))
         output = engine.info.outputs[0].name
-        agrees_on = "labels" if output == "logits" else "neighbours"
+        agrees_on = "labels" if output.endswith("logits") else "neighbours"
         rows[name] = np.concatenate([np.array(engine.run(batch).arrays[output]) for batch in samples.batches])
     progress("judging precisions", len(engines), len(engines))
     expected = next(iter(rows.values()))

@@ -1,14 +1,13 @@
 """Casts to the type a tensor has already, which copy and change nothing."""
 
-import torch
 from torch.fx import GraphModule, Node
 
-from runtime.passes.rewriting import read
+from runtime.passes.rewriting import CAST, read
 
 
 def drop_casts(graph_module: GraphModule) -> None:
     for node in list(graph_module.graph.nodes):
-        if node.target is not torch.ops.aten.to.dtype:
+        if node.target is not CAST:
             continue
         source = read(node).self
         assert isinstance(source, Node)

@@ -1,7 +1,7 @@
-"""Weights and activations in a 16-bit type; norms' weights, pooled rows and everything after them stay fp32.
+"""Weights and activations in a 16-bit type; norms' weights and the head stay fp32.
 
-The kernels keep softmax, means and variances in fp32 whatever the type. `padless::pool` returns fp32, so heads run in
-fp32 on one row per sequence. torch's kernels on a CPU get linear layers in fp32 (`keep_linears`): its 16-bit GEMM is
+The kernels keep softmax, means and variances in fp32 whatever the type. `padless::pool` returns fp32, and heads of
+tokens cast their rows to it, so heads run in fp32. torch's kernels on a CPU get linear layers in fp32 (`keep_linears`): its 16-bit GEMM is
 slow without instructions for it, and what a row becomes depends on how many there are.
 """
 
@@ -13,7 +13,7 @@ from runtime.ops import add_norm, embed_norm, linear_act, linear_int8, paged_att
 from runtime.passes.rewriting import (
     LINEAR,
     change,
-    find_pooled,
+    find_head,
     infer_shapes,
     is_call,
     order,
@@ -34,21 +34,21 @@ LINEARS = (LINEAR, linear_act.OP)
 
 
 def lower_precision(graph_module: GraphModule, dtype: torch.dtype, *, keep_linears: bool = False) -> None:
-    pooled = find_pooled(graph_module)
+    head = find_head(graph_module)
     for node in graph_module.graph.nodes:
         if node.op != "get_attr" or not node.meta["val"].is_floating_point():
             continue
-        if not any(needs_fp32(node, user, pooled, keep_linears) for user in node.users):
+        if not any(needs_fp32(node, user, head, keep_linears) for user in node.users):
             replace_constant(graph_module, node, constant(graph_module, node).to(dtype))
-    use_mixed_linears(graph_module, pooled)
+    use_mixed_linears(graph_module, head)
     for node in graph_module.graph.nodes:
         if is_call(node, linear_int8.OP) and read(node).dtype is None:
             change(node, dtype=dtype)
     infer_shapes(graph_module)
 
 
-def needs_fp32(weight: Node, user: Node, pooled: set[Node], keep_linears: bool) -> bool:
-    if user in pooled and not is_call(user, pool.OP):
+def needs_fp32(weight: Node, user: Node, head: set[Node], keep_linears: bool) -> bool:
+    if user in head and not is_call(user, pool.OP):
         return True
     if is_call(user, linear_int8.OP) or (is_call(user, *LINEARS) and keep_linears):
         return True
@@ -56,10 +56,10 @@ def needs_fp32(weight: Node, user: Node, pooled: set[Node], keep_linears: bool) 
     return any(getattr(read(user), name) is weight for name in names)
 
 
-def use_mixed_linears(graph_module: GraphModule, pooled: set[Node]) -> None:
+def use_mixed_linears(graph_module: GraphModule, head: set[Node]) -> None:
     """`aten.linear` refuses two types; `padless::linear_act` multiplies in the weight's."""
     for node in graph_module.graph.nodes:
-        if is_call(node, LINEAR) and node not in pooled:
+        if is_call(node, LINEAR) and node not in head:
             call = read_linear(node)
             if call.weight.meta["val"].dtype == torch.float32:
                 node.args, node.target = order(linear_act.OP, vars(call)), linear_act.OP

@@ -15,6 +15,7 @@ from runtime.ops import pool
 from runtime.ops.spec import name_arguments
 
 LINEAR = torch.ops.aten.linear.default
+CAST = torch.ops.aten.to.dtype
 
 
 def is_call(node: object, *targets: object) -> bool:
@@ -73,13 +74,17 @@ def replace_node(old: Node, target: object, name: str, **arguments: object) -> N
     return new
 
 
-def find_pooled(graph_module: GraphModule) -> set[Node]:
-    """The pooled rows and everything computed from them: one row per sequence."""
-    pooled: set[Node] = set()
+def find_head(graph_module: GraphModule) -> set[Node]:
+    """Where the head begins, and everything computed from it, which stays fp32.
+
+    It begins where rows are pooled, or where token rows are cast to fp32, which a head of tokens does.
+    """
+    head: set[Node] = set()
     for node in graph_module.graph.nodes:
-        if is_call(node, pool.OP) or any(arg in pooled for arg in node.all_input_nodes):
-            pooled.add(node)
-    return pooled
+        is_start = is_call(node, pool.OP) or (is_call(node, CAST) and node.meta["val"].dtype == torch.float32)
+        if is_start or any(arg in head for arg in node.all_input_nodes):
+            head.add(node)
+    return head
 
 
 def add_constant(graph_module: GraphModule, name: str, value: Tensor | LazyWeight) -> Node:

@@ -20,7 +20,7 @@ from runtime.engine import Progress
 from runtime.engines.transfer import take_arrays, to_tensors
 from runtime.lazy_module import LazyWeight
 from runtime.ops import linear_act
-from runtime.passes.rewriting import LINEAR, find_device, find_pooled, is_call, read_linear
+from runtime.passes.rewriting import LINEAR, find_device, find_head, is_call, read_linear
 from runtime.quantization.scheme import LinearScheme
 from runtime.quantization.weights import quantize_weight
 
@@ -33,12 +33,12 @@ Compute = Callable[[str, Tensor, Tensor, Tensor | None], Tensor]
 def find_linears(graph_module: GraphModule) -> dict[str, list[Node]]:
     """The linears that may be quantised, by their weight's name; a weight that layers share has several.
 
-    Those over pooled rows stay as they are: one row per sequence costs little, and its rounding nothing averages out.
+    Those of a head stay as they are: they cost little, and their rounding nothing averages out.
     """
-    pooled = find_pooled(graph_module)
+    head = find_head(graph_module)
     linears: dict[str, list[Node]] = {}
     for node in graph_module.graph.nodes:
-        if is_call(node, LINEAR, linear_act.OP) and node not in pooled and len(node.meta["val"].shape) == 2:
+        if is_call(node, LINEAR, linear_act.OP) and node not in head and len(node.meta["val"].shape) == 2:
             linears.setdefault(weight_name(node), []).append(node)
     return linears
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from tiny_models import CONFIGS, SIZES, Ids, TinyModel, build, make_model, make_sequences, pack, run_padded
 from torch import Tensor
 
+from models.info import read_info
 from models.load import load_model
 from models.mpnet import NUM_BUCKETS
 from runtime.batch import Batch
@@ -143,7 +145,7 @@ def test_poolings(pooling: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_match_transformers(name: str, tmp_path: Path) -> None:
     """Single texts and pairs, in one batch."""
-    model = make_model(name, tmp_path, is_classifier=True)
+    model = make_model(name, tmp_path, transformers.AutoModelForSequenceClassification)
     assert (model.info.task, model.info.output_dim) == ("classify", 3)
     ids, types = make_sequences(model, [1, 8, 40, 8, 3])
     types[1][:] = 0
@@ -154,3 +156,24 @@ def test_logits_match_transformers(name: str, tmp_path: Path) -> None:
         [engine.run(pack([row], [kinds])).arrays["logits"] for row, kinds in zip(ids, types, strict=True)]
     )
     check_close(alone, logits, what="alone")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_token_logits_match_transformers(name: str, tmp_path: Path) -> None:
+    model = make_model(name, tmp_path, transformers.AutoModelForTokenClassification)
+    assert (model.info.task, model.info.output_dim) == ("token_classify", 3)
+    ids, types = make_sequences(model, [1, 8, 40, 8, 3])
+    logits, mask = run_padded(model.theirs, ids, types)
+    engine = build(model, kind="planned" if name in FAMILIES else "reference")
+    together = engine.run(pack(ids, types)).arrays["token_logits"]
+    check_close(together, logits[mask.bool()])
+    alone = np.concatenate(
+        [engine.run(pack([row], [kinds])).arrays["token_logits"] for row, kinds in zip(ids, types, strict=True)]
+    )
+    check_close(alone, together, tolerance=SAME_ENGINE, what="alone")
+
+
+def test_embedding_with_a_token_classifier_leaves_its_head_out(tmp_path: Path) -> None:
+    make_model("bert", tmp_path, transformers.AutoModelForTokenClassification)
+    info = read_info(tmp_path, task="embed", pooling="mean")
+    assert load_model(tmp_path, info).fill().get_submodule("head").state_dict() == {}

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+import transformers
 from tiny_engines import BEST, PRECISIONS, Captured, capture_model, list_cases
 from tiny_models import CONFIGS, Ids, make_model, make_sequences, pack
 from torch import Tensor
@@ -17,7 +18,7 @@ from runtime.capture import list_inputs
 from runtime.config import UnusableConfig
 from runtime.engine import Engine
 from runtime.engines.transfer import to_tensors
-from tests.tolerances import ENCODER_TOLERANCES, SAME_ENGINE, check_close
+from tests.tolerances import ENCODER_TOLERANCES, SAME_ENGINE, TOKEN_TOLERANCES, check_close
 
 OFTEN = ["bert", "roberta", "distilbert", "electra", "albert", "ernie-tasks", "mpnet"]
 """One of each file in models/."""
@@ -37,10 +38,10 @@ def run(engine: Engine, ids: list[Ids], types: list[Ids]) -> npt.NDArray[np.floa
 
 
 @torch.no_grad()
-def run_module(captured: Captured, batch: Batch) -> Tensor:
+def run_module(captured: Captured, batch: Batch, output: str = "embeddings") -> Tensor:
     inputs = to_tensors(batch, torch.device("cpu"))
     outputs: dict[str, Tensor] = captured.module(**{name: inputs[name] for name in list_inputs(captured.module)})
-    return outputs["embeddings"]
+    return outputs[output]
 
 
 @pytest.mark.parametrize(("name", "kernels", "precision"), list_cases(CONFIGS, OFTEN))
@@ -59,6 +60,41 @@ def test_every_precision(find: Find, name: str, kernels: str, precision: str) ->
         else:
             np.testing.assert_array_equal(others, together)
     assert engine.info.precision == precision and not engine.info.unplanned_ops
+
+
+@pytest.fixture(scope="module")
+def find_token_classifier(tmp_path_factory: pytest.TempPathFactory) -> Find:
+    auto = transformers.AutoModelForTokenClassification
+    return cache(lambda name: capture_model(lambda: make_model(name, tmp_path_factory.mktemp(name), auto)))
+
+
+def run_tokens(engine: Engine, ids: list[Ids], types: list[Ids]) -> list[npt.NDArray[np.float32]]:
+    """Rows of each sequence."""
+    rows = engine.run(pack(ids, types)).arrays["token_logits"]
+    return np.split(rows, np.cumsum([len(each) for each in ids])[:-1])
+
+
+@pytest.mark.parametrize(("name", "kernels", "precision"), list_cases(CONFIGS, OFTEN))
+def test_every_precision_of_token_logits(
+    find_token_classifier: Find, name: str, kernels: str, precision: str
+) -> None:
+    """Nothing averages them: their head stays fp32, so that they are as near as what the encoder makes."""
+    captured = find_token_classifier(name)
+    engine = captured.build(kernels, precision)
+    ids, types = make_sequences(captured.model, SEQLENS)
+    together = run_tokens(engine, ids, types)
+    expected = run_module(captured, pack(ids, types), "token_logits")
+    check_close(np.concatenate(together), expected, tolerance=TOKEN_TOLERANCES[precision])
+    turned = run_tokens(engine, ids[::-1], types[::-1])[::-1]
+    alone = [run_tokens(engine, [each], [kinds])[0] for each, kinds in zip(ids, types, strict=True)]
+    for others in (turned, alone):
+        if kernels == "torch":
+            tolerance = SAME_ENGINE if precision == "fp32" else TOKEN_TOLERANCES[precision]
+            check_close(np.concatenate(others), np.concatenate(together), tolerance=tolerance)
+        else:
+            np.testing.assert_array_equal(np.concatenate(others), np.concatenate(together))
+    assert engine.info.precision == precision and not engine.info.unplanned_ops
+    assert str(engine.info.outputs[0].dtype) == "float32"
 
 
 @pytest.mark.parametrize("precision", ["auto", "auto_per_bucket"])

@@ -26,7 +26,7 @@ Edit = Callable[[dict[str, Tensor]], object]
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """A classifier, so that names have a prefix."""
-    make_model("bert", tmp_path, is_classifier=True)
+    make_model("bert", tmp_path, transformers.AutoModelForSequenceClassification)
     return tmp_path
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,10 +74,10 @@ class TinyModel:
         return self.info.type_vocab_size > 1
 
 
-def make_model(name: str, directory: Path, *, is_classifier: bool = False) -> TinyModel:
+def make_model(name: str, directory: Path, auto: Any = transformers.AutoModel) -> TinyModel:
+    """`auto`: one of transformers' classes of that kind, which settles the head; classifiers get three labels."""
     config = CONFIGS[name]()
     config.num_labels = 3
-    auto = transformers.AutoModelForSequenceClassification if is_classifier else transformers.AutoModel
     torch.set_num_threads(1)  # Other threads only wait for one another on matrices this small.
     torch.manual_seed(len(name))
     theirs = auto.from_config(config, attn_implementation="eager" if name == "mpnet" else "sdpa").eval()
