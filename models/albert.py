@@ -53,6 +53,12 @@ HEAD_RENAMES: Renames = (
     (r"classifier\.(weight|bias)", r"output.\1"),
 )
 
+WORD_HEAD_RENAMES: Renames = (
+    (r"predictions\.dense\.(weight|bias)", r"dense.\1"),
+    (r"predictions\.LayerNorm\.(weight|bias)", r"norm.\1"),
+    (r"predictions\.bias", r"bias"),
+)
+
 FAMILY = Family(
     encoder=Albert,
     model_types=("albert",),
@@ -60,6 +66,7 @@ FAMILY = Family(
     renames=EMBEDDING_RENAMES + RENAMES,
     head_renames=HEAD_RENAMES,
     head_activation="tanh",
+    word_head_renames=WORD_HEAD_RENAMES,
     ignored=(
         POSITION_IDS,
         r"pooler\.(weight|bias)",

@@ -39,6 +39,11 @@ POOLER_HEAD_RENAMES: Renames = (
     (r"classifier\.(weight|bias)", r"output.\1"),
 )
 
+WORD_HEAD_RENAMES: Renames = (
+    (r"cls\.predictions\.transform\.dense\.(weight|bias)", r"dense.\1"),
+    (r"cls\.predictions\.transform\.LayerNorm\.(weight|bias)", r"norm.\1"),
+    (r"cls\.predictions\.bias", r"bias"),
+)
 POOLER = r"pooler\.dense\.(weight|bias)"
 POSITION_IDS = r"embeddings\.position_ids"
 """A buffer that transformers saved before 4.31: the numbers from 0 on."""
@@ -50,6 +55,7 @@ FAMILY = Family(
     renames=EMBEDDING_RENAMES + LAYER_RENAMES,
     head_renames=POOLER_HEAD_RENAMES,
     head_activation="tanh",
+    word_head_renames=WORD_HEAD_RENAMES,
     ignored=(POSITION_IDS, POOLER, r"cls\.(predictions|seq_relationship)\..*"),
     tied_head="cls.predictions.decoder.weight",
 )

@@ -21,6 +21,12 @@ HEAD_RENAMES: Renames = (
     (r"classifier\.(weight|bias)", r"output.\1"),
 )
 
+WORD_HEAD_RENAMES: Renames = (
+    (r"vocab_transform\.(weight|bias)", r"dense.\1"),
+    (r"vocab_layer_norm\.(weight|bias)", r"norm.\1"),
+    (r"vocab_projector\.bias", r"bias"),
+)
+
 FAMILY = Family(
     encoder=Bert,
     model_types=("distilbert",),
@@ -28,6 +34,7 @@ FAMILY = Family(
     renames=RENAMES,
     head_renames=HEAD_RENAMES,
     head_activation="relu",
+    word_head_renames=WORD_HEAD_RENAMES,
     ignored=(POSITION_IDS, r"vocab_(transform|layer_norm|projector)\.(weight|bias)"),
     tied_head="vocab_projector.weight",
 )

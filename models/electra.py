@@ -33,6 +33,12 @@ class Electra(nn.Module):
 
 PROJECT_RENAMES: Renames = ((r"embeddings_project\.(weight|bias)", r"project.\1"),)
 
+WORD_HEAD_RENAMES: Renames = (
+    (r"generator_predictions\.dense\.(weight|bias)", r"dense.\1"),
+    (r"generator_predictions\.LayerNorm\.(weight|bias)", r"norm.\1"),
+    (r"generator_lm_head\.bias", r"bias"),
+)
+
 FAMILY = Family(
     encoder=Electra,
     model_types=("electra",),
@@ -40,6 +46,8 @@ FAMILY = Family(
     renames=EMBEDDING_RENAMES + PROJECT_RENAMES + LAYER_RENAMES,
     head_renames=TWO_LAYER_HEAD_RENAMES,
     head_activation="gelu",
+    word_head_renames=WORD_HEAD_RENAMES,
+    word_head_activation="gelu",
     ignored=(
         POSITION_IDS,
         r"discriminator_predictions\.(dense|dense_prediction)\.(weight|bias)",

@@ -1,6 +1,14 @@
 """ERNIE (Sun et al., 2019; 2020): BERT, from 2.0 on with an embedding of the training task, where 0 stands for any."""
 
-from models.bert import EMBEDDING_RENAMES, LAYER_RENAMES, POOLER, POOLER_HEAD_RENAMES, POSITION_IDS, Bert
+from models.bert import (
+    EMBEDDING_RENAMES,
+    LAYER_RENAMES,
+    POOLER,
+    POOLER_HEAD_RENAMES,
+    POSITION_IDS,
+    WORD_HEAD_RENAMES,
+    Bert,
+)
 from models.family import Family, Renames
 
 TASK_RENAMES: Renames = ((r"embeddings\.task_type_embeddings\.weight", r"embeddings.task_type.weight"),)
@@ -12,6 +20,7 @@ FAMILY = Family(
     renames=EMBEDDING_RENAMES + TASK_RENAMES + LAYER_RENAMES,
     head_renames=POOLER_HEAD_RENAMES,
     head_activation="tanh",
+    word_head_renames=WORD_HEAD_RENAMES,
     ignored=(POSITION_IDS, POOLER, r"cls\.(predictions|seq_relationship)\..*"),
     tied_head="cls.predictions.decoder.weight",
 )

@@ -30,6 +30,10 @@ class Family:
     """Of the classification head, to names below `head.`."""
     head_activation: str
     """Between the two layers of the classification head."""
+    word_head_renames: Renames = ()
+    """Of the masked language model's head but its table, to `dense`, `norm` and `bias` below `head.`."""
+    word_head_activation: str = ""
+    """Between its two layers; the encoder's own where empty."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of weights that serving does not need: language-model heads, unused poolers."""
     tied_head: str = ""

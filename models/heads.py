@@ -1,14 +1,16 @@
-"""What turns token rows into answers: pooled embeddings, class logits, or logits of each token. Everything here is fp32."""
+"""What turns token rows into answers: pooled embeddings, logits of classes, of tokens, of words. All of it is fp32."""
 
 import inspect
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.config import EncoderConfig
 from models.layers import ACTIVATIONS
 from models.pooling import pool_rows
-from runtime.ops import pool
+from runtime.ops import max_logits, pool
 
 
 class Dense(nn.Module):
@@ -102,10 +104,32 @@ class TokenClassificationHead(nn.Module):
         return {"token_logits": self.output(hidden_states.float())}
 
 
+class SparseHead(nn.Module):
+    """A masked language model's head: of each sequence the largest logit of every token of the vocabulary.
+
+    The table is the encoder's own, or `table` where the checkpoint does not tie them. It stays fp32 in every precision.
+    """
+
+    def __init__(self, config: EncoderConfig, activation: str, is_tied: bool):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.embedding_size)
+        self.activation = ACTIVATIONS[activation]
+        self.norm = nn.LayerNorm(config.embedding_size, config.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.table = None if is_tied else nn.Parameter(torch.zeros(config.vocab_size, config.embedding_size))
+
+    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, word_table: Tensor) -> dict[str, Tensor]:
+        """`max_logits`: fp32 [num_seqs, vocab_size]."""
+        rows = self.norm(self.activation(self.dense(hidden_states.float())))
+        table = word_table if self.table is None else self.table
+        return {"max_logits": max_logits.OP(rows, table, self.bias, cu_seqlens)}
+
+
 class TextModel(nn.Module):
     """An encoder and its head: the module engines are built from. Returns what the head does.
 
-    Beside the token rows a head may read `cu_seqlens` and `num_prompt_tokens`: it declares them as parameters.
+    Beside the token rows a head may read `cu_seqlens`, `num_prompt_tokens` and `word_table`, the encoder's table of
+    tokens: it declares them as parameters.
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Module):
@@ -125,4 +149,6 @@ class TextModel(nn.Module):
     ) -> dict[str, Tensor]:
         hidden_states = self.encoder(input_ids, position_ids, token_type_ids, cu_seqlens, max_seqlen)
         inputs = {"position_ids": position_ids, "cu_seqlens": cu_seqlens, "num_prompt_tokens": num_prompt_tokens}
+        if "word_table" in self.head_inputs:
+            inputs["word_table"] = self.encoder.get_parameter("embeddings.word.weight")
         return self.head(hidden_states, **{name: inputs[name] for name in self.head_inputs})

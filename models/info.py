@@ -11,6 +11,7 @@ from models.keys import ModelDirectoryError, read_architecture, read_keys, read_
 from models.labels import read_labels, read_problem_type, read_score_activation
 from models.module_chain import check_is_whole, check_scorer, find_transformer, read_modules
 from models.settings import FILE_NAME, read_prompts, read_settings, read_truncate_dim
+from models.sparse_modules import check_sparse, is_sparse
 from models.tokenization import count_positions, read_tokenization
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
 
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
 TOKEN_CLASSIFIER_SUFFIX = "ForTokenClassification"
+MASKED_SUFFIX = "ForMaskedLM"
 GENERATOR_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 
 
@@ -33,7 +35,7 @@ class ModelInfo:
 
     architecture: str
     task: str
-    """`embed`, `classify`, `token_classify` or `generate`."""
+    """`embed`, `sparse`, `classify`, `token_classify` or `generate`."""
     vocab_size: int
     type_vocab_size: int
     """1 where the model has no token types, or its tokenizer gives it none: all types are 0."""
@@ -71,6 +73,8 @@ class ModelInfo:
     `multi_label_classification`, the logits for `regression`."""
     activation: str | None = None
     """A cross-encoder's own word on that, which wins: `identity` or `sigmoid`."""
+    has_tied_words: bool = True
+    """Masked language models: their output table is that of the tokens."""
     eos_token_ids: tuple[int, ...] = ()
     """Generators: the tokens that end an answer."""
 
@@ -87,7 +91,7 @@ def read_info(
     path = folder / "config.json"
     keys = read_keys(folder)
     architecture = read_architecture(keys)
-    task = choose_task(path, architecture, task)
+    task = choose_task(path, architecture, "sparse" if task == "auto" and is_sparse(directory) else task)
     tokenization = read_tokenization(folder, keys)
     info = ModelInfo(
         architecture=architecture,
@@ -107,6 +111,8 @@ def read_info(
     settings = read_settings(directory, task)
     prompts = read_prompts(directory / FILE_NAME, settings)
     info = replace(info, prompts=prompts.texts, default_prompt_name=prompts.default_name)
+    if task == "sparse":
+        return complete_sparse(info, directory, keys)
     if task == "classify":
         return complete_classifier(info, directory, keys, settings)
     return complete_embedder(info, directory, settings, pooling, normalize)
@@ -141,6 +147,13 @@ def complete_classifier(info: ModelInfo, directory: Path, keys: Keys, settings: 
     )
 
 
+def complete_sparse(info: ModelInfo, directory: Path, keys: Keys) -> ModelInfo:
+    """A directory without sentence-transformers' files is pooled as theirs are."""
+    if is_sparse(directory):
+        check_sparse(directory)
+    return replace(info, output_dim=info.vocab_size, has_tied_words=bool(keys.get("tie_word_embeddings", True)))
+
+
 def complete_embedder(
     info: ModelInfo, directory: Path, settings: Keys, pooling: str, normalize: bool | None
 ) -> ModelInfo:
@@ -167,12 +180,17 @@ def choose_task(path: Path, architecture: str, task: str) -> str:
     heads = {
         "classify": architecture.endswith(CLASSIFIER_SUFFIX),
         "token_classify": architecture.endswith(TOKEN_CLASSIFIER_SUFFIX),
+        "sparse": architecture.endswith(MASKED_SUFFIX),
         "generate": architecture.endswith(GENERATOR_SUFFIXES),
     }
     if task == "auto":
-        return next((name for name, is_there in heads.items() if is_there), "embed")
+        return next((name for name, is_there in heads.items() if is_there and name != "sparse"), "embed")
     if not heads.get(task, True):
-        kinds = {"classify": "classification", "token_classify": "token classification"}
+        kinds = {
+            "classify": "classification",
+            "token_classify": "token classification",
+            "sparse": "masked language model",
+        }
         kind = kinds.get(task, "language model")
         raise ModelDirectoryError(
             f"{path}: task {task} needs a {kind} head, but the architecture is {architecture}. Leave task out"

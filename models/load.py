@@ -1,5 +1,6 @@
 """A model directory to the module that engines are built from, its weights still unread."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from models.heads import (
     ClassificationHead,
     EmbeddingHead,
     PromptlessEmbeddingHead,
+    SparseHead,
     TextModel,
     TokenClassificationHead,
 )
@@ -64,7 +66,10 @@ def load_encoder(directory: Path, info: ModelInfo) -> LazyModule:
 
 def build_head(
     directory: Path, family: Family, config: EncoderConfig, info: ModelInfo
-) -> ClassificationHead | EmbeddingHead | TokenClassificationHead:
+) -> ClassificationHead | EmbeddingHead | SparseHead | TokenClassificationHead:
+    if info.task == "sparse":
+        activation = family.word_head_activation or config.activation
+        return SparseHead(config, activation, is_tied=info.has_tied_words)
     if info.task == "token_classify":
         return TokenClassificationHead(config.hidden_size, config.num_labels)
     if info.task == "classify":
@@ -82,7 +87,7 @@ def open_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, Laz
     """
     renames = [(pattern, f"encoder.{target}") for pattern, target in family.renames]
     ignored = list(family.ignored)
-    head_renames = choose_head_renames(family, info.architecture)
+    head_renames = choose_head_renames(family, info)
     if info.task == "embed":
         ignored += [pattern for pattern, _ in head_renames]
     else:
@@ -94,8 +99,12 @@ def open_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, Laz
     return tensors
 
 
-def choose_head_renames(family: Family, architecture: str) -> Renames:
-    """Of the head that the checkpoint has; none where it has only an encoder."""
+def choose_head_renames(family: Family, info: ModelInfo) -> Renames:
+    """Of the head that the checkpoint has and that is wanted; none where it has only an encoder."""
+    architecture = info.architecture
+    if info.task == "sparse":
+        table = () if info.has_tied_words else ((re.escape(family.tied_head), "table"),)
+        return family.word_head_renames + table
     if architecture.endswith(TOKEN_CLASSIFIER_SUFFIX):
         return TOKEN_HEAD_RENAMES
     return family.head_renames if architecture.endswith(CLASSIFIER_SUFFIX) else ()

@@ -9,7 +9,7 @@ from models.bert import EMBEDDING_RENAMES, POOLER, POSITION_IDS
 from models.config import EncoderConfig
 from models.family import Family, Renames
 from models.layers import Embeddings, Encoder, offset_positions
-from models.roberta import LM_HEAD, TIED_HEAD, TWO_LAYER_HEAD_RENAMES
+from models.roberta import LM_HEAD, TIED_HEAD, TWO_LAYER_HEAD_RENAMES, WORD_HEAD_RENAMES
 
 NUM_BUCKETS = 32
 MAX_DISTANCE = 128
@@ -69,6 +69,8 @@ FAMILY = Family(
     renames=EMBEDDING_RENAMES + RENAMES,
     head_renames=TWO_LAYER_HEAD_RENAMES,
     head_activation="tanh",
+    word_head_renames=WORD_HEAD_RENAMES,
+    word_head_activation="gelu",
     ignored=(POSITION_IDS, POOLER, LM_HEAD),
     tied_head=TIED_HEAD,
 )

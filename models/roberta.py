@@ -32,6 +32,11 @@ TWO_LAYER_HEAD_RENAMES: Renames = (
     (r"classifier\.dense\.(weight|bias)", r"dense.\1"),
     (r"classifier\.out_proj\.(weight|bias)", r"output.\1"),
 )
+WORD_HEAD_RENAMES: Renames = (
+    (r"lm_head\.dense\.(weight|bias)", r"dense.\1"),
+    (r"lm_head\.layer_norm\.(weight|bias)", r"norm.\1"),
+    (r"lm_head\.bias", r"bias"),
+)
 TIED_HEAD = "lm_head.decoder.weight"
 LM_HEAD = r"lm_head\.(bias|(dense|layer_norm|decoder)\.(weight|bias))"
 
@@ -42,6 +47,8 @@ FAMILY = Family(
     renames=EMBEDDING_RENAMES + LAYER_RENAMES,
     head_renames=TWO_LAYER_HEAD_RENAMES,
     head_activation="tanh",
+    word_head_renames=WORD_HEAD_RENAMES,
+    word_head_activation="gelu",
     ignored=(POSITION_IDS, POOLER, LM_HEAD),
     tied_head=TIED_HEAD,
 )

@@ -7,7 +7,7 @@ from models.defaults import Keys
 from models.keys import ModelDirectoryError, read_optional, require_number
 
 FILE_NAME = "config_sentence_transformers.json"
-MODEL_TYPES = {"embed": "SentenceTransformer", "classify": "CrossEncoder"}
+MODEL_TYPES = {"embed": "SentenceTransformer", "sparse": "SparseEncoder", "classify": "CrossEncoder"}
 """sentence-transformers' classes by our tasks. It reads the file of another class for none of its own."""
 
 

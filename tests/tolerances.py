@@ -53,6 +53,9 @@ TOKEN_TOLERANCES: dict[str, Tolerance] = {
 }
 """The same of logits of every token, which no pooling averages."""
 
+SPARSE_TOLERANCES = TOKEN_TOLERANCES | {"int8": Tolerance(norm=9e-2, bound=4e-1)}
+"""The same of the largest logits of words: the largest of several gathers what rounding has raised."""
+
 DECODER_TOLERANCES: dict[str, Tolerance] = {
     "fp32": TOLERANCES[torch.float32],
     "bf16": Tolerance(norm=3e-2, bound=3e-1),

@@ -29,6 +29,7 @@ from server.http.api import (
     openai_embeddings,
     openai_models,
     tei,
+    tei_sparse,
 )
 from server.http.api.openai_errors import render_error
 from server.http.body import check_media_type
@@ -51,6 +52,7 @@ ROUTES: tuple[Route, ...] = (
     *openai_chat.ROUTES,
     *openai_models.ROUTES,
     *tei.ROUTES,
+    *tei_sparse.ROUTES,
     *health.ROUTES,
     *index.ROUTES,
     *admin.ROUTES,

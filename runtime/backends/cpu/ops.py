@@ -1,7 +1,7 @@
-"""Ops that only this backend has: linear layers over packed weights, and the rounding of weights to int8.
+"""Ops that only this backend has: layers over packed weights, and the rounding of weights to int8.
 
-`padless::linear_act_packed`, `padless::linear_int8_packed`: as the ops without `_packed`, over `packed` as `packing.py`
-lays it out, and a bias padded likewise.
+`padless::linear_act_packed`, `padless::linear_int8_packed`, `padless::max_logits_packed`: as the ops without `_packed`,
+over `packed` as `layouts.py` lays it out, and a bias padded likewise.
 
 `padless::round_channels`: weight fp32 [out_features, in_features] -> int8 in the form of `split_groups`
 (`quantization/weights.py`), and `scale` fp32 [out_features] is written; `limits`: where a channel's largest weight may
@@ -14,6 +14,7 @@ from torch import Tensor
 from runtime.backends.cpu.layouts import round_up, unpack_float, unpack_int8
 from runtime.ops.linear_act import ACTIVATION, linear_act
 from runtime.ops.linear_int8 import linear_int8, new_out
+from runtime.ops.max_logits import max_logits
 from runtime.ops.spec import define_op
 from runtime.quantization.weights import round_by_torch
 
@@ -64,6 +65,15 @@ def linear_int8_packed_shape(x: Tensor, out_features: int, dtype: torch.dtype | 
     return new_out(x, out_features, dtype)
 
 
+def max_logits_packed(rows: Tensor, packed: Tensor, vocab_size: int, bias: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """The reference: that of `max_logits` over what was packed."""
+    return max_logits(rows, unpack_float(packed, vocab_size, rows.shape[-1]), bias[:vocab_size], cu_seqlens)
+
+
+def max_logits_packed_shape(rows: Tensor, vocab_size: int, cu_seqlens: Tensor) -> Tensor:
+    return rows.new_empty(cu_seqlens.shape[0] - 1, vocab_size)
+
+
 def round_channels(weight: Tensor, limits: Tensor, overflow_free: bool, scale: Tensor) -> Tensor:
     """The reference."""
     values, found = round_by_torch(weight, tuple(limits.tolist()), overflow_free)
@@ -77,4 +87,5 @@ def round_channels_shape(weight: Tensor) -> Tensor:
 
 LINEAR_ACT_PACKED = define_op(linear_act_packed, linear_act_packed_shape, words={"act": ACTIVATION})
 LINEAR_INT8_PACKED = define_op(linear_int8_packed, linear_int8_packed_shape, words={"act": ACTIVATION})
+MAX_LOGITS_PACKED = define_op(max_logits_packed, max_logits_packed_shape)
 ROUND_CHANNELS = define_op(round_channels, round_channels_shape, mutates=["scale"])

@@ -4,9 +4,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from runtime.backends.cpu.layouts import pack_bf16, pack_fp32, pack_int8, pad_bias
-from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED
+from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED, MAX_LOGITS_PACKED
 from runtime.capture import constant
-from runtime.ops import linear_act, linear_int8
+from runtime.ops import linear_act, linear_int8, max_logits
 from runtime.passes.rewriting import (
     LINEAR,
     add_constant,
@@ -27,6 +27,8 @@ def pack_weights(graph_module: GraphModule) -> None:
             prepack_int8(graph_module, node)
         elif is_call(node, LINEAR, linear_act.OP) and read_linear(node).weight.meta["val"].dtype in PACK:
             prepack_float(graph_module, node)
+        elif is_call(node, max_logits.OP):
+            prepack_max_logits(graph_module, node)
 
 
 def prepack_float(graph_module: GraphModule, node: Node) -> None:
@@ -53,6 +55,19 @@ def prepack_int8(graph_module: GraphModule, node: Node) -> None:
     sizes = {"out_features": like.shape[0], "in_features": like.shape[1]}
     replace_node(node, LINEAR_INT8_PACKED.target, "linear_int8_packed", **sizes, **options)
     drop_constants(graph_module, call.weight, call.scale)
+
+
+def prepack_max_logits(graph_module: GraphModule, node: Node) -> None:
+    """The table stays beside its packed form where ids are looked up in it, too."""
+    call = read(node)
+    name = name_packed(call.table)
+    packed = find_constant(graph_module, name)
+    if packed is None:
+        packed = add_constant(graph_module, name, pack_fp32(constant(graph_module, call.table)))
+    options = {"rows": call.rows, "packed": packed, "bias": pad_constant(graph_module, call.bias)}
+    sizes = {"vocab_size": call.table.meta["val"].shape[0], "cu_seqlens": call.cu_seqlens}
+    replace_node(node, MAX_LOGITS_PACKED.target, "max_logits_packed", **options, **sizes)
+    drop_constants(graph_module, call.table)
 
 
 def pad_constant(graph_module: GraphModule, bias: object) -> Node | None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 
-from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED, ROUND_CHANNELS
+from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED, MAX_LOGITS_PACKED, ROUND_CHANNELS
 from runtime.backends.cpu.structs import Struct, lay_struct
 from runtime.ops import add_norm, embed_norm, gated_act, paged_attention, pool, varlen_attention
 from runtime.ops.spec import Op
@@ -113,5 +113,6 @@ KERNELS = (
         "ids or positions are out of their embedding's range",
     ),
     KernelSpec(pool.SPEC, {"hidden_states": ROWS, "cu_seqlens": INT32, "num_prompt_tokens": INT32, "out": FP32}),
+    KernelSpec(MAX_LOGITS_PACKED, {"rows": FP32, "packed": FP32, "bias": FP32, "cu_seqlens": INT32, "out": FP32}),
     KernelSpec(ROUND_CHANNELS, {"weight": FP32, "limits": FP32, "scale": FP32, "out": INT8}),
 )

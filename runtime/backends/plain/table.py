@@ -15,6 +15,7 @@ from runtime.ops import add_norm as add_norm_op
 from runtime.ops import gated_act as gated_act_op
 from runtime.ops import linear_act as linear_act_op
 from runtime.ops import linear_int8 as linear_int8_op
+from runtime.ops import max_logits as max_logits_op
 from runtime.ops import paged_attention as paged_attention_op
 from runtime.ops import pool as pool_op
 from runtime.ops import varlen_attention as varlen_attention_op
@@ -42,6 +43,7 @@ TORCH_KERNELS: dict[object, Kernel] = {
     add_norm_op.OP: add_norm,
     gated_act_op.OP: gated_act,
     pool_op.OP: pool,
+    max_logits_op.OP: max_logits_op.write_max_logits,
     aten.linear.default: linear,
     aten.layer_norm.default: layer_norm,
     aten.embedding.default: embedding,
