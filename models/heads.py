@@ -1,4 +1,4 @@
-"""What turns token rows into answers: pooled embeddings, class logits, or logits of each token. Everything here is fp32."""
+"""What turns token rows into answers: pooled embeddings, or logits of sequences or tokens. Everything here is fp32."""
 
 import inspect
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ FAMILIES: dict[str, Family] = {
     "Roberta": roberta.FAMILY,
     "XLMRoberta": roberta.FAMILY,
 }
-"""By the architecture's name without its suffix (Model, ForSequenceClassification, ForTokenClassification and so on)."""
+"""By the architecture's name without its suffix (Model, ForSequenceClassification and so on)."""
 
 DECODERS: dict[str, DecoderFamily] = {
     "GPT2LMHeadModel": gpt2.FAMILY,

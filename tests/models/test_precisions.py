@@ -75,9 +75,7 @@ def run_tokens(engine: Engine, ids: list[Ids], types: list[Ids]) -> list[npt.NDA
 
 
 @pytest.mark.parametrize(("name", "kernels", "precision"), list_cases(CONFIGS, OFTEN))
-def test_every_precision_of_token_logits(
-    find_token_classifier: Find, name: str, kernels: str, precision: str
-) -> None:
+def test_every_precision_of_token_logits(find_token_classifier: Find, name: str, kernels: str, precision: str) -> None:
     """Nothing averages them: their head stays fp32, so that they are as near as what the encoder makes."""
     captured = find_token_classifier(name)
     engine = captured.build(kernels, precision)
