@@ -154,9 +154,7 @@ async def test_long_texts_in_windows(make_case: MakeCase, kind: str, stride: int
 async def test_without_a_stride_the_configuration_truncates(make_case: MakeCase, side: str) -> None:
     case = make_case("wordpiece", "token-classification", TAGS, truncation=side)
     case.pipeline.tokenizer.truncation_side = side
-    check_same(
-        await case.post(LONG, aggregation_strategy="simple"), case.pipeline(LONG, aggregation_strategy="simple")
-    )
+    check_same(await case.post(LONG, aggregation_strategy="simple"), case.pipeline(LONG, aggregation_strategy="simple"))
 
 
 @pytest.mark.parametrize("function", [None, "sigmoid", "softmax", "none"])
