@@ -58,7 +58,7 @@ BAD = {
     "labels are numbers": (
         "org/entailer",
         {"inputs": "a", "parameters": {"candidate_labels": [1]}},
-        "a list of labels",
+        "candidate_labels[0]",
     ),
     "texts times labels": (
         *("org/entailer", {"inputs": ["word1"] * 3, "parameters": {"candidate_labels": ["a"] * 3}}),

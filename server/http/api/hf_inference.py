@@ -31,14 +31,9 @@ INLINE_TOKENS = 512
 """So many are read for entities on the event loop's thread, in 3 ms."""
 
 Labels = Annotated[list[Label], Field(fail_fast=True, max_length=MAX_LABELS)]
+TextPair = Annotated[dict[Literal["text", "text_pair"], str], Field(min_length=2, max_length=2)]
+"""A text and the one it is classified with."""
 Schema = TypeVar("Schema", bound=BaseModel)
-
-
-class TextPair(TypedDict):
-    """A text and the one it is classified with."""
-
-    text: str
-    text_pair: str
 
 
 class FeatureExtraction(BaseModel):
