@@ -154,10 +154,12 @@ class OpenJob:
                 cuts_first=job.cuts_first,
             )
         texts = [item for item in self.inputs if isinstance(item, str | tuple)]
-        self.windows = await tokenizer.locate(texts, truncation=job.truncation, field=job.field, stride=job.stride)
-        sequences = [window.sequence for windows in self.windows for window in windows]
-        check_places(len(sequences), self.model, f"{job.field}, cut into windows,")
-        return sequences
+        if job.stride is None:
+            self.windows = await tokenizer.locate(texts, truncation=job.truncation, field=job.field)
+        else:
+            limit = self.model.config.limits.max_client_batch_size
+            self.windows = await tokenizer.locate_all(texts, stride=job.stride, max_windows=limit, field=job.field)
+        return [window.sequence for windows in self.windows for window in windows]
 
     def build_job(self) -> Job:
         return Job(

@@ -42,10 +42,11 @@ class Window(NamedTuple):
     is_subword: Flags
     is_unknown: Flags
 
-    def pick(self, places: Places, sequence: TokenSequence) -> "Window":
-        """The one that these tokens are, which are those of `sequence`."""
+    def pick(self, places: Places | slice) -> "Window":
+        """The one that these tokens are."""
+        ids, types = self.sequence.input_ids, self.sequence.token_type_ids
         return Window(
-            sequence,
+            TokenSequence(ids[places], None if types is None else types[places]),
             self.text,
             self.starts[places],
             self.ends[places],
@@ -72,21 +73,24 @@ def find_word_rules(plain: tokenizers.Tokenizer) -> WordRules:
     return WordRules(bool(getattr(model, "continuing_subword_prefix", None)), unknown_id)
 
 
-def list_windows(encoding: tokenizers.Encoding, owner: int, max_tokens: int, stride: int) -> list[Places]:
-    """Places of each window's tokens: as many of text `owner` as fit beside all the others, which every window has;
-    `stride` of them are shared by neighbours.
+def cut_windows(whole: Window, max_tokens: int, stride: int, max_windows: int) -> list[Window]:
+    """Each has as many of the text's tokens as fit beside all the others, which are in every window; `stride` of them
+    are shared by neighbours, as tokenizers' Encoding.truncate has it.
 
-    As tokenizers' Encoding.truncate. Raises InvalidField where a window has no room for more than the stride.
+    Raises InvalidField where a window has no room for more than the stride, or there would be too many.
     """
-    owners = find_owners(encoding)
-    moving, kept = np.flatnonzero(owners == owner), np.flatnonzero(owners != owner)
+    moving, kept = np.flatnonzero(~whole.is_special), np.flatnonzero(whole.is_special)
     room = max_tokens - len(kept)
     if len(moving) <= room:
-        return [np.arange(len(owners))]
+        return [whole]
     if stride >= room:
         raise InvalidField(f"stride is {stride} tokens, and a window has room for {max(room, 0)} of the text", "stride")
     begins = range(0, len(moving) - stride, room - stride)
-    return [np.sort(np.concatenate([kept, moving[begin : begin + room]])) for begin in begins]
+    if len(begins) > max_windows:
+        raise InvalidField(
+            f"is cut into {len(begins)} windows; the limit is {max_windows} here, set a smaller stride or send less"
+        )
+    return [whole.pick(np.sort(np.concatenate([kept, moving[begin : begin + room]]))) for begin in begins]
 
 
 def find_owners(encoding: tokenizers.Encoding) -> npt.NDArray[np.int64]:

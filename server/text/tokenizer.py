@@ -22,7 +22,7 @@ from server.text.borders import NOWHERE, Borders, find_borders
 from server.text.chat_template import NO_CHAT_TEMPLATE, Chat, ChatTemplate
 from server.text.detokenizer import TokenTexts
 from server.text.inputs import Input, Text, is_long, is_short, split_chunks
-from server.text.located import Kept, Window, find_word_rules, list_windows, locate
+from server.text.located import Kept, Window, cut_windows, find_word_rules, locate
 from server.text.truncation import GROWTH, UNBROKEN_CHARS, Head, Reading, Side, cut_text
 from server.wire.job import TokenSequence
 
@@ -54,7 +54,7 @@ class Piece(NamedTuple):
 
 class Work(NamedTuple):
     """How a call wants its inputs. `is_inline`: on the event loop's thread. `cuts_first`, `stride`: see `encode` and
-    `locate`."""
+    `locate_all`."""
 
     truncation: Truncation
     field: str
@@ -62,6 +62,7 @@ class Work(NamedTuple):
     is_inline: bool
     cuts_first: bool = False
     stride: int | None = None
+    max_windows: int = 0
 
 
 class Tokenizer:
@@ -136,15 +137,24 @@ class Tokenizer:
         work = Work(truncation, field, add_special_tokens, is_short(inputs), cuts_first)
         return await self._map(self._encode_input, inputs, work)
 
-    async def locate(
-        self, texts: Sequence[Text], *, truncation: Truncation, field: str, stride: int | None = None
-    ) -> list[list[Window]]:
-        """The windows of each text, whose tokens know their places in it. Raises InvalidField and its kinds.
+    async def locate(self, texts: Sequence[Text], *, truncation: Truncation, field: str) -> list[list[Window]]:
+        """One window of each text, truncated as usual, whose tokens know their places. Raises InvalidField's kinds."""
+        return await self._map(self._locate_text, texts, Work(truncation, field, True, is_short(texts)))
 
-        `stride`: None for one window, truncated as usual; else longer texts are in several, which share so many tokens.
+    async def locate_all(
+        self, texts: Sequence[Text], *, stride: int, max_windows: int, field: str
+    ) -> list[list[Window]]:
+        """All of each text, in windows that share `stride` tokens; `max_windows` of all texts. Raises InvalidField.
+
+        One text after the other: windows take much more memory than their text, and so are counted as they are made.
         """
-        work = Work(truncation, field, True, is_short(texts), stride=stride)
-        return await self._map(self._locate_text, texts, work)
+        found: list[list[Window]] = []
+        for index, text in enumerate(texts):
+            place = f"{field}[{index}]" if len(texts) > 1 else field
+            num_left = max_windows - sum(map(len, found))
+            work = Work("error", place, True, is_short([text]), stride=stride, max_windows=num_left)
+            found += await self._map(self._locate_text, [text], work)
+        return found
 
     async def _map(self, function: Callable[[Any, Work], Result], inputs: Sequence[Input], work: Work) -> list[Result]:
         """What it makes of each input, on the threads that there are for it."""
@@ -231,13 +241,11 @@ class Tokenizer:
         """Of a pair the second text is located, and cut."""
         kept = self._keep(text, work) if work.stride is None else self._read_whole(text, work)
         part, owner = (text[1], 1) if isinstance(text, tuple) else (text, 0)
-        whole = self._pack(kept.encoding, slice(None), is_pair=owner == 1)
-        located = locate(self._find_plain(), kept, part, owner, whole, self._word_rules)
+        sequence = self._pack(kept.encoding, slice(None), is_pair=owner == 1)
+        whole = locate(self._find_plain(), kept, part, owner, sequence, self._word_rules)
         if work.stride is None:
-            windows = [kept.places]
-        else:
-            windows = list_windows(kept.encoding, owner, self.max_input_tokens, work.stride)
-        return [located.pick(places, self._pack(kept.encoding, places, is_pair=owner == 1)) for places in windows]
+            return [whole.pick(kept.places)]
+        return cut_windows(whole, self.max_input_tokens, work.stride, work.max_windows)
 
     def _read_whole(self, text: Text, work: Work) -> Kept:
         """Raises EmptyInput, InputTooLong."""

@@ -35,7 +35,7 @@ BAD = {
     "an empty text": ("tagger", {"inputs": ["word1", ""]}, "inputs[1] must not be empty"),
     "an empty text to cut": ("tagger", {"inputs": "", "parameters": {"stride": 2}}, "inputs must not be empty"),
     "too many texts": ("tagger", {"inputs": ["word1"] * 9}, "the limit is 8"),
-    "too many windows": ("tagger", {"inputs": LONG * 20, "parameters": {"stride": 12}}, "cut into windows, has"),
+    "too many windows": ("tagger", {"inputs": LONG * 20, "parameters": {"stride": 12}}, "windows; the limit is 8"),
     "a pair for a tagger": ("tagger", {"inputs": {"text": "word1", "text_pair": "word2"}}, "a list of texts for this"),
     "pairs for a tagger": ("tagger", {"inputs": [{"text": "word1", "text_pair": "word2"}]}, "a list of texts for this"),
     "a long text": ("tagger", {"inputs": LONG}, "set a stride"),

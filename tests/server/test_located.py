@@ -41,7 +41,7 @@ async def test_windows_are_cut_from_the_whole(tokenizer: Tokenizer, text: str, s
     """Neighbours share `stride` tokens, and without these they are the whole text's; each fits."""
     pieces = (await tokenizer.describe([text], add_special_tokens=True, field="inputs"))[0]
     expected = [(piece.id, piece.start, piece.stop) for piece in pieces if not piece.special]
-    (windows,) = await tokenizer.locate([text], truncation="error", field="inputs", stride=stride)
+    (windows,) = await tokenizer.locate_all([text], stride=stride, max_windows=99, field="inputs")
     spans = [list_spans(window) for window in windows]
     joined = spans[0] + [span for each in spans[1:] for span in each[stride:]]
     assert joined == expected
@@ -56,7 +56,7 @@ async def test_windows_are_cut_from_the_whole(tokenizer: Tokenizer, text: str, s
 async def test_truncation_keeps_places(tokenizer: Tokenizer, text: str) -> None:
     """From the left too, where the beginning of the text is not even read."""
     text = text * 40
-    (windows,) = await tokenizer.locate([text], truncation="error", field="inputs", stride=0)
+    (windows,) = await tokenizer.locate_all([text], stride=0, max_windows=999, field="inputs")
     for side, kept in (("right", slice(None, LIMIT - 2)), ("left", slice(2 - LIMIT, None))):
         ((window,),) = await tokenizer.locate([text], truncation=side, field="inputs")  # type: ignore[arg-type]
         assert list_spans(window) == [span for each in windows for span in list_spans(each)][kept]
@@ -67,7 +67,7 @@ async def test_truncation_keeps_places(tokenizer: Tokenizer, text: str) -> None:
 async def test_the_second_text_of_a_pair_is_located(tokenizer: Tokenizer) -> None:
     """The first one is whole in every window."""
     pair = ("Clara", "Robert wohnte in Zwickau und in Leipzig. " * 4)
-    (windows,) = await tokenizer.locate([pair], truncation="error", field="inputs", stride=2)
+    (windows,) = await tokenizer.locate_all([pair], stride=2, max_windows=99, field="inputs")
     (first,) = await tokenizer.encode(["Clara"], truncation="error", field="inputs")
     assert len(windows) > 1
     for window in windows:
@@ -78,11 +78,13 @@ async def test_the_second_text_of_a_pair_is_located(tokenizer: Tokenizer) -> Non
 
 async def test_what_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(EmptyInput, match=r"inputs\[1\] must not be empty"):
-        await tokenizer.locate(["a", ""], truncation="error", field="inputs", stride=1)
+        await tokenizer.locate_all(["a", ""], stride=1, max_windows=9, field="inputs")
     with pytest.raises(InputTooLong, match="with a stride the limit is 262,144"):
-        await tokenizer.locate(["a " * UNBROKEN_CHARS], truncation="error", field="inputs", stride=1)
+        await tokenizer.locate_all(["a " * UNBROKEN_CHARS], stride=1, max_windows=9, field="inputs")
     with pytest.raises(InvalidField, match="stride is 22 tokens, and a window has room for 22"):
-        await tokenizer.locate(["a . " * LIMIT], truncation="error", field="inputs", stride=LIMIT - 2)
+        await tokenizer.locate_all(["a . " * LIMIT], stride=LIMIT - 2, max_windows=9, field="inputs")
+    with pytest.raises(InvalidField, match=r"\[1\] is cut into .* windows; the limit is 3"):
+        await tokenizer.locate_all(["a", "a . " * LIMIT * 2], stride=0, max_windows=4, field="inputs")
 
 
 async def test_of_a_pair_only_the_first_text_is_cut(tokenizer: Tokenizer) -> None:
