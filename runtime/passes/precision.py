@@ -1,9 +1,8 @@
 """Weights and activations in a 16-bit type; norms' weights and the head stay fp32.
 
-The kernels keep softmax, means and variances in fp32 whatever the type. `padless::pool` returns fp32, and heads of
-tokens cast their rows to it, so heads run in fp32. torch's kernels on a CPU get linear layers in fp32
-(`keep_linears`): its 16-bit GEMM is slow without instructions for it, and what a row becomes depends on how many there
-are.
+The kernels keep softmax, means and variances in fp32 whatever the type. `padless::pool` returns fp32, and heads over
+token rows cast them to it, so heads run in fp32. torch's kernels on a CPU get linear layers in fp32 (`keep_linears`):
+its 16-bit GEMM is slow without instructions for it, and what a row becomes depends on how many there are.
 """
 
 import torch

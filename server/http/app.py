@@ -23,6 +23,7 @@ from server.errors import EngineUnavailable, Kind, MethodNotAllowed, ServiceErro
 from server.http.api import (
     admin,
     health,
+    hf_inference,
     index,
     openai_chat,
     openai_completions,
@@ -40,7 +41,7 @@ from server.http.docs import list_doc_routes
 from server.http.keys import Keyring
 from server.http.origin import answer_preflight, check_origin
 from server.http.retry import describe_retry
-from server.http.route import Route
+from server.http.route import RenderError, Route
 from server.http.state import ServerState
 
 logger = logging.getLogger("padless.http")
@@ -53,6 +54,7 @@ ROUTES: tuple[Route, ...] = (
     *openai_models.ROUTES,
     *tei.ROUTES,
     *tei_sparse.ROUTES,
+    *hf_inference.ROUTES,
     *health.ROUTES,
     *index.ROUTES,
     *admin.ROUTES,
@@ -155,6 +157,12 @@ class App:
             raise MethodNotAllowed(f"{path[:200]} does not answer {method[:20]}, only {allow}", allow=allow)
         raise UnknownRoute(f"there is no {method[:20]} {path[:200]}; GET /docs shows what there is")
 
+    def find_renderer(self, call: Call) -> RenderError:
+        """Of the protocol that the path belongs to, and where several share it, the method."""
+        template = self.find_template(call)
+        route = self.routes.get((call.scope["method"], template))
+        return self.shapes.get(template, render_error) if route is None else route.render_error
+
     def find_template(self, call: Call) -> str:
         """The path, or that of the route whose `{name}` stands for its rest."""
         for start, path in self.prefixes.items():
@@ -171,7 +179,7 @@ class App:
             error = ServiceError("internal error; the server's log has it under this request id")
         elif error.kind in (Kind.ENGINE_FAILURE, Kind.INVALID_ANSWER):
             logger.error("%s failed, request id %s: %s", call.path, call.request_id.decode(), error.message)
-        shape = self.shapes.get(call.path, render_error)(error)
+        shape = self.find_renderer(call)(error)
         body = orjson.dumps(shape.body)
         if call.has_started:  # a stream: its last event says what went wrong
             await call.write_events(body)

@@ -16,6 +16,7 @@ from server.http.keys import Charge
 from server.http.state import ServedModel
 from server.tasks.task import Task
 from server.text.inputs import Input, Size, measure
+from server.text.located import Window
 from server.text.prompts import put_before
 from server.text.tokenizer import Truncation
 from server.wire.job import EngineStatus, Job, Ragged, Result, TokenSequence, write_inputs
@@ -41,6 +42,12 @@ class TextJob:
     prompt: str = ""
     """Stands before each text."""
     truncation: Truncation = "error"
+    cuts_first: bool = False
+    """Of pairs truncation cuts the first text only."""
+    stride: int | None = None
+    """Where places are wanted: longer texts become several windows, which share so many tokens."""
+    wants_places: bool = False
+    """All inputs are texts or pairs, and `OpenJob.windows` is to say where in them their tokens are."""
     add_special_tokens: bool = True
     num_answers: int = 1
     num_sequences: int = 1
@@ -62,6 +69,8 @@ class OpenJob:
         self.num_prompt_tokens = 0
         """That pooling leaves out of each text."""
         self.sequences: list[TokenSequence] = []
+        self.windows: list[list[Window]] = []
+        """Of each input, where the job asks for places: the sequences in the same order."""
         self.params = job.params
         self.ticket: Ticket | None = None
         self.charge: Charge | None = None
@@ -116,9 +125,7 @@ class OpenJob:
     async def tokenise(self) -> None:
         begin_s = monotonic()
         call, job, tokenizer = self.call, self.job, self.model.tokenizer
-        self.sequences = await tokenizer.encode(
-            self.inputs, truncation=job.truncation, field=job.field, add_special_tokens=job.add_special_tokens
-        )
+        self.sequences = await self.encode()
         if job.prompt and not self.model.info.pools_prompt:
             self.num_prompt_tokens = await tokenizer.count_prompt_tokens(job.prompt)
         if job.settle is not None:
@@ -134,6 +141,25 @@ class OpenJob:
             self.model.admission.estimator.learn(self.size.num_chars, num_tokens)
         if now_s >= call.deadline_s:
             raise DeadlineExceeded("the deadline passed while the text was tokenised")
+
+    async def encode(self) -> list[TokenSequence]:
+        """Raises InvalidField, also where windows are more than a call may have inputs."""
+        job, tokenizer = self.job, self.model.tokenizer
+        if not job.wants_places:
+            return await tokenizer.encode(
+                self.inputs,
+                truncation=job.truncation,
+                field=job.field,
+                add_special_tokens=job.add_special_tokens,
+                cuts_first=job.cuts_first,
+            )
+        texts = [item for item in self.inputs if isinstance(item, str | tuple)]
+        if job.stride is None:
+            self.windows = await tokenizer.locate(texts, truncation=job.truncation, field=job.field)
+        else:
+            limit = self.model.config.limits.max_client_batch_size
+            self.windows = await tokenizer.locate_all(texts, stride=job.stride, max_windows=limit, field=job.field)
+        return [window.sequence for windows in self.windows for window in windows]
 
     def build_job(self) -> Job:
         return Job(
@@ -189,6 +215,12 @@ async def run_job(call: Call, model: ServedModel, job: TextJob) -> dict[str, Rag
     """From text to arrays in one piece."""
     async with OpenJob(call, model, job) as opened:
         return await opened.collect()
+
+
+async def run_located(call: Call, model: ServedModel, job: TextJob) -> tuple[dict[str, Ragged], list[list[Window]]]:
+    """The same for a job that wants places: rows of the windows of all inputs, in their order, and the windows."""
+    async with OpenJob(call, model, job) as opened:
+        return await opened.collect(), opened.windows
 
 
 def join_results(parts: Sequence[Ragged], rows: "np.ndarray[Any, np.dtype[np.int32]]") -> Ragged:

@@ -2,12 +2,16 @@
 
 from models.info import ModelInfo
 from server.config import ConfigError
-from server.tasks import classify, embed, generate, sparse
+from server.tasks import classify, embed, generate, sparse, token_classify
 from server.tasks.head import Head
 from server.tasks.task import Task
 
-HEADS: dict[str, Head] = {head.name: head for head in (embed.HEAD, sparse.HEAD, classify.HEAD, generate.HEAD)}
-TASKS: dict[str, Task] = {task.name: task for task in (embed.TASK, sparse.TASK, classify.TASK, generate.TASK)}
+HEADS: dict[str, Head] = {
+    head.name: head for head in (embed.HEAD, sparse.HEAD, classify.HEAD, token_classify.HEAD, generate.HEAD)
+}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (embed.TASK, sparse.TASK, classify.TASK, token_classify.TASK, generate.TASK)
+}
 
 
 def list_tasks(info: ModelInfo) -> list[Task]:

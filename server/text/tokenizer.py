@@ -22,7 +22,8 @@ from server.text.borders import NOWHERE, Borders, find_borders
 from server.text.chat_template import NO_CHAT_TEMPLATE, Chat, ChatTemplate
 from server.text.detokenizer import TokenTexts
 from server.text.inputs import Input, Text, is_long, is_short, split_chunks
-from server.text.truncation import GROWTH, Head, Reading, Side, cut_text
+from server.text.located import Kept, Window, cut_windows, find_word_rules, locate
+from server.text.truncation import GROWTH, UNBROKEN_CHARS, Head, Reading, Side, cut_text
 from server.wire.job import TokenSequence
 
 logger = logging.getLogger("padless.http")
@@ -52,12 +53,16 @@ class Piece(NamedTuple):
 
 
 class Work(NamedTuple):
-    """How a call wants its inputs. `is_inline`: on the event loop's thread."""
+    """How a call wants its inputs. `is_inline`: on the event loop's thread. `cuts_first`, `stride`: see `encode` and
+    `locate_all`."""
 
     truncation: Truncation
     field: str
     add_special_tokens: bool
     is_inline: bool
+    cuts_first: bool = False
+    stride: int | None = None
+    max_windows: int = 0
 
 
 class Tokenizer:
@@ -94,6 +99,7 @@ class Tokenizer:
             plain.no_padding()
             plain.no_truncation()
             self._borders = find_borders(plain)
+            self._word_rules = find_word_rules(plain)
             self._has_single_types = self._has_pair_types and any(plain.encode("a").type_ids)
 
     @property
@@ -101,34 +107,72 @@ class Tokenizer:
         """False for models whose tokens are all there is."""
         return self._plain is not None
 
+    def name_token(self, token_id: int) -> str:
+        """As the vocabulary writes it; empty for ids that it lacks."""
+        return self._find_plain().id_to_token(token_id) or ""
+
+    def join_tokens(self, tokens: Sequence[str]) -> str:
+        """Text of tokens as the vocabulary writes them, as transformers' convert_tokens_to_string has it."""
+        decoder = self._find_plain().decoder
+        return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
+
     async def run(self, function: Callable[[], Result]) -> Result:
         """Work of the same kind, on the same threads."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
 
     async def encode(
-        self, inputs: Sequence[Input], *, truncation: Truncation, field: str, add_special_tokens: bool = True
+        self,
+        inputs: Sequence[Input],
+        *,
+        truncation: Truncation,
+        field: str,
+        add_special_tokens: bool = True,
+        cuts_first: bool = False,
     ) -> list[TokenSequence]:
         """Sequences in the order of the inputs. Errors name `field`. Raises InvalidField and its kinds.
 
         `add_special_tokens`: as the model wants them around a text. Chats never get any but their template's.
+        `cuts_first`: truncation leaves the second text of a pair whole, instead of cutting the longer one first.
         """
-        is_inline = is_short(inputs)
-        work = Work(truncation, field, add_special_tokens, is_inline)
-        if is_inline:
-            return self._encode_chunk(inputs, 0, work)
+        work = Work(truncation, field, add_special_tokens, is_short(inputs), cuts_first)
+        return await self._map(self._encode_input, inputs, work)
+
+    async def locate(self, texts: Sequence[Text], *, truncation: Truncation, field: str) -> list[list[Window]]:
+        """One window of each text, truncated as usual, whose tokens know their places. Raises InvalidField's kinds."""
+        return await self._map(self._locate_text, texts, Work(truncation, field, True, is_short(texts)))
+
+    async def locate_all(
+        self, texts: Sequence[Text], *, stride: int, max_windows: int, field: str
+    ) -> list[list[Window]]:
+        """All of each text, in windows that share `stride` tokens; `max_windows` of all texts. Raises InvalidField.
+
+        One text after the other: windows take much more memory than their text, and so are counted as they are made.
+        """
+        found: list[list[Window]] = []
+        for index, text in enumerate(texts):
+            place = f"{field}[{index}]" if len(texts) > 1 else field
+            num_left = max_windows - sum(map(len, found))
+            work = Work("error", place, True, is_short([text]), stride=stride, max_windows=num_left)
+            found += await self._map(self._locate_text, [text], work)
+        return found
+
+    async def _map(self, function: Callable[[Any, Work], Result], inputs: Sequence[Input], work: Work) -> list[Result]:
+        """What it makes of each input, on the threads that there are for it."""
+        if work.is_inline:
+            return self._map_chunk(function, inputs, 0, work)
         chunks = split_chunks(inputs)
-        sequences: list[TokenSequence] = []
+        found: list[Result] = []
         loop = asyncio.get_running_loop()
         # No more chunks in the pool than it has threads, so that a call of 2,048 texts leaves room for others.
         for begin in range(0, len(chunks), self._num_threads):
             futures = [
                 loop.run_in_executor(
-                    self._choose_pool(inputs[first:last]), self._encode_chunk, inputs[first:last], first, work
+                    self._choose_pool(inputs[first:last]), self._map_chunk, function, inputs[first:last], first, work
                 )
                 for first, last in chunks[begin : begin + self._num_threads]
             ]
-            sequences.extend(chain.from_iterable(await asyncio.gather(*futures)))
-        return sequences
+            found.extend(chain.from_iterable(await asyncio.gather(*futures)))
+        return found
 
     async def count_prompt_tokens(self, prompt: str) -> int:
         """How many of a text's tokens are its prompt's, special ones before it included. It must not be empty.
@@ -141,11 +185,13 @@ class Tokenizer:
     def _choose_pool(self, inputs: Sequence[Input]) -> ThreadPoolExecutor:
         return self._long_pool if is_long(inputs) else self._pool
 
-    def _encode_chunk(self, inputs: Sequence[Input], first: int, work: Work) -> list[TokenSequence]:
-        sequences = []
+    def _map_chunk(
+        self, function: Callable[[Any, Work], Result], inputs: Sequence[Input], first: int, work: Work
+    ) -> list[Result]:
+        found = []
         for index, item in enumerate(inputs, first):
             try:
-                sequences.append(self._encode_input(item, work))
+                found.append(function(item, work))
             except InvalidField as error:
                 if error.param is not None:  # it names a field of its own: a chat's
                     raise
@@ -158,7 +204,7 @@ class Tokenizer:
                 raise TokenizerFailure(
                     f"{work.field}[{index}] cannot be tokenised: {error}", param=work.field
                 ) from error
-        return sequences
+        return found
 
     def _encode_input(self, item: Input, work: Work) -> TokenSequence:
         if isinstance(item, list):
@@ -188,6 +234,31 @@ class Tokenizer:
         return self._plain
 
     def _encode_text(self, text: Text, work: Work) -> TokenSequence:
+        kept = self._keep(text, work)
+        return self._pack(kept.encoding, kept.places, is_pair=isinstance(text, tuple))
+
+    def _locate_text(self, text: Text, work: Work) -> list[Window]:
+        """Of a pair the second text is located, and cut."""
+        kept = self._keep(text, work) if work.stride is None else self._read_whole(text, work)
+        part, owner = (text[1], 1) if isinstance(text, tuple) else (text, 0)
+        sequence = self._pack(kept.encoding, slice(None), is_pair=owner == 1)
+        whole = locate(self._find_plain(), kept, part, owner, sequence, self._word_rules)
+        if work.stride is None:
+            return [whole.pick(kept.places)]
+        return cut_windows(whole, self.max_input_tokens, work.stride, work.max_windows)
+
+    def _read_whole(self, text: Text, work: Work) -> Kept:
+        """Raises EmptyInput, InputTooLong."""
+        parts = text if isinstance(text, tuple) else (text,)
+        if not all(parts):
+            raise EmptyInput("must not be empty")
+        num_chars = sum(map(len, parts))
+        if num_chars > UNBROKEN_CHARS:
+            raise InputTooLong(f"has {num_chars:,} characters; with a stride the limit is {UNBROKEN_CHARS:,}; split it")
+        encoding = self._read([Head(part, True, 0, len(part)) for part in parts], work)
+        return Kept(encoding, slice(None))
+
+    def _keep(self, text: Text, work: Work) -> Kept:
         """Reads no more of the text than it takes to fill the limit, or to know that there are more tokens."""
         parts = text if isinstance(text, tuple) else (text,)
         if not any(parts):
@@ -199,14 +270,14 @@ class Tokenizer:
             heads = [cut_text(part, reach, side, self._borders) for part in parts]
             encoding = self._read(heads, work)
             if len(encoding) <= self.max_input_tokens and all(head.is_whole for head in heads):
-                return self._pack(encoding, slice(None), is_pair=len(parts) > 1)
+                return Kept(encoding, slice(None))
             if work.truncation == "error" and all(head.is_whole for head in heads):
                 raise self._too_long(str(len(encoding)))
             reading = Reading(encoding, heads)
             if work.truncation == "error":
                 self._check_certain(reading)
-            elif (places := reading.choose_tokens(self.max_input_tokens, side)) is not None:
-                return self._pack(encoding, places, is_pair=len(parts) > 1)
+            elif (places := reading.choose_tokens(self.max_input_tokens, side, cuts_first=work.cuts_first)) is not None:
+                return Kept(encoding, places, len(parts[-1]) - len(heads[-1].text) if side == "left" else 0)
             reach *= GROWTH
 
     def _read(self, heads: Sequence[Head], work: Work) -> tokenizers.Encoding:

@@ -102,9 +102,13 @@ class Reading:
         """So many tokens, special ones included, the whole input has at least; exact if the reading is whole."""
         return len(self._special) + sum(map(len, self._certain))
 
-    def choose_tokens(self, max_tokens: int, side: Side) -> Places | None:
-        """Places of the tokens that truncation keeps. None where more must be read to know."""
-        kept = share_budget(list(map(len, self._places)), max_tokens - len(self._special))
+    def choose_tokens(self, max_tokens: int, side: Side, *, cuts_first: bool = False) -> Places | None:
+        """Places of the tokens that truncation keeps. None where more must be read to know.
+
+        `cuts_first`: of a pair the first text only. Raises InputTooLong where the second fills the limit by itself.
+        """
+        counts, budget = list(map(len, self._places)), max_tokens - len(self._special)
+        kept = leave_second(counts, budget) if cuts_first else share_budget(counts, budget)
         if not self._is_enough(kept):
             return None
         chosen = [self._special]
@@ -127,6 +131,14 @@ def find_chars(encoding: tokenizers.Encoding, place: np.intp) -> tuple[int, int]
     chars = encoding.token_to_chars(int(place))
     assert chars is not None, "special tokens come from no text, and have no owner"
     return chars
+
+
+def leave_second(counts: Sequence[int], budget: int) -> list[int]:
+    """As `share_budget`, by the strategy `only_first`. Raises InputTooLong."""
+    second = counts[-1] if len(counts) > 1 else 0
+    if second >= budget:
+        raise InputTooLong(f"has {second} tokens in its second text alone, which is not cut; shorten it")
+    return [min(counts[0], budget - second), *counts[1:]]
 
 
 def share_budget(counts: Sequence[int], budget: int) -> list[int]:

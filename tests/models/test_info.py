@@ -97,6 +97,23 @@ def test_poolings(tmp_path: Path, legacy: str, mode: str, pooling: str) -> None:
         assert read_info(tmp_path, pooling="max").pooling == ("max",)
 
 
+def test_token_classifiers(tmp_path: Path) -> None:
+    """Poolings and modules are not for them; their checkpoint embeds too, without its head."""
+    labels = {"0": "O", "1": "B-PER", "2": "I-PER"}
+    config = BERT | {"architectures": ["BertForTokenClassification"], "id2label": labels}
+    write_chain(tmp_path, TRANSFORMER, MEAN, DENSE, NORMALIZE)
+    write(tmp_path / "config.json", config)
+    info = read_info(tmp_path)
+    assert (info.task, info.output_dim, info.modules) == ("token_classify", 3, ())
+    assert info.id2label == {0: "O", 1: "B-PER", 2: "I-PER"}
+    assert read_info(tmp_path, task="embed").task == "embed"
+    with pytest.raises(ModelDirectoryError, match="task classify needs a classification head"):
+        read_info(tmp_path, task="classify")
+    write(tmp_path / "config.json", CLASSIFIER)
+    with pytest.raises(ModelDirectoryError, match="task token_classify needs a token classification head"):
+        read_info(tmp_path, task="token_classify")
+
+
 def test_several_poolings(tmp_path: Path) -> None:
     """The older keys are concatenated in an order of their own, the newer list in its own; the newer key wins."""
     legacy = {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}

@@ -18,7 +18,8 @@ from runtime.capture import list_inputs
 from runtime.config import UnusableConfig
 from runtime.engine import Engine
 from runtime.engines.transfer import to_tensors
-from tests.tolerances import ENCODER_TOLERANCES, SAME_ENGINE, TOKEN_TOLERANCES, check_close
+from runtime.quantization.simulate import find_linears
+from tests.tolerances import ENCODER_TOLERANCES, SAME_ENGINE, check_close
 
 OFTEN = ["bert", "roberta", "distilbert", "electra", "albert", "ernie-tasks", "mpnet"]
 """One of each file in models/."""
@@ -82,17 +83,22 @@ def test_every_precision_of_token_logits(find_token_classifier: Find, name: str,
     ids, types = make_sequences(captured.model, SEQLENS)
     together = run_tokens(engine, ids, types)
     expected = run_module(captured, pack(ids, types), "token_logits")
-    check_close(np.concatenate(together), expected, tolerance=TOKEN_TOLERANCES[precision])
+    check_close(np.concatenate(together), expected, tolerance=ENCODER_TOLERANCES[precision])
     turned = run_tokens(engine, ids[::-1], types[::-1])[::-1]
     alone = [run_tokens(engine, [each], [kinds])[0] for each, kinds in zip(ids, types, strict=True)]
     for others in (turned, alone):
         if kernels == "torch":
-            tolerance = SAME_ENGINE if precision == "fp32" else TOKEN_TOLERANCES[precision]
+            tolerance = SAME_ENGINE if precision == "fp32" else ENCODER_TOLERANCES[precision]
             check_close(np.concatenate(others), np.concatenate(together), tolerance=tolerance)
         else:
             np.testing.assert_array_equal(np.concatenate(others), np.concatenate(together))
     assert engine.info.precision == precision and not engine.info.unplanned_ops
     assert str(engine.info.outputs[0].dtype) == "float32"
+
+
+def test_heads_of_tokens_are_not_quantised(find_token_classifier: Find) -> None:
+    names = find_linears(find_token_classifier("bert").graph_module)
+    assert names and not [name for name in names if "head" in name]
 
 
 @pytest.mark.parametrize("precision", ["auto", "auto_per_bucket"])
