@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from time import monotonic
@@ -25,6 +25,7 @@ from server.http.api import (
     health,
     hf_inference,
     index,
+    oip,
     openai_chat,
     openai_completions,
     openai_embeddings,
@@ -55,6 +56,7 @@ ROUTES: tuple[Route, ...] = (
     *tei.ROUTES,
     *tei_sparse.ROUTES,
     *hf_inference.ROUTES,
+    *oip.ROUTES,
     *health.ROUTES,
     *index.ROUTES,
     *admin.ROUTES,
@@ -86,9 +88,7 @@ class App:
         routes = (*routes, *list_doc_routes(routes))
         self.routes = {(route.method, route.path): route for route in routes}
         self.open_paths = {route.path for route in routes if route.is_open}
-        self.prefixes = {
-            route.path.removesuffix("{name}"): route.path for route in routes if route.path.endswith("{name}")
-        }
+        self.patterns = list_patterns(routes)
         self.shapes = {route.path: route.render_error for route in routes}
         self.access_log = state.config.server.access_log
         self.bodies = BodyBudget(state.config.server)
@@ -138,7 +138,7 @@ class App:
             if route.method == "POST":
                 if state.is_draining:
                     raise EngineUnavailable("the server is shutting down")
-                check_media_type(call)
+                check_media_type(call, route.media_types)
                 settle_deadline(call, route, state.config.server)
             reply = await run_in_time(call, route, state, self.bodies)
             if reply is not None:
@@ -164,10 +164,10 @@ class App:
         return self.shapes.get(template, render_error) if route is None else route.render_error
 
     def find_template(self, call: Call) -> str:
-        """The path, or that of the route whose `{name}` stands for its rest."""
-        for start, path in self.prefixes.items():
-            if call.path.startswith(start) and len(call.path) > len(start):
-                call.rest = call.path.removeprefix(start)
+        """The path, or that of the route whose `{name}` stands for a part of it."""
+        for start, end, path in self.patterns:
+            if call.path.startswith(start) and call.path.endswith(end) and len(call.path) > len(start) + len(end):
+                call.rest = call.path[len(start) : len(call.path) - len(end)]
                 return path
         return call.path
 
@@ -207,6 +207,13 @@ class App:
         if given is not None and SANE_REQUEST_ID.fullmatch(given):
             return given
         return f"{self.prefix}{next(self.numbers):08x}".encode()
+
+
+def list_patterns(routes: Iterable[Route]) -> list[tuple[str, str, str]]:
+    """What stands before and behind `{name}`, and the whole path; what has more behind it is looked at first."""
+    paths = dict.fromkeys(route.path for route in routes if "{name}" in route.path)
+    patterns = [(*path.partition("{name}")[::2], path) for path in paths]
+    return sorted(patterns, key=lambda pattern: len(pattern[1]), reverse=True)
 
 
 def log_access(call: Call, outcome: str) -> None:

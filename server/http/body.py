@@ -7,7 +7,7 @@ import asyncio
 import json
 import re
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -29,16 +29,17 @@ MAX_EXPLAINED_BYTES = 1 << 20
 """Broken bodies are parsed a second time for a better message, but not if that takes long."""
 
 
-def check_media_type(call: Call) -> None:
-    """JSON, or nothing said. Pages of other sites can make a browser send text/plain or a form here, and no more: so
-    these are refused (the same-origin policy's simple requests). Raises UnsupportedEncoding."""
+def check_media_type(call: Call, media_types: Sequence[str]) -> None:
+    """One of these, any kind of JSON, or nothing said. Pages of other sites can make a browser send text/plain or a
+    form here, and no more: so these are refused (the same-origin policy's simple requests). Raises
+    UnsupportedEncoding."""
     given = call.header(b"content-type")
-    if given is None or given == "application/json":
+    if given is None or given in media_types:
         return
     media_type = given.partition(";")[0].strip().lower()
-    if not re.fullmatch(r"application/([\w.-]+\+)?json", media_type):
+    if media_type not in media_types and not re.fullmatch(r"application/([\w.-]+\+)?json", media_type):
         raise UnsupportedEncoding(
-            f"content-type {media_type[:50]!r} is not supported; send application/json", param="content-type"
+            f"content-type {media_type[:50]!r} is not supported; send {' or '.join(media_types)}", param="content-type"
         )
 
 

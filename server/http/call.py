@@ -56,7 +56,7 @@ class Call:
     deadline_s: float = float("inf")
     body: bytes = b""
     rest: str = ""
-    """What the `{name}` at the end of the route's path stands for."""
+    """What the `{name}` in the route's path stands for."""
     model: str = UNKNOWN_MODEL
     times: CallTimes = field(default_factory=CallTimes)
     status: int = 0

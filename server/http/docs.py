@@ -3,7 +3,7 @@
 The page's scripts come from here, not from the internet.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
@@ -83,12 +83,24 @@ def describe_request(route: Route) -> dict[str, Any]:
     """Parameters, and the body where there is one."""
     described: dict[str, Any] = {"parameters": list(list_parameters(route))}
     if route.schema is not None:
-        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": dict(route.schema)}}}
+        schema = inline(route.schema, route.schema.get("$defs", {}))
+        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     return described
 
 
+def inline(schema: Any, parts: Mapping[str, Any]) -> Any:
+    """With each reference to one of its parts replaced by that: in the document it would lead nowhere."""
+    if isinstance(schema, list):
+        return [inline(item, parts) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    if "$ref" in schema:
+        return inline(parts[schema["$ref"].rpartition("/")[2]], parts)
+    return {key: inline(value, parts) for key, value in schema.items() if key != "$defs"}
+
+
 def list_parameters(route: Route) -> Iterator[dict[str, Any]]:
-    if route.path.endswith("{name}"):
+    if "{name}" in route.path:
         yield {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     yield {
         "name": "x-request-id",

@@ -178,7 +178,7 @@ class OpenJob:
         inputs = write_inputs(self.sequences)
         if self.num_prompt_tokens:
             counts = [
-                0 if isinstance(item, list) else min(self.num_prompt_tokens, sequence.num_tokens)
+                0 if isinstance(item, list | TokenSequence) else min(self.num_prompt_tokens, sequence.num_tokens)
                 for item, sequence in zip(self.inputs, self.sequences, strict=True)
             ]
             inputs["num_prompt_tokens"] = Ragged(np.array(counts, np.int32))

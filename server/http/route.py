@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from server.errors import Kind, ServiceError
-from server.http.call import Call, Reply
+from server.http.call import JSON, Call, Reply
 from server.http.state import ServerState
 
 Answer = Callable[[Call, ServerState], Awaitable[Reply | None]]
@@ -24,13 +24,13 @@ RenderError = Callable[[ServiceError], Shape]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`path` may end in `{name}`, which then matches the rest. `schema`: of the body, which a POST has.
+    """`path` may hold `{name}`, which matches anything. `schema`: of the body, which a POST has.
 
     The OpenAPI document says of the answers: `reply`, the type of a 200's JSON, None where it is none; `other_replies`,
     by their media types; `error_reply`, the type of an error's JSON; `errors`, the kinds of them that a GET may answer:
     of a POST they are all possible.
     `deadline`: which of the server's settings limits it; None: none does.
-    `is_open`: needs no key. `is_admin`: belongs on the port of its own, where there is one.
+    `media_types`: of the body. `is_open`: needs no key. `is_admin`: belongs on the port of its own, where there is one.
     """
 
     method: Literal["GET", "POST"]
@@ -45,6 +45,7 @@ class Route:
     error_reply: Any = dict[str, Any]
     errors: tuple[Kind, ...] = ()
     deadline: Literal["default", "generation"] | None = None
+    media_types: tuple[str, ...] = (JSON,)
     is_open: bool = False
     is_admin: bool = False
     is_listed: bool = True

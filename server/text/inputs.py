@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from server.text.chat_template import Chat, count_message_chars
+from server.wire.job import TokenSequence
 
 Text = str | tuple[str, str]
-Input = str | tuple[str, str] | list[int] | Chat
-"""A text, a pair of texts, token ids used as they are, or a chat."""
+Input = str | tuple[str, str] | list[int] | TokenSequence | Chat
+"""A text, a pair of texts, token ids used as they are, such with their types, or a chat."""
 
 CHUNK_CHARS = 16_384
 """What a thread takes at a time, about 5 ms: between two chunks other calls get their turn."""
@@ -39,6 +40,8 @@ def measure(inputs: Sequence[Input]) -> Size:
             num_chars += len(item)
         elif isinstance(item, list):
             num_ids += len(item)
+        elif isinstance(item, TokenSequence):
+            num_ids += item.num_tokens
         elif isinstance(item, tuple):
             num_chars += len(item[0]) + len(item[1])
         else:

@@ -92,6 +92,7 @@ class Tokenizer:
         self._long_pool = ThreadPoolExecutor(1, "long-text")
         self._num_threads = num_threads
         # Single texts of almost every model are all type 0: looked up once, not per text.
+        self._type_vocab_size = type_vocab_size
         self._has_pair_types = type_vocab_size > 1
         self._has_single_types = False
         self._borders = Borders(NOWHERE, 0)
@@ -209,23 +210,42 @@ class Tokenizer:
     def _encode_input(self, item: Input, work: Work) -> TokenSequence:
         if isinstance(item, list):
             return self._check_ids(item, work.truncation)
+        if isinstance(item, TokenSequence):
+            return self._check_sequence(item, work.truncation)
         if isinstance(item, Chat):
             return self._encode_text(self.chat_template.render_chat(item), work._replace(add_special_tokens=False))
         return self._encode_text(item, work)
 
     def _check_ids(self, ids: list[int], truncation: Truncation) -> TokenSequence:
         """Token ids are taken as they are: the client has added the special tokens, if it wants any."""
-        if not ids:
+        ids = ids[self._choose_part(len(ids), truncation)]
+        self._check_range(min(ids), max(ids))
+        return TokenSequence(np.array(ids, dtype=np.int32))
+
+    def _check_sequence(self, sequence: TokenSequence, truncation: Truncation) -> TokenSequence:
+        """Types likewise."""
+        part = self._choose_part(sequence.num_tokens, truncation)
+        ids, types = sequence.input_ids[part], sequence.token_type_ids
+        self._check_range(int(ids.min()), int(ids.max()))
+        if types is not None and (types.min() < 0 or types.max() >= self._type_vocab_size):
+            raise InvalidField(f"has token types outside 0 to {self._type_vocab_size - 1}, which this model has")
+        return TokenSequence(ids.astype(np.int32), None if types is None or not types.any() else types[part])
+
+    def _choose_part(self, num_tokens: int, truncation: Truncation) -> slice:
+        """Raises EmptyInput, InputTooLong."""
+        if not num_tokens:
             raise EmptyInput("must not be empty")
-        if len(ids) > self.max_input_tokens:
-            if truncation == "error":
-                raise self._too_long(str(len(ids)))
-            ids = ids[: self.max_input_tokens] if truncation == "right" else ids[-self.max_input_tokens :]
-        low, high = min(ids), max(ids)
+        if num_tokens <= self.max_input_tokens:
+            return slice(None)
+        if truncation == "error":
+            raise self._too_long(str(num_tokens))
+        return slice(self.max_input_tokens) if truncation == "right" else slice(-self.max_input_tokens, None)
+
+    def _check_range(self, low: int, high: int) -> None:
+        """Raises InvalidField."""
         if low < 0 or high >= self._vocab_size:
             wrong = low if low < 0 else high
             raise InvalidField(f"has the token id {wrong}; ids of this model go from 0 to {self._vocab_size - 1}")
-        return TokenSequence(np.array(ids, dtype=np.int32))
 
     def _find_plain(self) -> tokenizers.Tokenizer:
         """Raises InvalidField where there is none."""
