@@ -42,6 +42,8 @@ class TextJob:
     """Stands before each text."""
     truncation: Truncation = "error"
     add_special_tokens: bool = True
+    max_input_tokens: int | None = None
+    """Of each input, where the call wants fewer than the model takes."""
     num_answers: int = 1
     num_sequences: int = 1
     """Of each input at one time."""
@@ -104,7 +106,8 @@ class OpenJob:
         size = self.size
         if not size.num_chars:
             return size.num_ids
-        estimator, most = self.model.admission.estimator, self.model.tokenizer.max_input_tokens
+        estimator = self.model.admission.estimator
+        most = self.model.tokenizer.limit_tokens(self.job.max_input_tokens)
         return size.num_ids + estimator.estimate(size.num_chars, num_texts=len(self.inputs), max_input_tokens=most)
 
     def estimate_answers(self) -> int:
@@ -117,7 +120,11 @@ class OpenJob:
         begin_s = monotonic()
         call, job, tokenizer = self.call, self.job, self.model.tokenizer
         self.sequences = await tokenizer.encode(
-            self.inputs, truncation=job.truncation, field=job.field, add_special_tokens=job.add_special_tokens
+            self.inputs,
+            truncation=job.truncation,
+            field=job.field,
+            add_special_tokens=job.add_special_tokens,
+            max_tokens=job.max_input_tokens,
         )
         if job.prompt and not self.model.info.pools_prompt:
             self.num_prompt_tokens = await tokenizer.count_prompt_tokens(job.prompt)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -52,12 +53,13 @@ class Piece(NamedTuple):
 
 
 class Work(NamedTuple):
-    """How a call wants its inputs. `is_inline`: on the event loop's thread."""
+    """How a call wants its inputs: of up to `max_tokens`. `is_inline`: on the event loop's thread."""
 
     truncation: Truncation
     field: str
     add_special_tokens: bool
     is_inline: bool
+    max_tokens: int
 
 
 class Tokenizer:
@@ -105,15 +107,26 @@ class Tokenizer:
         """Work of the same kind, on the same threads."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
 
+    def limit_tokens(self, max_tokens: int | None) -> int:
+        """What a call wants, and no more than the model takes."""
+        return self.max_input_tokens if max_tokens is None else min(max_tokens, self.max_input_tokens)
+
     async def encode(
-        self, inputs: Sequence[Input], *, truncation: Truncation, field: str, add_special_tokens: bool = True
+        self,
+        inputs: Sequence[Input],
+        *,
+        truncation: Truncation,
+        field: str,
+        add_special_tokens: bool = True,
+        max_tokens: int | None = None,
     ) -> list[TokenSequence]:
         """Sequences in the order of the inputs. Errors name `field`. Raises InvalidField and its kinds.
 
-        `add_special_tokens`: as the model wants them around a text. Chats never get any but their template's.
+        `add_special_tokens`: as the model wants them around a text. Chats never get any but their template's. Special
+        tokens count among `max_tokens`, and are never cut off.
         """
         is_inline = is_short(inputs)
-        work = Work(truncation, field, add_special_tokens, is_inline)
+        work = Work(truncation, field, add_special_tokens, is_inline, self.limit_tokens(max_tokens))
         if is_inline:
             return self._encode_chunk(inputs, 0, work)
         chunks = split_chunks(inputs)
@@ -162,24 +175,29 @@ class Tokenizer:
 
     def _encode_input(self, item: Input, work: Work) -> TokenSequence:
         if isinstance(item, list):
-            return self._check_ids(item, work.truncation)
+            return self._check_ids(item, work)
         if isinstance(item, Chat):
             return self._encode_text(self.chat_template.render_chat(item), work._replace(add_special_tokens=False))
         return self._encode_text(item, work)
 
-    def _check_ids(self, ids: list[int], truncation: Truncation) -> TokenSequence:
+    def _check_ids(self, ids: list[int], work: Work) -> TokenSequence:
         """Token ids are taken as they are: the client has added the special tokens, if it wants any."""
         if not ids:
             raise EmptyInput("must not be empty")
-        if len(ids) > self.max_input_tokens:
-            if truncation == "error":
-                raise self._too_long(str(len(ids)))
-            ids = ids[: self.max_input_tokens] if truncation == "right" else ids[-self.max_input_tokens :]
-        low, high = min(ids), max(ids)
-        if low < 0 or high >= self._vocab_size:
-            wrong = low if low < 0 else high
-            raise InvalidField(f"has the token id {wrong}; ids of this model go from 0 to {self._vocab_size - 1}")
+        if len(ids) > work.max_tokens:
+            if work.truncation == "error":
+                raise make_too_long(str(len(ids)), work)
+            ids = ids[: work.max_tokens] if work.truncation == "right" else ids[-work.max_tokens :]
+        if problem := self._find_foreign(ids):
+            raise InvalidField(problem)
         return TokenSequence(np.array(ids, dtype=np.int32))
+
+    def _find_foreign(self, ids: list[int]) -> str:
+        """What is wrong with ids that the model has not; empty where it has them all."""
+        low, high = min(ids), max(ids)
+        if low >= 0 and high < self._vocab_size:
+            return ""
+        return f"has the token id {low if low < 0 else high}; ids of this model go from 0 to {self._vocab_size - 1}"
 
     def _find_plain(self) -> tokenizers.Tokenizer:
         """Raises InvalidField where there is none."""
@@ -194,18 +212,18 @@ class Tokenizer:
             raise EmptyInput("must not be empty" if len(parts) == 1 else "must not be empty on both sides")
         side: Side = "left" if work.truncation == "left" else "right"
         chars_per_token = GUARD_CHARS_PER_TOKEN if work.truncation == "error" else CHARS_PER_TOKEN
-        reach = self.max_input_tokens * chars_per_token
+        reach = work.max_tokens * chars_per_token
         while True:
             heads = [cut_text(part, reach, side, self._borders) for part in parts]
             encoding = self._read(heads, work)
-            if len(encoding) <= self.max_input_tokens and all(head.is_whole for head in heads):
+            if len(encoding) <= work.max_tokens and all(head.is_whole for head in heads):
                 return self._pack(encoding, slice(None), is_pair=len(parts) > 1)
             if work.truncation == "error" and all(head.is_whole for head in heads):
-                raise self._too_long(str(len(encoding)))
+                raise make_too_long(str(len(encoding)), work)
             reading = Reading(encoding, heads)
             if work.truncation == "error":
-                self._check_certain(reading)
-            elif (places := reading.choose_tokens(self.max_input_tokens, side)) is not None:
+                check_certain(reading, work)
+            elif (places := reading.choose_tokens(work.max_tokens, side)) is not None:
                 return self._pack(encoding, places, is_pair=len(parts) > 1)
             reach *= GROWTH
 
@@ -220,12 +238,6 @@ class Tokenizer:
         batch = [tuple(texts) if len(texts) > 1 else texts[0]]
         return plain.encode_batch(batch, add_special_tokens=work.add_special_tokens)[0]
 
-    def _check_certain(self, reading: Reading) -> None:
-        """Raises InputTooLong."""
-        num_tokens, limit = reading.count_certain(), self.max_input_tokens
-        if num_tokens > limit:
-            raise self._too_long(str(num_tokens) if reading.is_whole else f"more than {limit}")
-
     def _pack(self, encoding: tokenizers.Encoding, places: Any, *, is_pair: bool) -> TokenSequence:
         ids = np.array(encoding.ids, dtype=np.int32)[places]
         if not len(ids):
@@ -235,8 +247,23 @@ class Tokenizer:
         types = np.array(encoding.type_ids, dtype=np.int32)[places]
         return TokenSequence(ids, types if types.any() else None)
 
-    def _too_long(self, num_tokens: str) -> InputTooLong:
-        return InputTooLong(f"has {num_tokens} tokens; the limit is {self.max_input_tokens}; shorten it")
+    async def decode(self, lists: Sequence[list[int]], *, skip_special_tokens: bool, field: str) -> list[str]:
+        """The texts of lists of ids, as the tokenizer's own decoder has them. Raises InvalidField and its kinds."""
+        if self._plain is None:
+            raise InvalidField(f"{field} cannot be read: this model has no tokenizer", param=field)
+        texts: list[str] = []
+        for first, last in split_chunks(lists):
+            texts += await self.run(partial(self._decode_chunk, lists[first:last], first, skip_special_tokens, field))
+        return texts
+
+    def _decode_chunk(self, lists: Sequence[list[int]], first: int, skip_special_tokens: bool, field: str) -> list[str]:
+        for index, ids in enumerate(lists, first):
+            place = f"{field}[{index}]"
+            if not ids:
+                raise EmptyInput(f"{place} must not be empty", param=field)
+            if problem := self._find_foreign(ids):
+                raise InvalidField(f"{place} {problem}", param=field)
+        return self._find_plain().decode_batch(list(lists), skip_special_tokens=skip_special_tokens)
 
     async def describe(self, texts: Sequence[str], *, add_special_tokens: bool, field: str) -> list[list[Piece]]:
         """All tokens with their place in the text: the body bounds them. Raises InvalidField and its kinds."""
@@ -261,6 +288,17 @@ class Tokenizer:
             else:
                 pieces.append(Piece(token_id, text[start:stop], False, start, stop))
         return pieces
+
+
+def check_certain(reading: Reading, work: Work) -> None:
+    """Raises InputTooLong."""
+    num_tokens = reading.count_certain()
+    if num_tokens > work.max_tokens:
+        raise make_too_long(str(num_tokens) if reading.is_whole else f"more than {work.max_tokens}", work)
+
+
+def make_too_long(num_tokens: str, work: Work) -> InputTooLong:
+    return InputTooLong(f"has {num_tokens} tokens; the limit is {work.max_tokens}; shorten it")
 
 
 def load_tokenizer(directory: Path, *, lowercase: bool = False, is_required: bool = True, **options: Any) -> Tokenizer:
