@@ -348,5 +348,7 @@ def test_matryoshka_dimensions(tmp_path: Path) -> None:
     assert read([16, 8]) == (16, 8)
     assert read(None) == read([]) == ()
     for bad in (16, "16", ["16"], [0], [True], [1.5], {"a": 1}):
-        with pytest.raises(ModelDirectoryError, match=r"config.json: matryoshka_dimensions is .*; it must be a list of"):
+        with pytest.raises(
+            ModelDirectoryError, match=r"config.json: matryoshka_dimensions is .*; it must be a list of"
+        ):
             read(bad)

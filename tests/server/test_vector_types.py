@@ -17,9 +17,7 @@ from server.tasks.embed import EmbedParams, build_params, check_dimensions, redu
 from server.tasks.vector_types import WRITERS, OutputType, Rows, write_float16, write_int8, write_uint8
 from server.wire.job import Ragged
 
-ROWS = hnp.arrays(
-    np.float32, st.tuples(st.integers(1, 4), st.integers(1, 40)), elements=st.floats(-1e4, 1e4, width=32)
-)
+ROWS = hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 40)), elements=st.floats(-1e4, 1e4, width=32))
 UNSCALED = replace(EMBEDDER, normalize=False)
 
 
@@ -95,7 +93,7 @@ def test_what_crosses_the_wire(types: tuple[OutputType, ...]) -> None:
 
 
 def test_the_cut_keeps_what_a_model_says_of_lengths() -> None:
-    """OpenAI's vectors always have length 1. sentence-transformers cuts and no more, unless it is asked to normalise."""
+    """OpenAI's always have length 1. sentence-transformers cuts and no more, unless it is asked to normalise."""
     rows = draw_rows()
     cut = truncate_embeddings(rows, 100)
     scaled = reduce_rows(rows, build_params(EMBEDDER, dimensions=4))["embeddings"]
@@ -111,7 +109,7 @@ def test_normalize() -> None:
     assert not build_params(EMBEDDER, dimensions=EMBEDDER.output_dim).rescale
     assert build_params(EMBEDDER, dimensions=3).rescale and not build_params(UNSCALED, dimensions=3).rescale
     assert build_params(UNSCALED, normalize=True).rescale and not build_params(UNSCALED, normalize=False).rescale
-    with pytest.raises(InvalidField, match="^normalize cannot be false") as caught:
+    with pytest.raises(InvalidField, match=r"^normalize cannot be false") as caught:
         build_params(EMBEDDER, normalize=False)
     assert caught.value.param == "normalize"
 
@@ -120,7 +118,7 @@ def test_dimensions_of_a_matryoshka_model() -> None:
     info = replace(EMBEDDER, matryoshka_dimensions=(6, 4, 100))
     for dimensions in (None, 4, 6, 8):
         check_dimensions(dimensions, info)
-    with pytest.raises(InvalidField, match="^output_dimension is 5; this model was trained for 4, 6, 8$") as caught:
+    with pytest.raises(InvalidField, match=r"^output_dimension is 5; this model was trained for 4, 6, 8$") as caught:
         check_dimensions(5, info, "output_dimension")
     assert caught.value.param == "output_dimension"
     with pytest.raises(InvalidField, match="dimensions is 9; this model's vectors have 8"):
