@@ -153,3 +153,12 @@ async def test_vectors_of_any_length_are_only_cut(server: Server) -> None:
 )
 async def test_wrong_values(server: Server, param: str, value: Any) -> None:
     await check_refused(server, param, **{param: value})
+
+
+async def test_token_ids_as_langchain_sends_them(server: Server) -> None:
+    """Texts tokenised by the client, cut in pieces, many in a call, as base64."""
+    lists = [[5 + index % 50, 6, 7] for index in range(1000)]
+    data = (await server.embed_text(lists, encoding_format="base64")).json()["data"]
+    assert [item["index"] for item in data] == list(range(1000)) and server.embed.calls == [lists]
+    rows = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in data]
+    np.testing.assert_allclose(rows, [compute_row(np.array(each), EMBED_DIM) for each in lists], rtol=1e-6)
