@@ -145,7 +145,7 @@ REFUSED = {
     "dimensions as a text": ({"texts": ["word1"], "output_dimension": "4"}, 400, "output_dimension"),
     "model": ({"texts": ["word1"], "model": "nobody"}, 404, "nobody"),
     "task": ({"texts": ["word1"], "model": "classifier"}, 400, "/predict"),
-    "images": ({"images": ["data:image/png;base64,AA=="]}, 400, "images are not supported"),
+    "images": ({"images": ["data:image/png;base64,AA=="]}, 400, "texts"),
 }
 
 

@@ -39,13 +39,14 @@ TRUNCATIONS: Mapping[str, Truncation] = {"NONE": "error", "START": "left", "END"
 """The end that is cut off."""
 
 
-class EmbedRequest(BaseModel):
-    """Body of `POST /v1/embed`, and what both versions have."""
+class EmbedFields(BaseModel):
+    """What both versions have."""
 
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(
+        extra="ignore", protected_namespaces=(), json_schema_extra={"examples": [{"texts": ["Hello, world"]}]}
+    )
 
     model: ModelName | None = Field(None, description="Needed only where several models embed.")
-    texts: Texts | None = None
     input_type: Literal["search_document", "search_query", "classification", "clustering"] | None = Field(
         None, description="The model's prompt for such texts; its default prompt if absent."
     )
@@ -63,9 +64,16 @@ class EmbedRequest(BaseModel):
     )
 
 
-class EmbedRequestV2(EmbedRequest):
+class EmbedRequest(EmbedFields):
+    """Body of `POST /v1/embed`."""
+
+    texts: Texts
+
+
+class EmbedRequestV2(EmbedFields):
     """Body of `POST /v2/embed`."""
 
+    texts: Texts | None = None
     inputs: Annotated[list[Options], Field(fail_fast=True, max_length=MAX_LIST)] | None = Field(
         None,
         description='a list of {"content": [{"type": "text", "text": ...}]}, in place of texts; several parts of one '
@@ -116,8 +124,6 @@ class EmbedReply(TypedDict):
 
 async def embed_v1(call: Call, state: ServerState) -> Reply:
     asked = parse_body(EmbedRequest, call.take_body())
-    if asked.texts is None:
-        raise InvalidField("texts is missing; images are not supported", param="texts")
     return await embed_texts(call, state, asked, asked.texts, "texts")
 
 
@@ -133,7 +139,7 @@ async def embed_v2(call: Call, state: ServerState) -> Reply:
     return await embed_texts(call, state, asked, texts, "inputs")
 
 
-async def embed_texts(call: Call, state: ServerState, asked: EmbedRequest, texts: list[str], field: str) -> Reply:
+async def embed_texts(call: Call, state: ServerState, asked: EmbedFields, texts: list[str], field: str) -> Reply:
     model = state.pick_model(asked.model, embed.TASK)
     call.model = model.name
     kinds = list(dict.fromkeys(asked.embedding_types or ()))
@@ -154,7 +160,7 @@ async def embed_texts(call: Call, state: ServerState, asked: EmbedRequest, texts
     return await write_reply(write, sum(each.size for each in rows.values()), model)
 
 
-def build_params(asked: EmbedRequest, model: ServedModel, kinds: list[EmbeddingType]) -> embed.EmbedParams:
+def build_params(asked: EmbedFields, model: ServedModel, kinds: list[EmbeddingType]) -> embed.EmbedParams:
     """Raises InvalidField."""
     types = tuple(dict.fromkeys(ARRAY_TYPES[kind] for kind in kinds)) or ("float",)
     return embed.build_params(
