@@ -10,7 +10,7 @@ from models.defaults import Keys
 from models.keys import ModelDirectoryError, read_architecture, read_keys, read_object, require_number
 from models.labels import read_labels, read_problem_type, read_score_activation
 from models.module_chain import check_is_whole, check_scorer, find_transformer, read_modules
-from models.settings import FILE_NAME, read_prompts, read_settings, read_truncate_dim
+from models.settings import FILE_NAME, read_matryoshka_dimensions, read_prompts, read_settings, read_truncate_dim
 from models.sparse_modules import check_sparse, is_sparse
 from models.tokenization import count_positions, read_tokenization
 
@@ -51,6 +51,8 @@ class ModelInfo:
     """sentence-transformers' modules behind the pooling, in order: (Dense, LayerNorm or Normalize, folder)."""
     normalize: bool = False
     """In the end vectors are scaled to length 1."""
+    matryoshka_dimensions: tuple[int, ...] = ()
+    """The numbers of leading dimensions that it was trained to do with; empty: nothing is said of it."""
     prompts: dict[str, str] = field(default_factory=dict)
     """Texts that SentenceTransformer.encode puts before every text, with nothing between them, by `prompt_name`.
 
@@ -115,6 +117,7 @@ def read_info(
         return complete_sparse(info, directory, keys)
     if task == "classify":
         return complete_classifier(info, directory, keys, settings)
+    info = replace(info, matryoshka_dimensions=read_matryoshka_dimensions(path, keys))
     return complete_embedder(info, directory, settings, pooling, normalize)
 
 

@@ -1,4 +1,7 @@
-"""config_sentence_transformers.json: the prompts of a model, how much of a vector counts, the activation of scores."""
+"""config_sentence_transformers.json: the prompts of a model, how much of a vector counts, the activation of scores.
+
+And what config.json says of how much of a vector may be left out.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,3 +47,16 @@ def read_prompts(path: Path, settings: Keys) -> Prompts:
 def read_truncate_dim(path: Path, settings: Keys) -> int | None:
     """How many numbers of a vector count, from its start; None for all."""
     return None if settings.get("truncate_dim") is None else require_number(path, settings, "truncate_dim")
+
+
+def read_matryoshka_dimensions(path: Path, keys: Keys) -> tuple[int, ...]:
+    """Of config.json: the numbers of leading dimensions that a model was trained to do with; empty where it says none.
+
+    Raises ModelDirectoryError where they are no positive whole numbers.
+    """
+    given = keys.get("matryoshka_dimensions") or []
+    if not isinstance(given, list) or any(type(each) is not int or each < 1 for each in given):
+        raise ModelDirectoryError(
+            f"{path}: matryoshka_dimensions is {given!r}; it must be a list of whole numbers of at least 1"
+        )
+    return tuple(given)

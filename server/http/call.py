@@ -1,5 +1,6 @@
 """One HTTP exchange on its way: what the client sent, what is learned of it, and the answer's way out."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -13,6 +14,8 @@ from server.metrics import UNKNOWN_MODEL, CallTimes
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
+SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+"""Cannot break a log line or a header."""
 EVENT_HEADERS = [
     (b"content-type", EVENT_STREAM.encode()),
     (b"cache-control", b"no-cache"),
@@ -80,6 +83,12 @@ class Call:
         """The first one of this name, in lower case."""
         value = self.request_headers.get(name)
         return None if value is None else value.decode("latin-1")
+
+    def adopt_request_id(self, given: str | None) -> None:
+        """One that came in the body; a header's goes before, and what is not sane is left."""
+        name = (given or "").encode(errors="replace")
+        if b"x-request-id" not in self.request_headers and SANE_REQUEST_ID.fullmatch(name):
+            self.request_id = name
 
     def take_body(self) -> bytes:
         """To be parsed, once: what it says is held then, and it need not be held as well until the answer's end."""

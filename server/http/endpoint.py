@@ -49,6 +49,8 @@ class TextJob:
     wants_places: bool = False
     """All inputs are texts or pairs, and `OpenJob.windows` is to say where in them their tokens are."""
     add_special_tokens: bool = True
+    max_input_tokens: int | None = None
+    """Of each input, where the call wants fewer than the model takes."""
     num_answers: int = 1
     num_sequences: int = 1
     """Of each input at one time."""
@@ -113,7 +115,8 @@ class OpenJob:
         size = self.size
         if not size.num_chars:
             return size.num_ids
-        estimator, most = self.model.admission.estimator, self.model.tokenizer.max_input_tokens
+        estimator = self.model.admission.estimator
+        most = self.model.tokenizer.limit_tokens(self.job.max_input_tokens)
         return size.num_ids + estimator.estimate(size.num_chars, num_texts=len(self.inputs), max_input_tokens=most)
 
     def estimate_answers(self) -> int:
@@ -151,6 +154,7 @@ class OpenJob:
                 truncation=job.truncation,
                 field=job.field,
                 add_special_tokens=job.add_special_tokens,
+                max_tokens=job.max_input_tokens,
                 cuts_first=job.cuts_first,
             )
         texts = [item for item in self.inputs if isinstance(item, str | tuple)]

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from models.info import ModelInfo
 from runtime.batch import ArraySpec
@@ -11,38 +10,79 @@ from server.config import ModelConfig
 from server.errors import InvalidField
 from server.tasks.head import Example, Head, Work
 from server.tasks.task import Arrays, Task
+from server.tasks.vector_types import WRITERS, OutputType, Rows, measure_rows, scale_rows
 from server.wire.job import Ragged
-
-Rows = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedParams:
-    """`dimensions`: so many of the leading ones are wanted; None: all, as they are."""
+    """`dimensions`: so many of the leading ones are wanted; None: all. `rescale`: to length 1, after that. `types`:
+    what the numbers are written as."""
 
     dimensions: int | None = None
+    rescale: bool = False
+    types: tuple[OutputType, ...] = ("float",)
+
+
+def build_params(
+    info: ModelInfo,
+    *,
+    dimensions: int | None = None,
+    normalize: bool | None = None,
+    types: tuple[OutputType, ...] = ("float",),
+    dimensions_field: str = "dimensions",
+) -> EmbedParams:
+    """`normalize`: whether vectors have length 1; None: as the model has it.
+
+    The cut undoes a model's scaling, and so it is done again; vectors that never had length 1 are only cut, as
+    sentence-transformers' `truncate_dim` does. Raises InvalidField.
+    """
+    check_dimensions(dimensions, info, dimensions_field)
+    if normalize is False and info.normalize:
+        raise InvalidField(
+            "normalize cannot be false: this model scales its vectors to length 1 itself, which cannot be undone. "
+            "Leave it out, or have the model served with normalize: false",
+            param="normalize",
+        )
+    is_cut = dimensions is not None and dimensions < info.output_dim
+    return EmbedParams(dimensions, (info.normalize and is_cut) if normalize is None else normalize, types)
 
 
 def reduce(arrays: Arrays, params: EmbedParams) -> Arrays:
-    """What is not wanted does not cross the wire."""
-    return {"embeddings": Ragged(shorten(arrays["embeddings"].values, params.dimensions))}
+    """What is not wanted does not cross the wire. An array for each type, by the name that `name_array` gives it.
+
+    `norms`, fp32 `[num_seqs]`, stands beside types that cannot say that a vector holds no numbers.
+    """
+    rows: Rows = shorten(arrays["embeddings"].values, params.dimensions)
+    rows = scale_rows(rows) if params.rescale else rows
+    written = {name_array(kind): Ragged(WRITERS[kind](rows)) for kind in params.types}
+    if all(array.values.dtype.kind != "f" for array in written.values()):
+        written["norms"] = Ragged(measure_rows(rows))
+    return written
+
+
+def name_array(kind: OutputType) -> str:
+    """Of a type's rows among what `reduce` gives."""
+    return "embeddings" if kind == "float" else kind
 
 
 def shorten(rows: Rows, dimensions: int | None) -> Rows:
-    """The first `dimensions` columns, scaled to length 1 again (Kusupati et al., 2022: Matryoshka representations)."""
+    """The first `dimensions` columns (Kusupati et al., 2022: Matryoshka representations)."""
     if dimensions is None or dimensions == rows.shape[1]:
         return rows
-    kept = rows[:, :dimensions]
-    norms = np.sqrt(np.einsum("ij,ij->i", kept, kept, dtype=np.float64))
-    return np.ascontiguousarray(kept / np.maximum(norms, 1e-12)[:, None], dtype=np.float32)
+    return np.ascontiguousarray(rows[:, :dimensions])
 
 
-def check_dimensions(dimensions: int | None, info: ModelInfo) -> None:
-    """Raises InvalidField where the client wants more dimensions than the model has."""
-    if dimensions is not None and dimensions > info.output_dim:
-        raise InvalidField(
-            f"dimensions is {dimensions}; this model's vectors have {info.output_dim}", param="dimensions"
-        )
+def check_dimensions(dimensions: int | None, info: ModelInfo, field: str = "dimensions") -> None:
+    """Raises InvalidField where the model has not so many, or was not trained to have so few."""
+    if dimensions is None or dimensions == info.output_dim:
+        return
+    if dimensions > info.output_dim:
+        raise InvalidField(f"{field} is {dimensions}; this model's vectors have {info.output_dim}", param=field)
+    trained = [each for each in info.matryoshka_dimensions if each < info.output_dim]
+    if trained and dimensions not in trained:
+        listed = ", ".join(map(str, sorted({*trained, info.output_dim})))
+        raise InvalidField(f"{field} is {dimensions}; this model was trained for {listed}", param=field)
 
 
 def check_config(model: ModelConfig) -> None:
@@ -67,6 +107,6 @@ TASK = Task(
     name="embed",
     heads=("embed",),
     params=EmbedParams,
-    routes=("POST /v1/embeddings",),
+    routes=("POST /v1/embeddings", "POST /embed", "POST /v1/embed", "POST /v2/embed"),
     reduce=reduce,
 )

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -53,13 +54,14 @@ class Piece(NamedTuple):
 
 
 class Work(NamedTuple):
-    """How a call wants its inputs. `is_inline`: on the event loop's thread. `cuts_first`, `stride`: see `encode` and
-    `locate_all`."""
+    """How a call wants its inputs: of up to `max_tokens`. `is_inline`: on the event loop's thread. `cuts_first`,
+    `stride`: see `encode` and `locate_all`."""
 
     truncation: Truncation
     field: str
     add_special_tokens: bool
     is_inline: bool
+    max_tokens: int
     cuts_first: bool = False
     stride: int | None = None
     max_windows: int = 0
@@ -121,6 +123,10 @@ class Tokenizer:
         """Work of the same kind, on the same threads."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
 
+    def limit_tokens(self, max_tokens: int | None) -> int:
+        """What a call wants, and no more than the model takes."""
+        return self.max_input_tokens if max_tokens is None else min(max_tokens, self.max_input_tokens)
+
     async def encode(
         self,
         inputs: Sequence[Input],
@@ -128,19 +134,24 @@ class Tokenizer:
         truncation: Truncation,
         field: str,
         add_special_tokens: bool = True,
+        max_tokens: int | None = None,
         cuts_first: bool = False,
     ) -> list[TokenSequence]:
         """Sequences in the order of the inputs. Errors name `field`. Raises InvalidField and its kinds.
 
-        `add_special_tokens`: as the model wants them around a text. Chats never get any but their template's.
+        `add_special_tokens`: as the model wants them around a text. Chats never get any but their template's. Special
+        tokens count among `max_tokens`, and are never cut off.
         `cuts_first`: truncation leaves the second text of a pair whole, instead of cutting the longer one first.
         """
-        work = Work(truncation, field, add_special_tokens, is_short(inputs), cuts_first)
+        most = self.limit_tokens(max_tokens)
+        work = Work(truncation, field, add_special_tokens, is_short(inputs), most, cuts_first)
         return await self._map(self._encode_input, inputs, work)
 
     async def locate(self, texts: Sequence[Text], *, truncation: Truncation, field: str) -> list[list[Window]]:
         """One window of each text, truncated as usual, whose tokens know their places. Raises InvalidField's kinds."""
-        return await self._map(self._locate_text, texts, Work(truncation, field, True, is_short(texts)))
+        return await self._map(
+            self._locate_text, texts, Work(truncation, field, True, is_short(texts), self.max_input_tokens)
+        )
 
     async def locate_all(
         self, texts: Sequence[Text], *, stride: int, max_windows: int, field: str
@@ -153,7 +164,8 @@ class Tokenizer:
         for index, text in enumerate(texts):
             place = f"{field}[{index}]" if len(texts) > 1 else field
             num_left = max_windows - sum(map(len, found))
-            work = Work("error", place, True, is_short([text]), stride=stride, max_windows=num_left)
+            most = self.max_input_tokens
+            work = Work("error", place, True, is_short([text]), most, stride=stride, max_windows=num_left)
             found += await self._map(self._locate_text, [text], work)
         return found
 
@@ -209,43 +221,35 @@ class Tokenizer:
 
     def _encode_input(self, item: Input, work: Work) -> TokenSequence:
         if isinstance(item, list):
-            return self._check_ids(item, work.truncation)
+            return self._check_ids(item, work)
         if isinstance(item, TokenSequence):
-            return self._check_sequence(item, work.truncation)
+            return self._check_sequence(item, work)
         if isinstance(item, Chat):
             return self._encode_text(self.chat_template.render_chat(item), work._replace(add_special_tokens=False))
         return self._encode_text(item, work)
 
-    def _check_ids(self, ids: list[int], truncation: Truncation) -> TokenSequence:
+    def _check_ids(self, ids: list[int], work: Work) -> TokenSequence:
         """Token ids are taken as they are: the client has added the special tokens, if it wants any."""
-        ids = ids[self._choose_part(len(ids), truncation)]
-        self._check_range(min(ids), max(ids))
+        ids = ids[choose_part(len(ids), work)]
+        if problem := self._find_foreign(min(ids), max(ids)):
+            raise InvalidField(problem)
         return TokenSequence(np.array(ids, dtype=np.int32))
 
-    def _check_sequence(self, sequence: TokenSequence, truncation: Truncation) -> TokenSequence:
+    def _check_sequence(self, sequence: TokenSequence, work: Work) -> TokenSequence:
         """Types likewise."""
-        part = self._choose_part(sequence.num_tokens, truncation)
+        part = choose_part(sequence.num_tokens, work)
         ids, types = sequence.input_ids[part], sequence.token_type_ids
-        self._check_range(int(ids.min()), int(ids.max()))
+        if problem := self._find_foreign(int(ids.min()), int(ids.max())):
+            raise InvalidField(problem)
         if types is not None and (types.min() < 0 or types.max() >= self._type_vocab_size):
             raise InvalidField(f"has token types outside 0 to {self._type_vocab_size - 1}, which this model has")
         return TokenSequence(ids.astype(np.int32), None if types is None or not types.any() else types[part])
 
-    def _choose_part(self, num_tokens: int, truncation: Truncation) -> slice:
-        """Raises EmptyInput, InputTooLong."""
-        if not num_tokens:
-            raise EmptyInput("must not be empty")
-        if num_tokens <= self.max_input_tokens:
-            return slice(None)
-        if truncation == "error":
-            raise self._too_long(str(num_tokens))
-        return slice(self.max_input_tokens) if truncation == "right" else slice(-self.max_input_tokens, None)
-
-    def _check_range(self, low: int, high: int) -> None:
-        """Raises InvalidField."""
-        if low < 0 or high >= self._vocab_size:
-            wrong = low if low < 0 else high
-            raise InvalidField(f"has the token id {wrong}; ids of this model go from 0 to {self._vocab_size - 1}")
+    def _find_foreign(self, low: int, high: int) -> str:
+        """What is wrong with ids from `low` to `high`; empty where the model has them all."""
+        if low >= 0 and high < self._vocab_size:
+            return ""
+        return f"has the token id {low if low < 0 else high}; ids of this model go from 0 to {self._vocab_size - 1}"
 
     def _find_plain(self) -> tokenizers.Tokenizer:
         """Raises InvalidField where there is none."""
@@ -285,18 +289,18 @@ class Tokenizer:
             raise EmptyInput("must not be empty" if len(parts) == 1 else "must not be empty on both sides")
         side: Side = "left" if work.truncation == "left" else "right"
         chars_per_token = GUARD_CHARS_PER_TOKEN if work.truncation == "error" else CHARS_PER_TOKEN
-        reach = self.max_input_tokens * chars_per_token
+        reach = work.max_tokens * chars_per_token
         while True:
             heads = [cut_text(part, reach, side, self._borders) for part in parts]
             encoding = self._read(heads, work)
-            if len(encoding) <= self.max_input_tokens and all(head.is_whole for head in heads):
+            if len(encoding) <= work.max_tokens and all(head.is_whole for head in heads):
                 return Kept(encoding, slice(None))
             if work.truncation == "error" and all(head.is_whole for head in heads):
-                raise self._too_long(str(len(encoding)))
+                raise make_too_long(str(len(encoding)), work)
             reading = Reading(encoding, heads)
             if work.truncation == "error":
-                self._check_certain(reading)
-            elif (places := reading.choose_tokens(self.max_input_tokens, side, cuts_first=work.cuts_first)) is not None:
+                check_certain(reading, work)
+            elif (places := reading.choose_tokens(work.max_tokens, side, cuts_first=work.cuts_first)) is not None:
                 return Kept(encoding, places, len(parts[-1]) - len(heads[-1].text) if side == "left" else 0)
             reach *= GROWTH
 
@@ -311,12 +315,6 @@ class Tokenizer:
         batch = [tuple(texts) if len(texts) > 1 else texts[0]]
         return plain.encode_batch(batch, add_special_tokens=work.add_special_tokens)[0]
 
-    def _check_certain(self, reading: Reading) -> None:
-        """Raises InputTooLong."""
-        num_tokens, limit = reading.count_certain(), self.max_input_tokens
-        if num_tokens > limit:
-            raise self._too_long(str(num_tokens) if reading.is_whole else f"more than {limit}")
-
     def _pack(self, encoding: tokenizers.Encoding, places: Any, *, is_pair: bool) -> TokenSequence:
         ids = np.array(encoding.ids, dtype=np.int32)[places]
         if not len(ids):
@@ -326,8 +324,23 @@ class Tokenizer:
         types = np.array(encoding.type_ids, dtype=np.int32)[places]
         return TokenSequence(ids, types if types.any() else None)
 
-    def _too_long(self, num_tokens: str) -> InputTooLong:
-        return InputTooLong(f"has {num_tokens} tokens; the limit is {self.max_input_tokens}; shorten it")
+    async def decode(self, lists: Sequence[list[int]], *, skip_special_tokens: bool, field: str) -> list[str]:
+        """The texts of lists of ids, as the tokenizer's own decoder has them. Raises InvalidField and its kinds."""
+        if self._plain is None:
+            raise InvalidField(f"{field} cannot be read: this model has no tokenizer", param=field)
+        texts: list[str] = []
+        for first, last in split_chunks(lists):
+            texts += await self.run(partial(self._decode_chunk, lists[first:last], first, skip_special_tokens, field))
+        return texts
+
+    def _decode_chunk(self, lists: Sequence[list[int]], first: int, skip_special_tokens: bool, field: str) -> list[str]:
+        for index, ids in enumerate(lists, first):
+            place = f"{field}[{index}]"
+            if not ids:
+                raise EmptyInput(f"{place} must not be empty", param=field)
+            if problem := self._find_foreign(min(ids), max(ids)):
+                raise InvalidField(f"{place} {problem}", param=field)
+        return self._find_plain().decode_batch(list(lists), skip_special_tokens=skip_special_tokens)
 
     async def describe(self, texts: Sequence[str], *, add_special_tokens: bool, field: str) -> list[list[Piece]]:
         """All tokens with their place in the text: the body bounds them. Raises InvalidField and its kinds."""
@@ -352,6 +365,28 @@ class Tokenizer:
             else:
                 pieces.append(Piece(token_id, text[start:stop], False, start, stop))
         return pieces
+
+
+def check_certain(reading: Reading, work: Work) -> None:
+    """Raises InputTooLong."""
+    num_tokens = reading.count_certain()
+    if num_tokens > work.max_tokens:
+        raise make_too_long(str(num_tokens) if reading.is_whole else f"more than {work.max_tokens}", work)
+
+
+def choose_part(num_tokens: int, work: Work) -> slice:
+    """What is kept of so many. Raises EmptyInput, InputTooLong."""
+    if not num_tokens:
+        raise EmptyInput("must not be empty")
+    if num_tokens <= work.max_tokens:
+        return slice(None)
+    if work.truncation == "error":
+        raise make_too_long(str(num_tokens), work)
+    return slice(work.max_tokens) if work.truncation == "right" else slice(-work.max_tokens, None)
+
+
+def make_too_long(num_tokens: str, work: Work) -> InputTooLong:
+    return InputTooLong(f"has {num_tokens} tokens; the limit is {work.max_tokens}; shorten it")
 
 
 def load_tokenizer(directory: Path, *, lowercase: bool = False, is_required: bool = True, **options: Any) -> Tokenizer:

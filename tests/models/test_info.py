@@ -355,3 +355,17 @@ def test_decoders_do_not_embed() -> None:
 def test_every_model_type_has_a_family() -> None:
     families = {*FAMILIES.values(), *DECODERS.values()}
     assert sorted(model_type for family in families for model_type in family.model_types) == sorted(DEFAULTS)
+
+
+def test_matryoshka_dimensions(tmp_path: Path) -> None:
+    def read(given: Any) -> tuple[int, ...]:
+        write(tmp_path / "config.json", BERT | {"matryoshka_dimensions": given})
+        return read_info(tmp_path).matryoshka_dimensions
+
+    assert read([16, 8]) == (16, 8)
+    assert read(None) == read([]) == ()
+    for bad in (16, "16", ["16"], [0], [True], [1.5], {"a": 1}):
+        with pytest.raises(
+            ModelDirectoryError, match=r"config.json: matryoshka_dimensions is .*; it must be a list of"
+        ):
+            read(bad)

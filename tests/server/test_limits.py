@@ -25,7 +25,7 @@ from server.config import ConfigError, HttpConfig
 from server.config_file import load_config
 from server.errors import BodyTooLarge, EngineFailure
 from server.http import deadline
-from server.http.api import openai_embeddings, tei
+from server.http.api import tei, vectors
 from server.http.api.openai_chat import ChatRequest
 from server.http.api.openai_completions import CompletionRequest
 from server.http.body import parse_body
@@ -425,7 +425,7 @@ class TestHealth:
 async def test_large_answers_are_written_off_the_event_loop(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """2,048 vectors of 1,024 numbers, or 77 labels each, would hold it for 0.15 s."""
     writers: list[bool] = []
-    encode, rank = openai_embeddings.encode_floats, classify.rank_labels
+    encode, rank = vectors.encode_numbers, classify.rank_labels
 
     def note(function: Callable[..., Any]) -> Callable[..., Any]:
         def noting(*arguments: Any) -> Any:
@@ -434,9 +434,9 @@ async def test_large_answers_are_written_off_the_event_loop(server: Server, monk
 
         return noting
 
-    monkeypatch.setattr(openai_embeddings, "encode_floats", note(encode))
+    monkeypatch.setattr(vectors, "encode_numbers", note(encode))
     monkeypatch.setattr(classify, "rank_labels", note(rank))
-    monkeypatch.setattr(openai_embeddings, "INLINE_VALUES", 8)
+    monkeypatch.setattr(vectors, "INLINE_VALUES", 8)
     monkeypatch.setattr(tei, "INLINE_SCORES", 3)
     assert (await server.embed_text(["word1"])).is_success and (await server.embed_text(["word1", "word2"])).is_success
     for inputs in ([["word1"]], [["word1"], ["word2"]]):

@@ -11,10 +11,11 @@ from hypothesis.extra import numpy as hnp
 
 from models.info import ModelInfo
 from server.errors import InvalidAnswer, InvalidField
-from server.http.api.openai_embeddings import encode_base64
+from server.http.api.vectors import encode_base64
 from server.http.endpoint import check_finite
 from server.tasks.classify import compute_scores, compute_sigmoid, compute_softmax, rank_labels
 from server.tasks.embed import check_dimensions, shorten
+from server.tasks.vector_types import scale_rows
 from server.wire.job import Ragged
 
 LOGITS = hnp.arrays(
@@ -77,7 +78,7 @@ def test_labels_without_names() -> None:
 
 @given(hnp.arrays(np.float32, (4, 6), elements=st.floats(-(2.0**60), 2.0**60, width=32)), st.integers(1, 5))
 def test_shortened_embeddings_have_length_one(values: np.ndarray, dimensions: int) -> None:
-    short = shorten(values, dimensions)
+    short = scale_rows(shorten(values, dimensions))
     assert short.shape == (4, dimensions) and short.dtype == np.float32 and short.flags.c_contiguous
     lengths = np.linalg.norm(values[:, :dimensions].astype(np.float64), axis=1)
     np.testing.assert_allclose(np.linalg.norm(short, axis=1)[lengths > 1e-6], 1.0, rtol=1e-5)

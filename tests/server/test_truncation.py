@@ -172,7 +172,7 @@ TEXTS = st.one_of(SPACED, SPACED, TIGHT, FEW, MARKS.map("".join), st.text(max_si
 def test_as_if_everything_were_read(
     kind: str, parts: tuple[str, ...], truncation: Truncation, limit: int, is_inline: bool
 ) -> None:
-    work = Work(truncation, "input", True, is_inline)
+    work = Work(truncation, "input", True, is_inline, limit)
     ids, types = encode_and_cut(kind, limit, list(parts), truncation)
     encode = partial(build_ours(kind, limit)._encode_text, parts if len(parts) == 2 else parts[0], work)  # type: ignore[arg-type]
     if not ids:
@@ -190,7 +190,7 @@ def test_as_if_everything_were_read(
 @given(text=TEXTS.filter(bool), limit=st.integers(5, 40))
 def test_the_refusal_tells_the_truth(kind: str, text: str, limit: int) -> None:
     num_tokens = len(build(kind).encode(text).ids)
-    work = Work("error", "input", True, False)
+    work = Work("error", "input", True, False, limit)
     if num_tokens == 0:
         with pytest.raises(EmptyInput):
             build_ours(kind, limit)._encode_text(text, work)
@@ -253,7 +253,7 @@ def test_tokens_that_end_within_a_character() -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_what_has_no_breaks_is_refused_unread(side: Side) -> None:
     with pytest.raises(InputTooLong, match="300,000 characters, and 131,072 in a row without a break between words"):
-        build_ours("byte-level BPE", 8)._encode_text("x" * 300_000, Work(side, "input", True, False))
+        build_ours("byte-level BPE", 8)._encode_text("x" * 300_000, Work(side, "input", True, False, 8))
     assert cut_text("x" * UNBROKEN_CHARS, 12, side, find_borders(build("byte-level BPE"))).is_whole
 
 
@@ -265,7 +265,7 @@ def test_little_is_read_of_a_long_text(kind: str, truncation: Truncation, monkey
     monkeypatch.setattr(ours, "_read", lambda heads, work: sizes.append(len(heads[0].text)) or read(heads, work))
     text = "there lived three dragons in a land " * 10_000
     try:
-        ours._encode_text(text, Work(truncation, "input", True, False))
+        ours._encode_text(text, Work(truncation, "input", True, False, 12))
     except InputTooLong as error:
         assert truncation == "error" and "has more than 12 tokens; the limit is 12" in error.message
     assert sum(sizes) <= 12 * 8 * 5

@@ -5,17 +5,19 @@ from dataclasses import asdict
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
-from typing_extensions import TypedDict
 
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_schemas import ErrorReply
+from server.http.api.tei_info import TeiInfo, describe_served
 from server.http.call import Call, Reply, reply_json
 from server.http.docs import find_version
 from server.http.route import Route
 from server.http.state import ServedModel, ServerState
 
 
-class Info(TypedDict):
+class Info(TeiInfo):
+    """What text-embeddings-inference says of its model is here said of the first one."""
+
     server: str
     version: str
     is_draining: bool
@@ -24,8 +26,10 @@ class Info(TypedDict):
 
 
 async def get_info(call: Call, state: ServerState) -> Reply:
+    first = next(iter(state.models.values()))
     return reply_json(
         {
+            **describe_served(first, state.config.server),
             "server": "padless",
             "version": find_version(),
             "is_draining": state.is_draining,

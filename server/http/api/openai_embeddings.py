@@ -1,31 +1,41 @@
-"""OpenAI's embeddings."""
+"""OpenAI's embeddings, with the fields that clients of vLLM and Voyage send along."""
 
-import binascii
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
+from server.errors import InvalidField
 from server.http.api.fields import Label, ModelName, Texts, TokenIds, TokenLists
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_schemas import EmbeddingsReply, ErrorReply
+from server.http.api.vectors import Vectors, encode_rows, write_reply
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, run_job
 from server.http.route import Route
-from server.http.state import ServerState
+from server.http.state import ServedModel, ServerState
 from server.tasks import embed
+from server.tasks.vector_types import OutputType
 from server.text.inputs import Input
 from server.text.prompts import choose_prompt
+from server.text.tokenizer import Truncation
 
 MAX_PROMPT_CHARS = 4096
 """It is read once for each text."""
-INLINE_VALUES = 65_536
-"""So many numbers are written on the event loop's thread, in 4 to 8 ms; 2,048 vectors of 1,024 take 150."""
+TypeName = Literal["float", "float32", "float16", "int8", "uint8", "binary", "ubinary"]
+TYPES: Mapping[TypeName, OutputType] = {
+    "float": "float",
+    "float32": "float",
+    "float16": "float16",
+    "int8": "int8",
+    "uint8": "uint8",
+    "binary": "binary",
+    "ubinary": "ubinary",
+}
 
 
 class EmbeddingsRequest(BaseModel):
@@ -42,7 +52,7 @@ class EmbeddingsRequest(BaseModel):
         ),
     ]
     encoding_format: Literal["float", "base64"] | None = Field(
-        None, description="`float` if absent; `base64` holds little-endian float32 and is faster."
+        None, description="`float` if absent: numbers; `base64`: their bytes, little-endian, which is faster."
     )
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(
         None, description="Keep so many leading dimensions, scaled to length 1 again."
@@ -54,23 +64,71 @@ class EmbeddingsRequest(BaseModel):
     input_type: Label | None = Field(
         None, description="query, document, passage, search_query, ...: the model's prompt for such texts."
     )
+    output_dtype: TypeName | None = Field(
+        None, description="What the numbers are: `float` if absent; of `binary` and `ubinary` each holds eight."
+    )
+    embed_dtype: TypeName | None = Field(None, description="vLLM's name of `output_dtype`.")
+    endianness: Literal["native", "little"] | None = Field(None, description="Of base64, which is always little.")
+    truncate_prompt_tokens: Annotated[StrictInt, Field(ge=-1, lt=2**31)] | None = Field(
+        None, description="Cut longer inputs to so many tokens; -1: to as many as the model takes."
+    )
+    truncation_side: Literal["left", "right"] | None = Field(
+        None, description="The end that is then cut off; what the server's configuration says if absent, or right."
+    )
+    add_special_tokens: StrictBool = Field(True, description="As the model wants them around a text.")
+    priority: Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)] | None = Field(
+        None, description="Lower is earlier. Where the server allows it."
+    )
+    request_id: Label | None = Field(None, description="As the header x-request-id, which goes before.")
     user: Label | None = None
+
+
+def check_types(asked: EmbeddingsRequest) -> OutputType:
+    """Raises InvalidField where the two names of the field contradict each other."""
+    given = {TYPES[each] for each in (asked.output_dtype, asked.embed_dtype) if each is not None}
+    if len(given) > 1:
+        raise InvalidField("output_dtype and embed_dtype are one choice; leave one out", param="embed_dtype")
+    return given.pop() if given else "float"
+
+
+def limit_input(asked: EmbeddingsRequest, model: ServedModel) -> tuple[Truncation, int | None]:
+    """What happens to inputs of more than so many tokens; None: than the model takes. Raises InvalidField."""
+    configured, num_tokens = model.config.limits.truncation, asked.truncate_prompt_tokens
+    if num_tokens is None:
+        return configured, None
+    side = asked.truncation_side or ("right" if configured == "error" else configured)
+    most = model.tokenizer.max_input_tokens
+    if num_tokens == 0 or num_tokens > most:
+        raise InvalidField(
+            f"truncate_prompt_tokens is {num_tokens}; it must be -1, for all that the model takes, or from 1 to {most}",
+            param="truncate_prompt_tokens",
+        )
+    return side, None if num_tokens == -1 else num_tokens
 
 
 async def create_embeddings(call: Call, state: ServerState) -> Reply:
     asked = parse_body(EmbeddingsRequest, call.take_body())
+    call.adopt_request_id(asked.request_id)
     model = state.pick_model(asked.model, embed.TASK)
     call.model = model.name
-    embed.check_dimensions(asked.dimensions, model.info)
-    params = embed.EmbedParams(asked.dimensions)
-    prompt = choose_prompt(model.info, text=asked.prompt, name=asked.prompt_name, input_type=asked.input_type)
-
-    truncation = model.config.limits.truncation
-    job = TextJob(embed.TASK, list_inputs(asked.input), "input", params, prompt=prompt, truncation=truncation)
-    rows = (await run_job(call, model, job))["embeddings"].values
+    kind = check_types(asked)
+    params = embed.build_params(model.info, dimensions=asked.dimensions, types=(kind,))
+    truncation, max_input_tokens = limit_input(asked, model)
+    job = TextJob(
+        embed.TASK,
+        list_inputs(asked.input),
+        "input",
+        params,
+        prompt=choose_prompt(model.info, text=asked.prompt, name=asked.prompt_name, input_type=asked.input_type),
+        truncation=truncation,
+        add_special_tokens=asked.add_special_tokens,
+        max_input_tokens=max_input_tokens,
+        priority=asked.priority or 0,
+    )
+    rows = (await run_job(call, model, job))[embed.name_array(kind)].values
     is_base64 = asked.encoding_format == "base64"
     write = partial(format_embeddings, rows, model.name, call.times.num_tokens, is_base64=is_base64)
-    return Reply(write() if rows.size <= INLINE_VALUES else await model.tokenizer.run(write))
+    return await write_reply(write, rows.size, model)
 
 
 def list_inputs(given: str | list[Any]) -> list[Input]:
@@ -80,23 +138,12 @@ def list_inputs(given: str | list[Any]) -> list[Input]:
     return given
 
 
-def format_embeddings(rows: npt.NDArray[np.float32], model: str, num_tokens: int, *, is_base64: bool) -> bytes:
-    """Row by row: between two of them others have their turn at the GIL."""
-    encode = encode_base64 if is_base64 else encode_floats
-    values = [encode(row) for row in np.ascontiguousarray(rows)]
+def format_embeddings(rows: Vectors, model: str, num_tokens: int, *, is_base64: bool) -> bytes:
+    values = encode_rows(rows, is_base64=is_base64)
     data = [{"object": "embedding", "index": index, "embedding": value} for index, value in enumerate(values)]
     usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
     content = {"object": "list", "data": data, "model": model, "usage": usage}
     return orjson.dumps(content)
-
-
-def encode_floats(row: npt.NDArray[np.float32]) -> orjson.Fragment:
-    return orjson.Fragment(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
-
-
-def encode_base64(row: npt.NDArray[np.float32]) -> str:
-    """Little-endian float32, what OpenAI's clients decode."""
-    return binascii.b2a_base64(row.astype("<f4", copy=False).tobytes(), newline=False).decode("ascii")
 
 
 ROUTE = Route(

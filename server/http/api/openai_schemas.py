@@ -21,7 +21,7 @@ class ErrorReply(TypedDict):
 
 
 class Embedding(TypedDict):
-    """`embedding` is base64 of little-endian float32 where that was asked for."""
+    """`embedding` is base64 of little-endian numbers where that was asked for."""
 
     object: Literal["embedding"]
     index: int

@@ -1,0 +1,125 @@
+"""text-embeddings-inference's embeddings, and its way from token ids back to texts."""
+
+from functools import partial
+from typing import Annotated, Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+
+from server.errors import InputTooLong
+from server.http.api.fields import Label, ModelName, Texts, TokenIds, TokenLists
+from server.http.api.tei import TeiErrorReply, TruncationFields, render_error
+from server.http.api.vectors import Vectors, encode_rows, write_reply
+from server.http.body import parse_body
+from server.http.call import Call, Reply
+from server.http.endpoint import TextJob, check_places, run_job
+from server.http.route import Route
+from server.http.state import ServerState
+from server.tasks import embed
+from server.text.inputs import Input
+from server.text.prompts import choose_prompt
+
+
+class EmbedRequest(TruncationFields):
+    """Body of `POST /embed`."""
+
+    inputs: Annotated[
+        str | Texts | TokenIds | TokenLists,
+        Field(
+            union_mode="left_to_right",
+            description="a text, a list of texts, a list of token ids, or a list of lists of token ids",
+        ),
+    ]
+    normalize: StrictBool = Field(
+        True, description="Scale vectors to length 1; `false` only where the model does not do so itself."
+    )
+    dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="Keep so many leading dimensions.")
+    prompt_name: Label | None = Field(None, description="One of the model's own prompts, in place of the default.")
+    model: ModelName | None = Field(None, description="Needed only where several models embed.")
+
+
+class DecodeRequest(BaseModel):
+    """Body of `POST /decode`."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    ids: Annotated[
+        TokenIds | TokenLists,
+        Field(union_mode="left_to_right", description="a list of token ids, or a list of such lists"),
+    ]
+    skip_special_tokens: StrictBool = True
+    model: ModelName | None = Field(None, description="Needed only where several models are served.")
+
+
+async def embed_inputs(call: Call, state: ServerState) -> Reply:
+    """A list of vectors, of one too."""
+    asked = parse_body(EmbedRequest, call.take_body())
+    model = state.pick_model(asked.model, embed.TASK)
+    call.model = model.name
+    params = embed.build_params(model.info, dimensions=asked.dimensions, normalize=asked.normalize)
+    job = TextJob(
+        embed.TASK,
+        list_inputs(asked.inputs),
+        "inputs",
+        params,
+        prompt=choose_prompt(model.info, name=asked.prompt_name),
+        truncation=asked.choose_truncation(model.config.limits.truncation),
+    )
+    try:
+        rows = (await run_job(call, model, job))["embeddings"].values
+    except InputTooLong as error:
+        raise InputTooLong(f"{error.message}, or set truncate to true", error.param) from None
+    return await write_reply(partial(write_vectors, rows), rows.size, model)
+
+
+def write_vectors(rows: Vectors) -> bytes:
+    return orjson.dumps(encode_rows(rows))
+
+
+def list_inputs(given: str | list[Any]) -> list[Input]:
+    """One entry per sequence."""
+    if isinstance(given, str) or (given and isinstance(given[0], int)):
+        return [given]
+    return given
+
+
+async def decode(call: Call, state: ServerState) -> Reply:
+    """It takes a place like any other call, as tokenising does."""
+    asked = parse_body(DecodeRequest, call.take_body())
+    model = state.pick_model(asked.model, None)
+    call.model = model.name
+    lists: list[Any] = [asked.ids] if asked.ids and isinstance(asked.ids[0], int) else asked.ids
+    check_places(len(lists), model, "ids")
+    with model.admission.admit(len(lists), 0, deadline_s=call.deadline_s, tokens_per_s=0.0):
+        texts = await model.tokenizer.decode(lists, skip_special_tokens=asked.skip_special_tokens, field="ids")
+    call.times.num_inputs = len(lists)
+    call.times.num_tokens = sum(map(len, lists))
+    return Reply(orjson.dumps(texts))
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/embed",
+        embed_inputs,
+        render_error,
+        "Embed texts or token ids",
+        "text-embeddings-inference",
+        schema=EmbedRequest.model_json_schema(),
+        reply=list[list[float]],
+        error_reply=TeiErrorReply,
+        deadline="default",
+    ),
+    Route(
+        "POST",
+        "/decode",
+        decode,
+        render_error,
+        "Turn token ids into texts",
+        "text-embeddings-inference",
+        schema=DecodeRequest.model_json_schema(),
+        reply=list[str],
+        error_reply=TeiErrorReply,
+        deadline="default",
+    ),
+)
