@@ -28,7 +28,11 @@ from server.http.api import (
     openai_completions,
     openai_embeddings,
     openai_models,
+    rerank,
+    rerank_either,
+    score,
     tei,
+    tei_rerank,
 )
 from server.http.api.openai_errors import render_error
 from server.http.body import check_media_type
@@ -51,6 +55,10 @@ ROUTES: tuple[Route, ...] = (
     *openai_chat.ROUTES,
     *openai_models.ROUTES,
     *tei.ROUTES,
+    *tei_rerank.ROUTES,
+    *rerank.ROUTES,
+    *rerank_either.ROUTES,
+    *score.ROUTES,
     *health.ROUTES,
     *index.ROUTES,
     *admin.ROUTES,

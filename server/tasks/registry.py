@@ -2,12 +2,12 @@
 
 from models.info import ModelInfo
 from server.config import ConfigError
-from server.tasks import classify, embed, generate
+from server.tasks import classify, embed, generate, rerank
 from server.tasks.head import Head
 from server.tasks.task import Task
 
 HEADS: dict[str, Head] = {head.name: head for head in (embed.HEAD, classify.HEAD, generate.HEAD)}
-TASKS: dict[str, Task] = {task.name: task for task in (embed.TASK, classify.TASK, generate.TASK)}
+TASKS: dict[str, Task] = {task.name: task for task in (embed.TASK, classify.TASK, generate.TASK, rerank.TASK)}
 
 
 def list_tasks(info: ModelInfo) -> list[Task]:

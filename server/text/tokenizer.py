@@ -22,7 +22,7 @@ from server.text.borders import NOWHERE, Borders, find_borders
 from server.text.chat_template import NO_CHAT_TEMPLATE, Chat, ChatTemplate
 from server.text.detokenizer import TokenTexts
 from server.text.inputs import Input, Text, is_long, is_short, split_chunks
-from server.text.truncation import GROWTH, Head, Reading, Side, cut_text
+from server.text.truncation import GROWTH, Head, Reading, Side, cut_text, find_chars
 from server.wire.job import TokenSequence
 
 logger = logging.getLogger("padless.http")
@@ -137,6 +137,31 @@ class Tokenizer:
         """
         (sequence,) = await self.encode([prompt], truncation="right", field="prompt")
         return sequence.num_tokens - self.texts.is_special(int(sequence.input_ids[-1]))
+
+    async def shorten(self, texts: Sequence[str], max_tokens: int, *, field: str) -> list[str]:
+        """Each up to the end of its `max_tokens`-th token, special ones not counted. Raises InvalidField."""
+        loop = asyncio.get_running_loop()
+        shortened = []
+        for index, text in enumerate(texts):
+            try:
+                shortened.append(
+                    await loop.run_in_executor(self._choose_pool([text]), self._shorten_text, text, max_tokens)
+                )
+            except InvalidField as error:
+                raise type(error)(f"{field}[{index}] {error.message}", param=field) from None
+        return shortened
+
+    def _shorten_text(self, text: str, max_tokens: int) -> str:
+        """Reads no more of it than it takes."""
+        reach = max_tokens * CHARS_PER_TOKEN
+        while True:
+            head = cut_text(text, reach, "right", self._borders)
+            encoding = self._find_plain().encode_batch([head.text], add_special_tokens=False)[0]
+            places = Reading(encoding, [head]).choose_tokens(max_tokens, "right")
+            if places is not None:
+                is_all = head.is_whole and len(places) == len(encoding)
+                return text if is_all else text[: find_chars(encoding, places[-1])[1]]
+            reach *= GROWTH
 
     def _choose_pool(self, inputs: Sequence[Input]) -> ThreadPoolExecutor:
         return self._long_pool if is_long(inputs) else self._pool

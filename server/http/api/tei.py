@@ -27,24 +27,15 @@ INLINE_SCORES = 8192
 """So many are ranked and written on the event loop's thread, in 10 ms."""
 
 
-class PredictRequest(BaseModel):
-    """Body of `POST /predict`."""
+class TruncationFields(BaseModel):
+    """What every body has that holds texts for a model."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
-    inputs: Annotated[
-        str | Texts | Annotated[list[Texts], Field(fail_fast=True, max_length=MAX_LIST)],
-        Field(
-            union_mode="left_to_right",
-            description="a text, a pair [a, b], or a batch of both [[a], [a, b], ...]",
-        ),
-    ]
     truncate: StrictBool | None = Field(None, description="What the server's configuration says if absent.")
     truncation_direction: Literal["left", "right"] = Field(
         "right", description="The end that is cut off; `Left` and `Right` are understood as well."
     )
-    raw_scores: StrictBool = Field(False, description="Logits instead of probabilities.")
-    model: ModelName | None = Field(None, description="Needed only where several classifiers are served.")
 
     @field_validator("truncation_direction", mode="before")
     @classmethod
@@ -56,6 +47,20 @@ class PredictRequest(BaseModel):
         if self.truncate is None:
             return configured
         return self.truncation_direction if self.truncate else "error"
+
+
+class PredictRequest(TruncationFields):
+    """Body of `POST /predict`."""
+
+    inputs: Annotated[
+        str | Texts | Annotated[list[Texts], Field(fail_fast=True, max_length=MAX_LIST)],
+        Field(
+            union_mode="left_to_right",
+            description="a text, a pair [a, b], or a batch of both [[a], [a, b], ...]",
+        ),
+    ]
+    raw_scores: StrictBool = Field(False, description="Logits instead of probabilities.")
+    model: ModelName | None = Field(None, description="Needed only where several classifiers are served.")
 
 
 class TokenizeRequest(BaseModel):
