@@ -34,10 +34,15 @@ class RerankRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     model: ModelName | None = Field(None, description="Needed only where several models rank.")
-    query: str
+    query: str = Field(examples=["What is the capital of France?"])
     documents: Annotated[
         list[Document],
-        Field(fail_fast=True, max_length=MAX_LIST, description="a list of texts, or of objects with a text"),
+        Field(
+            fail_fast=True,
+            max_length=MAX_LIST,
+            description="a list of texts, or of objects with a text",
+            examples=[["Paris is.", {"text": "Lyon is not."}]],
+        ),
     ]
     top_n: Annotated[StrictInt, Field(ge=0)] | None = Field(None, description="So many of the best; 0: all.")
     return_documents: StrictBool | None = Field(None, description="If absent, yes on /v1 and no on /v2.")

@@ -30,8 +30,8 @@ class ScoreRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     model: ModelName | None = Field(None, description="Needed only where several models rank.")
-    text_1: GivenTexts | None = None
-    text_2: GivenTexts | None = None
+    text_1: GivenTexts | None = Field(None, examples=["What is the capital of France?"])
+    text_2: GivenTexts | None = Field(None, examples=[["Paris is.", "Lyon is not."]])
     queries: GivenTexts | None = None
     documents: GivenTexts | None = None
     items: GivenTexts | None = None

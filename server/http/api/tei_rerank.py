@@ -21,8 +21,8 @@ from server.text.prompts import choose_prompt
 class RerankRequest(TruncationFields):
     """Body of `POST /rerank`."""
 
-    query: str
-    texts: Texts
+    query: str = Field(examples=["What is the capital of France?"])
+    texts: Texts = Field(examples=[["Paris is.", "Lyon is not."]])
     raw_scores: StrictBool = Field(False, description="Logits instead of numbers between 0 and 1.")
     return_text: StrictBool = False
     model: ModelName | None = Field(None, description="Needed only where several models rank.")
