@@ -53,8 +53,8 @@ def score_logits(logits: Rows, info: ModelInfo, scale: Scale) -> Scores:
 def compute_cosines(queries: Rows, documents: Rows) -> Scores:
     """Row by row, `[n, dim]` or `[1, dim]` and `[n, dim]` to `[n]`. Not by BLAS, whose threads would wake for it."""
     products = np.einsum("ij,ij->i", np.broadcast_to(queries, documents.shape), documents)
-    lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries) * np.einsum("ij,ij->i", documents, documents))
-    cosines: Scores = products / np.maximum(lengths, np.float32(SHORTEST))
+    lengths = [np.sqrt(np.einsum("ij,ij->i", rows, rows)) for rows in (queries, documents)]
+    cosines: Scores = products / np.maximum(lengths[0] * lengths[1], np.float32(SHORTEST))
     return cosines
 
 

@@ -22,7 +22,8 @@ from server.text.borders import NOWHERE, Borders, find_borders
 from server.text.chat_template import NO_CHAT_TEMPLATE, Chat, ChatTemplate
 from server.text.detokenizer import TokenTexts
 from server.text.inputs import Input, Text, is_long, is_short, split_chunks
-from server.text.truncation import GROWTH, Head, Reading, Side, cut_text, find_chars
+from server.text.pairs import SharedText, count_special, find_shared, join_pair
+from server.text.truncation import GROWTH, Head, Reading, Side, cut_text, find_chars, take_whole
 from server.wire.job import TokenSequence
 
 logger = logging.getLogger("padless.http")
@@ -52,12 +53,13 @@ class Piece(NamedTuple):
 
 
 class Work(NamedTuple):
-    """How a call wants its inputs. `is_inline`: on the event loop's thread."""
+    """How a call wants its inputs. `is_inline`: on the event loop's thread. `shared`: what all pairs begin with."""
 
     truncation: Truncation
     field: str
     add_special_tokens: bool
     is_inline: bool
+    shared: SharedText | None = None
 
 
 class Tokenizer:
@@ -89,11 +91,13 @@ class Tokenizer:
         # Single texts of almost every model are all type 0: looked up once, not per text.
         self._has_pair_types = type_vocab_size > 1
         self._has_single_types = False
+        self._can_join = False
         self._borders = Borders(NOWHERE, 0)
         if plain is not None:
             plain.no_padding()
             plain.no_truncation()
             self._borders = find_borders(plain)
+            self._can_join = plain.post_processor is not None
             self._has_single_types = self._has_pair_types and any(plain.encode("a").type_ids)
 
     @property
@@ -113,7 +117,8 @@ class Tokenizer:
         `add_special_tokens`: as the model wants them around a text. Chats never get any but their template's.
         """
         is_inline = is_short(inputs)
-        work = Work(truncation, field, add_special_tokens, is_inline)
+        shared = find_shared(inputs) if self._can_join else None
+        work = Work(truncation, field, add_special_tokens, is_inline, shared)
         if is_inline:
             return self._encode_chunk(inputs, 0, work)
         chunks = split_chunks(inputs)
@@ -220,6 +225,8 @@ class Tokenizer:
         side: Side = "left" if work.truncation == "left" else "right"
         chars_per_token = GUARD_CHARS_PER_TOKEN if work.truncation == "error" else CHARS_PER_TOKEN
         reach = self.max_input_tokens * chars_per_token
+        if work.shared is not None and isinstance(text, tuple) and max(map(len, text)) <= reach:
+            return self._join(work.shared, text[1], side, work)
         while True:
             heads = [cut_text(part, reach, side, self._borders) for part in parts]
             encoding = self._read(heads, work)
@@ -233,6 +240,20 @@ class Tokenizer:
             elif (places := reading.choose_tokens(self.max_input_tokens, side)) is not None:
                 return self._pack(encoding, places, is_pair=len(parts) > 1)
             reach *= GROWTH
+
+    def _join(self, shared: SharedText, text: str, side: Side, work: Work) -> TokenSequence:
+        """As if the pair had been read; both texts are short enough to be read whole."""
+        plain, bare = self._find_plain(), work._replace(add_special_tokens=False)
+        if shared.encoding is None:  # two threads may find that at once, and do the same
+            shared.encoding = self._read([take_whole(shared.text)], bare)
+        pair = (shared.encoding, self._read([take_whole(text)], bare))
+        num_tokens = sum(map(len, pair)) + count_special(plain, add_special_tokens=work.add_special_tokens)
+        if work.truncation == "error" and num_tokens > self.max_input_tokens:
+            raise self._too_long(str(num_tokens))
+        encoding = join_pair(
+            plain, pair, max_tokens=self.max_input_tokens, side=side, add_special_tokens=work.add_special_tokens
+        )
+        return self._pack(encoding, slice(None), is_pair=True)
 
     def _read(self, heads: Sequence[Head], work: Work) -> tokenizers.Encoding:
         plain, texts = self._find_plain(), [head.text for head in heads]
