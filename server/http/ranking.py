@@ -44,8 +44,8 @@ def pick_ranker(state: ServerState, name: str | None) -> ServedModel:
     """
     if name is None:
         rankers = {
-            name: model
-            for name, model in state.models.items()
+            each: model
+            for each, model in state.models.items()
             if rerank.TASK.can_use(model.info) and rerank.is_cross_encoder(model.info)
         }
         if rankers:
