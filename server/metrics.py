@@ -27,13 +27,25 @@ UNKNOWN_MODEL = "unknown"
 
 @dataclass(slots=True)
 class CallTimes:
-    """One HTTP call's numbers. Mutable: filled in along the way; a stage it never reached stays None."""
+    """One HTTP call's numbers, of all its jobs together. Mutable: filled in along the way; a stage it never reached
+    stays None."""
 
     num_inputs: int = 0
     num_tokens: int = 0
     tokenize_s: float | None = None
     queue_s: float | None = None
     engine_s: float | None = None
+
+    def note_tokens(self, num_inputs: int, num_tokens: int, tokenize_s: float) -> None:
+        """Of one job: a call's jobs are tokenised one after the other."""
+        self.num_inputs += num_inputs
+        self.num_tokens += num_tokens
+        self.tokenize_s = (self.tokenize_s or 0.0) + tokenize_s
+
+    def note_engine(self, queue_s: float, engine_s: float) -> None:
+        """Of one job: a call's jobs are computed side by side, and the longest counts."""
+        self.queue_s = max(self.queue_s or 0.0, queue_s)
+        self.engine_s = max(self.engine_s or 0.0, engine_s)
 
 
 class CallMetrics:

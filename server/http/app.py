@@ -30,8 +30,12 @@ from server.http.api import (
     openai_completions,
     openai_embeddings,
     openai_models,
+    rerank,
+    rerank_either,
+    score,
     tei,
     tei_embed,
+    tei_rerank,
     tei_sparse,
 )
 from server.http.api.openai_errors import render_error
@@ -60,6 +64,10 @@ ROUTES: tuple[Route, ...] = (
     *oip.ROUTES,
     *tei_embed.ROUTES,
     *cohere_embed.ROUTES,
+    *tei_rerank.ROUTES,
+    *rerank.ROUTES,
+    *rerank_either.ROUTES,
+    *score.ROUTES,
     *health.ROUTES,
     *index.ROUTES,
     *admin.ROUTES,

@@ -18,7 +18,7 @@ from server.tasks.task import Task
 from server.text.inputs import Input, Size, measure
 from server.text.located import Window
 from server.text.prompts import put_before
-from server.text.tokenizer import Truncation
+from server.text.work import Truncation
 from server.wire.job import EngineStatus, Job, Ragged, Result, TokenSequence, write_inputs
 from server.wire.result_stream import ResultStream
 
@@ -70,6 +70,7 @@ class OpenJob:
         self.size = Size(0)
         self.num_prompt_tokens = 0
         """That pooling leaves out of each text."""
+        self.num_tokens = 0
         self.sequences: list[TokenSequence] = []
         self.windows: list[list[Window]] = []
         """Of each input, where the job asks for places: the sequences in the same order."""
@@ -133,10 +134,9 @@ class OpenJob:
             self.num_prompt_tokens = await tokenizer.count_prompt_tokens(job.prompt)
         if job.settle is not None:
             self.params = await job.settle(self.sequences)
-        num_tokens = sum([len(sequence.input_ids) for sequence in self.sequences])
+        self.num_tokens = num_tokens = sum([len(sequence.input_ids) for sequence in self.sequences])
         now_s = monotonic()
-        call.times.num_inputs, call.times.num_tokens = len(self.sequences), num_tokens
-        call.times.tokenize_s = now_s - begin_s
+        call.times.note_tokens(len(self.sequences), num_tokens, now_s - begin_s)
         assert self.ticket is not None and self.charge is not None
         self.ticket.correct(num_tokens + self.num_expected * len(self.sequences))
         self.charge.correct(num_tokens + self.num_expected * len(self.sequences))
@@ -191,7 +191,7 @@ class OpenJob:
     def count_generated(self, num_tokens: int) -> None:
         """In place of what was expected."""
         assert self.charge is not None
-        self.charge.correct(self.call.times.num_tokens + num_tokens)
+        self.charge.correct(self.num_tokens + num_tokens)
 
     async def collect(self) -> dict[str, Ragged]:
         """All results as one, in the order of the inputs. Raises InvalidAnswer where there is no number."""
@@ -203,9 +203,9 @@ class OpenJob:
                 results = [kept for kept in results if not again.intersection(kept.rows.tolist())]
             else:
                 results.append(result)
-        times = self.call.times
-        times.queue_s = max([result.queue_s for result in results])
-        times.engine_s = max([result.engine_s for result in results])
+        self.call.times.note_engine(
+            max([result.queue_s for result in results]), max([result.engine_s for result in results])
+        )
         rows = results[0].rows if len(results) == 1 else np.concatenate([result.rows for result in results])
         if len(rows) != len(self.sequences):
             raise RuntimeError(f"{len(self.sequences)} inputs got {len(rows)} rows. This is a bug.")

@@ -2,7 +2,7 @@
 
 from models.info import ModelInfo
 from server.config import ConfigError
-from server.tasks import classify, embed, generate, sparse, token_classify
+from server.tasks import classify, embed, generate, rerank, sparse, token_classify
 from server.tasks.head import Head
 from server.tasks.task import Task
 
@@ -10,7 +10,8 @@ HEADS: dict[str, Head] = {
     head.name: head for head in (embed.HEAD, sparse.HEAD, classify.HEAD, token_classify.HEAD, generate.HEAD)
 }
 TASKS: dict[str, Task] = {
-    task.name: task for task in (embed.TASK, sparse.TASK, classify.TASK, token_classify.TASK, generate.TASK)
+    task.name: task
+    for task in (embed.TASK, sparse.TASK, classify.TASK, rerank.TASK, token_classify.TASK, generate.TASK)
 }
 
 

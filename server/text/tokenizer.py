@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tokenizers
@@ -24,13 +24,14 @@ from server.text.chat_template import NO_CHAT_TEMPLATE, Chat, ChatTemplate
 from server.text.detokenizer import TokenTexts
 from server.text.inputs import Input, Text, is_long, is_short, split_chunks
 from server.text.located import Kept, Window, cut_windows, find_word_rules, locate
-from server.text.truncation import GROWTH, UNBROKEN_CHARS, Head, Reading, Side, cut_text
+from server.text.pairs import SharedText, count_special, find_shared, join_pair
+from server.text.truncation import GROWTH, UNBROKEN_CHARS, Head, Reading, Side, cut_text, find_chars, take_whole
+from server.text.work import Truncation, Work, check_certain, choose_part, make_too_long
 from server.wire.job import TokenSequence
 
 logger = logging.getLogger("padless.http")
 
 Result = TypeVar("Result")
-Truncation = Literal["error", "right", "left"]
 
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false"}
 """For the processes that tokenise: `encode_batch` then works on the thread that calls it. Read at each call."""
@@ -51,20 +52,6 @@ class Piece(NamedTuple):
     special: bool
     start: int | None
     stop: int | None
-
-
-class Work(NamedTuple):
-    """How a call wants its inputs: of up to `max_tokens`. `is_inline`: on the event loop's thread. `cuts_first`,
-    `stride`: see `encode` and `locate_all`."""
-
-    truncation: Truncation
-    field: str
-    add_special_tokens: bool
-    is_inline: bool
-    max_tokens: int
-    cuts_first: bool = False
-    stride: int | None = None
-    max_windows: int = 0
 
 
 class Tokenizer:
@@ -97,12 +84,14 @@ class Tokenizer:
         self._type_vocab_size = type_vocab_size
         self._has_pair_types = type_vocab_size > 1
         self._has_single_types = False
+        self._can_join = False
         self._borders = Borders(NOWHERE, 0)
         if plain is not None:
             plain.no_padding()
             plain.no_truncation()
             self._borders = find_borders(plain)
             self._word_rules = find_word_rules(plain)
+            self._can_join = plain.post_processor is not None
             self._has_single_types = self._has_pair_types and any(plain.encode("a").type_ids)
 
     @property
@@ -144,7 +133,8 @@ class Tokenizer:
         `cuts_first`: truncation leaves the second text of a pair whole, instead of cutting the longer one first.
         """
         most = self.limit_tokens(max_tokens)
-        work = Work(truncation, field, add_special_tokens, is_short(inputs), most, cuts_first)
+        shared = find_shared(inputs) if self._can_join and not cuts_first else None
+        work = Work(truncation, field, add_special_tokens, is_short(inputs), most, cuts_first, shared=shared)
         return await self._map(self._encode_input, inputs, work)
 
     async def locate(self, texts: Sequence[Text], *, truncation: Truncation, field: str) -> list[list[Window]]:
@@ -194,6 +184,31 @@ class Tokenizer:
         """
         (sequence,) = await self.encode([prompt], truncation="right", field="prompt")
         return sequence.num_tokens - self.texts.is_special(int(sequence.input_ids[-1]))
+
+    async def shorten(self, texts: Sequence[str], max_tokens: int, *, field: str) -> list[str]:
+        """Each up to the end of its `max_tokens`-th token, special ones not counted. Raises InvalidField."""
+        loop = asyncio.get_running_loop()
+        shortened = []
+        for index, text in enumerate(texts):
+            try:
+                shortened.append(
+                    await loop.run_in_executor(self._choose_pool([text]), self._shorten_text, text, max_tokens)
+                )
+            except InvalidField as error:
+                raise type(error)(f"{field}[{index}] {error.message}", param=field) from None
+        return shortened
+
+    def _shorten_text(self, text: str, max_tokens: int) -> str:
+        """Reads no more of it than it takes."""
+        reach = max_tokens * CHARS_PER_TOKEN
+        while True:
+            head = cut_text(text, reach, "right", self._borders)
+            encoding = self._find_plain().encode_batch([head.text], add_special_tokens=False)[0]
+            places = Reading(encoding, [head]).choose_tokens(max_tokens, "right")
+            if places is not None:
+                is_all = head.is_whole and len(places) == len(encoding)
+                return text if is_all else text[: find_chars(encoding, places[-1])[1]]
+            reach *= GROWTH
 
     def _choose_pool(self, inputs: Sequence[Input]) -> ThreadPoolExecutor:
         return self._long_pool if is_long(inputs) else self._pool
@@ -290,6 +305,8 @@ class Tokenizer:
         side: Side = "left" if work.truncation == "left" else "right"
         chars_per_token = GUARD_CHARS_PER_TOKEN if work.truncation == "error" else CHARS_PER_TOKEN
         reach = work.max_tokens * chars_per_token
+        if work.shared is not None and isinstance(text, tuple) and max(map(len, text)) <= reach:
+            return self._join(work.shared, text[1], side, work)
         while True:
             heads = [cut_text(part, reach, side, self._borders) for part in parts]
             encoding = self._read(heads, work)
@@ -303,6 +320,20 @@ class Tokenizer:
             elif (places := reading.choose_tokens(work.max_tokens, side, cuts_first=work.cuts_first)) is not None:
                 return Kept(encoding, places, len(parts[-1]) - len(heads[-1].text) if side == "left" else 0)
             reach *= GROWTH
+
+    def _join(self, shared: SharedText, text: str, side: Side, work: Work) -> Kept:
+        """As if the pair had been read; both texts are short enough to be read whole."""
+        plain, bare = self._find_plain(), work._replace(add_special_tokens=False)
+        if shared.encoding is None:  # two threads may find that at once, and do the same
+            shared.encoding = self._read([take_whole(shared.text)], bare)
+        pair = (shared.encoding, self._read([take_whole(text)], bare))
+        num_tokens = sum(map(len, pair)) + count_special(plain, add_special_tokens=work.add_special_tokens)
+        if work.truncation == "error" and num_tokens > work.max_tokens:
+            raise make_too_long(str(num_tokens), work)
+        encoding = join_pair(
+            plain, pair, max_tokens=work.max_tokens, side=side, add_special_tokens=work.add_special_tokens
+        )
+        return Kept(encoding, slice(None))
 
     def _read(self, heads: Sequence[Head], work: Work) -> tokenizers.Encoding:
         plain, texts = self._find_plain(), [head.text for head in heads]
@@ -365,28 +396,6 @@ class Tokenizer:
             else:
                 pieces.append(Piece(token_id, text[start:stop], False, start, stop))
         return pieces
-
-
-def check_certain(reading: Reading, work: Work) -> None:
-    """Raises InputTooLong."""
-    num_tokens = reading.count_certain()
-    if num_tokens > work.max_tokens:
-        raise make_too_long(str(num_tokens) if reading.is_whole else f"more than {work.max_tokens}", work)
-
-
-def choose_part(num_tokens: int, work: Work) -> slice:
-    """What is kept of so many. Raises EmptyInput, InputTooLong."""
-    if not num_tokens:
-        raise EmptyInput("must not be empty")
-    if num_tokens <= work.max_tokens:
-        return slice(None)
-    if work.truncation == "error":
-        raise make_too_long(str(num_tokens), work)
-    return slice(work.max_tokens) if work.truncation == "right" else slice(-work.max_tokens, None)
-
-
-def make_too_long(num_tokens: str, work: Work) -> InputTooLong:
-    return InputTooLong(f"has {num_tokens} tokens; the limit is {work.max_tokens}; shorten it")
 
 
 def load_tokenizer(directory: Path, *, lowercase: bool = False, is_required: bool = True, **options: Any) -> Tokenizer:

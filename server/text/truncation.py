@@ -55,6 +55,10 @@ def cut_text(text: str, reach: int, side: Side, borders: Borders) -> Head:
                 f"has {len(text):,} characters, and {reach // 2:,} in a row without a break between words; shorten it"
             )
         reach = min(reach * GROWTH, UNBROKEN_CHARS)
+    return take_whole(text)
+
+
+def take_whole(text: str) -> Head:
     return Head(text, True, 0, len(text))
 
 

@@ -15,6 +15,7 @@ from server.http.api.vectors import encode_base64
 from server.http.endpoint import check_finite
 from server.tasks.classify import compute_scores, compute_sigmoid, compute_softmax, rank_labels
 from server.tasks.embed import check_dimensions, shorten
+from server.tasks.rerank import compute_cosines, rank_scores, score_logits, suits
 from server.tasks.vector_types import scale_rows
 from server.wire.job import Ragged
 
@@ -129,3 +130,39 @@ def test_activation_of_the_directory_wins() -> None:
     one = make_info(num_labels=1)
     np.testing.assert_array_equal(compute_scores(logits[:, :1], one), compute_sigmoid(logits[:, :1]))
     np.testing.assert_array_equal(compute_scores(logits[:, :1], replace(one, activation="identity")), logits[:, :1])
+
+
+def test_a_rankers_scales() -> None:
+    logits = np.float32([[0.0], [-3.0], [2.0]])
+    info = make_info(num_labels=1)
+    np.testing.assert_array_equal(score_logits(logits, info, "raw"), logits[:, 0])
+    plain = replace(info, activation="identity")
+    np.testing.assert_array_equal(score_logits(logits, plain, "sigmoid"), compute_sigmoid(logits)[:, 0])
+    np.testing.assert_array_equal(score_logits(logits, plain, "own"), logits[:, 0])
+    np.testing.assert_array_equal(score_logits(logits, info, "own"), compute_sigmoid(logits)[:, 0])
+
+
+def test_who_can_rank() -> None:
+    assert suits(make_info(num_labels=1)) and not suits(make_info(num_labels=2))
+    assert suits(replace(make_info(num_labels=384), task="embed"))
+
+
+@given(hnp.arrays(np.float32, (5, 4), elements=st.floats(-(2.0**20), 2.0**20, width=32)))
+def test_cosines_are_row_by_row(values: np.ndarray) -> None:
+    queries, documents = values[:1], values[1:]
+    cosines = compute_cosines(queries, documents)
+    assert cosines.shape == (4,) and cosines.dtype == np.float32
+    each = [compute_cosines(queries, documents[index : index + 1])[0] for index in range(4)]
+    np.testing.assert_allclose(cosines, each, rtol=1e-6)
+    assert (np.abs(cosines) <= 1 + 1e-5).all()
+    np.testing.assert_array_equal(compute_cosines(np.repeat(queries, 4, axis=0), documents), cosines)
+
+
+def test_known_cosines() -> None:
+    documents = np.float32([[2.0, 0.0], [0.0, 5.0], [-1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    expected = [1.0, 0.0, -1.0, 0.5**0.5, 0.0]
+    np.testing.assert_allclose(compute_cosines(np.float32([[3.0, 0.0]]), documents), expected, rtol=1e-6)
+
+
+def test_equal_scores_keep_their_order() -> None:
+    assert rank_scores(np.float32([0.5, 0.75, 0.5, 1.0, 0.75])) == [3, 1, 4, 0, 2]

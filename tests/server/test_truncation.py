@@ -15,8 +15,11 @@ from tokenizers import Tokenizer as RawTokenizer
 from server.errors import EmptyInput, InputTooLong
 from server.text.borders import BREAKS, Borders, find_borders, find_uncrossed
 from server.text.detokenizer import CHARACTER_BYTES
-from server.text.tokenizer import Tokenizer, Truncation, Work
+from server.text.pairs import find_shared
+from server.text.tokenizer import Tokenizer, Work
 from server.text.truncation import UNBROKEN_CHARS, Side, cut_text, share_budget
+from server.text.work import Truncation
+from server.wire.job import fill_types
 
 PROSE = [
     "Once upon a time, in a far-away land, there lived 3 dragons; the 42nd of them didn't sleep.",
@@ -113,6 +116,7 @@ BUILDERS: dict[str, Callable[[], RawTokenizer]] = {
     "across words": build_across_words,
     "WordLevel": build_word_level,
 }
+WITHOUT_POST_PROCESSOR = {"across words", "WordLevel"}
 POOL = ThreadPoolExecutor(1)
 
 
@@ -183,6 +187,69 @@ def test_as_if_everything_were_read(
     assert sequence.input_ids.tolist() == ids
     found = [0] * len(ids) if sequence.token_type_ids is None else sequence.token_type_ids.tolist()
     assert found == types
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+@settings(max_examples=40, deadline=None)
+@given(
+    query=TEXTS.filter(bool),
+    documents=st.lists(TEXTS, min_size=2, max_size=4),
+    truncation=st.sampled_from(["right", "left"]),
+    limit=st.integers(4, 60),
+    is_inline=st.booleans(),
+)
+def test_a_shared_query_changes_no_token(
+    kind: str, query: str, documents: list[str], truncation: Truncation, limit: int, is_inline: bool
+) -> None:
+    ours = build_ours(kind, limit)
+    pairs = [(query, document) for document in documents]
+    shared = find_shared(pairs) if ours._can_join else None
+    assert (shared is None) is (kind in WITHOUT_POST_PROCESSOR)
+    encode = partial(ours._encode_chunk, pairs, 0, Work(truncation, "input", True, is_inline, shared))
+    expected = [encode_and_cut(kind, limit, list(pair), truncation) for pair in pairs]
+    if not all(ids for ids, _ in expected):
+        with pytest.raises(EmptyInput):
+            encode()
+        return
+    for sequence, (ids, types) in zip(encode(), expected, strict=True):
+        assert sequence.input_ids.tolist() == ids
+        assert fill_types(sequence).tolist() == types
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+@settings(max_examples=40, deadline=None)
+@given(text=TEXTS, limit=st.integers(1, 20))
+def test_a_text_is_shortened_to_so_many_tokens(kind: str, text: str, limit: int) -> None:
+    short = build_ours(kind, 40)._shorten_text(text, limit)
+    assert text.startswith(short)
+    encoding = build(kind).encode(text, add_special_tokens=False)
+    if len(encoding) <= limit:
+        assert short == text
+    else:
+        assert len(short) == encoding.offsets[limit - 1][1]
+
+
+def test_only_pairs_share_their_query() -> None:
+    assert find_shared([("a", "b"), ("a", "c")]) is not None
+    for inputs in ([("a", "b")], ["a", "a"], [("a", "b"), ("b", "c")], [("a", "b"), "a"], [[1], [1]]):
+        assert find_shared(inputs) is None
+
+
+def test_a_shared_query_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, read = build_ours("WordPiece", 40), []
+    monkeypatch.setattr(ours, "_read", lambda heads, work, f=ours._read: read.append(heads[0].text) or f(heads, work))
+    pairs = [("dragons", "land"), ("dragons", "time"), ("dragons", "sleep")]
+    ours._encode_chunk(pairs, 0, Work("right", "input", True, True, find_shared(pairs)))
+    assert read == ["dragons", "land", "time", "sleep"]
+
+
+@pytest.mark.parametrize("kind", set(BUILDERS) - WITHOUT_POST_PROCESSOR)
+def test_pairs_with_a_shared_query_are_refused_alike(kind: str) -> None:
+    pairs = [("the dragons", "there lived three dragons in a land " * count) for count in (1, 5)]
+    num_tokens = len(build(kind).encode(*pairs[1]).ids)
+    for shared in (find_shared(pairs), None):
+        with pytest.raises(InputTooLong, match=rf"input\[1\] has {num_tokens} tokens; the limit is {num_tokens - 1}"):
+            build_ours(kind, num_tokens - 1)._encode_chunk(pairs, 0, Work("error", "input", True, False, shared))
 
 
 @pytest.mark.parametrize("kind", BUILDERS)

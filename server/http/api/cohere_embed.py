@@ -21,7 +21,7 @@ from server.http.state import ServedModel, ServerState
 from server.tasks import embed
 from server.tasks.vector_types import OutputType
 from server.text.prompts import choose_prompt
-from server.text.tokenizer import Truncation
+from server.text.work import Truncation
 
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 ARRAY_TYPES: Mapping[EmbeddingType, OutputType] = {

@@ -23,7 +23,7 @@ from server.tasks.task import Task
 from server.text.inputs import Text
 from server.text.located import Window
 from server.text.prompts import choose_prompt, find_default
-from server.text.tokenizer import Truncation
+from server.text.work import Truncation
 from server.wire.job import Ragged
 
 MAX_LABELS = 1024

@@ -22,7 +22,7 @@ from server.tasks import embed
 from server.tasks.vector_types import OutputType
 from server.text.inputs import Input
 from server.text.prompts import choose_prompt
-from server.text.tokenizer import Truncation
+from server.text.work import Truncation
 
 MAX_PROMPT_CHARS = 4096
 """It is read once for each text."""

@@ -19,7 +19,8 @@ from server.http.state import ServerState
 from server.tasks import classify
 from server.text.inputs import Input, Text
 from server.text.prompts import find_default
-from server.text.tokenizer import Piece, Truncation
+from server.text.tokenizer import Piece
+from server.text.work import Truncation
 
 PART_PIECES = 1000
 """Written at a time, in less than 1 ms."""

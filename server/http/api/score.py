@@ -1,0 +1,134 @@
+"""vLLM's scores: how well texts answer others, in the order they came, on the scale of the model's directory."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from typing_extensions import TypedDict
+
+from server.errors import InvalidField
+from server.http.api.fields import ModelName, Texts
+from server.http.api.openai_errors import render_error
+from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply
+from server.http.body import parse_body
+from server.http.call import Call, Reply, reply_json
+from server.http.ranking import Question, Side, pick_ranker, score
+from server.http.route import Route
+from server.http.state import ServedModel, ServerState
+from server.tasks.rerank import Scores
+from server.text.work import Truncation
+
+NAMES = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
+"""Of the two sides, oldest first."""
+GivenTexts = Annotated[str | Texts, Field(union_mode="left_to_right", description="a text or a list of texts")]
+
+
+class ScoreRequest(BaseModel):
+    """Body of `POST /score`."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    model: ModelName | None = Field(None, description="Needed only where several models rank.")
+    text_1: GivenTexts | None = Field(None, examples=["What is the capital of France?"])
+    text_2: GivenTexts | None = Field(None, examples=[["Paris is.", "Lyon is not."]])
+    queries: GivenTexts | None = None
+    documents: GivenTexts | None = None
+    items: GivenTexts | None = None
+    data_1: GivenTexts | None = None
+    data_2: GivenTexts | None = None
+    use_activation: StrictBool | None = Field(None, description="false: logits.")
+    truncate_prompt_tokens: Annotated[StrictInt, Field(ge=-1)] | None = Field(
+        None, description="-1, or as many as the model takes: what is too long is cut."
+    )
+    priority: Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)] | None = Field(
+        None, description="Lower is earlier; 0 if absent."
+    )
+
+
+class Score(TypedDict):
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoreReply(TypedDict):
+    id: str
+    object: Literal["list"]
+    model: str
+    data: list[Score]
+    usage: EmbeddingUsage
+
+
+async def score_texts(call: Call, state: ServerState) -> Reply:
+    """One text against all others, or each against the one in its place."""
+    asked = parse_body(ScoreRequest, call.take_body())
+    model = pick_ranker(state, asked.model)
+    call.model = model.name
+    first, second = find_sides(asked)
+    if len(first.texts) not in (1, len(second.texts)):
+        raise InvalidField(
+            f"{first.field} has {len(first.texts)} texts and {second.field} has {len(second.texts)}; there must be as "
+            f"many, or one in {first.field}",
+            param=first.field,
+        )
+    question = Question(
+        first,
+        second,
+        choose_truncation(asked.truncate_prompt_tokens, model),
+        "raw" if asked.use_activation is False else "own",
+        priority=asked.priority or 0,
+    )
+    return reply_json(describe(call, model, await score(call, model, question)))
+
+
+def find_sides(asked: ScoreRequest) -> tuple[Side, Side]:
+    """Under the first pair of names that are both there. Raises InvalidField."""
+    for names in NAMES:
+        first, second = (getattr(asked, name) for name in names)
+        if first is not None and second is not None:
+            return Side(list_texts(first), names[0]), Side(list_texts(second), names[1])
+    raise InvalidField("text_1 and text_2 must both be there, or queries and documents", param="text_1")
+
+
+def list_texts(given: str | list[str]) -> Sequence[str]:
+    return [given] if isinstance(given, str) else given
+
+
+def choose_truncation(max_tokens: int | None, model: ServedModel) -> Truncation:
+    """The request's word, else the server's. Raises InvalidField where less is wanted than the model takes."""
+    most, configured = model.tokenizer.max_input_tokens, model.config.limits.truncation
+    if max_tokens is None:
+        return configured
+    if 0 <= max_tokens < most:
+        raise InvalidField(
+            f"truncate_prompt_tokens is {max_tokens}; it must be -1 or {most}, as many as the model takes",
+            param="truncate_prompt_tokens",
+        )
+    return "right" if configured == "error" else configured
+
+
+def describe(call: Call, model: ServedModel, scores: Scores) -> dict[str, Any]:
+    num_tokens = call.times.num_tokens
+    return {
+        "id": f"score-{call.request_id.decode()}",
+        "object": "list",
+        "model": model.name,
+        "data": [{"index": index, "object": "score", "score": value} for index, value in enumerate(scores.tolist())],
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+    }
+
+
+ROUTE = Route(
+    "POST",
+    "/score",
+    score_texts,
+    render_error,
+    "Score how well texts answer others",
+    "rerank",
+    schema=ScoreRequest.model_json_schema(),
+    reply=ScoreReply,
+    error_reply=ErrorReply,
+    deadline="default",
+)
+ROUTES = (ROUTE, replace(ROUTE, path="/v1/score", is_listed=False, label=ROUTE.path))

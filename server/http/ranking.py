@@ -1,0 +1,126 @@
+"""Scores of documents for queries, whatever protocol asks. A cross-encoder reads pairs, which are one job; an embedder
+reads both sides by themselves, with the prompts it has for them, as two jobs that run at the same time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from server.errors import EmptyInput, InvalidField
+from server.http.call import Call
+from server.http.endpoint import OpenJob, TextJob, check_places, run_job
+from server.http.state import ServedModel, ServerState
+from server.tasks import rerank
+from server.text.inputs import Input
+from server.text.prompts import find_by_type, find_default
+from server.text.work import Truncation
+
+
+class Side(NamedTuple):
+    """Texts, and the request's field they came in. A text by itself has no index in messages."""
+
+    texts: Sequence[str]
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`queries`: one for all documents, or one for each. `prompts`: before queries and before documents; None: those
+    that the model has for them. `max_document_tokens`: what is behind so many is not read; None: all is."""
+
+    queries: Side
+    documents: Side
+    truncation: Truncation
+    scale: rerank.Scale = "sigmoid"
+    prompts: tuple[str, str] | None = None
+    max_document_tokens: int | None = None
+    priority: int = 0
+
+
+def pick_ranker(state: ServerState, name: str | None) -> ServedModel:
+    """The named model; else the only cross-encoder, for nothing ranks better, or the only embedder.
+
+    Raises UnknownModel, InvalidField, WrongTask.
+    """
+    if name is None:
+        rankers = {
+            each: model
+            for each, model in state.models.items()
+            if rerank.TASK.can_use(model.info) and rerank.is_cross_encoder(model.info)
+        }
+        if rankers:
+            state = replace(state, models=rankers)
+    return state.pick_model(name, rerank.TASK)
+
+
+async def score(call: Call, model: ServedModel, question: Question) -> rerank.Scores:
+    """float32 `[num_documents]`. Raises ServiceError's kinds."""
+    for side in (question.queries, question.documents):
+        check_side(side, model)
+    question = await shorten_documents(call, model, question)
+    if rerank.is_cross_encoder(model.info):
+        return await score_pairs(call, model, question)
+    return await compare_vectors(call, model, question)
+
+
+async def shorten_documents(call: Call, model: ServedModel, question: Question) -> Question:
+    """It takes places like any other call: it costs as much as tokenising does."""
+    most, documents = question.max_document_tokens, question.documents
+    if most is None or most >= model.tokenizer.max_input_tokens:
+        return question
+    with model.admission.admit(len(documents.texts), 0, deadline_s=call.deadline_s, tokens_per_s=0.0):
+        texts = await model.tokenizer.shorten(documents.texts, most, field=documents.field)
+    return replace(question, documents=Side(texts, documents.field))
+
+
+async def score_pairs(call: Call, model: ServedModel, question: Question) -> rerank.Scores:
+    queries, documents = question.queries.texts, question.documents.texts
+    each = queries if len(queries) == len(documents) else [queries[0]] * len(documents)
+    pairs = list(zip(each, documents, strict=True))
+    job = build_job(question, pairs, question.documents.field, find_default(model.info))
+    logits = (await run_job(call, model, job))["logits"].values
+    return rerank.score_logits(logits, model.info, question.scale)
+
+
+async def compare_vectors(call: Call, model: ServedModel, question: Question) -> rerank.Scores:
+    queries, documents = question.queries, question.documents
+    check_places_of_both(queries, documents, model)
+    prompts = question.prompts or (find_by_type(model.info, "query"), find_by_type(model.info, "document"))
+    query_job = build_job(question, queries.texts, queries.field, prompts[0])
+    document_job = build_job(question, documents.texts, documents.field, prompts[1])
+    async with OpenJob(call, model, query_job) as first, OpenJob(call, model, document_job) as second:
+        query_rows, document_rows = await first.collect(), await second.collect()
+    return rerank.compute_cosines(query_rows["embeddings"].values, document_rows["embeddings"].values)
+
+
+def build_job(question: Question, inputs: Sequence[Input], field: str, prompt: str) -> TextJob:
+    return TextJob(
+        rerank.TASK,
+        inputs,
+        field,
+        rerank.RerankParams(),
+        prompt=prompt,
+        truncation=question.truncation,
+        priority=question.priority,
+    )
+
+
+def check_side(side: Side, model: ServedModel) -> None:
+    """A document without text is a mistake: a pair with it would get some score. Raises EmptyInput, InvalidField."""
+    check_places(len(side.texts), model, side.field)
+    for index, text in enumerate(side.texts):
+        if not text:
+            place = f"{side.field}[{index}]" if len(side.texts) > 1 else side.field
+            raise EmptyInput(f"{place} must not be empty", param=side.field)
+
+
+def check_places_of_both(queries: Side, documents: Side, model: ServedModel) -> None:
+    """Each vector takes a place. Raises InvalidField."""
+    limit = model.config.limits.max_client_batch_size
+    num_inputs = len(queries.texts) + len(documents.texts)
+    if num_inputs > limit:
+        raise InvalidField(
+            f"{queries.field} and {documents.field} have {num_inputs} items; the limit is {limit} per request, send "
+            "several",
+            param=documents.field,
+        )
