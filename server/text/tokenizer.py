@@ -86,12 +86,14 @@ class Tokenizer:
         self._has_single_types = False
         self._can_join = False
         self._borders = Borders(NOWHERE, 0)
+        self._decoder: Any = None
         if plain is not None:
             plain.no_padding()
             plain.no_truncation()
             self._borders = find_borders(plain)
             self._word_rules = find_word_rules(plain)
             self._can_join = plain.post_processor is not None
+            self._decoder = plain.decoder
             self._has_single_types = self._has_pair_types and any(plain.encode("a").type_ids)
 
     @property
@@ -105,8 +107,7 @@ class Tokenizer:
 
     def join_tokens(self, tokens: Sequence[str]) -> str:
         """Text of tokens as the vocabulary writes them, as transformers' convert_tokens_to_string has it."""
-        decoder = self._find_plain().decoder
-        return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
+        return " ".join(tokens) if self._decoder is None else str(self._decoder.decode(list(tokens)))
 
     async def run(self, function: Callable[[], Result]) -> Result:
         """Work of the same kind, on the same threads."""

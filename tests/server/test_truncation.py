@@ -239,11 +239,12 @@ def test_a_shared_query_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, read = build_ours("WordPiece", 40), []
     monkeypatch.setattr(ours, "_read", lambda heads, work, f=ours._read: read.append(heads[0].text) or f(heads, work))
     pairs = [("dragons", "land"), ("dragons", "time"), ("dragons", "sleep")]
-    ours._encode_chunk(pairs, 0, Work("right", "input", True, True, find_shared(pairs)))
+    work = Work("right", "input", True, True, 40, shared=find_shared(pairs))
+    ours._map_chunk(ours._encode_input, pairs, 0, work)
     assert read == ["dragons", "land", "time", "sleep"]
 
 
-@pytest.mark.parametrize("kind", set(BUILDERS) - WITHOUT_POST_PROCESSOR)
+@pytest.mark.parametrize("kind", sorted(set(BUILDERS) - WITHOUT_POST_PROCESSOR))
 def test_pairs_with_a_shared_query_are_refused_alike(kind: str) -> None:
     pairs = [("the dragons", "there lived three dragons in a land " * count) for count in (1, 5)]
     num_tokens = len(build(kind).encode(*pairs[1]).ids)
