@@ -205,7 +205,8 @@ def test_a_shared_query_changes_no_token(
     pairs = [(query, document) for document in documents]
     shared = find_shared(pairs) if ours._can_join else None
     assert (shared is None) is (kind in WITHOUT_POST_PROCESSOR)
-    encode = partial(ours._encode_chunk, pairs, 0, Work(truncation, "input", True, is_inline, shared))
+    work = Work(truncation, "input", True, is_inline, limit, shared=shared)
+    encode = partial(ours._map_chunk, ours._encode_input, pairs, 0, work)
     expected = [encode_and_cut(kind, limit, list(pair), truncation) for pair in pairs]
     if not all(ids for ids, _ in expected):
         with pytest.raises(EmptyInput):
@@ -249,8 +250,12 @@ def test_pairs_with_a_shared_query_are_refused_alike(kind: str) -> None:
     pairs = [("the dragons", "there lived three dragons in a land " * count) for count in (1, 5)]
     num_tokens = len(build(kind).encode(*pairs[1]).ids)
     for shared in (find_shared(pairs), None):
+        ours, work = (
+            build_ours(kind, num_tokens - 1),
+            Work("error", "input", True, False, num_tokens - 1, shared=shared),
+        )
         with pytest.raises(InputTooLong, match=rf"input\[1\] has {num_tokens} tokens; the limit is {num_tokens - 1}"):
-            build_ours(kind, num_tokens - 1)._encode_chunk(pairs, 0, Work("error", "input", True, False, shared))
+            ours._map_chunk(ours._encode_input, pairs, 0, work)
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
