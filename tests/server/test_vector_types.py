@@ -16,6 +16,7 @@ from server.errors import InvalidField
 from server.tasks.embed import EmbedParams, build_params, check_dimensions, reduce
 from server.tasks.vector_types import WRITERS, OutputType, Rows, write_float16, write_int8, write_uint8
 from server.wire.job import Ragged
+from server.wire.messages import read_array, write_array
 
 ROWS = hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 40)), elements=st.floats(-1e4, 1e4, width=32))
 UNSCALED = replace(EMBEDDER, normalize=False)
@@ -124,3 +125,12 @@ def test_dimensions_of_a_matryoshka_model() -> None:
     with pytest.raises(InvalidField, match="dimensions is 9; this model's vectors have 8"):
         check_dimensions(9, info)
     check_dimensions(5, replace(info, matryoshka_dimensions=(100,)))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_over_the_wire(kind: OutputType) -> None:
+    arrays = reduce({"embeddings": Ragged(draw_rows())}, EmbedParams(types=(kind,)))
+    for array in arrays.values():
+        back = read_array(write_array(array))
+        assert back.values.dtype == array.values.dtype and back.row_splits is None
+        np.testing.assert_array_equal(back.values, array.values)
