@@ -61,7 +61,7 @@ def find_failures(app: App, path: str, max_examples: int) -> list[str]:
     return failures
 
 
-PATHS = sorted(route.path for route in ROUTES if route.is_listed)
+PATHS = sorted({route.path for route in ROUTES if route.is_listed})
 
 
 @pytest.mark.parametrize("path", PATHS)
