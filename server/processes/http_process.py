@@ -32,7 +32,7 @@ from server.processes.startup import (
 )
 from server.tasks.head import Work
 from server.text.chat_template import load_chat_template
-from server.text.tokenizer import load_tokenizer
+from server.text.tokenizer_file import load_tokenizer
 from server.wire.client import EngineClient, SocketClient
 from server.wire.replica_set import ReplicaSet
 

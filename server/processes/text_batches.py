@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from runtime.batch import Batch
 from server.engine.batchers.packing import pack_sequences, sort_by_length
 from server.processes.deployment import DeployedModel
-from server.text.tokenizer import load_tokenizer
+from server.text.tokenizer_file import load_tokenizer
 from server.wire.job import TokenSequence
 
 

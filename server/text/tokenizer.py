@@ -6,18 +6,15 @@ but it starts rayon's threads, one per core, which would fight with the engine f
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tokenizers
 
-from models.info import ModelDirectoryError
 from server.errors import EmptyInput, InputTooLong, InvalidField, TokenizerFailure
 from server.text.borders import NOWHERE, Borders, find_borders
 from server.text.chat_template import NO_CHAT_TEMPLATE, Chat, ChatTemplate
@@ -28,8 +25,6 @@ from server.text.pairs import SharedText, count_special, find_shared, join_pair
 from server.text.truncation import GROWTH, UNBROKEN_CHARS, Head, Reading, Side, cut_text, find_chars, take_whole
 from server.text.work import Truncation, Work, check_certain, choose_part, make_too_long
 from server.wire.job import TokenSequence
-
-logger = logging.getLogger("padless.http")
 
 Result = TypeVar("Result")
 
@@ -397,28 +392,3 @@ class Tokenizer:
             else:
                 pieces.append(Piece(token_id, text[start:stop], False, start, stop))
         return pieces
-
-
-def load_tokenizer(directory: Path, *, lowercase: bool = False, is_required: bool = True, **options: Any) -> Tokenizer:
-    """Read tokenizer.json, to see lower case only if `lowercase`; `options` are the Tokenizer's own.
-
-    Raises ModelDirectoryError, also where there is none and it `is_required`.
-    """
-    path = directory / "tokenizer.json"
-    if not path.is_file() and not is_required:
-        logger.warning("%s: no such file; this model takes token ids and answers with them", path)
-        return Tokenizer(None, **options)
-    if not path.is_file():
-        raise ModelDirectoryError(
-            f"{path}: no such file; Padless needs the fast tokenizer's file. With transformers: "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it"
-        )
-    try:
-        plain = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise ModelDirectoryError(f"{path}: not a tokenizer this library can read: {error}") from error
-    if lowercase:
-        first = tokenizers.normalizers.Lowercase()
-        rest = [plain.normalizer] if plain.normalizer is not None else []
-        plain.normalizer = tokenizers.normalizers.Sequence([first, *rest])
-    return Tokenizer(plain, **options)

@@ -23,7 +23,8 @@ from server.http.app import App
 from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
 from server.tasks.registry import HEADS, TASKS
-from server.text.tokenizer import Tokenizer, load_tokenizer
+from server.text.tokenizer import Tokenizer
+from server.text.tokenizer_file import load_tokenizer
 from server.wire.job import EngineStatus, Job, Ragged, Result, join_rows
 from server.wire.result_stream import ResultStream
 

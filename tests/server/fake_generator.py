@@ -22,7 +22,8 @@ from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
 from server.tasks.registry import HEADS
 from server.text.chat_template import load_chat_template
-from server.text.tokenizer import Tokenizer, load_tokenizer
+from server.text.tokenizer import Tokenizer
+from server.text.tokenizer_file import load_tokenizer
 from server.wire.generation import AnswerNews, FinishReason, GenerationParams, TokenLogprob, pack_logprob, write_news
 from server.wire.job import EngineStatus, Job
 from server.wire.result_stream import ResultStream

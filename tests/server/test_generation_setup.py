@@ -19,7 +19,7 @@ from server.processes.deployment import DeployedModel
 from server.processes.http_process import build_state
 from server.processes.resolution import resolve
 from server.tasks.registry import HEADS
-from server.text.tokenizer import load_tokenizer
+from server.text.tokenizer_file import load_tokenizer
 
 pytestmark = pytest.mark.anyio
 

@@ -24,9 +24,9 @@ from server.text.tokenizer import (
     Input,
     Tokenizer,
     Truncation,
-    load_tokenizer,
     split_chunks,
 )
+from server.text.tokenizer_file import load_tokenizer
 from server.wire.job import TokenSequence
 
 

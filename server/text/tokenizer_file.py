@@ -1,0 +1,37 @@
+"""A model directory's tokenizer.json to its Tokenizer."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from models.info import ModelDirectoryError
+from server.text.tokenizer import Tokenizer
+
+logger = logging.getLogger("padless.http")
+
+
+def load_tokenizer(directory: Path, *, lowercase: bool = False, is_required: bool = True, **options: Any) -> Tokenizer:
+    """Read tokenizer.json, to see lower case only if `lowercase`; `options` are the Tokenizer's own.
+
+    Raises ModelDirectoryError, also where there is none and it `is_required`.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file() and not is_required:
+        logger.warning("%s: no such file; this model takes token ids and answers with them", path)
+        return Tokenizer(None, **options)
+    if not path.is_file():
+        raise ModelDirectoryError(
+            f"{path}: no such file; Padless needs the fast tokenizer's file. With transformers: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it"
+        )
+    try:
+        plain = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise ModelDirectoryError(f"{path}: not a tokenizer this library can read: {error}") from error
+    if lowercase:
+        first = tokenizers.normalizers.Lowercase()
+        rest = [plain.normalizer] if plain.normalizer is not None else []
+        plain.normalizer = tokenizers.normalizers.Sequence([first, *rest])
+    return Tokenizer(plain, **options)
