@@ -1,0 +1,53 @@
+"""The curl lines of README.md and docs/protocols are requests that work."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import EMBEDDER, RANKER, VOCAB, build_state
+
+from models.info import ModelInfo
+from server.config import HttpConfig, LimitsConfig
+from server.http.app import App
+from server.text.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
+WIDE = replace(EMBEDDER, output_dim=384)
+LABELS = {0: "O", 1: "PER"}
+ENTITIES = replace(
+    EMBEDDER, architecture="BertForTokenClassification", task="token_classify", output_dim=2, id2label=LABELS
+)
+SPARSE = replace(EMBEDDER, architecture="BertForMaskedLM", task="sparse", output_dim=len(VOCAB))
+SERVED: Mapping[str, Mapping[str, ModelInfo]] = {
+    "README": {"all-MiniLM-L6-v2": WIDE},
+    "cohere": {"minilm": WIDE},
+    "hugging-face": {"ner": ENTITIES},
+    "open-inference": {"all-MiniLM-L6-v2": WIDE},
+    "openai-embeddings": {"minilm": WIDE},
+    "rerank": {"ranker": RANKER},
+    "sparse": {"splade": SPARSE},
+    "text-embeddings-inference": {"minilm": WIDE},
+}
+"""By page: what it is about."""
+CURL = re.compile(r"curl (?:-s )?(?:http://)?(?:localhost|127\.0\.0\.1):8000(/\S+)[^']*'[^']*'[\s\\]+-d '([^']*)'")
+
+
+def find_pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs" / "protocols").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", find_pages(), ids=lambda page: page.stem)
+async def test_curl_lines_work(page: Path, tokenizer: Tokenizer) -> None:
+    state = build_state(tokenizer, LimitsConfig(), HttpConfig(), SERVED[page.stem])
+    lines = CURL.findall(page.read_text(encoding="utf-8"))
+    assert lines
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(App(state)), base_url="http://padless") as client:
+        for path, body in lines:
+            response = await client.post(path, content=body, headers={"content-type": "application/json"})
+            assert response.status_code == 200, f"{path} {body}: {response.text}"
+            assert response.json()
