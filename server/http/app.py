@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from server.errors import EngineUnavailable, Kind, MethodNotAllowed, ServiceError, UnknownRoute
 from server.http.api import (
     admin,
+    classify,
     cohere_embed,
     health,
     hf_inference,
@@ -68,6 +69,7 @@ ROUTES: tuple[Route, ...] = (
     *rerank.ROUTES,
     *rerank_either.ROUTES,
     *score.ROUTES,
+    *classify.ROUTES,
     *health.ROUTES,
     *index.ROUTES,
     *admin.ROUTES,

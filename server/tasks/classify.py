@@ -82,6 +82,6 @@ TASK = Task(
     name="classify",
     heads=("classify",),
     params=ClassifyParams,
-    routes=("POST /predict",),
+    routes=("POST /predict", "POST /classify"),
     reduce=reduce,
 )

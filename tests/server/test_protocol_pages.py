@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import EMBEDDER, RANKER, VOCAB, build_state
+from conftest import CLASSIFIER, EMBEDDER, RANKER, VOCAB, build_state
 
 from models.info import ModelInfo
 from server.config import HttpConfig, LimitsConfig
@@ -25,6 +25,7 @@ ENTITIES = replace(
 SPARSE = replace(EMBEDDER, architecture="BertForMaskedLM", task="sparse", output_dim=len(VOCAB))
 SERVED: Mapping[str, Mapping[str, ModelInfo]] = {
     "README": {"all-MiniLM-L6-v2": WIDE},
+    "classify": {"classifier": CLASSIFIER},
     "cohere": {"minilm": WIDE},
     "hugging-face": {"ner": ENTITIES},
     "open-inference": {"all-MiniLM-L6-v2": WIDE},

@@ -160,7 +160,7 @@ def find_outputs(model: ServedModel) -> tuple[Task, dict[str, int]]:
     return task, {spec.name: model.info.output_dim for spec in model.head.describe_graph(model.info)}
 
 
-async def infer(call: Call, state: ServerState) -> Reply:
+async def infer_tensors(call: Call, state: ServerState) -> Reply:
     model = find_model(call.rest, state)
     call.model = model.name
     task, outputs = find_outputs(model)
@@ -294,7 +294,7 @@ ROUTES = (
         errors=(Kind.UNKNOWN_MODEL, Kind.UNAVAILABLE),
     ),
     Route(
-        *("POST", "/v2/models/{name}/infer", infer, render_error, "Compute", TAG),
+        *("POST", "/v2/models/{name}/infer", infer_tensors, render_error, "Compute", TAG),
         schema=InferRequest.model_json_schema(),
         reply=InferReply,
         error_reply=OipErrorReply,

@@ -1,0 +1,115 @@
+"""vLLM's classification: for each input its best label, and what all labels have."""
+
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from typing_extensions import TypedDict
+
+from models.info import ModelInfo
+from server.http.api.fields import ModelName, Texts, TokenIds, TokenLists
+from server.http.api.openai_errors import render_error
+from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply
+from server.http.body import parse_body
+from server.http.call import Call, Reply
+from server.http.endpoint import TextJob, run_job
+from server.http.route import Route
+from server.http.state import ServerState
+from server.tasks import classify
+from server.text.inputs import Input
+from server.text.prompts import find_default
+
+INLINE_SCORES = 8192
+"""So many are written on the event loop's thread, in a few milliseconds."""
+
+
+class ClassifyRequest(BaseModel):
+    """Body of `POST /classify`."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    model: ModelName | None = Field(None, description="Needed only where several models classify.")
+    input: Annotated[
+        str | Texts | TokenIds | TokenLists,
+        Field(
+            union_mode="left_to_right",
+            description="a text, a list of texts, a list of token ids, or a list of lists of token ids",
+        ),
+    ]
+    use_activation: StrictBool | None = Field(None, description="false: logits in place of probabilities.")
+    add_special_tokens: StrictBool = True
+    priority: Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)] | None = Field(
+        None, description="Lower is earlier; 0 if absent."
+    )
+
+
+class Classified(TypedDict):
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class ClassifyReply(TypedDict):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Classified]
+    usage: EmbeddingUsage
+
+
+async def classify_inputs(call: Call, state: ServerState) -> Reply:
+    asked = parse_body(ClassifyRequest, call.take_body())
+    model = state.pick_model(asked.model, classify.TASK)
+    call.model = model.name
+    job = TextJob(
+        *(classify.TASK, list_inputs(asked.input), "input", classify.ClassifyParams()),
+        prompt=find_default(model.info),
+        truncation=model.config.limits.truncation,
+        add_special_tokens=asked.add_special_tokens,
+        priority=asked.priority or 0,
+    )
+    logits = (await run_job(call, model, job))["logits"].values
+    scores = logits if asked.use_activation is False else classify.compute_scores(logits, model.info)
+    head = {
+        "id": f"classify-{call.request_id.decode()}",
+        "object": "list",
+        "created": model.created_s,
+        "model": model.name,
+        "usage": {"prompt_tokens": call.times.num_tokens, "total_tokens": call.times.num_tokens},
+    }
+    write = partial(write_answer, head, scores, model.info)
+    return Reply(write() if scores.size <= INLINE_SCORES else await model.tokenizer.run(write))
+
+
+def list_inputs(given: str | list[Any]) -> list[Input]:
+    """One entry per sequence."""
+    return [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else given
+
+
+def write_answer(head: dict[str, Any], scores: classify.Rows, info: ModelInfo) -> bytes:
+    """Labels in the order of their numbers; of equal ones the first is the best."""
+    names = [info.id2label.get(index, f"LABEL_{index}") for index in range(scores.shape[1])]
+    data = [
+        {"index": index, "label": names[int(best)], "probs": row, "num_classes": len(names)}
+        for index, (best, row) in enumerate(zip(scores.argmax(1), scores.tolist(), strict=True))
+    ]
+    return orjson.dumps({**head, "data": data})
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/classify",
+        classify_inputs,
+        render_error,
+        "Classify texts or token ids",
+        "vllm",
+        schema=ClassifyRequest.model_json_schema(),
+        reply=ClassifyReply,
+        error_reply=ErrorReply,
+        deadline="default",
+    ),
+)
