@@ -56,7 +56,7 @@ def test_budgets_that_cannot_fit_are_refused_before_anything_starts(llama: Path,
     assert server.process.wait(60) == 2
     [line] = server.log.splitlines()
     assert line.startswith("padless: engine.device cpu has ")
-    assert "llama-0 1 x 4000000000.0 MB (engine.kv_cache.budget_mb), llama-1 2 x " in line
+    assert "llama-0 1 x 4000000000.0 MB (engine.kv_cache.budget_mb), llama-1 1 x " in line
     assert "Lower engine.kv_cache.budget_mb of llama-0 or engine.replicas" in line
 
 

@@ -81,7 +81,8 @@ class TestWhoIsLetIn:
             path = route.path.replace("{name}", "embedder")
             response = await server.client.request(route.method, path)
             assert (response.status_code == 401) is not route.is_open, path
-        assert {route.path for route in ROUTES if route.is_open} == {"/health", "/healthz", "/ping", "/ready"}
+        probes = {"/health", "/healthz", "/ping", "/ready", "/v2/health/live", "/v2/health/ready"}
+        assert {route.path for route in ROUTES if route.is_open} == probes
         for path in ("/docs", "/openapi.json", "/", "/nothing", "/docs/", "//health", "/health/", "/v1/models/a/b"):
             for method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "STRANGE"):
                 assert (await server.client.request(method, path)).status_code == 401, (method, path)
