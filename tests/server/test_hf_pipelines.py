@@ -138,7 +138,7 @@ async def test_labels_to_ignore(make_case: MakeCase, kind: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES[1:])
-@pytest.mark.parametrize("stride", [0, 7, 20])
+@pytest.mark.parametrize("stride", [7, *(pytest.param(other, marks=pytest.mark.slow) for other in (0, 20))])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_long_texts_in_windows(make_case: MakeCase, kind: str, stride: int, strategy: str) -> None:
     case = make_case(kind, "token-classification", TAGS)
@@ -157,8 +157,7 @@ async def test_without_a_stride_the_configuration_truncates(make_case: MakeCase,
     check_same(await case.post(LONG, aggregation_strategy="simple"), case.pipeline(LONG, aggregation_strategy="simple"))
 
 
-@pytest.mark.parametrize("function", [None, "sigmoid", "softmax", "none"])
-@pytest.mark.parametrize("top_k", [None, 1, 2, 10])
+@pytest.mark.parametrize(("function", "top_k"), [(None, None), ("sigmoid", 1), ("softmax", 2), ("none", 10)])
 async def test_labels_of_texts(make_case: MakeCase, function: str | None, top_k: int | None) -> None:
     case = make_case("wordpiece", "text-classification", NLI)
     given = {"function_to_apply": function} if function else {}
