@@ -188,6 +188,7 @@ CLASSIFIER = ModelInfo(
     "BertForSequenceClassification", "classify", len(VOCAB), 2, MAX_TOKENS, len(LABELS), id2label=LABELS
 )
 INFOS = {"embedder": EMBEDDER, "classifier": CLASSIFIER}
+SPARSE = replace(EMBEDDER, architecture="BertForMaskedLM", task="sparse", output_dim=len(VOCAB), normalize=False)
 RANKER = replace(CLASSIFIER, output_dim=1, id2label={0: "LABEL_0"})
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import CLASSIFIER, EMBEDDER, RANKER, VOCAB, build_state
+from conftest import CLASSIFIER, EMBEDDER, RANKER, SPARSE, build_state
 
 from models.info import ModelInfo
 from server.config import HttpConfig, LimitsConfig
@@ -22,7 +22,6 @@ LABELS = {0: "O", 1: "PER"}
 ENTITIES = replace(
     EMBEDDER, architecture="BertForTokenClassification", task="token_classify", output_dim=2, id2label=LABELS
 )
-SPARSE = replace(EMBEDDER, architecture="BertForMaskedLM", task="sparse", output_dim=len(VOCAB))
 SERVED: Mapping[str, Mapping[str, ModelInfo]] = {
     "README": {"all-MiniLM-L6-v2": WIDE},
     "classify": {"classifier": CLASSIFIER},

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import INFOS, build_state
+from conftest import INFOS, SPARSE, build_state
 from fake_generator import build_generation_server
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import from_schema
@@ -30,7 +30,7 @@ CHECKS = {
 @pytest.fixture(scope="module")
 def app(tokenizer: Tokenizer, generator_directory: Path, pool: ThreadPoolExecutor) -> App:
     """With models of all tasks."""
-    state = build_state(tokenizer, LimitsConfig(), HttpConfig(allow_priority=True), INFOS)
+    state = build_state(tokenizer, LimitsConfig(), HttpConfig(allow_priority=True), {**INFOS, "splade": SPARSE})
     state.models["writer"] = build_generation_server(generator_directory, pool).state.models["writer"]
     return App(state)
 
@@ -66,7 +66,7 @@ PATHS = sorted({route.path for route in ROUTES if route.is_listed})
 
 @pytest.mark.parametrize("path", PATHS)
 def test_answers_are_as_described(app: App, path: str) -> None:
-    assert find_failures(app, path, 25) == []
+    assert find_failures(app, path, 40) == []
 
 
 @pytest.mark.slow

@@ -1,15 +1,13 @@
 """`/embed_sparse` as text-embeddings-inference answers it."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLS, EMBEDDER, MAX_TOKENS, SEP, VOCAB, MakeServer, Server, compute_row
+from conftest import CLS, MAX_TOKENS, SEP, SPARSE, VOCAB, MakeServer, Server, compute_row
 
 pytestmark = pytest.mark.anyio
 
-SPARSE = replace(EMBEDDER, architecture="BertForMaskedLM", task="sparse", output_dim=len(VOCAB), normalize=False)
 WORD1 = VOCAB.index("word1")
 
 
