@@ -45,7 +45,11 @@ class DecodeRequest(BaseModel):
 
     ids: Annotated[
         TokenIds | TokenLists,
-        Field(union_mode="left_to_right", description="a list of token ids, or a list of such lists"),
+        Field(
+            union_mode="left_to_right",
+            description="a list of token ids, or a list of such lists",
+            examples=[[2, 5, 3]],
+        ),
     ]
     skip_special_tokens: StrictBool = True
     model: ModelName | None = Field(None, description="Needed only where several models are served.")
