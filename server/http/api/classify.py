@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 from typing_extensions import TypedDict
 
 from models.info import ModelInfo
-from server.http.api.fields import ModelName, Texts, TokenIds, TokenLists
+from server.http.api.fields import ModelName, TextsOrIds, list_inputs
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply
 from server.http.body import parse_body
@@ -17,7 +17,6 @@ from server.http.endpoint import TextJob, run_job
 from server.http.route import Route
 from server.http.state import ServerState
 from server.tasks import classify
-from server.text.inputs import Input
 from server.text.prompts import find_default
 
 INLINE_SCORES = 8192
@@ -30,13 +29,7 @@ class ClassifyRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     model: ModelName | None = Field(None, description="Needed only where several models classify.")
-    input: Annotated[
-        str | Texts | TokenIds | TokenLists,
-        Field(
-            union_mode="left_to_right",
-            description="a text, a list of texts, a list of token ids, or a list of lists of token ids",
-        ),
-    ]
+    input: TextsOrIds
     use_activation: StrictBool | None = Field(None, description="false: logits in place of probabilities.")
     add_special_tokens: StrictBool = True
     priority: Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)] | None = Field(
@@ -82,11 +75,6 @@ async def classify_inputs(call: Call, state: ServerState) -> Reply:
     }
     write = partial(write_answer, head, scores, model.info)
     return Reply(write() if scores.size <= INLINE_SCORES else await model.tokenizer.run(write))
-
-
-def list_inputs(given: str | list[Any]) -> list[Input]:
-    """One entry per sequence."""
-    return [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else given
 
 
 def write_answer(head: dict[str, Any], scores: classify.Rows, info: ModelInfo) -> bytes:

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, StrictInt
 
+from server.text.inputs import Input
+
 MAX_NAME_CHARS, MAX_LABEL_CHARS = 4096, 1024
 MAX_LIST = 65_536
 """A call's inputs; how many of them a model takes is configured."""
@@ -19,4 +21,16 @@ Texts = Annotated[list[str], Field(fail_fast=True, max_length=MAX_LIST)]
 TokenIds = Annotated[list[StrictInt], Field(fail_fast=True)]
 """As many as the body may hold."""
 TokenLists = Annotated[list[TokenIds], Field(fail_fast=True, max_length=MAX_LIST)]
+TextsOrIds = Annotated[
+    str | Texts | TokenIds | TokenLists,
+    Field(
+        union_mode="left_to_right",
+        description="a text, a list of texts, a list of token ids, or a list of lists of token ids",
+    ),
+]
 Options = Annotated[dict[str, Any], Field(max_length=MAX_OPTIONS)]
+
+
+def list_inputs(given: str | list[Any]) -> list[Input]:
+    """One entry per sequence of `TextsOrIds`."""
+    return [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else given

@@ -11,8 +11,9 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 from typing_extensions import TypedDict
 
-from server.errors import InputTooLong, InvalidField, Kind, ServiceError
+from server.errors import InputTooLong, InvalidField, ServiceError
 from server.http.api.fields import MAX_LIST, MAX_NAME_CHARS, Label, ModelName, Options, Texts
+from server.http.api.statuses import find_status
 from server.http.body import explain_error, parse_body
 from server.http.call import Call, Reply, reply_json
 from server.http.endpoint import TextJob, check_places, run_job, run_located
@@ -277,26 +278,9 @@ ANSWERS: tuple[tuple[Task, Answer], ...] = (
     (embed.TASK, extract_features),
 )
 
-STATUSES: dict[Kind, int] = {
-    Kind.UNAUTHENTICATED: 401,
-    Kind.FORBIDDEN: 403,
-    Kind.UNKNOWN_MODEL: 404,
-    Kind.UNKNOWN_ROUTE: 404,
-    Kind.METHOD_NOT_ALLOWED: 405,
-    Kind.BODY_TOO_LARGE: 413,
-    Kind.UNSUPPORTED_ENCODING: 415,
-    Kind.OVERLOADED: 429,
-    Kind.UNAVAILABLE: 503,
-    Kind.DEADLINE: 504,
-    Kind.ENGINE_FAILURE: 500,
-    Kind.INVALID_ANSWER: 500,
-    Kind.INTERNAL: 500,
-}
-"""Of other kinds 400."""
-
 
 def render_error(error: ServiceError) -> Shape:
-    return Shape(STATUSES.get(error.kind, 400), {"error": error.message})
+    return Shape(find_status(error.kind), {"error": error.message})
 
 
 class EntityReply(TypedDict, total=False):

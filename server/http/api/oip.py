@@ -14,6 +14,7 @@ from server.errors import InvalidBody, InvalidField, Kind, ServiceError, Unknown
 from server.http.api.fields import Label, Options
 from server.http.api.health import find_problems
 from server.http.api.oip_tensors import InputTensor, cut_tensors, read_numbers, read_texts, write_output
+from server.http.api.statuses import find_status
 from server.http.body import parse_body
 from server.http.call import JSON, Call, Reply, reply_json
 from server.http.docs import find_version
@@ -239,26 +240,9 @@ def write_answer(asked: InferRequest, model: str, rows: Mapping[str, npt.NDArray
     return Reply(head + tail, 200, OCTETS, {HEADER_LENGTH: str(len(head))})
 
 
-STATUSES: Mapping[Kind, int] = {
-    Kind.UNAUTHENTICATED: 401,
-    Kind.FORBIDDEN: 403,
-    Kind.UNKNOWN_MODEL: 404,
-    Kind.UNKNOWN_ROUTE: 404,
-    Kind.METHOD_NOT_ALLOWED: 405,
-    Kind.BODY_TOO_LARGE: 413,
-    Kind.UNSUPPORTED_ENCODING: 415,
-    Kind.OVERLOADED: 429,
-    Kind.UNAVAILABLE: 503,
-    Kind.DEADLINE: 504,
-    Kind.ENGINE_FAILURE: 500,
-    Kind.INVALID_ANSWER: 500,
-    Kind.INTERNAL: 500,
-}
-"""Of other kinds 400. Triton answers a full queue with 503; 429 with its Retry-After says more, and clients read it."""
-
-
 def render_error(error: ServiceError) -> Shape:
-    return Shape(STATUSES.get(error.kind, 400), {"error": error.message})
+    """Triton answers a full queue with 503; 429 with its Retry-After says more, and clients read it."""
+    return Shape(find_status(error.kind), {"error": error.message})
 
 
 TAG = "open-inference-protocol"

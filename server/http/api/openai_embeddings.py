@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from server.errors import InvalidField
-from server.http.api.fields import Label, ModelName, Texts, TokenIds, TokenLists
+from server.http.api.fields import Label, ModelName, TextsOrIds, list_inputs
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_schemas import EmbeddingsReply, ErrorReply
 from server.http.api.vectors import Vectors, encode_rows, write_reply
@@ -20,7 +20,6 @@ from server.http.route import Route
 from server.http.state import ServedModel, ServerState
 from server.tasks import embed
 from server.tasks.vector_types import OutputType
-from server.text.inputs import Input
 from server.text.prompts import choose_prompt
 from server.text.work import Truncation
 
@@ -44,13 +43,7 @@ class EmbeddingsRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     model: ModelName | None = Field(None, description="Needed only where several models embed.")
-    input: Annotated[
-        str | Texts | TokenIds | TokenLists,
-        Field(
-            union_mode="left_to_right",
-            description="a text, a list of texts, a list of token ids, or a list of lists of token ids",
-        ),
-    ]
+    input: TextsOrIds
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="`float` if absent: numbers; `base64`: their bytes, little-endian, which is faster."
     )
@@ -129,13 +122,6 @@ async def create_embeddings(call: Call, state: ServerState) -> Reply:
     is_base64 = asked.encoding_format == "base64"
     write = partial(format_embeddings, rows, model.name, call.times.num_tokens, is_base64=is_base64)
     return await write_reply(write, rows.size, model)
-
-
-def list_inputs(given: str | list[Any]) -> list[Input]:
-    """One entry per sequence."""
-    if isinstance(given, str) or (given and isinstance(given[0], int)):
-        return [given]
-    return given
 
 
 def format_embeddings(rows: Vectors, model: str, num_tokens: int, *, is_base64: bool) -> bytes:

@@ -7,7 +7,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from server.errors import InputTooLong
-from server.http.api.fields import Label, ModelName, Texts, TokenIds, TokenLists
+from server.http.api.fields import Label, ModelName, TextsOrIds, TokenIds, TokenLists, list_inputs
 from server.http.api.tei import TeiErrorReply, TruncationFields, render_error
 from server.http.api.vectors import Vectors, encode_rows, write_reply
 from server.http.body import parse_body
@@ -16,20 +16,13 @@ from server.http.endpoint import TextJob, check_places, run_job
 from server.http.route import Route
 from server.http.state import ServerState
 from server.tasks import embed
-from server.text.inputs import Input
 from server.text.prompts import choose_prompt
 
 
 class EmbedRequest(TruncationFields):
     """Body of `POST /embed`."""
 
-    inputs: Annotated[
-        str | Texts | TokenIds | TokenLists,
-        Field(
-            union_mode="left_to_right",
-            description="a text, a list of texts, a list of token ids, or a list of lists of token ids",
-        ),
-    ]
+    inputs: TextsOrIds
     normalize: StrictBool = Field(
         True, description="Scale vectors to length 1; `false` only where the model does not do so itself."
     )
@@ -78,13 +71,6 @@ async def embed_inputs(call: Call, state: ServerState) -> Reply:
 
 def write_vectors(rows: Vectors) -> bytes:
     return orjson.dumps(encode_rows(rows))
-
-
-def list_inputs(given: str | list[Any]) -> list[Input]:
-    """One entry per sequence."""
-    if isinstance(given, str) or (given and isinstance(given[0], int)):
-        return [given]
-    return given
 
 
 async def decode(call: Call, state: ServerState) -> Reply:

@@ -1,22 +1,20 @@
 """text-embeddings-inference's sparse vectors."""
 
 from functools import partial
-from typing import Annotated, Any, Literal
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator
+from pydantic import Field
 from typing_extensions import TypedDict
 
-from server.http.api.fields import Label, ModelName, Texts, TokenIds, TokenLists
-from server.http.api.tei import TeiErrorReply, render_error
+from server.http.api.fields import Label, ModelName, TextsOrIds, list_inputs
+from server.http.api.tei import TeiErrorReply, TruncationFields, render_error
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, run_job
 from server.http.route import Route
 from server.http.state import ServerState
 from server.tasks import sparse
-from server.text.inputs import Input
 from server.text.prompts import choose_prompt
 from server.wire.job import Ragged
 
@@ -24,29 +22,12 @@ INLINE_WEIGHTS = 8192
 """So many are written on the event loop's thread, in some 5 ms."""
 
 
-class SparseRequest(BaseModel):
+class SparseRequest(TruncationFields):
     """Body of `POST /embed_sparse`."""
 
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
-
-    inputs: Annotated[
-        str | Texts | TokenIds | TokenLists,
-        Field(
-            union_mode="left_to_right",
-            description="a text, a list of texts, a list of token ids, or a list of lists of token ids",
-        ),
-    ]
-    truncate: StrictBool | None = Field(None, description="What the server's configuration says if absent.")
-    truncation_direction: Literal["left", "right"] = Field(
-        "right", description="The end that is cut off; `Left` and `Right` are understood as well."
-    )
+    inputs: TextsOrIds
     prompt_name: Label | None = None
     model: ModelName | None = Field(None, description="Needed only where several such models are served.")
-
-    @field_validator("truncation_direction", mode="before")
-    @classmethod
-    def lower(cls, value: Any) -> Any:
-        return value.lower() if isinstance(value, str) else value
 
 
 class Weight(TypedDict):
@@ -59,23 +40,15 @@ async def embed_sparse(call: Call, state: ServerState) -> Reply:
     asked = parse_body(SparseRequest, call.take_body())
     model = state.pick_model(asked.model, sparse.TASK)
     call.model = model.name
-    truncation = model.config.limits.truncation
-    if asked.truncate is not None:
-        truncation = asked.truncation_direction if asked.truncate else "error"
     job = TextJob(
         *(sparse.TASK, list_inputs(asked.inputs), "inputs", sparse.SparseParams()),
         prompt=choose_prompt(model.info, name=asked.prompt_name),
-        truncation=truncation,
+        truncation=asked.choose_truncation(model.config.limits.truncation),
     )
     arrays = await run_job(call, model, job)
     write = partial(write_weights, arrays["indices"], arrays["weights"])
     is_small = len(arrays["weights"].values) <= INLINE_WEIGHTS
     return Reply(write() if is_small else await model.tokenizer.run(write))
-
-
-def list_inputs(given: str | list[Any]) -> list[Input]:
-    """One entry per sequence."""
-    return [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else given
 
 
 def write_weights(indices: Ragged, weights: Ragged) -> bytes:
