@@ -1,13 +1,14 @@
 """What turns token rows into answers: pooled embeddings, logits of classes, of tokens, of words. All of it is fp32."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.config import EncoderConfig
+from models.further_heads import name_output
 from models.layers import ACTIVATIONS
 from models.pooling import pool_rows
 from runtime.ops import max_logits, pool
@@ -88,6 +89,14 @@ class ClassificationHead(nn.Module):
         return {"logits": self.output(self.activation(self.dense(first)))}
 
 
+class TokenEmbeddingHead(nn.Module):
+    """A vector of each token: its row, as it is. Casting it says to the passes that it is the head's."""
+
+    def forward(self, hidden_states: Tensor) -> dict[str, Tensor]:
+        """`token_embeddings`: fp32 [num_tokens, hidden_size]."""
+        return {"token_embeddings": hidden_states.float()}
+
+
 class TokenClassificationHead(nn.Module):
     """Logits of every token: one linear layer over its row, the same in all families.
 
@@ -126,17 +135,18 @@ class SparseHead(nn.Module):
 
 
 class TextModel(nn.Module):
-    """An encoder and its head: the module engines are built from. Returns what the head does.
+    """An encoder and its heads: the module engines are built from. Returns what the heads do.
 
     Beside the token rows a head may read `cu_seqlens`, `num_prompt_tokens` and `word_table`, the encoder's table of
-    tokens: it declares them as parameters.
+    tokens: it declares them as parameters. `heads`: those beside the model's own, by name, which stands before what
+    their outputs are called.
     """
 
-    def __init__(self, encoder: nn.Module, head: nn.Module):
+    def __init__(self, encoder: nn.Module, head: nn.Module, heads: Mapping[str, nn.Module] | None = None):
         super().__init__()
         self.encoder = encoder
         self.head = head
-        self.head_inputs = [name for name in inspect.signature(head.forward).parameters if name != "hidden_states"]
+        self.heads = nn.ModuleDict(heads or {})
 
     def forward(
         self,
@@ -148,7 +158,19 @@ class TextModel(nn.Module):
         num_prompt_tokens: Tensor,
     ) -> dict[str, Tensor]:
         hidden_states = self.encoder(input_ids, position_ids, token_type_ids, cu_seqlens, max_seqlen)
-        inputs = {"position_ids": position_ids, "cu_seqlens": cu_seqlens, "num_prompt_tokens": num_prompt_tokens}
-        if "word_table" in self.head_inputs:
-            inputs["word_table"] = self.encoder.get_parameter("embeddings.word.weight")
-        return self.head(hidden_states, **{name: inputs[name] for name in self.head_inputs})
+        inputs = {
+            "hidden_states": hidden_states,
+            "position_ids": position_ids,
+            "cu_seqlens": cu_seqlens,
+            "num_prompt_tokens": num_prompt_tokens,
+        }
+        outputs = self.run_head(self.head, inputs)
+        for name, head in self.heads.items():
+            outputs |= {name_output(name, each): value for each, value in self.run_head(head, inputs).items()}
+        return outputs
+
+    def run_head(self, head: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        names = inspect.signature(head.forward).parameters
+        if "word_table" in names:
+            inputs = {**inputs, "word_table": self.encoder.get_parameter("embeddings.word.weight")}
+        return dict(head(**{name: inputs[name] for name in names}))

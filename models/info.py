@@ -35,7 +35,7 @@ class ModelInfo:
 
     architecture: str
     task: str
-    """`embed`, `sparse`, `classify`, `token_classify` or `generate`."""
+    """`embed`, `token_embed`, `sparse`, `classify`, `token_classify` or `generate`."""
     vocab_size: int
     type_vocab_size: int
     """1 where the model has no token types, or its tokenizer gives it none: all types are 0."""
@@ -79,6 +79,8 @@ class ModelInfo:
     """Masked language models: their output table is that of the tokens."""
     eos_token_ids: tuple[int, ...] = ()
     """Generators: the tokens that end an answer."""
+    head: str = ""
+    """Its name among the heads of one trunk; empty for that which the model's own directory is made for."""
 
 
 def read_info(

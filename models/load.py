@@ -1,6 +1,7 @@
 """A model directory to the module that engines are built from, its weights still unread."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from models.config import EncoderConfig, read_config
 from models.decoder_config import read_decoder_config
 from models.family import Family, Renames
+from models.further_heads import FurtherHead
 from models.head_modules import build_modules, open_module_weights
 from models.heads import (
     ClassificationHead,
@@ -16,25 +18,28 @@ from models.heads import (
     SparseHead,
     TextModel,
     TokenClassificationHead,
+    TokenEmbeddingHead,
 )
 from models.info import CLASSIFIER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX, ModelInfo
-from models.keys import read_keys
+from models.keys import ModelDirectoryError, read_keys
 from models.pooling import check_modes
 from models.registry import find_decoder, find_family
-from models.weights import check_weights, open_checkpoint, rename_tensors, resolve_tied_head
+from models.weights import check_weights, have_equal_values, open_checkpoint, rename_tensors, resolve_tied_head
 from runtime.lazy_module import LazyModule, LazyWeight
 
+TRUNK = "encoder."
 WORD_TABLE = "encoder.embeddings.word.weight"
 TOKEN_HEAD_RENAMES: Renames = ((r"classifier\.(weight|bias)", r"output.\1"),)
 """All families name the head over single tokens alike."""
 
 
-def load_model(directory: Path, info: ModelInfo) -> LazyModule:
-    """The module for `info.task`, with what reads its weights from the directory: fp32, on the CPU.
+def load_model(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead] = ()) -> LazyModule:
+    """The module for `info.task`, with what reads its weights from the directory: fp32, on the CPU. `heads`: further
+    ones on an encoder.
 
     Raises ModelDirectoryError where they do not fit.
     """
-    return load_decoder(directory, info) if info.task == "generate" else load_encoder(directory, info)
+    return load_decoder(directory, info) if info.task == "generate" else load_encoder(directory, info, heads)
 
 
 def load_decoder(directory: Path, info: ModelInfo) -> LazyModule:
@@ -50,30 +55,60 @@ def load_decoder(directory: Path, info: ModelInfo) -> LazyModule:
     return LazyModule(model.eval(), check_weights(model, family.adjust(tensors), folder))
 
 
-def load_encoder(directory: Path, info: ModelInfo) -> LazyModule:
-    """The encoder with its head for `info.task`."""
+def load_encoder(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead]) -> LazyModule:
+    """The encoder with its head for `info.task`, and the further ones."""
     folder = directory / info.transformer
     family = find_family(info.architecture, read_keys(folder)["model_type"])
     config = read_config(folder)
     with torch.device("meta"):
         head = build_head(directory, family, config, info)
-        model = TextModel(family.encoder(config), head)
-    tensors = open_encoder(folder, family, info)
+        further = {each.info.head: build_head(each.directory, family, config, each.info) for each in heads}
+        model = TextModel(family.encoder(config), head, further)
+    tensors = open_with_head(directory, family, info)
+    for each in heads:
+        tensors |= open_further_head(each, family, directory, tensors)
+    return LazyModule(model.eval(), check_weights(model, tensors, directory))
+
+
+def open_further_head(
+    head: FurtherHead, family: Family, directory: Path, trunk: Mapping[str, LazyWeight]
+) -> dict[str, LazyWeight]:
+    """Its weights, below `heads.`. Raises ModelDirectoryError where it was trained on another trunk."""
+    tensors = open_with_head(head.directory, family, head.info)
+    if head.directory != directory:
+        for name in sorted(tensors.keys() & trunk.keys()):
+            if name.startswith(TRUNK) and not have_equal_values(tensors[name].read(), trunk[name].read()):
+                raise ModelDirectoryError(
+                    f"{head.directory}: {name} is not what it is in {directory}: this head was trained on another "
+                    "encoder, and cannot share that one. Serve it as a model of its own"
+                )
+    return {
+        f"heads.{head.info.head}.{name.removeprefix('head.')}": value
+        for name, value in tensors.items()
+        if not name.startswith(TRUNK)
+    }
+
+
+def open_with_head(directory: Path, family: Family, info: ModelInfo) -> dict[str, LazyWeight]:
+    """A directory's tensors, below `encoder.` and `head.`."""
+    tensors = open_encoder(directory / info.transformer, family, info)
     for name, value in open_module_weights(directory, info.modules).items():
         tensors[f"head.chain.{name}"] = value
-    return LazyModule(model.eval(), check_weights(model, tensors, directory))
+    return tensors
 
 
 def build_head(
     directory: Path, family: Family, config: EncoderConfig, info: ModelInfo
-) -> ClassificationHead | EmbeddingHead | SparseHead | TokenClassificationHead:
+) -> ClassificationHead | EmbeddingHead | SparseHead | TokenClassificationHead | TokenEmbeddingHead:
+    if info.task == "token_embed":
+        return TokenEmbeddingHead()
     if info.task == "sparse":
         activation = family.word_head_activation or config.activation
         return SparseHead(config, activation, is_tied=info.has_tied_words)
     if info.task == "token_classify":
-        return TokenClassificationHead(config.hidden_size, config.num_labels)
+        return TokenClassificationHead(config.hidden_size, info.output_dim)
     if info.task == "classify":
-        return ClassificationHead(config.hidden_size, config.num_labels, family.head_activation)
+        return ClassificationHead(config.hidden_size, info.output_dim, family.head_activation)
     check_modes(info.pooling)
     modules, width = build_modules(directory, info.modules, config.hidden_size * len(info.pooling))
     head = EmbeddingHead if info.pools_prompt else PromptlessEmbeddingHead
@@ -85,10 +120,10 @@ def open_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, Laz
 
     A language model's output head is ignored, but where it is tied it may be the name under which the table is stored.
     """
-    renames = [(pattern, f"encoder.{target}") for pattern, target in family.renames]
+    renames = [(pattern, TRUNK + target) for pattern, target in family.renames]
     ignored = list(family.ignored)
     head_renames = choose_head_renames(family, info)
-    if info.task == "embed":
+    if info.task in ("embed", "token_embed"):
         ignored += [pattern for pattern, _ in head_renames]
     else:
         renames += [(pattern, f"head.{target}") for pattern, target in head_renames]

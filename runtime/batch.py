@@ -150,6 +150,8 @@ class Batch:
     cu_seqlens: Int32Array
     max_seqlen: int
     paging: Paging | None = None
+    outputs: frozenset[str] | None = None
+    """Names of `EngineInfo.outputs` that are wanted; None: all."""
 
     @property
     def num_tokens(self) -> int:
@@ -189,6 +191,6 @@ class Output:
     """What one step computed."""
 
     arrays: dict[str, FloatArray]
-    """By the names of `EngineInfo.outputs`, in their dimensions and in the order of the batch; not a decoder's logits,
-    of which it makes `tokens`."""
+    """By the names of `EngineInfo.outputs`, in their dimensions and in the order of the batch: those that the batch
+    wants. Not a decoder's logits, of which it makes `tokens`."""
     tokens: SampledTokens | None = None

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -45,16 +45,15 @@ class CompileCache:
     choice: Path
 
 
-def find_cache(
-    directory: Path, config: EngineConfig, *settled: object, draft_directory: Path | None = None
-) -> CompileCache:
-    """For the model in `directory`. `settled`: what else decides how it is computed, threads and limits among it.
+def find_cache(directory: Path, config: EngineConfig, *settled: object, others: Sequence[Path] = ()) -> CompileCache:
+    """For the model in `directory`, with `others` of what is computed beside it. `settled`: what else decides how it is
+    computed, threads and limits among it.
 
     Raises RuntimeError where there is no home to keep anything in.
     """
     causes = {
         "model": hash_files(find_files(directory, MODEL_FILES)),
-        "draft": hash_files(find_files(draft_directory, MODEL_FILES) if draft_directory else []),
+        "others": [hash_files(find_files(other, MODEL_FILES)) for other in others],
         "calibration": hash_files([config.quantization] if config.quantization else []),
         "settings": (config.precision, config.accuracy, config.cpu_kernels, config.memory_cap_mb),
         "cache": config.kv_cache.dtype,

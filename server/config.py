@@ -161,6 +161,17 @@ class ChatConfig(Section):
     """Further variables for the template, such as `enable_thinking`; a request's `chat_template_kwargs` win."""
 
 
+class HeadConfig(Section):
+    """One entry of `heads:`, a further head on a model's encoder."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    """Clients put MODEL/NAME into `model`, or MODEL where no other head has the task."""
+    source: SourceConfig
+    """Its own directory, with config.json and weights: of the head alone, or with those of the very same encoder."""
+    task: str = "auto"
+    """As the model's."""
+
+
 class ModelConfig(Section):
     """One entry of `models:`."""
 
@@ -173,6 +184,8 @@ class ModelConfig(Section):
     """`auto`: what the directory's sentence-transformers files say, else mean."""
     normalize: bool | None = None
     """Scale embeddings to length 1; None: what the directory's sentence-transformers files say."""
+    heads: tuple[HeadConfig, ...] = ()
+    """Encoders: more of them, computed in the same pass as the directory's own."""
     engine: EngineConfig = EngineConfig()
     limits: LimitsConfig = LimitsConfig()
     chat: ChatConfig = ChatConfig()
@@ -183,6 +196,9 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def check_contradictions(self) -> "ModelConfig":
         limits, engine = self.limits, self.engine
+        names = [head.name for head in self.heads]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"heads: two have the name {sorted(twice)[0]!r}. Give each its own name")
         if limits.max_client_batch_size > limits.max_concurrent_requests:
             raise ValueError(
                 f"limits.max_client_batch_size ({limits.max_client_batch_size}) is over "

@@ -54,7 +54,7 @@ class PlannedEngine:
         self.arena.layout(self.largest, lambda: self.program.lifetimes(self.largest))
 
     def run(self, batch: Batch) -> Output:
-        return to_output(self.compute(batch))
+        return to_output(self.compute(batch), batch.outputs)
 
     def compute(self, batch: Batch, **memory: Tensor) -> dict[str, Tensor]:
         """The outputs by name, in memory that belongs to the next step. `memory`: what the model keeps between steps.

@@ -34,7 +34,7 @@ class ReferenceEngine:
         """Nothing is planned."""
 
     def run(self, batch: Batch) -> Output:
-        return to_output(self.compute(batch))
+        return to_output(self.compute(batch), batch.outputs)
 
     def compute(self, batch: Batch, **memory: Tensor) -> dict[str, Tensor]:
         """See PlannedEngine."""

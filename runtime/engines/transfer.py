@@ -66,10 +66,14 @@ def to_tensors(batch: Batch, device: torch.device) -> dict[str, Any]:
     return tensors | {"max_seqlen": batch.max_seqlen}
 
 
-def to_output(tensors: Mapping[str, Tensor]) -> Output:
-    """Copies in fp32, which the next step does not write to."""
+def to_output(tensors: Mapping[str, Tensor], wanted: Collection[str] | None = None) -> Output:
+    """Copies in fp32, which the next step does not write to; of those that are wanted, None: of all."""
     return Output(
-        {name: tensor.to(device="cpu", dtype=torch.float32, copy=True).numpy() for name, tensor in tensors.items()}
+        {
+            name: tensor.to(device="cpu", dtype=torch.float32, copy=True).numpy()
+            for name, tensor in tensors.items()
+            if wanted is None or name in wanted
+        }
     )
 
 

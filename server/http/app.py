@@ -36,6 +36,7 @@ from server.http.api import (
     score,
     tei,
     tei_embed,
+    tei_embed_all,
     tei_rerank,
     tei_sparse,
 )
@@ -64,6 +65,7 @@ ROUTES: tuple[Route, ...] = (
     *hf_inference.ROUTES,
     *oip.ROUTES,
     *tei_embed.ROUTES,
+    *tei_embed_all.ROUTES,
     *cohere_embed.ROUTES,
     *tei_rerank.ROUTES,
     *rerank.ROUTES,

@@ -1,7 +1,7 @@
 """A job's way through the HTTP side: take a place, turn text into tokens, submit, and hand on what comes. Knows no
 protocol and no task."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
@@ -38,6 +38,8 @@ class TextJob:
     inputs: Sequence[Input]
     field: str
     params: Any = None
+    outputs: Mapping[str, str] | None = None
+    """See `Job.outputs`; None: those of the model's head."""
     settle: Settle | None = None
     prompt: str = ""
     """Stands before each text."""
@@ -171,6 +173,7 @@ class OpenJob:
             inputs=self.write_inputs(),
             timeout_s=self.call.deadline_s - monotonic(),
             params=self.params,
+            outputs=self.model.outputs if self.job.outputs is None else self.job.outputs,
             priority=self.job.priority,
             salt=self.call.key.salt,
             rows_per_input=self.job.num_answers,

@@ -46,7 +46,7 @@ def pick_ranker(state: ServerState, name: str | None) -> ServedModel:
         rankers = {
             each: model
             for each, model in state.models.items()
-            if rerank.TASK.can_use(model.info) and rerank.is_cross_encoder(model.info)
+            if any(rerank.TASK.can_use(head.info) and rerank.is_cross_encoder(head.info) for head in model.heads)
         }
         if rankers:
             state = replace(state, models=rankers)

@@ -1,8 +1,10 @@
 """What an HTTP process serves: its models, each with everything a request needs on the way, and its metrics."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from time import time
 
+from models.further_heads import TOKENS, name_output
 from models.info import ModelInfo
 from server.api_keys import KeyConfig
 from server.config import ModelConfig, ServerConfig
@@ -11,7 +13,7 @@ from server.http.admission import Admission
 from server.http.keys import Key
 from server.metrics import Metrics
 from server.tasks.head import Head
-from server.tasks.registry import list_tasks
+from server.tasks.registry import HEADS, list_tasks
 from server.tasks.task import Task
 from server.text.tokenizer import Tokenizer
 from server.wire.client import EngineClient
@@ -30,16 +32,49 @@ class ServedModel:
     engine: EngineClient
     created_s: int = field(default_factory=lambda: int(time()))
     """Unix time, for `/v1/models`."""
+    others: tuple["ServedModel", ...] = ()
+    """The same with a further head of it instead."""
 
-    def check_task(self, task: Task) -> None:
+    @property
+    def heads(self) -> tuple["ServedModel", ...]:
+        return (self, *self.others)
+
+    @property
+    def full_name(self) -> str:
+        """As clients write it: MODEL, or MODEL/HEAD."""
+        return f"{self.name}/{self.info.head}" if self.info.head else self.name
+
+    @property
+    def is_listed(self) -> bool:
+        """A model, or a head that was configured for it."""
+        return self.info.head != TOKENS
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """What the head computes, and the names that this has in the graph."""
+        return {spec.name: name_output(self.info.head, spec.name) for spec in self.head.describe_graph(self.info)}
+
+    def find_head(self, task: Task) -> "ServedModel | None":
+        """The first of its heads that can do that."""
+        return next((each for each in self.heads if task.can_use(each.info)), None)
+
+    def pick_head(self, task: Task) -> "ServedModel":
         """Raises WrongTask, naming the route that would work."""
-        if not task.can_use(self.info):
+        found = self.find_head(task)
+        if found is None:
             routes = [route for each in list_tasks(self.info) for route in each.routes]
             raise WrongTask(
                 f"model {self.name!r} cannot be used here: its task is {self.head.name}, served by "
                 f"{' and '.join(routes)}",
                 param="model",
             )
+        return found
+
+
+def add_heads(model: ServedModel, infos: Iterable[ModelInfo]) -> ServedModel:
+    """With further heads, which share everything but what they are made for."""
+    others = tuple(replace(model, head=HEADS[info.task], info=info) for info in infos)
+    return replace(model, others=others)
 
 
 @dataclass(slots=True)
@@ -78,7 +113,7 @@ class ServerState:
 
     def find_model(self, name: str) -> ServedModel:
         """Raises UnknownModel; Forbidden where it may exist for others, which is not told."""
-        model = self.models.get(name)
+        model = self.models.get(name) or self.find_head(name)
         if model is None and self.is_narrowed:
             names = ", ".join(self.models)
             raise Forbidden(f"model {name[:100]!r} is not for this key; it may use {names}", param="model")
@@ -88,6 +123,12 @@ class ServerState:
             )
         return model
 
+    def find_head(self, name: str) -> ServedModel | None:
+        """MODEL/HEAD."""
+        model_name, _, head = name.rpartition("/")
+        model = self.models.get(model_name)
+        return model and next((each for each in model.others if each.info.head == head), None)
+
     def pick_model(self, name: str | None, task: Task | None) -> ServedModel:
         """The named model, or the only one for the task where the request names none; None: for whatever it does.
 
@@ -96,12 +137,11 @@ class ServerState:
         if name is None:
             return self.pick_only(task)
         model = self.find_model(name)
-        if task is not None:
-            model.check_task(task)
-        return model
+        return model if task is None else model.pick_head(task)
 
     def pick_only(self, task: Task | None) -> ServedModel:
-        fitting = [model for model in self.models.values() if task is None or task.can_use(model.info)]
+        found = [model if task is None else model.find_head(task) for model in self.models.values()]
+        fitting = [model for model in found if model is not None]
         if len(fitting) == 1:
             return fitting[0]
         if not fitting:

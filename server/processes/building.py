@@ -14,7 +14,7 @@ def build_model(model: DeployedModel, replica: int, progress: Progress) -> Engin
     if config.kind == "null" or model.is_compiled:
         return open_model(model, replica, progress)
     progress("reading weights", 0, 1)
-    module, draft = load_model(model.directory, model.info), load_draft(model)
+    module, draft = load_model(model.directory, model.info, model.heads), load_draft(model)
     progress("reading weights", 1, 1)
     return build_engine(module, config, find_limits(model), progress, draft, model.chosen)
 

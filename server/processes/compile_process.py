@@ -46,7 +46,7 @@ def compile_ahead(deployment: Deployment, model: DeployedModel, cache: CompileCa
     known = read_choice(cache.choice)
     samples = find_samples(model) if known is None and is_measured(model) else None
     progress("reading weights", 0, 1)
-    module, draft = load_model(model.directory, model.info), load_draft(model)
+    module, draft = load_model(model.directory, model.info, model.heads), load_draft(model)
     progress("reading weights", 1, 1)
     compiled = compile_model(module, config, limits, progress, draft, known, samples)
     if compiled.chosen is not None:

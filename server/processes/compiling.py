@@ -88,9 +88,13 @@ def find_model_cache(deployment: Deployment, model: DeployedModel) -> CompileCac
     """In the run directory where there is no home."""
     limits = model.config.limits
     sizes = (limits.max_batch_tokens, limits.max_batch_requests, model.max_input_tokens)
-    settled = (model.threads, sizes, model.config.speculative, model.info, list_sample_texts())
+    heads = [head.info for head in model.heads]
+    settled = (model.threads, sizes, model.config.speculative, model.info, heads, list_sample_texts())
+    others = [head.directory for head in model.heads if head.directory != model.directory]
+    if model.draft_directory is not None:
+        others.append(model.draft_directory)
     try:
-        return find_cache(model.directory, model.config.engine, *settled, draft_directory=model.draft_directory)
+        return find_cache(model.directory, model.config.engine, *settled, others=others)
     except RuntimeError:
         return CompileCache(deployment.compiled_path(model), deployment.choice_path(model))
 

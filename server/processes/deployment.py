@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from models.further_heads import FurtherHead
 from models.info import ModelInfo
 from runtime.config import EngineConfig
 from runtime.precision_choice import ChosenPrecision
@@ -39,6 +40,8 @@ class DeployedModel:
     config: ModelConfig
     directory: Path
     info: ModelInfo
+    heads: tuple[FurtherHead, ...] = ()
+    """Beside the directory's own, whose `info` is."""
     draft_directory: Path | None = None
     """Of the model that guesses ahead, if there is one."""
     threads: int = 1
@@ -134,6 +137,7 @@ def save(deployment: Deployment) -> None:
             {
                 "directory": str(model.directory),
                 "info": asdict(model.info),
+                "heads": [(str(head.directory), asdict(head.info)) for head in model.heads],
                 "draft": model.draft_directory and str(model.draft_directory),
                 "threads": model.threads,
                 "budget_bytes": model.budget_bytes,
@@ -151,7 +155,8 @@ def load(run_dir: Path) -> Deployment:
     config = ServerConfig.model_validate(document["config"])
     models = tuple(
         DeployedModel(
-            *(index, model, Path(found["directory"]), msgspec.convert(found["info"], ModelInfo, strict=False)),
+            *(index, model, Path(found["directory"]), convert_info(found["info"])),
+            heads=tuple(FurtherHead(Path(directory), convert_info(info)) for directory, info in found["heads"]),
             draft_directory=Path(found["draft"]) if found["draft"] else None,
             threads=found["threads"],
             budget_bytes=found["budget_bytes"],
@@ -162,3 +167,8 @@ def load(run_dir: Path) -> Deployment:
     )
     keys = tuple(KeyConfig.model_validate(key) for key in document["keys"])
     return Deployment(config, models, run_dir, document["num_cores"], keys)
+
+
+def convert_info(found: object) -> ModelInfo:
+    """As JSON has it."""
+    return msgspec.convert(found, ModelInfo, strict=False)

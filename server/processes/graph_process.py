@@ -21,7 +21,7 @@ def print_graph(model: DeployedModel) -> None:
     def on_pass(name: str, graph_module: GraphModule) -> None:
         print(f"== {name}\n{format_graph(graph_module)}\n")
 
-    program = trace_passes(load_model(model.directory, model.info), model.config.engine, on_pass)
+    program = trace_passes(load_model(model.directory, model.info, model.heads), model.config.engine, on_pass)
     limits = model.config.limits
     largest = BatchLimits(limits.max_batch_tokens, limits.max_batch_requests, model.max_input_tokens).largest()
     print(f"== plan\n{format_program(program, largest)}")

@@ -21,7 +21,7 @@ import uvloop
 from server.http.admission import Admission
 from server.http.app import ROUTES, App
 from server.http.connection import bound_connections
-from server.http.state import ServedModel, ServerState
+from server.http.state import ServedModel, ServerState, add_heads
 from server.metrics import Metrics
 from server.processes.deployment import DeployedModel, Deployment, load
 from server.processes.startup import (
@@ -49,7 +49,7 @@ def build_state(
     """What the application needs; `engines` in the order of the models."""
     models = {}
     for model, engine in zip(deployment.models, engines, strict=True):
-        models[model.config.name] = ServedModel(
+        served = ServedModel(
             name=model.config.name,
             config=model.config,
             head=model.head,
@@ -73,6 +73,7 @@ def build_state(
             ),
             engine=engine,
         )
+        models[model.config.name] = add_heads(served, [head.info for head in model.heads])
     return ServerState(deployment.config, models, metrics, deployment.keys)
 
 

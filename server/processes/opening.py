@@ -13,6 +13,7 @@ from server.engine.calibration import calibrate
 from server.engine.cost_model import CostModel
 from server.processes.deployment import DeployedModel
 from server.tasks.head import Work
+from server.tasks.registry import list_outputs
 
 
 class Damaged(RuntimeError):
@@ -23,7 +24,7 @@ def open_model(model: DeployedModel, replica: int, progress: Progress) -> Engine
     """Raises Damaged, UnusableConfig."""
     config, limits = settle_engine(model), find_limits(model)
     if config.kind == "null":
-        return build_null(model.head.describe_graph(model.info), config, limits, replica)
+        return build_null(list_outputs([model.info, *(head.info for head in model.heads)]), config, limits, replica)
     assert model.compiled is not None, "Only what was compiled can be opened. This is a bug."
     compiled = load_compiled(model.compiled)
     if compiled is None:

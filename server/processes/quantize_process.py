@@ -55,7 +55,7 @@ def quantize(model: DeployedModel, data: Path, out: Path, options: Options, max_
     split = len(sequences) - round(HELD_OUT_SHARE * len(sequences))
     budget = model.config.limits.max_batch_tokens
     calibrated, held_out = (make_batches(part, budget) for part in (sequences[:split], sequences[split:]))
-    graph_module = trace_linears(load_model(model.directory, model.info), torch.device("cpu"))
+    graph_module = trace_linears(load_model(model.directory, model.info, model.heads), torch.device("cpu"))
     try:
         with Bar() as progress:
             calibration = calibrate(graph_module, calibrated, held_out, options, progress)
@@ -87,7 +87,7 @@ def build_like(
     config = model.config.engine.model_copy(update=fixed | changes)
     most_seqs = max(batch.num_seqs for batch in batches)
     limits = BatchLimits(model.config.limits.max_batch_tokens, most_seqs, model.max_input_tokens)
-    return build_engine(load_model(model.directory, model.info), config, limits, progress)
+    return build_engine(load_model(model.directory, model.info, model.heads), config, limits, progress)
 
 
 def read_texts(path: Path) -> Iterator[str]:

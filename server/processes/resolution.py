@@ -1,9 +1,11 @@
 """From a configuration to a deployment: every model's directory found and checked, before anything is started."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from models.info import ModelDirectoryError, read_info
+from models.further_heads import TOKENS, FurtherHead, list_own_heads, read_further_head
+from models.info import ModelDirectoryError, ModelInfo, read_info
 from models.source import find_directory
 from server.api_keys import load_keys
 from server.config import ChatConfig, ConfigError, ModelConfig, ServerConfig
@@ -31,12 +33,27 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
         except ModelDirectoryError as error:
             raise ModelDirectoryError(f"model {model.name}: {error}") from None
         threads = count_threads(model.engine, num_cores)
-        deployed = DeployedModel(index, model, directory, info, find_draft(model), threads)
+        heads = (*list_own_heads(directory, info), *find_heads(model, info))
+        deployed = DeployedModel(index, model, directory, info, heads, find_draft(model), threads)
         check_limits(deployed)
         check_chat(deployed)
         deployed.head.check_config(model)
         models.append(deployed)
     return Deployment(config, tuple(models), run_dir, num_cores, keys)
+
+
+def find_heads(model: ModelConfig, info: ModelInfo) -> Iterator[FurtherHead]:
+    """Raises ConfigError, ModelDirectoryError."""
+    for head in model.heads:
+        check_name(f"{model.name}, head {head.name}", head.task)
+        if head.name == TOKENS:
+            raise ConfigError(f"model {model.name}: heads: the name {TOKENS!r} is taken. Choose another")
+        source = head.source
+        try:
+            directory = find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
+            yield read_further_head(directory, head.name, head.task, info)
+        except ModelDirectoryError as error:
+            raise ModelDirectoryError(f"model {model.name}: heads: {head.name}: {error}") from None
 
 
 def find_draft(model: ModelConfig) -> Path | None:

@@ -1,23 +1,40 @@
 """The tasks there are. A new one is its file, a line here, and its routes in a file of `http/api`."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+from models.further_heads import name_output
 from models.info import ModelInfo
+from runtime.batch import ArraySpec
 from server.config import ConfigError
-from server.tasks import classify, embed, generate, rerank, sparse, token_classify
+from server.tasks import classify, embed, generate, rerank, sparse, token_classify, token_embed
 from server.tasks.head import Head
 from server.tasks.task import Task
 
 HEADS: dict[str, Head] = {
-    head.name: head for head in (embed.HEAD, sparse.HEAD, classify.HEAD, token_classify.HEAD, generate.HEAD)
+    head.name: head
+    for head in (embed.HEAD, token_embed.HEAD, sparse.HEAD, classify.HEAD, token_classify.HEAD, generate.HEAD)
 }
 TASKS: dict[str, Task] = {
     task.name: task
-    for task in (embed.TASK, sparse.TASK, classify.TASK, rerank.TASK, token_classify.TASK, generate.TASK)
+    for task in (
+        *(embed.TASK, token_embed.TASK, sparse.TASK, classify.TASK, rerank.TASK, token_classify.TASK, generate.TASK),
+    )
 }
 
 
 def list_tasks(info: ModelInfo) -> list[Task]:
     """Those that the model can do; first what it is made for."""
     return [task for task in TASKS.values() if task.can_use(info)]
+
+
+def list_outputs(infos: Sequence[ModelInfo]) -> tuple[ArraySpec, ...]:
+    """Of the graph for these heads."""
+    return tuple(
+        replace(spec, name=name_output(info.head, spec.name))
+        for info in infos
+        for spec in HEADS[info.task].describe_graph(info)
+    )
 
 
 def check_name(model: str, name: str) -> None:

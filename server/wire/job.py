@@ -4,8 +4,8 @@ Everything is ragged, named arrays: the token ids of inputs of any length, one v
 of their tokens.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,8 @@ class Job:
     inputs: dict[str, Ragged]
     timeout_s: float
     params: Any = None
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    """What the task makes its answer of, and which of the graph's outputs that is. Empty: all, by the graph's names."""
     priority: int = 0
     """Lower is earlier; of equal ones the nearer deadline."""
     salt: str = ""

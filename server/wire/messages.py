@@ -35,6 +35,7 @@ class Submit(msgspec.Struct, tag=True, array_like=True):
     inputs: dict[str, WireArray]
     timeout_s: float
     params: bytes
+    outputs: dict[str, str]
     priority: int
     salt: str
 
@@ -95,7 +96,7 @@ async def read_message(reader: asyncio.StreamReader) -> Message:
 def write_job(job_id: int, job: Job) -> Submit:
     inputs = {name: write_array(array) for name, array in job.inputs.items()}
     params = ENCODER.encode(job.params)
-    return Submit(job_id, job.task, inputs, job.timeout_s, params, job.priority, job.salt)
+    return Submit(job_id, job.task, inputs, job.timeout_s, params, dict(job.outputs), job.priority, job.salt)
 
 
 def read_job(message: Submit, params: type) -> Job:
@@ -105,6 +106,7 @@ def read_job(message: Submit, params: type) -> Job:
         inputs={name: read_array(array) for name, array in message.inputs.items()},
         timeout_s=message.timeout_s,
         params=msgspec.msgpack.decode(message.params, type=params),
+        outputs=message.outputs,
         priority=message.priority,
         salt=message.salt,
     )

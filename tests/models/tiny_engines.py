@@ -79,8 +79,9 @@ class Captured:
 
 def capture_model(make: Callable[[], TinyModel]) -> Captured:
     model = make()
-    module = load_model(model.directory, model.info).fill()
-    return Captured(model, module, capture(load_model(model.directory, model.info), torch.device("cpu")))
+    module = load_model(model.directory, model.info, model.heads).fill()
+    graph_module = capture(load_model(model.directory, model.info, model.heads), torch.device("cpu"))
+    return Captured(model, module, graph_module)
 
 
 def compute_rows(engine: Engine, ids: Sequence[Ids], steps: Steps) -> npt.NDArray[np.float32]:

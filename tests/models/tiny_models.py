@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from models.further_heads import FurtherHead
 from models.info import ModelInfo, read_info
 from models.load import load_model
 from runtime.batch import Batch
@@ -68,6 +69,7 @@ class TinyModel:
     directory: Path
     theirs: transformers.PreTrainedModel
     info: ModelInfo
+    heads: tuple[FurtherHead, ...] = ()
 
     @property
     def has_token_types(self) -> bool:
@@ -140,5 +142,5 @@ def build(model: TinyModel, **options: str) -> Engine:
     """An engine of one thread, for up to 64 sequences."""
     limits = BatchLimits(max_batch_tokens=8192, max_batch_requests=64, max_input_tokens=model.info.max_input_tokens)
     config = EngineConfig.model_validate({"precision": "fp32", "threads": 1} | options)
-    module = load_model(model.directory, model.info)
+    module = load_model(model.directory, model.info, model.heads)
     return build_engine(module, config, limits, lambda *_: None)

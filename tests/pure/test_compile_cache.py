@@ -76,7 +76,7 @@ def test_settings(model: Path, options: dict[str, object]) -> None:
 
 def test_draft(model: Path) -> None:
     draft = model.parent / "model" / "folder"
-    assert find_cache(model, EngineConfig(), draft_directory=draft) != find_cache(model, EngineConfig())
+    assert find_cache(model, EngineConfig(), others=[draft]) != find_cache(model, EngineConfig())
 
 
 def test_large_files_are_not_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

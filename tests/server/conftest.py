@@ -17,12 +17,13 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from models.info import ModelInfo
+from runtime.batch import ArraySpec
 from server.config import HttpConfig, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
 from server.http.admission import Admission
 from server.http.app import App
-from server.http.state import ServedModel, ServerState
+from server.http.state import ServedModel, ServerState, add_heads
 from server.metrics import Metrics
-from server.tasks.registry import HEADS, TASKS
+from server.tasks.registry import HEADS, TASKS, list_outputs
 from server.text.tokenizer import Tokenizer
 from server.text.tokenizer_file import load_tokenizer
 from server.wire.job import EngineStatus, Job, Ragged, Result, join_rows
@@ -49,6 +50,7 @@ class FakeEngine:
     """An EngineClient. Waits for `gate` if there is one; raises `error`, answers NaN in `nan_rows`."""
 
     info: ModelInfo
+    further: Sequence[ModelInfo] = ()
     gate: asyncio.Event | None = None
     error: Exception | None = None
     nan_rows: tuple[int, ...] = ()
@@ -88,18 +90,22 @@ class FakeEngine:
         if self.error is not None:
             stream.fail(self.error)
             return
-        (spec,) = HEADS[self.info.task].describe_graph(self.info)
-        values = self.compute_values(job, is_by_token=spec.dims[0] == "num_tokens")
-        arrays = TASKS[job.task].reduce({spec.name: values}, job.params)
+        specs = {spec.name: spec for spec in list_outputs([self.info, *self.further])}
+        arrays = {name: self.compute_values(job, specs[output]) for name, output in job.outputs.items()}
+        arrays = TASKS[job.task].reduce(arrays, job.params)
         stream.put(Result(np.arange(job.num_inputs, dtype=np.int32), arrays, True, queue_s=0.001, engine_s=0.002))
 
-    def compute_values(self, job: Job, *, is_by_token: bool) -> Ragged:
+    def compute_values(self, job: Job, spec: ArraySpec) -> Ragged:
         """One row for each input, or for each token: of the input up to it."""
         inputs = [job.input_ids.row(index) for index in range(job.num_inputs)]
-        if is_by_token:
-            parts = [np.stack([self.compute_row(ids[: end + 1]) for end in range(len(ids))]) for ids in inputs]
-            return join_rows(parts)
-        values = np.stack([self.compute_row(ids) for ids in inputs])
+        width = int(spec.dims[-1])
+        if spec.dims[0] == "num_tokens":
+            return join_rows(
+                [np.stack([compute_row(ids[: end + 1], width) for end in range(len(ids))]) for ids in inputs]
+            )
+        values = np.stack(
+            [self.compute_row(ids) if width == self.info.output_dim else compute_row(ids, width) for ids in inputs]
+        )
         values[list(self.nan_rows)] = np.nan
         return Ragged(values)
 
@@ -193,18 +199,25 @@ RANKER = replace(CLASSIFIER, output_dim=1, id2label={0: "LABEL_0"})
 
 
 def build_state(
-    tokenizer: Tokenizer, limits: LimitsConfig, http: HttpConfig, infos: Mapping[str, ModelInfo]
+    tokenizer: Tokenizer,
+    limits: LimitsConfig,
+    http: HttpConfig,
+    infos: Mapping[str, ModelInfo],
+    heads: Mapping[str, Sequence[ModelInfo]],
 ) -> ServerState:
     configs = tuple(ModelConfig(name=name, source=SourceConfig(path="unused"), limits=limits) for name in infos)
     served = {
-        config.name: ServedModel(
-            config.name,
-            config,
-            HEADS[infos[config.name].task],
-            infos[config.name],
-            tokenizer,
-            Admission(limits.max_concurrent_requests),
-            FakeEngine(infos[config.name]),
+        config.name: add_heads(
+            ServedModel(
+                config.name,
+                config,
+                HEADS[infos[config.name].task],
+                infos[config.name],
+                tokenizer,
+                Admission(limits.max_concurrent_requests),
+                FakeEngine(infos[config.name], heads.get(config.name, ())),
+            ),
+            heads.get(config.name, ()),
         )
         for config in configs
     }
@@ -224,10 +237,11 @@ def make_server(tokenizer: Tokenizer) -> MakeServer:
         http: dict[str, Any] | None = None,
         tokenizer: Tokenizer = tokenizer,
         others: Mapping[str, ModelInfo] = {},
+        heads: Mapping[str, Sequence[ModelInfo]] = {},
         **limits: Any,
     ) -> Server:
         infos = {**INFOS, **others}
-        state = build_state(tokenizer, LimitsConfig(**limits), HttpConfig(**(http or {})), infos)
+        state = build_state(tokenizer, LimitsConfig(**limits), HttpConfig(**(http or {})), infos, heads)
         app = App(state)
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://padless")
         engines = {name: model.engine for name, model in state.models.items()}

@@ -1,7 +1,7 @@
 """Work whose inputs go through the model once: whichever of them fit are packed into a step, and come out as rows."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ class PackedBatcher:
     ) -> None:
         self.limits = limits
         self.cost_model = cost_model
-        self.outputs = outputs
+        self.outputs = {spec.name: spec for spec in outputs}
         self.reducers = reducers
         self.queue: JobQueue[PackedInput] = JobQueue()
         self.encodings: dict[ResultStream, Encoding] = {}
@@ -83,6 +83,8 @@ class PackedBatcher:
         lengths = job.input_ids.lengths.tolist()
         if max(lengths) > self.limits.max_batch_tokens:
             raise EngineFailure(f"an input of {max(lengths)} tokens is over the budget of a step. This is a bug.")
+        if unknown := set(job.outputs.values()) - self.outputs.keys():
+            raise EngineFailure(f"the graph does not compute {', '.join(sorted(unknown))}. This is a bug.")
         waiting = self.queue.enter(priority=job.priority, deadline_s=now_s + job.timeout_s, arrival_s=now_s)
         encoding = self.encodings[stream] = Encoding(job, stream, waiting, job.num_inputs)
         for index, num_tokens in enumerate(lengths):
@@ -139,8 +141,9 @@ class PackedBatcher:
         order = sort_by_length([item.num_tokens for item in inputs])
         ordered = [inputs[place] for place in order]
         cost = cost_of_lengths([item.num_tokens for item in ordered])
+        batch = pack([(item.encoding.job, item.index) for item in ordered])
         return PackedStep(
-            pack([(item.encoding.job, item.index) for item in ordered]),
+            replace(batch, outputs=list_outputs([item.encoding.job for item in ordered])),
             cost,
             self.cost_model.predict(cost),
             min(item.encoding.waiting.arrival_s for item in ordered),
@@ -169,8 +172,10 @@ class PackedBatcher:
         """Give a job the rows of its inputs, which are at these places of the batch."""
         assert result.output is not None
         indices = np.array([result.step.inputs[place].index for place in places], np.int32)
+        found = result.output.arrays
         arrays = {
-            spec.name: self.pick(spec, result.output.arrays[spec.name], result.step, places) for spec in self.outputs
+            name: self.pick(self.outputs[output], found[output], result.step, places)
+            for name, output in (encoding.job.outputs or {name: name for name in self.outputs}).items()
         }
         reduced = self.reducers[encoding.job.task](arrays, encoding.job.params)
         encoding.num_missing -= len(places)
@@ -222,3 +227,13 @@ class PackedBatcher:
 
     def check_books(self) -> None:
         assert self.encodings or (self.queue.num_items, self.queue.num_tokens) == (0, 0), "Inputs wait for nobody."
+
+
+def list_outputs(jobs: Iterable[Job]) -> frozenset[str] | None:
+    """What any of them wants of the graph; None: all."""
+    wanted: set[str] = set()
+    for job in jobs:
+        if not job.outputs:
+            return None
+        wanted.update(job.outputs.values())
+    return frozenset(wanted)

@@ -141,10 +141,11 @@ async def infer_with_model(call: Call, state: ServerState) -> Reply:
 async def serve(call: Call, model: ServedModel, asked: InferenceRequest) -> Reply:
     """Raises WrongTask where the model does none of what can be asked for here."""
     call.model = model.name
-    for task, answer in ANSWERS:
-        if task.can_use(model.info):
-            return await answer(call, model, asked)
-    model.check_task(ANSWERS[0][0])
+    for head in model.heads:
+        for task, answer in ANSWERS:
+            if task.can_use(head.info):
+                return await answer(call, head, asked)
+    model.pick_head(ANSWERS[0][0])
     raise AssertionError("The model can do what it was refused for. This is a bug.")
 
 

@@ -157,7 +157,7 @@ def describe_model(model: ServedModel) -> ModelMetadata:
 def find_outputs(model: ServedModel) -> tuple[Task, dict[str, int]]:
     """What is asked of the model, and how wide its outputs are, by name. Raises WrongTask."""
     task = next((task for task in TASKS if task.can_use(model.info)), TASKS[0])
-    model.check_task(task)
+    model = model.pick_head(task)
     return task, {spec.name: model.info.output_dim for spec in model.head.describe_graph(model.info)}
 
 
@@ -165,6 +165,7 @@ async def infer_tensors(call: Call, state: ServerState) -> Reply:
     model = find_model(call.rest, state)
     call.model = model.name
     task, outputs = find_outputs(model)
+    model = model.pick_head(task)
     asked, rest = split_body(call)
     for wish in asked.outputs or ():
         if wish.name not in outputs:

@@ -9,7 +9,8 @@ from server.http.state import ServedModel, ServerState
 
 
 async def list_models(call: Call, state: ServerState) -> Reply:
-    return reply_json({"object": "list", "data": [describe_model(model) for model in state.models.values()]})
+    listed = [head for model in state.models.values() for head in model.heads if head.is_listed]
+    return reply_json({"object": "list", "data": [describe_model(model) for model in listed]})
 
 
 async def get_model(call: Call, state: ServerState) -> Reply:
@@ -18,11 +19,11 @@ async def get_model(call: Call, state: ServerState) -> Reply:
 
 def describe_model(model: ServedModel) -> ModelCard:
     return {
-        "id": model.name,
+        "id": model.full_name,
         "object": "model",
         "created": model.created_s,
         "owned_by": "padless",
-        "root": model.name,
+        "root": model.full_name,
         "max_model_len": model.tokenizer.max_input_tokens,
         "task": model.head.name,
     }

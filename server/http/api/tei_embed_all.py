@@ -1,0 +1,55 @@
+"""text-embeddings-inference's embeddings of tokens."""
+
+from functools import partial
+
+import orjson
+from pydantic import Field
+
+from server.http.api.fields import Label, ModelName, TextsOrIds, list_inputs
+from server.http.api.tei import TeiErrorReply, TruncationFields, render_error
+from server.http.api.vectors import encode_rows, write_reply
+from server.http.body import parse_body
+from server.http.call import Call, Reply
+from server.http.endpoint import TextJob, run_job
+from server.http.route import Route
+from server.http.state import ServerState
+from server.tasks import token_embed
+from server.text.prompts import choose_prompt
+from server.wire.job import Ragged
+
+
+class EmbedAllRequest(TruncationFields):
+    """Body of `POST /embed_all`."""
+
+    inputs: TextsOrIds
+    prompt_name: Label | None = Field(None, description="One of the model's own prompts, in place of the default.")
+    model: ModelName | None = Field(None, description="Needed only where several models embed.")
+
+
+async def embed_tokens(call: Call, state: ServerState) -> Reply:
+    """For each input, also for a single one, a list of its tokens' vectors."""
+    asked = parse_body(EmbedAllRequest, call.take_body())
+    model = state.pick_model(asked.model, token_embed.TASK)
+    call.model = model.name
+    job = TextJob(
+        *(token_embed.TASK, list_inputs(asked.inputs), "inputs", token_embed.TokenEmbedParams()),
+        prompt=choose_prompt(model.info, name=asked.prompt_name),
+        truncation=asked.choose_truncation(model.config.limits.truncation),
+    )
+    rows = (await run_job(call, model, job))["token_embeddings"]
+    return await write_reply(partial(write_token_rows, rows), rows.values.size, model)
+
+
+def write_token_rows(rows: Ragged) -> bytes:
+    return orjson.dumps([encode_rows(rows.row(index)) for index in range(len(rows))])
+
+
+ROUTES = (
+    Route(
+        *("POST", "/embed_all", embed_tokens, render_error, "Embed every token", "text-embeddings-inference"),
+        schema=EmbedAllRequest.model_json_schema(),
+        reply=list[list[list[float]]],
+        error_reply=TeiErrorReply,
+        deadline="default",
+    ),
+)

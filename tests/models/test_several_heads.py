@@ -1,0 +1,155 @@
+"""Several heads on one trunk: one pass gives what each gives alone, bit for bit, in every precision."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from tiny_engines import BEST, PRECISIONS, capture_model
+from tiny_models import TinyModel, make_model, make_sequences, pack, run_padded
+
+from models.further_heads import list_own_heads, read_further_head
+from models.info import ModelDirectoryError, read_info
+from models.load import load_model
+from server.config import ConfigError, ServerConfig
+from server.processes.building import build_model
+from server.processes.deployment import load, save
+from server.processes.resolution import resolve
+from server.tasks.registry import list_outputs
+from tests.tolerances import ENCODER_TOLERANCES, check_close
+
+SEQLENS = [1, 17, 16, 33, 2, 48]
+TRUNK = "bert."
+
+
+def make_heads(folder: Path) -> dict[str, TinyModel]:
+    """An embedder, a classifier and a tagger, which have its encoder: the tagger's file holds nothing of that."""
+    trunk = make_model("bert", folder / "trunk")
+    models = {"": trunk}
+    for name, auto in (
+        ("mood", transformers.AutoModelForSequenceClassification),
+        ("places", transformers.AutoModelForTokenClassification),
+    ):
+        made = make_model("bert", folder / name, auto)
+        getattr(made.theirs, "bert").load_state_dict(trunk.theirs.state_dict(), strict=False)  # noqa: B009
+        made.theirs.save_pretrained(folder / name)
+        models[name] = made
+    path = folder / "places" / "model.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if not name.startswith(TRUNK)}, path)
+    return models
+
+
+def join(models: dict[str, TinyModel]) -> TinyModel:
+    trunk = models[""]
+    further = [read_further_head(model.directory, name, "auto", trunk.info) for name, model in models.items() if name]
+    return TinyModel(
+        trunk.directory, trunk.theirs, trunk.info, (*list_own_heads(trunk.directory, trunk.info), *further)
+    )
+
+
+Find = Callable[[], tuple[dict[str, TinyModel], TinyModel]]
+
+
+@pytest.fixture(scope="module")
+def find(tmp_path_factory: pytest.TempPathFactory) -> Find:
+    def make() -> tuple[dict[str, TinyModel], TinyModel]:
+        models = make_heads(tmp_path_factory.mktemp("heads"))
+        return models, join(models)
+
+    return cache(make)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_heads_give_what_each_gives_alone(find: Find, precision: str) -> None:
+    models, joined = find()
+    engine = capture_model(lambda: joined).build(BEST, precision)
+    batch = pack(*make_sequences(joined, SEQLENS))
+    found = {name: array.copy() for name, array in engine.run(batch).arrays.items()}
+    assert list(found) == ["embeddings", "tokens.token_embeddings", "mood.logits", "places.token_logits"]
+    assert [spec.name for spec in engine.info.outputs] == list(found)
+    assert not engine.info.unplanned_ops
+    alone = capture_model(lambda: models[""]).build(BEST, precision).run(batch).arrays
+    np.testing.assert_array_equal(found["embeddings"], alone["embeddings"])
+    alone = capture_model(lambda: models["mood"]).build(BEST, precision).run(batch).arrays
+    np.testing.assert_array_equal(found["mood.logits"], alone["logits"])
+    logits, mask = run_padded(models["places"].theirs, *make_sequences(joined, SEQLENS))
+    check_close(found["places.token_logits"], logits[mask == 1], tolerance=ENCODER_TOLERANCES[precision])
+    rows, mask = run_padded(models[""].theirs, *make_sequences(joined, SEQLENS))
+    check_close(found["tokens.token_embeddings"], rows[mask == 1], tolerance=ENCODER_TOLERANCES[precision])
+
+
+def test_only_what_is_wanted_is_handed_out(find: Find) -> None:
+    _, joined = find()
+    engine = capture_model(lambda: joined).build(BEST, "fp32")
+    batch = pack(*make_sequences(joined, [3, 4]))
+    wanted = frozenset({"mood.logits"})
+    (name,) = engine.run(type(batch)(batch.arrays, batch.cu_seqlens, batch.max_seqlen, outputs=wanted)).arrays
+    assert name == "mood.logits"
+
+
+def test_another_trunk_is_refused(find: Find, tmp_path: Path) -> None:
+    models, _ = find()
+    torch.manual_seed(1)
+    other = make_model("bert", tmp_path / "other", transformers.AutoModelForSequenceClassification)
+    with torch.no_grad():
+        other.theirs.get_parameter("bert.embeddings.LayerNorm.bias").add_(1)
+    other.theirs.save_pretrained(tmp_path / "other")
+    trunk = models[""]
+    head = read_further_head(tmp_path / "other", "mood", "auto", trunk.info)
+    with pytest.raises(ModelDirectoryError, match=r"was trained on another encoder.*Serve it as a model of its own"):
+        load_model(trunk.directory, trunk.info, [head])
+
+
+def test_another_vocabulary_is_refused(find: Find, tmp_path: Path) -> None:
+    models, _ = find()
+    made = make_model("bert", tmp_path, transformers.AutoModelForSequenceClassification)
+    made.theirs.resize_token_embeddings(103)
+    made.theirs.save_pretrained(tmp_path)
+    with pytest.raises(ModelDirectoryError, match="vocab_size is 103, and that of the trunk 101"):
+        read_further_head(tmp_path, "mood", "auto", models[""].info)
+
+
+def test_a_generator_is_no_head(tmp_path: Path, find: Find) -> None:
+    models, _ = find()
+    info = read_info(models[""].directory)
+    config = transformers.GPT2Config(n_layer=1, n_embd=32, n_head=2, n_positions=80, vocab_size=101)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelDirectoryError, match="a head cannot be for generate on a model for embed"):
+        read_further_head(tmp_path, "chat", "auto", info)
+
+
+def test_a_configuration_with_heads(find: Find, tmp_path: Path) -> None:
+    """As it reaches an engine's process, and as that builds it."""
+    models, _ = find()
+    heads = [{"name": name, "source": {"path": str(models[name].directory)}} for name in ("mood", "places")]
+    model = {"name": "all", "source": {"path": str(models[""].directory)}, "heads": heads}
+    config = ServerConfig.model_validate({"models": [model | {"engine": {"precision": "fp32", "threads": 1}}]})
+    save(resolve(config, tmp_path))
+    (deployed,) = load(tmp_path).models
+    assert [head.info.head for head in deployed.heads] == ["tokens", "mood", "places"]
+    engine = build_model(deployed, 0, lambda *_: None)
+    described = list_outputs([deployed.info, *(head.info for head in deployed.heads)])
+    assert [spec.name for spec in engine.info.outputs] == [spec.name for spec in described]
+    assert [spec.dims for spec in engine.info.outputs] == [spec.dims for spec in described]
+
+
+def test_names_of_heads(find: Find, tmp_path: Path) -> None:
+    models, _ = find()
+    source = {"path": str(models[""].directory)}
+
+    def resolve_heads(*names: str) -> None:
+        heads = [{"name": name, "source": {"path": str(models["mood"].directory)}} for name in names]
+        model = {"name": "all", "source": source, "heads": heads}
+        resolve(ServerConfig.model_validate({"models": [model]}), tmp_path)
+
+    with pytest.raises(ConfigError, match=r"heads: the name 'tokens' is taken. Choose another"):
+        resolve_heads("tokens")
+    with pytest.raises(ValidationError, match=r"heads: two have the name 'mood'. Give each its own name"):
+        resolve_heads("mood", "mood")
+    with pytest.raises(ValidationError, match=r"heads.0.name"):
+        resolve_heads("a/b")

@@ -1,0 +1,70 @@
+"""Models with several heads: each request gets the one that has its task, or the one it names."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import CLASSIFIER, EMBED_DIM, EMBEDDER, LABELS, MakeServer, Server, compute_row
+
+pytestmark = pytest.mark.anyio
+
+TOKENS = replace(EMBEDDER, task="token_embed", head="tokens", normalize=False)
+MOOD = replace(CLASSIFIER, head="mood")
+TOPIC = replace(CLASSIFIER, head="topic", output_dim=2, id2label={0: "sport", 1: "art"})
+PAIR = [2, 5]
+
+
+@pytest.fixture
+def server(make_server: MakeServer) -> Server:
+    return make_server(heads={"embedder": [TOKENS, MOOD, TOPIC]})
+
+
+async def test_tokens_have_a_vector_each(server: Server) -> None:
+    answer = await server.client.post("/embed_all", json={"inputs": [[2, 5, 3], [7]]})
+    assert answer.status_code == 200
+    rows = answer.json()
+    assert [len(each) for each in rows] == [3, 1]
+    expected = [compute_row(np.array([2, 5, 3][: end + 1]), EMBED_DIM) for end in range(3)]
+    np.testing.assert_allclose(rows[0], expected, rtol=1e-6)
+    assert server.embed.jobs[-1].outputs == {"token_embeddings": "tokens.token_embeddings"}
+
+
+async def test_a_single_text_is_a_list_of_one(server: Server) -> None:
+    (rows,) = (await server.client.post("/embed_all", json={"inputs": "word1"})).json()
+    assert len(rows) == 3  # [CLS] word1 [SEP]
+
+
+async def test_embeddings_do_not_carry_the_tokens_rows(server: Server) -> None:
+    await server.embed_text("word1")
+    assert server.embed.jobs[-1].outputs == {"embeddings": "embeddings"}
+
+
+async def test_the_first_head_with_the_task_answers(server: Server) -> None:
+    answer = await server.client.post("/predict", json={"inputs": "word1", "model": "embedder"})
+    assert {each["label"] for each in answer.json()} == set(LABELS.values())
+
+
+@pytest.mark.parametrize("name", ["mood", "topic"])
+async def test_a_head_by_its_name(server: Server, name: str) -> None:
+    answer = await server.client.post("/predict", json={"inputs": "word1", "model": f"embedder/{name}"})
+    labels = {"mood": set(LABELS.values()), "topic": {"sport", "art"}}
+    assert {each["label"] for each in answer.json()} == labels[name]
+    assert server.embed.jobs[-1].outputs == {"logits": f"{name}.logits"}
+
+
+async def test_a_name_that_no_head_has(server: Server) -> None:
+    answer = await server.client.post("/v1/embeddings", json={"input": "word1", "model": "embedder/nothing"})
+    assert answer.status_code == 404
+
+
+async def test_a_head_has_its_own_tasks_only(server: Server) -> None:
+    answer = await server.client.post("/v1/embeddings", json={"input": "word1", "model": "embedder/mood"})
+    assert answer.status_code == 400
+    assert "its task is classify" in answer.json()["error"]["message"]
+
+
+async def test_models_are_listed_with_their_named_heads(server: Server) -> None:
+    listed = (await server.client.get("/v1/models")).json()["data"]
+    assert [each["id"] for each in listed] == ["embedder", "embedder/mood", "embedder/topic", "classifier"]
+    assert [each["task"] for each in listed] == ["embed", "classify", "classify", "classify"]
+    assert (await server.client.get("/v1/models/embedder/topic")).json()["id"] == "embedder/topic"
