@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.bert import EMBEDDING_RENAMES, POSITION_IDS
 from models.config import EncoderConfig
 from models.family import Family, Renames
-from models.layers import Embeddings, EncoderLayer
+from models.layers import Embeddings, EncoderLayer, Sequences
 
 
 class Albert(nn.Module):
@@ -27,14 +27,12 @@ class Albert(nn.Module):
         # In floating point, as in transformers: it matters where the groups do not divide the layers.
         self.order = [int(index / repeats) for index in range(config.num_layers)]
 
-    def forward(
-        self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, sequences: Sequences) -> Tensor:
         hidden_states = self.project(self.embeddings(input_ids, position_ids, token_type_ids))
         groups = [list(group.children()) for group in self.groups]
         for index in self.order:
             for layer in groups[index]:
-                hidden_states = layer(hidden_states, cu_seqlens, max_seqlen)
+                hidden_states = layer(hidden_states, sequences)
         return hidden_states
 
 

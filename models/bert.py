@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from models.config import EncoderConfig
 from models.family import Family, Renames
-from models.layers import Embeddings, Encoder
+from models.layers import Embeddings, Encoder, Sequences
 
 
 class Bert(nn.Module):
@@ -15,11 +15,9 @@ class Bert(nn.Module):
         self.embeddings = Embeddings(config)
         self.stack = Encoder(config)
 
-    def forward(
-        self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, sequences: Sequences) -> Tensor:
         hidden_states = self.embeddings(input_ids, position_ids, token_type_ids)
-        return self.stack(hidden_states, cu_seqlens, max_seqlen)
+        return self.stack(hidden_states, sequences)
 
 
 EMBEDDING_RENAMES: Renames = (

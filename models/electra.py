@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from models.bert import EMBEDDING_RENAMES, LAYER_RENAMES, POSITION_IDS
 from models.config import EncoderConfig
 from models.family import Family, Renames
-from models.layers import Embeddings, Encoder
+from models.layers import Embeddings, Encoder, Sequences
 from models.roberta import TWO_LAYER_HEAD_RENAMES
 
 
@@ -22,13 +22,11 @@ class Electra(nn.Module):
         self.project = nn.Linear(config.embedding_size, config.hidden_size) if is_narrow else None
         self.stack = Encoder(config)
 
-    def forward(
-        self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, sequences: Sequences) -> Tensor:
         hidden_states = self.embeddings(input_ids, position_ids, token_type_ids)
         if self.project is not None:
             hidden_states = self.project(hidden_states)
-        return self.stack(hidden_states, cu_seqlens, max_seqlen)
+        return self.stack(hidden_states, sequences)
 
 
 PROJECT_RENAMES: Renames = ((r"embeddings_project\.(weight|bias)", r"project.\1"),)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from models.config import EncoderConfig
 from models.further_heads import name_output
-from models.layers import ACTIVATIONS
+from models.layers import ACTIVATIONS, Sequences
 from models.pooling import pool_rows
 from runtime.ops import max_logits, pool
 
@@ -139,14 +139,22 @@ class TextModel(nn.Module):
 
     Beside the token rows a head may read `cu_seqlens`, `num_prompt_tokens` and `word_table`, the encoder's table of
     tokens: it declares them as parameters. `heads`: those beside the model's own, by name, which stands before what
-    their outputs are called.
+    their outputs are called. `has_unseen_tokens`: those behind the first `num_keys` of a sequence are not attended to.
     """
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, heads: Mapping[str, nn.Module] | None = None):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        heads: Mapping[str, nn.Module] | None = None,
+        *,
+        has_unseen_tokens: bool = False,
+    ):
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.heads = nn.ModuleDict(heads or {})
+        self.has_unseen_tokens = has_unseen_tokens
 
     def forward(
         self,
@@ -156,8 +164,10 @@ class TextModel(nn.Module):
         cu_seqlens: Tensor,
         max_seqlen: int,
         num_prompt_tokens: Tensor,
+        num_keys: Tensor,
     ) -> dict[str, Tensor]:
-        hidden_states = self.encoder(input_ids, position_ids, token_type_ids, cu_seqlens, max_seqlen)
+        sequences = Sequences(cu_seqlens, max_seqlen, num_keys if self.has_unseen_tokens else None)
+        hidden_states = self.encoder(input_ids, position_ids, token_type_ids, sequences)
         inputs = {
             "hidden_states": hidden_states,
             "position_ids": position_ids,

@@ -1,5 +1,7 @@
 """The blocks encoders are made of, over packed tensors: `hidden_states` is [num_tokens, hidden_size] everywhere."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,6 +18,15 @@ ACTIVATIONS = {
 }
 
 
+class Sequences(NamedTuple):
+    """Where the sequences of a batch lie, see `Batch`. `num_keys`: int32 [num_seqs], how many tokens of each, from its
+    first on, are attended to; None: all."""
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    num_keys: Tensor | None = None
+
+
 class SelfAttention(nn.Module):
     """Each sequence attends to itself; `bias` is by distance, see `padless::varlen_attention`."""
 
@@ -28,10 +39,13 @@ class SelfAttention(nn.Module):
         self.v = nn.Linear(config.hidden_size, config.hidden_size)
         self.o = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int, bias: Tensor | None) -> Tensor:
+    def forward(self, hidden_states: Tensor, sequences: Sequences, bias: Tensor | None) -> Tensor:
         q, k, v = (linear(hidden_states).view(self.shape) for linear in (self.q, self.k, self.v))
+        borders, longest = sequences.cu_seqlens, sequences.max_seqlen
         attended = varlen_attention.OP(
-            q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, self.softmax_scale, False, -1, bias
+            *(q, k, v, borders, borders, longest, longest, self.softmax_scale),
+            bias=bias,
+            num_keys=sequences.num_keys,
         )
         return self.o(attended.flatten(1))
 
@@ -57,8 +71,8 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int, bias: Tensor | None = None) -> Tensor:
-        attended = self.attention(hidden_states, cu_seqlens, max_seqlen, bias)
+    def forward(self, hidden_states: Tensor, sequences: Sequences, bias: Tensor | None = None) -> Tensor:
+        attended = self.attention(hidden_states, sequences, bias)
         hidden_states = self.attention_norm(attended + hidden_states)
         return self.feed_forward_norm(self.feed_forward(hidden_states) + hidden_states)
 
@@ -70,9 +84,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
 
-    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int, bias: Tensor | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, sequences: Sequences, bias: Tensor | None = None) -> Tensor:
         for layer in self.layers:
-            hidden_states = layer(hidden_states, cu_seqlens, max_seqlen, bias)
+            hidden_states = layer(hidden_states, sequences, bias)
         return hidden_states
 
 

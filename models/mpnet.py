@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from models.bert import EMBEDDING_RENAMES, POOLER, POSITION_IDS
 from models.config import EncoderConfig
 from models.family import Family, Renames
-from models.layers import Embeddings, Encoder, offset_positions
+from models.layers import Embeddings, Encoder, Sequences, offset_positions
 from models.roberta import LM_HEAD, TIED_HEAD, TWO_LAYER_HEAD_RENAMES, WORD_HEAD_RENAMES
 
 NUM_BUCKETS = 32
@@ -30,13 +30,11 @@ class MPNet(nn.Module):
         distances = torch.arange(1 - reach, reach, device="cpu")
         self.register_buffer("bucket_ids", distance_buckets(distances), persistent=False)
 
-    def forward(
-        self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, sequences: Sequences) -> Tensor:
         positions = offset_positions(input_ids, position_ids, self.pad_token_id)
         hidden_states = self.embeddings(input_ids, positions, token_type_ids)
         bias = self.relative(self.bucket_ids).transpose(0, 1).contiguous()
-        return self.stack(hidden_states, cu_seqlens, max_seqlen, bias)
+        return self.stack(hidden_states, sequences, bias)
 
 
 def distance_buckets(distances: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from models.bert import EMBEDDING_RENAMES, LAYER_RENAMES, POOLER, POSITION_IDS
 from models.config import EncoderConfig
 from models.family import Family, Renames
-from models.layers import Embeddings, Encoder, offset_positions
+from models.layers import Embeddings, Encoder, Sequences, offset_positions
 
 
 class Roberta(nn.Module):
@@ -20,12 +20,10 @@ class Roberta(nn.Module):
         self.embeddings = Embeddings(config)
         self.stack = Encoder(config)
 
-    def forward(
-        self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, sequences: Sequences) -> Tensor:
         positions = offset_positions(input_ids, position_ids, self.pad_token_id)
         hidden_states = self.embeddings(input_ids, positions, token_type_ids)
-        return self.stack(hidden_states, cu_seqlens, max_seqlen)
+        return self.stack(hidden_states, sequences)
 
 
 TWO_LAYER_HEAD_RENAMES: Renames = (

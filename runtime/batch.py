@@ -38,6 +38,7 @@ INPUTS: dict[str, ArraySpec] = {
         ArraySpec("position_ids", "int64", ("num_tokens",)),
         ArraySpec("token_type_ids", "int64", ("num_tokens",)),
         ArraySpec("num_prompt_tokens", "int32", ("num_seqs",)),
+        ArraySpec("num_keys", "int32", ("num_seqs",)),
         ArraySpec("cu_seqlens", "int32", ("num_seqs + 1",)),
         ArraySpec("max_seqlen", "int64", ()),
         ArraySpec("slot_mapping", "int64", ("num_tokens",)),
@@ -139,6 +140,7 @@ class Batch:
     `arrays`: what the model reads of these, as `INPUTS` describes them; more may be there.
         `input_ids`, `position_ids`, `token_type_ids`: int64 `[num_tokens]`; positions restart at 0 in each sequence.
         `num_prompt_tokens`: int32 `[num_seqs]`, tokens at the beginning of each sequence that pooling leaves out.
+        `num_keys`: int32 `[num_seqs]`, how many of each sequence's first tokens are attended to.
     `cu_seqlens`: int32 `[num_seqs + 1]`, starts at 0, strictly increasing, ends at `num_tokens`.
     `max_seqlen`: length of the longest sequence.
 

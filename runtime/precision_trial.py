@@ -19,7 +19,7 @@ from runtime.precision_choice import Candidate, ChosenPrecision, choose_one, cho
 from runtime.quantization.accuracy import Accuracy, AgreesOn, measure_accuracy
 
 ROUNDS = 3
-BUDGET_S = 1.5
+BUDGET_S = 0.75
 """No larger size is begun after this. What a size takes doubles from one to the next, and gains level off."""
 SMALLEST = 16
 NUM_RANDOM = 128

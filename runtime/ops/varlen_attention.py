@@ -4,7 +4,8 @@
 
 `cu_seqlens_q`, `cu_seqlens_k`: int32 [num_seqs + 1], the borders of the sequences. `causal` aligns the last query
 with the last key. `window`: how many keys to each side of itself a query sees; -1 for all. `bias`: [num_heads,
-2 * reach - 1], added to the scaled scores by distance: entry `reach - 1 + (key position - query position)`.
+2 * reach - 1], added to the scaled scores by distance: entry `reach - 1 + (key position - query position)`. `num_keys`:
+int32 [num_seqs], how many keys of each sequence, from its first on, are seen; none for all.
 
 A key that is masked, or whose bias is -inf, counts for nothing. A query that sees no key gets 0.
 
@@ -33,10 +34,12 @@ def varlen_attention(
     causal: bool = False,
     window: int = -1,
     bias: Tensor | None = None,
+    num_keys: Tensor | None = None,
 ) -> Tensor:
     """The reference: one sequence after the other, scores and softmax in fp32."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     borders_q, borders_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    seen = None if num_keys is None else num_keys.tolist()
     for index in range(len(borders_q) - 1):
         rows_q = slice(borders_q[index], borders_q[index + 1])
         rows_k = slice(borders_k[index], borders_k[index + 1])
@@ -44,6 +47,8 @@ def varlen_attention(
         added = score_bias(scores.shape[1], scores.shape[2], causal=causal, window=window, bias=bias, device=q.device)
         if added is not None:
             scores += added
+        if seen is not None:
+            scores[:, :, seen[index] :] = float("-inf")
         weights = scores.softmax(-1).masked_fill((scores == float("-inf")).all(-1, keepdim=True), 0.0)
         out[rows_q] = torch.einsum("hqk,khd->qhd", weights, v[rows_k].float()).to(q.dtype)
     return out

@@ -73,9 +73,13 @@ class Supervisor:
         self.failure = ""
         self.started_s = monotonic()
 
+    @property
+    def is_inline(self) -> bool:
+        """Whether the only HTTP process computes as well."""
+        return any(model.config.engine.inline for model in self.deployment.models)
+
     def list_workers(self) -> Iterator[Child]:
-        is_inline = any(model.config.engine.inline for model in self.deployment.models)
-        module = "server.processes.inline_process" if is_inline else "server.processes.http_process"
+        module = "server.processes.inline_process" if self.is_inline else "server.processes.http_process"
         descriptors = self.listeners.descriptors
         for worker in range(self.deployment.config.server.http_workers):
             arguments = [str(self.deployment.run_dir), *map(str, (worker, *descriptors))]
@@ -86,8 +90,12 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self.stopping.set)
+        # HTTP processes start while models are compiled: they answer that nothing is ready yet, and cost nothing then.
+        early = [] if self.is_inline else self.workers
+        keepers = [asyncio.create_task(self.keep(child)) for child in early]
         await self.compile_models()
-        keepers = [asyncio.create_task(self.keep(child)) for child in (*self.engines, *self.workers)]
+        late = self.workers if self.is_inline else []
+        keepers += [asyncio.create_task(self.keep(child)) for child in (*self.engines, *late)]
         announcer = asyncio.create_task(self.announce())
         keepers.append(asyncio.create_task(self.keep_files()))
         await self.stopping.wait()
@@ -102,7 +110,7 @@ class Supervisor:
         return 0 if has_drained and not self.failure else 1
 
     async def compile_models(self) -> None:
-        """Before any engine and any HTTP process: what is timed is to be alone."""
+        """Before any engine: what is timed is to be alone."""
         try:
             self.deployment = await compile_models(self.deployment, self.stopping)
             save(self.deployment)

@@ -112,6 +112,36 @@ def test_more_keys_than_queries(implementation: str) -> None:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", ["plain", "causal", "window"])
+def test_only_the_first_keys_are_seen(implementation: str, form: str, dtype: torch.dtype) -> None:
+    """All queries are there; those of a sequence whose keys are all unseen get 0."""
+    seqlens, num_keys = [17, 32, 300, 32, 5, 1], torch.tensor([17, 9, 270, 1, 0, 1], dtype=torch.int32)
+    q, k, v = make_qkv(sum(seqlens), 2, 32, dtype)
+    cu_seqlens, options = borders(seqlens), (FORMS[form].get("causal", False), FORMS[form].get("window", -1), None)
+    args = (q, k, v, cu_seqlens, cu_seqlens, 300, 300, 32**-0.5, *options, num_keys)
+    actual = run_kernel(find_kernels(implementation)[OP], tuple(q.shape), dtype, *args)
+    check_close(actual, OP(*args), tolerance=KERNEL_TOLERANCES[dtype], what="attention")
+    assert not actual[-6:-1].any()
+    if form == "plain":
+        rows = slice(17, 49)
+        seen = torch.ones(32, 32, dtype=torch.bool).tril(0)[8].expand(32, 32)
+        expected = dense_attention(*(x[rows].float() for x in (q, k, v)), 32**-0.5, seen)
+        check_close(actual[rows].float(), expected, tolerance=KERNEL_TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("implementation", COMPILED)
+@pytest.mark.parametrize("count", [-1, 6])
+def test_more_keys_than_there_are_is_refused(implementation: str, count: int) -> None:
+    q, k, v = make_qkv(5, 1, 16, torch.float32)
+    num_keys = torch.tensor([count], dtype=torch.int32)
+    with pytest.raises(IndexError, match="fewer keys than num_keys says"):
+        find_kernels(implementation)[OP](
+            q, k, v, borders([5]), borders([5]), 5, 5, 1.0, num_keys=num_keys, out=torch.empty_like(q)
+        )
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_query_that_sees_no_key_gets_zero(implementation: str, dtype: torch.dtype) -> None:
     """Causal, and more queries than keys: the first ones stand before all keys. The others are as ever."""
     q, (k, v) = random_tensor(40, 2, 16, dtype=dtype), random_tensor(2, 21, 2, 16, dtype=dtype)

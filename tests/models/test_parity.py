@@ -12,10 +12,10 @@ from tiny_models import CONFIGS, SIZES, Ids, TinyModel, build, make_model, make_
 from torch import Tensor
 
 from models.info import read_info
+from models.layers import Sequences
 from models.load import load_model
 from models.mpnet import NUM_BUCKETS
 from runtime.batch import Batch
-from runtime.capture import list_inputs
 from runtime.engine import Engine
 from runtime.engines.transfer import to_tensors
 from tests.tolerances import SAME_ENGINE, check_close
@@ -64,7 +64,8 @@ def compute_rows(model: TinyModel, batch: Batch) -> Tensor:
     encoder = load_model(model.directory, model.info).fill().get_submodule("encoder")
     inputs = to_tensors(batch, torch.device("cpu"))
     with torch.no_grad():
-        rows: Tensor = encoder(**{name: inputs[name] for name in list_inputs(encoder)})
+        ids = (inputs["input_ids"], inputs["position_ids"], inputs["token_type_ids"])
+        rows: Tensor = encoder(*ids, Sequences(inputs["cu_seqlens"], batch.max_seqlen))
     return rows
 
 

@@ -13,6 +13,7 @@ from conftest import FakeEngine, MakeServer, Server, build_tokenizer
 from tiny_tokenizers import KINDS, MAX_TOKENS, save_tokenizer
 
 from models.info import ModelInfo
+from runtime.batch import ArraySpec
 from server.wire.job import Job, Ragged, join_rows
 
 pytestmark = [
@@ -39,7 +40,7 @@ class ModelEngine(FakeEngine):
 
     theirs: Any = None
 
-    def compute_values(self, job: Job, *, is_by_token: bool) -> Ragged:
+    def compute_values(self, job: Job, spec: ArraySpec) -> Ragged:
         rows = []
         types = job.inputs.get("token_type_ids")
         for index in range(job.num_inputs):
@@ -48,7 +49,7 @@ class ModelEngine(FakeEngine):
                 inputs["token_type_ids"] = torch.from_numpy(types.row(index).astype(np.int64))[None]
             with torch.no_grad():
                 rows.append(self.theirs(**inputs).logits[0].numpy())
-        return join_rows(rows) if is_by_token else Ragged(np.stack(rows))
+        return join_rows(rows) if spec.dims[0] == "num_tokens" else Ragged(np.stack(rows))
 
 
 @dataclass(frozen=True)

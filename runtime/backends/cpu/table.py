@@ -79,8 +79,9 @@ OUT_QUANTISATION = {"out": QUANTISED_OR_ROWS, "out_inverse_smooth": FP32}
 KERNELS = (
     KernelSpec(
         varlen_attention.SPEC,
-        {"q": HEADS, "k": HEADS, "v": HEADS, "cu_seqlens_q": INT32, "cu_seqlens_k": INT32, "bias": FP32, "out": HEADS},
-        "sequences are longer than the attention bias reaches",
+        {"q": HEADS, "k": HEADS, "v": HEADS, "cu_seqlens_q": INT32, "cu_seqlens_k": INT32, "bias": FP32}
+        | {"num_keys": INT32, "out": HEADS},
+        "sequences are longer than the attention bias reaches, or have fewer keys than num_keys says",
     ),
     KernelSpec(
         paged_attention.SPEC,

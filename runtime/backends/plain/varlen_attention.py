@@ -20,12 +20,13 @@ def varlen_attention(
     causal: bool = False,
     window: int = -1,
     bias: Tensor | None = None,
+    num_keys: Tensor | None = None,
     *,
     out: Tensor,
 ) -> None:
-    if cu_seqlens_q is not cu_seqlens_k:
+    if cu_seqlens_q is not cu_seqlens_k or num_keys is not None:
         given = (q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal, window, bias)
-        out.copy_(reference(*given))
+        out.copy_(reference(*given, num_keys))
         return
     num_heads, head_dim = q.shape[1:]
     for run in iter_runs(cu_seqlens_q.tolist()):

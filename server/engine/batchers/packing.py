@@ -25,19 +25,23 @@ def pack(inputs: Sequence[tuple[Job, int]]) -> Batch:
     np.cumsum(seqlens, out=cu_seqlens[1:])
     num_tokens = int(cu_seqlens[-1])
     token_type_ids = np.zeros(num_tokens, dtype=np.int64)
-    num_prompt_tokens = np.zeros(len(rows), dtype=np.int32)
+    num_prompt_tokens, num_keys = np.zeros(len(rows), dtype=np.int32), seqlens.copy()
     for place, (job, index) in enumerate(inputs):
         types, counts = job.inputs.get("token_type_ids"), job.inputs.get("num_prompt_tokens")
+        keys = job.inputs.get("num_keys")
         if types is not None:
             token_type_ids[cu_seqlens[place] : cu_seqlens[place + 1]] = types.row(index)
         if counts is not None:
             num_prompt_tokens[place] = counts.values[index]
+        if keys is not None:
+            num_keys[place] = keys.values[index]
     return Batch(
         arrays={
             "input_ids": np.concatenate(rows).astype(np.int64),
             "position_ids": np.arange(num_tokens) - np.repeat(cu_seqlens[:-1], seqlens),
             "token_type_ids": token_type_ids,
             "num_prompt_tokens": num_prompt_tokens,
+            "num_keys": num_keys,
         },
         cu_seqlens=cu_seqlens,
         max_seqlen=int(seqlens.max()),

@@ -31,11 +31,11 @@ void to_rows(const float* from, int64_t count, int64_t width, T* to, int64_t str
         }
 }
 
-// The keys that any query at positions [first, last] may look at.
-void find_keys(const AttentionCall& call, int64_t first, int64_t last, int64_t len_k, int64_t& begin, int64_t& end) {
+// The keys that any query at positions [first, last] may look at, of `num_seen`.
+void find_keys(const AttentionCall& call, int64_t first, int64_t last, int64_t num_seen, int64_t& begin, int64_t& end) {
     begin = call.window >= 0 ? std::max<int64_t>(0, first - call.window) : 0;
-    end = call.causal ? last + 1 : call.window >= 0 ? last + call.window + 1 : len_k;
-    end = std::min(end, len_k);
+    end = call.causal ? last + 1 : call.window >= 0 ? last + call.window + 1 : num_seen;
+    end = std::min(end, num_seen);
 }
 
 // One thread's part of the work; its memory stays for the next call.
@@ -72,6 +72,7 @@ struct Attention {
         const int64_t len_q = call.cu_seqlens_q[task.seq + 1] - start_q, len_k = call.cu_seqlens_k[task.seq + 1] - start_k;
         const int64_t first = task.first_query, last = std::min(first + QUERY_BLOCK, len_q), shift = len_k - len_q;
         const int64_t num_tiles = (last - first + QUERIES - 1) / QUERIES, column = task.head * call.head_dim;
+        const int64_t num_seen = call.num_keys ? call.num_keys[task.seq] : len_k;
         const bool is_restricted = call.causal || call.window >= 0 || call.bias;
         Softmax softmax[QUERY_BLOCK / QUERIES];
         const auto find_query = [=](int64_t tile) { return std::min(first + tile * QUERIES, last); };
@@ -79,13 +80,13 @@ struct Attention {
             products.load_queries(start_q + find_query(tile), column, find_query(tile + 1) - find_query(tile), tile);
         std::memset(sums, 0, num_tiles * sums_size * sizeof(float));
         int64_t begin, end;
-        find_keys(call, first + shift, last - 1 + shift, len_k, begin, end);
+        find_keys(call, first + shift, last - 1 + shift, num_seen, begin, end);
         for (int64_t key = begin / KEY_BLOCK * KEY_BLOCK; key < end; key += KEY_BLOCK) {
             const int64_t num_keys = std::min(KEY_BLOCK, end - key);
             products.load_block(start_k + key, column, num_keys);
             for (int64_t tile = 0; tile < num_tiles; ++tile) {
                 int64_t from, to;
-                find_keys(call, find_query(tile) + shift, find_query(tile + 1) - 1 + shift, len_k, from, to);
+                find_keys(call, find_query(tile) + shift, find_query(tile + 1) - 1 + shift, num_seen, from, to);
                 if (from >= key + num_keys || to <= key) continue;
                 products.score_block(tile, num_keys, scores);
                 if (is_restricted) restrict_scores(call, task.head, find_query(tile) + shift, key, num_keys, scores);
@@ -102,9 +103,12 @@ struct Attention {
 
 int64_t count_wrong(const AttentionCall& call) {
     int64_t wrong = 0;
-    for (int64_t seq = 0; call.bias && seq < call.num_seqs; ++seq)
-        wrong += call.cu_seqlens_q[seq + 1] - call.cu_seqlens_q[seq] > call.reach ||
-                 call.cu_seqlens_k[seq + 1] - call.cu_seqlens_k[seq] > call.reach;
+    for (int64_t seq = 0; seq < call.num_seqs; ++seq) {
+        const int64_t len_q = call.cu_seqlens_q[seq + 1] - call.cu_seqlens_q[seq];
+        const int64_t len_k = call.cu_seqlens_k[seq + 1] - call.cu_seqlens_k[seq];
+        wrong += call.bias && (len_q > call.reach || len_k > call.reach);
+        wrong += call.num_keys && (call.num_keys[seq] < 0 || call.num_keys[seq] > len_k);
+    }
     return wrong;
 }
 
@@ -130,13 +134,14 @@ void run(const AttentionCall& call) {
 
 }  // namespace
 
-// Counts the sequences that the bias does not reach.
+// Counts the sequences that the bias does not reach, or whose keys are fewer than they are said to be.
 PADLESS_KERNEL(varlen_attention, VarlenAttention) {
     const int64_t reach = call.bias.data ? (call.bias.sizes[1] + 1) / 2 : 0;
     const AttentionCall attention{
         tokens_of(call.q), tokens_of(call.k), tokens_of(call.v), tokens_of(call.out), data<int32_t>(call.cu_seqlens_q),
         data<int32_t>(call.cu_seqlens_k), call.cu_seqlens_q.sizes[0] - 1, call.q.sizes[1], call.q.sizes[2],
-        float(call.softmax_scale), call.causal != 0, call.window, data<float>(call.bias), reach};
+        float(call.softmax_scale), call.causal != 0, call.window, data<float>(call.bias), reach,
+        data<int32_t>(call.num_keys)};
     if (const int64_t wrong = count_wrong(attention)) return wrong;
     if (attention.q.kind == BF16 && attention.k.kind == BF16 && attention.v.kind == BF16)
         run<Bf16Products>(attention);

@@ -24,6 +24,7 @@ struct AttentionCall {
     int64_t window;  // -1: none
     const float* bias;  // [heads, 2 * reach - 1], by distance; may be null
     int64_t reach;
+    const int32_t* num_keys;  // [sequences]; null: all keys are seen
 };
 
 // Bias by distance, and -inf where a query may not look. `first_position`: of the first query, among the keys.
