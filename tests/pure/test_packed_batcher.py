@@ -1,6 +1,7 @@
 """What goes into a step and what comes out of it, with a clock wound by hand."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -342,3 +343,24 @@ def test_canary_is_nobodys_and_the_books_are_in_order_when_idle() -> None:
     canary: PackedStep = batcher.form_canary()
     assert canary.is_canary and canary.inputs == [] and canary.batch.num_tokens == 1
     batcher.check_books()
+
+
+def test_only_what_jobs_read_is_wanted_of_the_graph() -> None:
+    """And each gets it by its own name for it. A job that says nothing reads everything."""
+    specs = [OUTPUT, ArraySpec("mood.logits", "float32", ("num_seqs", 2))]
+    batcher = PackedBatcher(LIMITS, CostModel(), specs, {"embed": lambda arrays, params: arrays})
+    found: dict[str, list[Result]] = {}
+    for name, outputs in (("one", {"embeddings": "embeddings"}), ("two", {"logits": "mood.logits"})):
+        stream = ResultStream(lambda rows: None)
+        stream.listen(found.setdefault(name, []).append, lambda error: pytest.fail(str(error)))
+        batcher.add(replace(make_job([make_sequence(3)]), outputs=outputs), stream, now_s=1.0)
+        step = batcher.pack_step(batcher.choose())
+        assert step.batch.outputs == set(outputs.values())
+        computed = Output({spec.name: np.ones((1, int(spec.dims[1])), np.float32) for spec in specs})
+        batcher.settle(StepResult(step, 1.5, 1.75, computed, None), 2.0)
+    assert [list(result.arrays) for results in found.values() for result in results] == [["embeddings"], ["logits"]]
+    stream = ResultStream(lambda rows: None)
+    batcher.add(make_job([make_sequence(3)]), stream, now_s=1.0)
+    assert batcher.pack_step(batcher.choose()).batch.outputs is None
+    with pytest.raises(EngineFailure, match="the graph does not compute nothing"):
+        batcher.add(replace(make_job([make_sequence(3)]), outputs={"x": "nothing"}), stream, now_s=1.0)

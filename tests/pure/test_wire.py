@@ -132,17 +132,13 @@ def test_jobs_survive_the_wire(
     salt: str,
     dimensions: int | None,
 ) -> None:
-    params = EmbedParams(dimensions)
-    message = send(write_job(job_id, Job("embed", write_inputs(given_sequences), timeout_s, params, priority, salt)))
+    params, outputs = EmbedParams(dimensions), {"embeddings": "mood.embeddings"}
+    given_job = Job("embed", write_inputs(given_sequences), timeout_s, params, outputs, priority, salt)
+    message = send(write_job(job_id, given_job))
     assert message.job_id == job_id
     job = read_job(message, EmbedParams)
-    assert (job.task, job.timeout_s, job.params, job.priority, job.salt) == (
-        "embed",
-        timeout_s,
-        params,
-        priority,
-        salt,
-    )
+    assert (job.task, job.timeout_s, job.params) == ("embed", timeout_s, params)
+    assert (job.outputs, job.priority, job.salt) == (outputs, priority, salt)
     has_types = any(sequence.token_type_ids is not None for sequence in given_sequences)
     assert set(job.inputs) == ({"input_ids", "token_type_ids"} if has_types else {"input_ids"})
     for index, sequence in enumerate(given_sequences):
