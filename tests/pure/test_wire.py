@@ -61,7 +61,15 @@ wire_arrays = st.dictionaries(
 )
 messages = st.one_of(
     st.builds(
-        Submit, numbers, st.text(max_size=9), wire_arrays, seconds, st.binary(), st.integers(-9, 9), st.text(max_size=9)
+        Submit,
+        numbers,
+        st.text(max_size=9),
+        wire_arrays,
+        seconds,
+        st.binary(),
+        st.dictionaries(st.text(max_size=9), st.text(max_size=9), max_size=2),
+        st.integers(-9, 9),
+        st.text(max_size=9),
     ),
     st.builds(Cancel, numbers, st.lists(numbers, max_size=3).map(tuple)),
     st.builds(
