@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from runtime.kv_cache.layout import load_rows, store_rows
+from runtime.ops.rotate import rotate
 from runtime.ops.spec import define_op
 
 
@@ -48,7 +49,7 @@ def paged_attention(
     """The reference: one sequence after the other, scores and softmax in fp32."""
     if rotary is not None:
         assert position_ids is not None, "A rotation needs positions. This is a bug."
-        q, k = rotate(q, rotary[position_ids]), rotate(k, rotary[position_ids])
+        q, k = rotate(q, position_ids, rotary), rotate(k, position_ids, rotary)
     keys, values = kv_cache[layer, :, 0], kv_cache[layer, :, 1]
     store_rows(keys, slot_mapping, k, is_value=False)
     store_rows(values, slot_mapping, v, is_value=True)
@@ -73,14 +74,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, window: int, s
     distance = place_q - torch.arange(len(k), device=q.device)[None, :]
     is_hidden = distance < 0 if window < 0 else (distance < 0) | (distance > window)
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(is_hidden, float("-inf")).softmax(-1), v)
-
-
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """x [num_tokens, num_heads, head_dim], angles [num_tokens, rotary_dim] -> like x."""
-    half = angles.shape[1] // 2
-    cos, sin = angles[:, None, :half], angles[:, None, half:]
-    first, second, rest = x[..., :half].float(), x[..., half : 2 * half].float(), x[..., 2 * half :]
-    return torch.cat([(first * cos - second * sin).to(x.dtype), (second * cos + first * sin).to(x.dtype), rest], -1)
 
 
 SPEC = define_op(paged_attention, paged_attention_shape, mutates=["kv_cache"])

@@ -1,11 +1,13 @@
 """`padless::varlen_attention`: attention over packed sequences, each looking at itself alone.
 
-    q [num_tokens_q, num_heads, head_dim], k and v [num_tokens_k, num_heads, head_dim] -> like q
+    q [num_tokens_q, num_heads, head_dim], k and v [num_tokens_k, num_kv_heads, head_dim] -> like q
 
 `cu_seqlens_q`, `cu_seqlens_k`: int32 [num_seqs + 1], the borders of the sequences. `causal` aligns the last query
 with the last key. `window`: how many keys to each side of itself a query sees; -1 for all. `bias`: [num_heads,
 2 * reach - 1], added to the scaled scores by distance: entry `reach - 1 + (key position - query position)`. `num_keys`:
 int32 [num_seqs], how many keys of each sequence, from its first on, are seen; none for all.
+
+Several heads of q share one of k (Ainslie et al., 2023): head h reads kv head h // (num_heads / num_kv_heads).
 
 A key that is masked, or whose bias is -inf, counts for nothing. A query that sees no key gets 0.
 
@@ -38,6 +40,8 @@ def varlen_attention(
 ) -> Tensor:
     """The reference: one sequence after the other, scores and softmax in fp32."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     borders_q, borders_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     seen = None if num_keys is None else num_keys.tolist()
     for index in range(len(borders_q) - 1):

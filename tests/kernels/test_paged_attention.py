@@ -14,7 +14,8 @@ from torch.nn import functional
 from runtime.backends.backend import Kernel
 from runtime.kv_cache.blocks import BLOCK_SIZE
 from runtime.kv_cache.layout import load_rows
-from runtime.ops.paged_attention import OP, rotate
+from runtime.ops.paged_attention import OP
+from runtime.ops.rotate import turn_heads
 from tests.kernels.emulated import COMPILED
 from tests.kernels.kernel_cases import DTYPES, IMPLEMENTATIONS, KERNEL_TOLERANCES, find_kernels
 from tests.kernels.paged_scenes import LAYER, MAX_POSITIONS, Part, Scene, make_scene, reference
@@ -277,7 +278,7 @@ def test_reference_is_dense_attention() -> None:
     steps = [(0, 0, 20), (0, 20, 49), (0, 49, 50)]
     actual = torch.cat([scene.step(reference, [part])[0] for part in steps])
     assert scene.rotary is not None
-    q, k = (rotate(x, scene.rotary[:50]).transpose(0, 1) for x in (scene.q[0], scene.k[0]))
+    q, k = (turn_heads(x, scene.rotary[:50]).transpose(0, 1) for x in (scene.q[0], scene.k[0]))
     v = scene.v[0].transpose(0, 1)
     expected = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     check_close(actual, expected.transpose(0, 1), tolerance=KERNEL_TOLERANCES[FP32])
@@ -289,4 +290,4 @@ def test_rotation_is_that_of_complex_numbers() -> None:
     x, angles = scene.q[0], scene.rotary[:30]
     turned = torch.complex(x[..., :8], x[..., 8:16]) * torch.complex(angles[:, :8], angles[:, 8:])[:, None]
     expected = torch.cat([turned.real, turned.imag, x[..., 16:]], -1)
-    check_close(rotate(x, angles), expected, tolerance=KERNEL_TOLERANCES[FP32])
+    check_close(turn_heads(x, angles), expected, tolerance=KERNEL_TOLERANCES[FP32])

@@ -112,6 +112,23 @@ def test_more_keys_than_queries(implementation: str) -> None:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(6, 2), (4, 1)])
+def test_heads_that_share_keys(implementation: str, num_heads: int, num_kv_heads: int, dtype: torch.dtype) -> None:
+    seqlens = [17, 17, 140, 1]
+    fused = random_tensor(sum(seqlens), (num_heads + 2 * num_kv_heads) * 32, dtype=dtype)
+    parts = fused.split([num_heads * 32, num_kv_heads * 32, num_kv_heads * 32], -1)
+    q, k, v = (part.view(sum(seqlens), -1, 32) for part in parts)
+    args = (q, k, v, borders(seqlens), borders(seqlens), 140, 140, 32**-0.5, True, -1, None)
+    actual = run_kernel(find_kernels(implementation)[OP], tuple(q.shape), dtype, *args)
+    check_close(actual, OP(*args), tolerance=KERNEL_TOLERANCES[dtype], what="attention")
+    rows, group = slice(34, 174), num_heads // num_kv_heads
+    alone = (q[rows].float(), *(x[rows].float().repeat_interleave(group, 1) for x in (k, v)))
+    expected = dense_attention(*alone, 32**-0.5, torch.ones(140, 140, dtype=torch.bool).tril())
+    check_close(actual[rows].float(), expected, tolerance=KERNEL_TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("form", ["plain", "causal", "window"])
 def test_only_the_first_keys_are_seen(implementation: str, form: str, dtype: torch.dtype) -> None:
     """All queries are there; those of a sequence whose keys are all unseen get 0."""

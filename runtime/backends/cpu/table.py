@@ -8,7 +8,7 @@ import torch
 
 from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED, MAX_LOGITS_PACKED, ROUND_CHANNELS
 from runtime.backends.cpu.structs import Struct, lay_struct
-from runtime.ops import add_norm, embed_norm, gated_act, paged_attention, pool, varlen_attention
+from runtime.ops import add_norm, embed_norm, gated_act, paged_attention, pool, rotate, varlen_attention
 from runtime.ops.spec import Op
 
 Sizes = Sequence[int]
@@ -107,6 +107,9 @@ KERNELS = (
         | OUT_QUANTISATION,
     ),
     KernelSpec(add_norm.SPEC, {"x": ROWS_OR_HEADS, "residual": ROWS, "weight": FP32, "bias": FP32} | OUT_QUANTISATION),
+    KernelSpec(
+        rotate.SPEC, {"x": HEADS, "position_ids": INT64, "table": FP32, "out": HEADS}, "positions are out of the table"
+    ),
     KernelSpec(gated_act.SPEC, {"x": ROWS} | OUT_QUANTISATION),
     KernelSpec(
         embed_norm.SPEC,

@@ -6,7 +6,8 @@ from torch.nn import functional
 
 from runtime.kv_cache.blocks import BLOCK_SIZE
 from runtime.kv_cache.layout import load_rows, store_rows
-from runtime.ops.paged_attention import attend, rotate
+from runtime.ops.paged_attention import attend
+from runtime.ops.rotate import turn_heads
 
 
 def paged_attention(
@@ -31,7 +32,7 @@ def paged_attention(
     if rotary is not None:
         assert position_ids is not None, "A rotation needs positions. This is a bug."
         angles = rotary[position_ids]
-        q, k = rotate(q, angles), rotate(k, angles)
+        q, k = turn_heads(q, angles), turn_heads(k, angles)
     keys, values = kv_cache[layer, :, 0], kv_cache[layer, :, 1]
     store_rows(keys, slot_mapping, k, is_value=False)
     store_rows(values, slot_mapping, v, is_value=True)

@@ -10,6 +10,7 @@ from runtime.backends.plain.linear_act import linear, linear_act
 from runtime.backends.plain.linear_int8 import linear_int8
 from runtime.backends.plain.paged_attention import paged_attention
 from runtime.backends.plain.pool import pool
+from runtime.backends.plain.rotate import rotate
 from runtime.backends.plain.varlen_attention import varlen_attention
 from runtime.ops import add_norm as add_norm_op
 from runtime.ops import gated_act as gated_act_op
@@ -18,6 +19,7 @@ from runtime.ops import linear_int8 as linear_int8_op
 from runtime.ops import max_logits as max_logits_op
 from runtime.ops import paged_attention as paged_attention_op
 from runtime.ops import pool as pool_op
+from runtime.ops import rotate as rotate_op
 from runtime.ops import varlen_attention as varlen_attention_op
 
 aten = torch.ops.aten
@@ -43,6 +45,7 @@ TORCH_KERNELS: dict[object, Kernel] = {
     add_norm_op.OP: add_norm,
     gated_act_op.OP: gated_act,
     pool_op.OP: pool,
+    rotate_op.OP: rotate,
     max_logits_op.OP: max_logits_op.write_max_logits,
     aten.linear.default: linear,
     aten.layer_norm.default: layer_norm,

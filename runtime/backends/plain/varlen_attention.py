@@ -31,8 +31,11 @@ def varlen_attention(
     num_heads, head_dim = q.shape[1:]
     for run in iter_runs(cu_seqlens_q.tolist()):
         shape = (run.num_seqs, run.seqlen, num_heads, head_dim)
-        dense_q, dense_k, dense_v = (x[run.tokens].view(shape).transpose(1, 2) for x in (q, k, v))
+        lengths = (run.num_seqs, run.seqlen, -1, head_dim)
+        dense_q, dense_k, dense_v = (x[run.tokens].view(lengths).transpose(1, 2) for x in (q, k, v))
         added = score_bias(run.seqlen, run.seqlen, causal=causal, window=window, bias=bias, device=q.device)
         mask = None if added is None else added.to(q.dtype)
-        attended = functional.scaled_dot_product_attention(dense_q, dense_k, dense_v, mask, scale=softmax_scale)
+        attended = functional.scaled_dot_product_attention(
+            dense_q, dense_k, dense_v, mask, scale=softmax_scale, enable_gqa=k.shape[1] != num_heads
+        )
         out[run.tokens].view(shape).copy_(attended.transpose(1, 2))

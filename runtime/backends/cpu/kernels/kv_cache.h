@@ -70,28 +70,4 @@ struct KVCache {
     }
 };
 
-inline void turn(Vec& first, Vec& second, Vec cosine, Vec sine) {
-    const Vec before = first;
-    first = before * cosine - second * sine;
-    second = second * cosine + before * sine;
-}
-
-// The first 2 * half numbers of a row, each together with the one `half` further on (Su et al., 2021). `angles`: half
-// cosines, half sines.
-inline void rotate_row(float* row, const float* angles, int64_t half) {
-    int64_t i = 0;
-    for (; i + LANES <= half; i += LANES) {
-        Vec first = load(row + i), second = load(row + half + i);
-        turn(first, second, load(angles + i), load(angles + half + i));
-        store(row + i, first);
-        store(row + half + i, second);
-    }
-    if (i < half) {
-        Vec first = load_some(row + i, half - i), second = load_some(row + half + i, half - i);
-        turn(first, second, load_some(angles + i, half - i), load_some(angles + half + i, half - i));
-        store_some(row + i, first, half - i);
-        store_some(row + half + i, second, half - i);
-    }
-}
-
 }  // namespace padless

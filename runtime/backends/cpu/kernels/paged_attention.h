@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kv_cache.h"
+#include "rotary.h"
 
 namespace padless {
 

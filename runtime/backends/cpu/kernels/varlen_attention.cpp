@@ -72,6 +72,7 @@ struct Attention {
         const int64_t len_q = call.cu_seqlens_q[task.seq + 1] - start_q, len_k = call.cu_seqlens_k[task.seq + 1] - start_k;
         const int64_t first = task.first_query, last = std::min(first + QUERY_BLOCK, len_q), shift = len_k - len_q;
         const int64_t num_tiles = (last - first + QUERIES - 1) / QUERIES, column = task.head * call.head_dim;
+        const int64_t column_k = task.head / call.group * call.head_dim;
         const int64_t num_seen = call.num_keys ? call.num_keys[task.seq] : len_k;
         const bool is_restricted = call.causal || call.window >= 0 || call.bias;
         Softmax softmax[QUERY_BLOCK / QUERIES];
@@ -83,7 +84,7 @@ struct Attention {
         find_keys(call, first + shift, last - 1 + shift, num_seen, begin, end);
         for (int64_t key = begin / KEY_BLOCK * KEY_BLOCK; key < end; key += KEY_BLOCK) {
             const int64_t num_keys = std::min(KEY_BLOCK, end - key);
-            products.load_block(start_k + key, column, num_keys);
+            products.load_block(start_k + key, column_k, num_keys);
             for (int64_t tile = 0; tile < num_tiles; ++tile) {
                 int64_t from, to;
                 find_keys(call, find_query(tile) + shift, find_query(tile + 1) - 1 + shift, num_seen, from, to);
@@ -138,8 +139,8 @@ void run(const AttentionCall& call) {
 PADLESS_KERNEL(varlen_attention, VarlenAttention) {
     const int64_t reach = call.bias.data ? (call.bias.sizes[1] + 1) / 2 : 0;
     const AttentionCall attention{
-        tokens_of(call.q), tokens_of(call.k), tokens_of(call.v), tokens_of(call.out), data<int32_t>(call.cu_seqlens_q),
-        data<int32_t>(call.cu_seqlens_k), call.cu_seqlens_q.sizes[0] - 1, call.q.sizes[1], call.q.sizes[2],
+        tokens_of(call.q), tokens_of(call.k), tokens_of(call.v), tokens_of(call.out), call.q.sizes[1] / call.k.sizes[1],
+        data<int32_t>(call.cu_seqlens_q), data<int32_t>(call.cu_seqlens_k), call.cu_seqlens_q.sizes[0] - 1, call.q.sizes[1], call.q.sizes[2],
         float(call.softmax_scale), call.causal != 0, call.window, data<float>(call.bias), reach,
         data<int32_t>(call.num_keys)};
     if (const int64_t wrong = count_wrong(attention)) return wrong;

@@ -17,6 +17,7 @@ constexpr float LOWEST = -__FLT_MAX__;
 
 struct AttentionCall {
     Matrix q, k, v, out;  // [tokens, heads * head_dim]; a head's numbers lie together
+    int64_t group;        // heads of q that share one of k and v
     const int32_t *cu_seqlens_q, *cu_seqlens_k;
     int64_t num_seqs, num_heads, head_dim;
     float softmax_scale;
