@@ -17,6 +17,7 @@ from server.http.api.statuses import find_status
 from server.http.body import explain_error, parse_body
 from server.http.call import Call, Reply, reply_json
 from server.http.endpoint import TextJob, check_places, run_job, run_located
+from server.http.replies import INLINE_ITEMS, INLINE_NUMBERS, write_reply
 from server.http.route import Route, Shape
 from server.http.state import ServedModel, ServerState
 from server.tasks import classify, embed, token_classify, zero_shot
@@ -28,9 +29,7 @@ from server.text.work import Truncation
 from server.wire.job import Ragged
 
 MAX_LABELS = 1024
-INLINE_NUMBERS = 8192
-"""So many scores, or numbers of vectors, are written on the event loop's thread, in 10 ms at most."""
-NUMBERS_PER_TOKEN = 32
+ITEMS_PER_TOKEN = 32
 """To find entities takes about as long by token, 15 to 60 us."""
 
 Labels = Annotated[list[Label], Field(fail_fast=True, max_length=MAX_LABELS)]
@@ -180,12 +179,7 @@ async def classify_tokens(call: Call, model: ServedModel, asked: InferenceReques
         model.info, model.tokenizer, wanted.aggregation_strategy, frozenset(wanted.ignore_labels)
     )
     write = partial(write_entities, reader, windows, arrays["token_logits"], asked)
-    return await write_reply(model, write, call.times.num_tokens * NUMBERS_PER_TOKEN)
-
-
-async def write_reply(model: ServedModel, write: Callable[[], bytes], num_numbers: int) -> Reply:
-    """On the event loop's thread, or where that takes long on another."""
-    return Reply(write() if num_numbers <= INLINE_NUMBERS else await model.tokenizer.run(write))
+    return await write_reply(write, call.times.num_tokens * ITEMS_PER_TOKEN, INLINE_ITEMS, model)
 
 
 def write_entities(
@@ -203,7 +197,7 @@ async def classify_texts(call: Call, model: ServedModel, asked: InferenceRequest
     wanted = read_parameters(TextClassification, asked.parameters)
     logits = await compute_logits(call, model, asked.list_inputs())
     scores = apply_function(logits, wanted.function_to_apply, model)
-    return await write_reply(model, partial(write_labels, scores, wanted.top_k, model), scores.size)
+    return await write_reply(partial(write_labels, scores, wanted.top_k, model), scores.size, INLINE_ITEMS, model)
 
 
 def write_labels(scores: classify.Rows, top_k: int | None, model: ServedModel) -> bytes:
@@ -268,7 +262,7 @@ async def extract_features(call: Call, model: ServedModel, asked: InferenceReque
     if wanted.normalize:
         rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     write = partial(orjson.dumps, np.ascontiguousarray(rows), option=orjson.OPT_SERIALIZE_NUMPY)
-    return await write_reply(model, write, rows.size)
+    return await write_reply(write, rows.size, INLINE_NUMBERS, model)
 
 
 Answer = Callable[[Call, ServedModel, InferenceRequest], Awaitable[Reply]]
