@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from server.errors import InputTooLong, InvalidField, ServiceError
 from server.http.api.fields import MAX_LIST, MAX_NAME_CHARS, Label, ModelName, Options, Texts
+from server.http.api.hf_similarity import Sentences, compare_sentences, is_comparison
 from server.http.api.statuses import find_status
 from server.http.body import explain_error, parse_body
 from server.http.call import Call, Reply, reply_json
@@ -62,10 +63,11 @@ class InferenceRequest(FeatureExtraction):
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     inputs: Annotated[
-        str | TextPair | Texts | Annotated[list[TextPair], Field(fail_fast=True, max_length=MAX_LIST)],
+        str | TextPair | Sentences | Texts | Annotated[list[TextPair], Field(fail_fast=True, max_length=MAX_LIST)],
         Field(
             union_mode="left_to_right",
-            description="a text or a list of texts; for text classification also {text, text_pair} or a list of those",
+            description="a text or a list of texts; for text classification also {text, text_pair} or a list of those; "
+            "for embedders also {source_sentence, sentences}, which are compared",
         ),
     ]
     parameters: Options | None = Field(
@@ -85,8 +87,10 @@ class InferenceRequest(FeatureExtraction):
         return list(texts)  # type: ignore[arg-type]
 
     def list_inputs(self) -> list[Text]:
-        """Texts and pairs."""
-        items = [self.inputs] if isinstance(self.inputs, str | dict) else self.inputs
+        """Texts and pairs. Raises InvalidField where there are sentences to compare."""
+        if is_comparison(self.inputs):
+            raise InvalidField("inputs with source_sentence and sentences are for embedders", param="inputs")
+        items: list[Any] = [self.inputs] if isinstance(self.inputs, str | dict) else self.inputs
         return [item if isinstance(item, str) else (item["text"], item["text_pair"]) for item in items]
 
     def unwrap(self, answers: list[Any]) -> Any:
@@ -244,19 +248,23 @@ async def classify_without_training(call: Call, model: ServedModel, asked: Infer
 
 
 async def extract_features(call: Call, model: ServedModel, asked: InferenceRequest) -> Reply:
-    """A vector of each text, always as a list. The client's parameters stand beside `inputs`."""
+    """A vector of each text, always as a list, or cosines. The client's parameters stand beside `inputs`."""
     beside = {name: getattr(asked, name) for name in FeatureExtraction.model_fields}
     wanted = read_parameters(FeatureExtraction, beside | (asked.parameters or {}))
     embed.check_dimensions(wanted.dimensions, model.info)
     if model.info.normalize and wanted.normalize is False:
         raise InvalidField("normalize must not be false: this model's vectors have length 1", param="normalize")
+    prompt = choose_prompt(model.info, name=wanted.prompt_name)
+    truncation = wanted.choose_truncation(model.config.limits.truncation)
+    if is_comparison(asked.inputs):
+        return await compare_sentences(call, model, asked.inputs, prompt, truncation)
     job = TextJob(
         embed.TASK,
         asked.list_texts(),
         "inputs",
         embed.EmbedParams(wanted.dimensions),
-        prompt=choose_prompt(model.info, name=wanted.prompt_name),
-        truncation=wanted.choose_truncation(model.config.limits.truncation),
+        prompt=prompt,
+        truncation=truncation,
     )
     rows = (await run_job(call, model, job))["embeddings"].values
     if wanted.normalize:
@@ -295,7 +303,12 @@ class LabelReply(TypedDict):
 
 
 InferenceReply = (
-    list[EntityReply] | list[list[EntityReply]] | list[LabelReply] | list[list[LabelReply]] | list[list[float]]
+    list[EntityReply]
+    | list[list[EntityReply]]
+    | list[LabelReply]
+    | list[list[LabelReply]]
+    | list[list[float]]
+    | list[float]
 )
 ROUTES = (
     Route(
