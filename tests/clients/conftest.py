@@ -14,6 +14,8 @@ from tests.e2e.running_server import RunningServer, start_server
 ENGINE = {"kind": "reference", "inline": True, "threads": 1, "warmup": False}
 """Nothing is compiled, and torch is imported once: what clients get depends on neither."""
 
+TASKS = {"splade": "sparse"}
+"""Of models whose directories do not say what they are for."""
 CLIENTS, MTEB = "requirements.txt", "requirements-mteb.txt"
 
 
@@ -21,12 +23,7 @@ CLIENTS, MTEB = "requirements.txt", "requirements-mteb.txt"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("clients")
     models = [
-        {
-            "name": name,
-            "source": {"path": str(path)},
-            "engine": ENGINE,
-            "task": "sparse" if name == "splade" else "auto",
-        }
+        {"name": name, "source": {"path": str(path)}, "engine": ENGINE, "task": TASKS.get(name, "auto")}
         for name, path in make_models(folder).items()
     ]
     config = folder / "clients.yaml"

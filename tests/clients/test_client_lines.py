@@ -21,5 +21,5 @@ def test_client_lines_work(page: Path, python: Path, server: RunningServer, tmp_
     assert blocks, "the page shows no client"
     for block in blocks:
         lines, num_addresses = ADDRESS.subn(server.url.removeprefix("http://"), block)
-        assert num_addresses == 1
+        assert num_addresses, "it asks another server"
         assert run_python([str(python), "-c", lines], tmp_path).strip(), "it shows nothing"
