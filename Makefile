@@ -12,8 +12,8 @@ PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 # Threads that wait for one another sleep instead of turning in circles: docs/decisions/0014.
 export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: setup serve test test-slow test-gpu test-chaos test-schema test-upgraded test-newest constraints check
-.PHONY: bench bench-peers bench-generation loadtest loadtest-chat clean
+.PHONY: setup serve test test-slow test-gpu test-chaos test-clients test-schema test-upgraded test-newest
+.PHONY: constraints check bench bench-peers bench-generation loadtest loadtest-chat clean
 
 setup: $(VENV)/.dev
 
@@ -21,18 +21,22 @@ serve: $(VENV)/.serve
 	$(BIN)/padless --config $(CONFIG)
 
 test: $(VENV)/.dev
-	$(PYTEST) -m "not slow and not gpu and not schema"
+	$(PYTEST) -m "not slow and not gpu and not schema and not clients"
 
 # Faults under load, one after another; each prints what was sent, answered, refused and lost.
 test-chaos: $(VENV)/.dev
 	$(BIN)/python -m pytest -m chaos -s tests/chaos
+
+# Other projects' clients against the server. Makes environments for them on the first run.
+test-clients: $(VENV)/.dev
+	$(BIN)/python -m pytest -m clients tests/clients
 
 # 2,000 examples of every route, made from the OpenAPI document.
 test-schema: $(VENV)/.dev
 	$(BIN)/python -m pytest -m schema tests/server/test_schema.py
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "slow and not gpu and not schema"
+	$(BIN)/python -m pytest -m "slow and not gpu and not schema and not clients"
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
@@ -42,7 +46,7 @@ test-upgraded: $(VENV)/.dev
 	rm -rf build/upgraded && mkdir -p build
 	$(BIN)/python -c "$(LIST_DEPENDENCIES)" > build/upgraded.txt
 	$(BIN)/pip install --quiet --target build/upgraded --requirement build/upgraded.txt
-	PYTHONPATH=build/upgraded $(PYTEST) -m "not slow and not gpu and not schema" tests/pure tests/server
+	PYTHONPATH=build/upgraded $(PYTEST) -m "not slow and not gpu and not schema and not clients" tests/pure tests/server
 
 LIST_DEPENDENCIES = import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 	print(*(each for each in project['dependencies'] if not each.startswith('torch')), sep='\n')

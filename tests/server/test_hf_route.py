@@ -74,6 +74,20 @@ BAD = {
     ),
     "too many dimensions": ("embedder", {"inputs": "word1", "dimensions": 9}, "dimensions is 9"),
     "not normalised": ("embedder", {"inputs": "word1", "normalize": False}, "normalize"),
+    "sentences for a tagger": ("tagger", {"inputs": {"source_sentence": "a", "sentences": ["b"]}}, "list of texts for"),
+    "sentences for a classifier": (
+        *("classifier", {"inputs": {"source_sentence": "a", "sentences": ["b"]}}),
+        "are for embedders",
+    ),
+    "a list to compare with": (
+        *("embedder", {"inputs": {"source_sentence": ["a"], "sentences": ["b"]}}),
+        "source_sentence must be a text",
+    ),
+    "nothing to compare with": (
+        *("embedder", {"inputs": {"source_sentence": "word1", "sentences": []}}),
+        "sentences must not be empty",
+    ),
+    "half a comparison": ("embedder", {"inputs": {"source_sentence": "word1"}}, "inputs must be a text"),
     "unknown prompt": ("embedder", {"inputs": "word1", "prompt_name": "nobody"}, "prompt_name"),
 }
 
@@ -165,6 +179,12 @@ def test_client_feature_extraction(live: Live) -> None:
         found = connect(live, name).feature_extraction("word1", normalize=True, truncate=True)
         np.testing.assert_allclose(found, [expected], rtol=1e-6)
     assert connect(live, "embedder").feature_extraction(["word1", "word2"], dimensions=3).shape == (2, 3)
+
+
+def test_client_sentence_similarity(live: Live) -> None:
+    rows = [compute_row(np.array([CLS, VOCAB.index(word), SEP]), EMBED_DIM) for word in ("word1", "word2", "word3")]
+    found = connect(live, "embedder").sentence_similarity("word1", ["word2", "word3"])
+    np.testing.assert_allclose(found, [rows[0] @ rows[1], rows[0] @ rows[2]], rtol=0, atol=1e-6)
 
 
 def test_client_shows_our_errors(live: Live) -> None:

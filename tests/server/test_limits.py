@@ -25,7 +25,7 @@ from server.config import ConfigError, HttpConfig
 from server.config_file import load_config
 from server.errors import BodyTooLarge, EngineFailure
 from server.http import deadline
-from server.http.api import tei, vectors
+from server.http.api import openai_embeddings, tei, vectors
 from server.http.api.openai_chat import ChatRequest
 from server.http.api.openai_completions import CompletionRequest
 from server.http.body import parse_body
@@ -436,8 +436,8 @@ async def test_large_answers_are_written_off_the_event_loop(server: Server, monk
 
     monkeypatch.setattr(vectors, "encode_numbers", note(encode))
     monkeypatch.setattr(classify, "rank_labels", note(rank))
-    monkeypatch.setattr(vectors, "INLINE_VALUES", 8)
-    monkeypatch.setattr(tei, "INLINE_SCORES", 3)
+    monkeypatch.setattr(openai_embeddings, "INLINE_NUMBERS", 8)
+    monkeypatch.setattr(tei, "INLINE_ITEMS", 3)
     assert (await server.embed_text(["word1"])).is_success and (await server.embed_text(["word1", "word2"])).is_success
     for inputs in ([["word1"]], [["word1"], ["word2"]]):
         assert (await server.client.post("/predict", json={"inputs": inputs})).is_success

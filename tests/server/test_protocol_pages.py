@@ -25,13 +25,13 @@ ENTITIES = replace(
 SERVED: Mapping[str, Mapping[str, ModelInfo]] = {
     "README": {"all-MiniLM-L6-v2": WIDE},
     "classify": {"classifier": CLASSIFIER},
-    "cohere": {"minilm": WIDE},
+    "cohere": {"all-MiniLM-L6-v2": WIDE},
     "hugging-face": {"ner": ENTITIES},
     "open-inference": {"all-MiniLM-L6-v2": WIDE},
-    "openai-embeddings": {"minilm": WIDE},
+    "openai-embeddings": {"all-MiniLM-L6-v2": WIDE},
     "rerank": {"ranker": RANKER},
     "sparse": {"splade": SPARSE},
-    "text-embeddings-inference": {"minilm": WIDE},
+    "text-embeddings-inference": {"all-MiniLM-L6-v2": WIDE},
 }
 """By page: what it is about."""
 CURL = re.compile(r"curl (?:-s )?(?:http://)?(?:localhost|127\.0\.0\.1):8000(/\S+)[^']*'[^']*'[\s\\]+-d '([^']*)'")

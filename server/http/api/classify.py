@@ -14,13 +14,11 @@ from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, run_job
+from server.http.replies import INLINE_ITEMS, write_reply
 from server.http.route import Route
 from server.http.state import ServerState
 from server.tasks import classify
 from server.text.prompts import find_default
-
-INLINE_SCORES = 8192
-"""So many are written on the event loop's thread, in a few milliseconds."""
 
 
 class ClassifyRequest(BaseModel):
@@ -74,7 +72,7 @@ async def classify_inputs(call: Call, state: ServerState) -> Reply:
         "usage": {"prompt_tokens": call.times.num_tokens, "total_tokens": call.times.num_tokens},
     }
     write = partial(write_answer, head, scores, model.info)
-    return Reply(write() if scores.size <= INLINE_SCORES else await model.tokenizer.run(write))
+    return await write_reply(write, scores.size, INLINE_ITEMS, model)
 
 
 def write_answer(head: dict[str, Any], scores: classify.Rows, info: ModelInfo) -> bytes:

@@ -12,10 +12,11 @@ from server.errors import InvalidField
 from server.http.api.cohere_errors import CohereErrorReply, render_error
 from server.http.api.fields import MAX_LIST, MAX_OPTIONS, ModelName, Options, Texts
 from server.http.api.messages import read_content
-from server.http.api.vectors import Vectors, encode_rows, write_reply
+from server.http.api.vectors import Vectors, encode_rows
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, run_job
+from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.route import Route
 from server.http.state import ServedModel, ServerState
 from server.tasks import embed
@@ -157,7 +158,7 @@ async def embed_texts(call: Call, state: ServerState, asked: EmbedFields, texts:
     head = {} if isinstance(asked, EmbedRequestV2) else {"response_type": name_response(kinds)}
     rest = {"texts": texts, "meta": describe_call(call, "2" if isinstance(asked, EmbedRequestV2) else "1")}
     write = partial(write_embeddings, head | {"id": call.request_id.decode()}, rows, rest, is_list=not kinds)
-    return await write_reply(write, sum(each.size for each in rows.values()), model)
+    return await write_reply(write, sum(each.size for each in rows.values()), INLINE_NUMBERS, model)
 
 
 def build_params(asked: EmbedFields, model: ServedModel, kinds: list[EmbeddingType]) -> embed.EmbedParams:

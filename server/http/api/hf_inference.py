@@ -13,10 +13,12 @@ from typing_extensions import TypedDict
 
 from server.errors import InputTooLong, InvalidField, ServiceError
 from server.http.api.fields import MAX_LIST, MAX_NAME_CHARS, Label, ModelName, Options, Texts
+from server.http.api.hf_similarity import Sentences, compare_sentences, is_comparison
 from server.http.api.statuses import find_status
 from server.http.body import explain_error, parse_body
 from server.http.call import Call, Reply, reply_json
 from server.http.endpoint import TextJob, check_places, run_job, run_located
+from server.http.replies import INLINE_ITEMS, INLINE_NUMBERS, write_reply
 from server.http.route import Route, Shape
 from server.http.state import ServedModel, ServerState
 from server.tasks import classify, embed, token_classify, zero_shot
@@ -28,9 +30,7 @@ from server.text.work import Truncation
 from server.wire.job import Ragged
 
 MAX_LABELS = 1024
-INLINE_NUMBERS = 8192
-"""So many scores, or numbers of vectors, are written on the event loop's thread, in 10 ms at most."""
-NUMBERS_PER_TOKEN = 32
+ITEMS_PER_TOKEN = 32
 """To find entities takes about as long by token, 15 to 60 us."""
 
 Labels = Annotated[list[Label], Field(fail_fast=True, max_length=MAX_LABELS)]
@@ -63,10 +63,11 @@ class InferenceRequest(FeatureExtraction):
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     inputs: Annotated[
-        str | TextPair | Texts | Annotated[list[TextPair], Field(fail_fast=True, max_length=MAX_LIST)],
+        str | TextPair | Sentences | Texts | Annotated[list[TextPair], Field(fail_fast=True, max_length=MAX_LIST)],
         Field(
             union_mode="left_to_right",
-            description="a text or a list of texts; for text classification also {text, text_pair} or a list of those",
+            description="a text or a list of texts; for text classification also {text, text_pair} or a list of those; "
+            "for embedders also {source_sentence, sentences}, which are compared",
         ),
     ]
     parameters: Options | None = Field(
@@ -86,8 +87,10 @@ class InferenceRequest(FeatureExtraction):
         return list(texts)  # type: ignore[arg-type]
 
     def list_inputs(self) -> list[Text]:
-        """Texts and pairs."""
-        items = [self.inputs] if isinstance(self.inputs, str | dict) else self.inputs
+        """Texts and pairs. Raises InvalidField where there are sentences to compare."""
+        if is_comparison(self.inputs):
+            raise InvalidField("inputs with source_sentence and sentences are for embedders", param="inputs")
+        items: list[Any] = [self.inputs] if isinstance(self.inputs, str | dict) else self.inputs
         return [item if isinstance(item, str) else (item["text"], item["text_pair"]) for item in items]
 
     def unwrap(self, answers: list[Any]) -> Any:
@@ -181,12 +184,7 @@ async def classify_tokens(call: Call, model: ServedModel, asked: InferenceReques
         model.info, model.tokenizer, wanted.aggregation_strategy, frozenset(wanted.ignore_labels)
     )
     write = partial(write_entities, reader, windows, arrays["token_logits"], asked)
-    return await write_reply(model, write, call.times.num_tokens * NUMBERS_PER_TOKEN)
-
-
-async def write_reply(model: ServedModel, write: Callable[[], bytes], num_numbers: int) -> Reply:
-    """On the event loop's thread, or where that takes long on another."""
-    return Reply(write() if num_numbers <= INLINE_NUMBERS else await model.tokenizer.run(write))
+    return await write_reply(write, call.times.num_tokens * ITEMS_PER_TOKEN, INLINE_ITEMS, model)
 
 
 def write_entities(
@@ -204,7 +202,7 @@ async def classify_texts(call: Call, model: ServedModel, asked: InferenceRequest
     wanted = read_parameters(TextClassification, asked.parameters)
     logits = await compute_logits(call, model, asked.list_inputs())
     scores = apply_function(logits, wanted.function_to_apply, model)
-    return await write_reply(model, partial(write_labels, scores, wanted.top_k, model), scores.size)
+    return await write_reply(partial(write_labels, scores, wanted.top_k, model), scores.size, INLINE_ITEMS, model)
 
 
 def write_labels(scores: classify.Rows, top_k: int | None, model: ServedModel) -> bytes:
@@ -251,25 +249,29 @@ async def classify_without_training(call: Call, model: ServedModel, asked: Infer
 
 
 async def extract_features(call: Call, model: ServedModel, asked: InferenceRequest) -> Reply:
-    """A vector of each text, always as a list. The client's parameters stand beside `inputs`."""
+    """A vector of each text, always as a list, or cosines. The client's parameters stand beside `inputs`."""
     beside = {name: getattr(asked, name) for name in FeatureExtraction.model_fields}
     wanted = read_parameters(FeatureExtraction, beside | (asked.parameters or {}))
     embed.check_dimensions(wanted.dimensions, model.info)
     if model.info.normalize and wanted.normalize is False:
         raise InvalidField("normalize must not be false: this model's vectors have length 1", param="normalize")
+    prompt = choose_prompt(model.info, name=wanted.prompt_name)
+    truncation = wanted.choose_truncation(model.config.limits.truncation)
+    if is_comparison(asked.inputs):
+        return await compare_sentences(call, model, asked.inputs, prompt, truncation)
     job = TextJob(
         embed.TASK,
         asked.list_texts(),
         "inputs",
         embed.EmbedParams(wanted.dimensions),
-        prompt=choose_prompt(model.info, name=wanted.prompt_name),
-        truncation=wanted.choose_truncation(model.config.limits.truncation),
+        prompt=prompt,
+        truncation=truncation,
     )
     rows = (await run_job(call, model, job))["embeddings"].values
     if wanted.normalize:
         rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     write = partial(orjson.dumps, np.ascontiguousarray(rows), option=orjson.OPT_SERIALIZE_NUMPY)
-    return await write_reply(model, write, rows.size)
+    return await write_reply(write, rows.size, INLINE_NUMBERS, model)
 
 
 Answer = Callable[[Call, ServedModel, InferenceRequest], Awaitable[Reply]]
@@ -302,7 +304,12 @@ class LabelReply(TypedDict):
 
 
 InferenceReply = (
-    list[EntityReply] | list[list[EntityReply]] | list[LabelReply] | list[list[LabelReply]] | list[list[float]]
+    list[EntityReply]
+    | list[list[EntityReply]]
+    | list[LabelReply]
+    | list[list[LabelReply]]
+    | list[list[float]]
+    | list[float]
 )
 ROUTES = (
     Route(

@@ -19,6 +19,7 @@ from server.http.body import parse_body
 from server.http.call import JSON, Call, Reply, reply_json
 from server.http.docs import find_version
 from server.http.endpoint import TextJob, run_job
+from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.route import Route, Shape
 from server.http.state import ServedModel, ServerState
 from server.tasks import classify, embed
@@ -33,7 +34,6 @@ EXTENSIONS = ["binary_tensor_data"]
 VERSION = "1"
 """Of every model: there are no others."""
 IDS, MASK, TYPES, TEXT = "input_ids", "attention_mask", "token_type_ids", "text"
-INLINE_VALUES = 65_536
 TASKS = (embed.TASK, classify.TASK)
 """What is asked of models here; the first that a model can do."""
 
@@ -180,8 +180,7 @@ async def infer_tensors(call: Call, state: ServerState) -> Reply:
     wanted = [wish.name for wish in asked.outputs] if asked.outputs else list(outputs)
     rows = {name: arrays[name].values for name in wanted}
     write = partial(write_answer, asked, model.name, rows)
-    is_small = sum(values.size for values in rows.values()) <= INLINE_VALUES
-    return write() if is_small else await model.tokenizer.run(write)
+    return await write_reply(write, sum(values.size for values in rows.values()), INLINE_NUMBERS, model)
 
 
 def split_body(call: Call) -> tuple[InferRequest, memoryview]:

@@ -12,10 +12,11 @@ from server.errors import InvalidField
 from server.http.api.fields import Label, ModelName, TextsOrIds, list_inputs
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_schemas import EmbeddingsReply, ErrorReply
-from server.http.api.vectors import Vectors, encode_rows, write_reply
+from server.http.api.vectors import Vectors, encode_rows
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, run_job
+from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.route import Route
 from server.http.state import ServedModel, ServerState
 from server.tasks import embed
@@ -121,7 +122,7 @@ async def create_embeddings(call: Call, state: ServerState) -> Reply:
     rows = (await run_job(call, model, job))[embed.name_array(kind)].values
     is_base64 = asked.encoding_format == "base64"
     write = partial(format_embeddings, rows, model.name, call.times.num_tokens, is_base64=is_base64)
-    return await write_reply(write, rows.size, model)
+    return await write_reply(write, rows.size, INLINE_NUMBERS, model)
 
 
 def format_embeddings(rows: Vectors, model: str, num_tokens: int, *, is_base64: bool) -> bytes:

@@ -14,6 +14,7 @@ from server.http.api.fields import MAX_LIST, ModelName, Texts
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, check_places, run_job
+from server.http.replies import INLINE_ITEMS, write_reply
 from server.http.route import Route, Shape
 from server.http.state import ServerState
 from server.tasks import classify
@@ -24,8 +25,6 @@ from server.text.work import Truncation
 
 PART_PIECES = 1000
 """Written at a time, in less than 1 ms."""
-INLINE_SCORES = 8192
-"""So many are ranked and written on the event loop's thread, in 10 ms."""
 
 
 class TruncationFields(BaseModel):
@@ -112,7 +111,7 @@ async def predict(call: Call, state: ServerState) -> Reply:
         raise InputTooLong(f"{error.message}, or set truncate to true", error.param) from None
     scores = logits if asked.raw_scores else classify.compute_scores(logits, model.info)
     write = partial(write_labels, scores, model.info, is_batch=is_batch)
-    return Reply(write() if scores.size <= INLINE_SCORES else await model.tokenizer.run(write))
+    return await write_reply(write, scores.size, INLINE_ITEMS, model)
 
 
 def write_labels(scores: classify.Rows, info: ModelInfo, *, is_batch: bool) -> bytes:

@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 from server.errors import InputTooLong
 from server.http.api.fields import Label, ModelName, TextsOrIds, TokenIds, TokenLists, list_inputs
 from server.http.api.tei import TeiErrorReply, TruncationFields, render_error
-from server.http.api.vectors import Vectors, encode_rows, write_reply
+from server.http.api.vectors import Vectors, encode_rows
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, check_places, run_job
+from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.route import Route
 from server.http.state import ServerState
 from server.tasks import embed
@@ -66,7 +67,7 @@ async def embed_inputs(call: Call, state: ServerState) -> Reply:
         rows = (await run_job(call, model, job))["embeddings"].values
     except InputTooLong as error:
         raise InputTooLong(f"{error.message}, or set truncate to true", error.param) from None
-    return await write_reply(partial(write_vectors, rows), rows.size, model)
+    return await write_reply(partial(write_vectors, rows), rows.size, INLINE_NUMBERS, model)
 
 
 def write_vectors(rows: Vectors) -> bytes:

@@ -12,14 +12,12 @@ from server.http.api.tei import TeiErrorReply, TruncationFields, render_error
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, run_job
+from server.http.replies import INLINE_ITEMS, write_reply
 from server.http.route import Route
 from server.http.state import ServerState
 from server.tasks import sparse
 from server.text.prompts import choose_prompt
 from server.wire.job import Ragged
-
-INLINE_WEIGHTS = 8192
-"""So many are written on the event loop's thread, in some 5 ms."""
 
 
 class SparseRequest(TruncationFields):
@@ -47,8 +45,7 @@ async def embed_sparse(call: Call, state: ServerState) -> Reply:
     )
     arrays = await run_job(call, model, job)
     write = partial(write_weights, arrays["indices"], arrays["weights"])
-    is_small = len(arrays["weights"].values) <= INLINE_WEIGHTS
-    return Reply(write() if is_small else await model.tokenizer.run(write))
+    return await write_reply(write, len(arrays["weights"].values), INLINE_ITEMS, model)
 
 
 def write_weights(indices: Ragged, weights: Ragged) -> bytes:

@@ -1,0 +1,80 @@
+"""Tiny random models for each task, with a tokenizer that reads any text letter by letter."""
+
+import json
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from tokenizers import models, pre_tokenizers, processors
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CHARACTERS = string.ascii_letters + string.digits + string.punctuation
+VOCAB = [*SPECIALS, *CHARACTERS, *(f"##{character}" for character in CHARACTERS)]
+SIZES = {
+    "vocab_size": len(VOCAB),
+    "hidden_size": 384,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 512,
+}
+LABELS = ["contradiction", "neutral", "entailment"]
+TAGS = ["O", "B-PER", "B-LOC"]
+
+
+def make_encoder(directory: Path, auto: Any, labels: list[str] | None = None) -> None:
+    """`auto`: one of transformers' classes of that kind, which settles the head."""
+    settings: dict[str, Any] = dict(SIZES)
+    if labels is not None:
+        settings |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    save(directory, auto, transformers.BertConfig(**settings))
+    build_tokenizer().save(str(directory / "tokenizer.json"))
+
+
+def make_generator(directory: Path) -> None:
+    shape = {name: SIZES[name] for name in SIZES if name != "hidden_size"}
+    config = transformers.LlamaConfig(**shape, hidden_size=64, bos_token_id=2, eos_token_id=3, pad_token_id=0)
+    save(directory, transformers.AutoModelForCausalLM, config)
+    build_tokenizer(has_template=False).save(str(directory / "tokenizer.json"))
+    template = "{% for message in messages %}{{ message.role }}: {{ message.content }} {% endfor %}"
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": "[SEP]"}))
+
+
+def save(directory: Path, auto: Any, config: transformers.PreTrainedConfig) -> None:
+    torch.manual_seed(0)
+    model = auto.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Larger than transformers' initial weights, with which all texts are much the same.
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+    model.save_pretrained(directory)
+
+
+def build_tokenizer(*, has_template: bool = True) -> tokenizers.Tokenizer:
+    ids = {token: index for index, token in enumerate(VOCAB)}
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    if has_template:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+        )
+    tokenizer.add_special_tokens(list(SPECIALS))
+    return tokenizer
+
+
+def make_models(folder: Path) -> Mapping[str, Path]:
+    """Directories by the names that the pages of docs/protocols give their models."""
+    folders = {name: folder / name for name in ("all-MiniLM-L6-v2", "ranker", "classifier", "ner", "splade", "writer")}
+    make_encoder(folders["all-MiniLM-L6-v2"], transformers.AutoModel)
+    make_encoder(folders["ranker"], transformers.AutoModelForSequenceClassification, ["LABEL_0"])
+    make_encoder(folders["classifier"], transformers.AutoModelForSequenceClassification, LABELS)
+    make_encoder(folders["ner"], transformers.AutoModelForTokenClassification, TAGS)
+    make_encoder(folders["splade"], transformers.AutoModelForMaskedLM)
+    make_generator(folders["writer"])
+    return folders
