@@ -7,10 +7,11 @@ from pydantic import Field
 
 from server.http.api.fields import Label, ModelName, TextsOrIds, list_inputs
 from server.http.api.tei import TeiErrorReply, TruncationFields, render_error
-from server.http.api.vectors import encode_rows, write_reply
+from server.http.api.vectors import encode_rows
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, run_job
+from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.route import Route
 from server.http.state import ServerState
 from server.tasks import token_embed
@@ -37,7 +38,7 @@ async def embed_tokens(call: Call, state: ServerState) -> Reply:
         truncation=asked.choose_truncation(model.config.limits.truncation),
     )
     rows = (await run_job(call, model, job))["token_embeddings"]
-    return await write_reply(partial(write_token_rows, rows), rows.values.size, model)
+    return await write_reply(partial(write_token_rows, rows), rows.values.size, INLINE_NUMBERS, model)
 
 
 def write_token_rows(rows: Ragged) -> bytes:
