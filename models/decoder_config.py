@@ -46,6 +46,8 @@ class DecoderConfig:
     has_mlp_bias: bool
     is_tied: bool
     """The table of embeddings is the language model's head too."""
+    is_causal: bool
+    """A token sees those before it and itself; else all of its text, which only those that read can do."""
     attention_softcap: float
     """0 for none, as below."""
     logit_softcap: float
@@ -85,6 +87,7 @@ def read_decoder_config(directory: Path) -> DecoderConfig:
         has_o_bias=has_bias,
         has_mlp_bias=bool(keys.get("mlp_bias")),
         is_tied=bool(keys["tie_word_embeddings"]),
+        is_causal=not keys.get("use_bidirectional_attention") and keys.get("is_causal") is not False,
         attention_softcap=read_softcap(path, keys, "attn_logit_softcapping"),
         logit_softcap=read_softcap(path, keys, "final_logit_softcapping"),
     )

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.decoder_config import DecoderConfig
-from models.layers import ACTIVATIONS
+from models.layers import ACTIVATIONS, Sequences
 from models.rotary import build_table
 from runtime.kv_cache.layout import KVLayout
-from runtime.ops import paged_attention
+from runtime.ops import paged_attention, rotate, varlen_attention
 
 
 class Step(NamedTuple):
-    """What every layer's attention needs to know of a batch; see `padless::paged_attention`."""
+    """What every layer's attention needs to know of a batch that goes on from what a cache holds; see
+    `padless::paged_attention`."""
 
     position_ids: Tensor
     cu_seqlens: Tensor
@@ -28,9 +29,46 @@ class Step(NamedTuple):
     rotary: Tensor | None
     kv_cache: Tensor
 
+    def attend(self, layer: "CausalAttention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return paged_attention.OP(
+            q,
+            k,
+            v,
+            self.kv_cache,
+            layer.layer,
+            self.slot_mapping,
+            self.block_table,
+            self.cu_seqlens,
+            self.cache_seqlens,
+            self.max_seqlen,
+            layer.softmax_scale,
+            self.position_ids,
+            self.rotary,
+            layer.window,
+            layer.softcap,
+        )
+
+
+class Reading(NamedTuple):
+    """The same of a batch of whole texts, of which nothing is kept; see `padless::varlen_attention`."""
+
+    position_ids: Tensor
+    sequences: Sequences
+    rotary: Tensor | None
+    is_causal: bool
+
+    def attend(self, layer: "CausalAttention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.rotary is not None:
+            q, k = (rotate.OP(x, self.position_ids, self.rotary) for x in (q, k))
+        borders, longest = self.sequences.cu_seqlens, self.sequences.max_seqlen
+        return varlen_attention.OP(
+            *(q, k, v, borders, borders, longest, longest, layer.softmax_scale, self.is_causal, layer.window),
+            num_keys=self.sequences.num_keys,
+        )
+
 
 class CausalAttention(nn.Module):
-    """Each token attends to itself and to the past of its sequence, which lies in the cache's `layer`."""
+    """Each token attends to itself and to the past of its sequence, in the cache's `layer` or in the batch."""
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
@@ -47,25 +85,9 @@ class CausalAttention(nn.Module):
         self.k_norm = nn.RMSNorm(config.head_dim, config.norm_eps) if config.has_qk_norm else nn.Identity()
         self.o = nn.Linear(width, config.hidden_size, config.has_o_bias)
 
-    def forward(self, hidden_states: Tensor, step: Step) -> Tensor:
+    def forward(self, hidden_states: Tensor, step: Step | Reading) -> Tensor:
         q, k, v = (linear(hidden_states).unflatten(1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))
-        attended = paged_attention.OP(
-            self.q_norm(q),
-            self.k_norm(k),
-            v,
-            step.kv_cache,
-            self.layer,
-            step.slot_mapping,
-            step.block_table,
-            step.cu_seqlens,
-            step.cache_seqlens,
-            step.max_seqlen,
-            self.softmax_scale,
-            step.position_ids,
-            step.rotary,
-            self.window,
-            self.softcap,
-        )
+        attended = step.attend(self, self.q_norm(q), self.k_norm(k), v)
         return self.o(attended.flatten(1))
 
 
@@ -98,7 +120,7 @@ class DecoderLayer(nn.Module):
         self.feed_forward = DecoderFeedForward(config)
         self.feed_forward_post_norm = build_norm(config) if config.has_post_norms else nn.Identity()
 
-    def forward(self, hidden_states: Tensor, step: Step) -> Tensor:
+    def forward(self, hidden_states: Tensor, step: Step | Reading) -> Tensor:
         attended = self.attention(self.attention_norm(hidden_states), step)
         hidden_states = hidden_states + self.attention_post_norm(attended)
         fed = self.feed_forward(self.feed_forward_norm(hidden_states))

@@ -5,15 +5,25 @@ from pathlib import Path
 
 from torch import nn
 
-from models.heads import Dense, Normalize
+from models.heads import Dense, EmbeddingHead, Normalize, PromptlessEmbeddingHead
+from models.info import ModelInfo
 from models.keys import ModelDirectoryError, read_object, require_number, require_torch_class
 from models.module_chain import check_features
+from models.pooling import check_modes
 from models.weights import open_checkpoint
 from runtime.lazy_module import LazyWeight
 
 DENSE_ACTIVATIONS = {"GELU": "gelu", "Identity": "none", "ReLU": "relu", "SiLU": "silu", "Tanh": "tanh"}
 DEFAULT_ACTIVATION = "tanh"
 """What sentence-transformers takes where the key is missing."""
+
+
+def build_embedding_head(directory: Path, hidden_size: int, info: ModelInfo) -> EmbeddingHead:
+    """Raises ModelDirectoryError."""
+    check_modes(info.pooling)
+    modules, width = build_modules(directory, info.modules, hidden_size * len(info.pooling))
+    head = EmbeddingHead if info.pools_prompt else PromptlessEmbeddingHead
+    return head(info.pooling, modules, info.normalize, info.output_dim if info.output_dim < width else None)
 
 
 def build_modules(directory: Path, modules: Sequence[tuple[str, str]], width: int) -> tuple[list[nn.Module], int]:

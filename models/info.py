@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from models.defaults import Keys
+from models.judges import find_logit_score, read_answers
 from models.keys import ModelDirectoryError, read_architecture, read_keys, read_object, require_number
 from models.labels import read_labels, read_problem_type, read_score_activation
-from models.module_chain import check_is_whole, check_scorer, find_transformer, read_modules
+from models.module_chain import check_is_whole, check_scorer, find_transformer, list_modules, read_modules
 from models.settings import FILE_NAME, read_matryoshka_dimensions, read_prompts, read_settings, read_truncate_dim
 from models.sparse_modules import check_sparse, is_sparse
 from models.tokenization import count_positions, read_tokenization
@@ -79,6 +80,8 @@ class ModelInfo:
     """Masked language models: their output table is that of the tokens."""
     eos_token_ids: tuple[int, ...] = ()
     """Generators: the tokens that end an answer."""
+    answer_token_ids: tuple[int, ...] = ()
+    """Language models that judge pairs: yes and no, whose logits' difference is the score, or yes alone."""
     head: str = ""
     """Its name among the heads of one trunk; empty for that which the model's own directory is made for."""
 
@@ -95,7 +98,7 @@ def read_info(
     path = folder / "config.json"
     keys = read_keys(folder)
     architecture = read_architecture(keys)
-    task = choose_task(path, architecture, "sparse" if task == "auto" and is_sparse(directory) else task)
+    task = choose_task(path, architecture, find_module_task(directory, architecture) if task == "auto" else task)
     tokenization = read_tokenization(folder, keys)
     info = ModelInfo(
         architecture=architecture,
@@ -123,6 +126,17 @@ def read_info(
     return complete_embedder(info, directory, settings, pooling, normalize)
 
 
+def find_module_task(directory: Path, architecture: str) -> str:
+    """What modules.json makes of a checkpoint that by itself is for something else; `auto` where it does not."""
+    if is_sparse(directory):
+        return "sparse"
+    if find_logit_score(directory) is not None:
+        return "classify"
+    path = directory / "modules.json"
+    is_generator = path.exists() and architecture.endswith(GENERATOR_SUFFIXES)
+    return "embed" if is_generator and any(kind.endswith(".Pooling") for kind, _ in list_modules(path)) else "auto"
+
+
 def count_types(path: Path, keys: Keys) -> int:
     return require_number(path, keys, "type_vocab_size", least=0) or 1
 
@@ -139,7 +153,12 @@ def complete_generator(info: ModelInfo, folder: Path, keys: Keys) -> ModelInfo:
 
 def complete_classifier(info: ModelInfo, directory: Path, keys: Keys, settings: Keys) -> ModelInfo:
     """`settings` are empty unless a cross-encoder wrote them: another's modules do not count here."""
-    path = directory / info.transformer / "config.json"
+    folder = directory / info.transformer
+    path = folder / "config.json"
+    if info.architecture.endswith(GENERATOR_SUFFIXES):
+        activation = read_score_activation(path, keys, directory / FILE_NAME, settings)
+        answers = read_answers(directory, folder)
+        return replace(info, output_dim=1, id2label={0: "LABEL_0"}, activation=activation, answer_token_ids=answers)
     if settings:
         check_scorer(directory)
     labels = read_labels(path, keys)
@@ -181,7 +200,12 @@ def complete_embedder(
 
 
 def choose_task(path: Path, architecture: str, task: str) -> str:
-    """What the checkpoint's head is for, where `task` is `auto`. Raises ModelDirectoryError where it lacks the head."""
+    """What the checkpoint's head is for, where `task` is `auto`. Raises ModelDirectoryError where it lacks the head.
+
+    A language model classifies too, as a judge of pairs.
+    """
+    if task == "classify" and architecture.endswith(GENERATOR_SUFFIXES):
+        return task
     heads = {
         "classify": architecture.endswith(CLASSIFIER_SUFFIX),
         "token_classify": architecture.endswith(TOKEN_CLASSIFIER_SUFFIX),

@@ -10,11 +10,10 @@ from models.config import EncoderConfig, read_config
 from models.decoder_config import read_decoder_config
 from models.family import Family, Renames
 from models.further_heads import FurtherHead
-from models.head_modules import build_modules, open_module_weights
+from models.head_modules import build_embedding_head, open_module_weights
 from models.heads import (
     ClassificationHead,
     EmbeddingHead,
-    PromptlessEmbeddingHead,
     SparseHead,
     TextModel,
     TokenClassificationHead,
@@ -22,8 +21,8 @@ from models.heads import (
 )
 from models.info import CLASSIFIER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX, ModelInfo
 from models.keys import ModelDirectoryError, read_keys
-from models.pooling import check_modes
-from models.registry import find_decoder, find_family
+from models.load_causal import load_causal
+from models.registry import find_decoder, find_family, is_decoder
 from models.weights import check_weights, have_equal_values, open_checkpoint, rename_tensors, resolve_tied_head
 from runtime.lazy_module import LazyModule, LazyWeight
 
@@ -39,7 +38,9 @@ def load_model(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead] = 
 
     Raises ModelDirectoryError where they do not fit.
     """
-    return load_decoder(directory, info) if info.task == "generate" else load_encoder(directory, info, heads)
+    if info.task == "generate":
+        return load_decoder(directory, info)
+    return (load_causal if is_decoder(info.architecture) else load_encoder)(directory, info, heads)
 
 
 def load_decoder(directory: Path, info: ModelInfo) -> LazyModule:
@@ -109,10 +110,7 @@ def build_head(
         return TokenClassificationHead(config.hidden_size, info.output_dim)
     if info.task == "classify":
         return ClassificationHead(config.hidden_size, info.output_dim, family.head_activation)
-    check_modes(info.pooling)
-    modules, width = build_modules(directory, info.modules, config.hidden_size * len(info.pooling))
-    head = EmbeddingHead if info.pools_prompt else PromptlessEmbeddingHead
-    return head(info.pooling, modules, info.normalize, info.output_dim if info.output_dim < width else None)
+    return build_embedding_head(directory, config.hidden_size, info)
 
 
 def open_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, LazyWeight]:

@@ -2,7 +2,7 @@
 
 from models import albert, bert, distilbert, electra, ernie, gemma, gpt2, llama, mpnet, qwen, roberta
 from models.family import DecoderFamily, Family
-from models.info import CLASSIFIER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX
+from models.info import CLASSIFIER_SUFFIX, GENERATOR_SUFFIXES, TOKEN_CLASSIFIER_SUFFIX
 from models.keys import ModelDirectoryError
 
 FAMILIES: dict[str, Family] = {
@@ -19,16 +19,17 @@ FAMILIES: dict[str, Family] = {
 """By the architecture's name without its suffix: Model, ForSequenceClassification and the others of SUFFIXES."""
 
 DECODERS: dict[str, DecoderFamily] = {
-    "GPT2LMHeadModel": gpt2.FAMILY,
-    "Gemma2ForCausalLM": gemma.GEMMA2_FAMILY,
-    "GemmaForCausalLM": gemma.FAMILY,
-    "LlamaForCausalLM": llama.FAMILY,
-    "MistralForCausalLM": llama.FAMILY,
-    "Qwen2ForCausalLM": qwen.FAMILY,
-    "Qwen3ForCausalLM": qwen.FAMILY,
+    "GPT2": gpt2.FAMILY,
+    "Gemma": gemma.FAMILY,
+    "Gemma2": gemma.GEMMA2_FAMILY,
+    "Llama": llama.FAMILY,
+    "Mistral": llama.FAMILY,
+    "Qwen2": qwen.FAMILY,
+    "Qwen3": qwen.FAMILY,
 }
-"""By the architecture's whole name: these generate."""
+"""The same of those that can generate, with the endings of DECODER_SUFFIXES."""
 
+DECODER_SUFFIXES = (*GENERATOR_SUFFIXES, "Model", CLASSIFIER_SUFFIX)
 SUFFIXES = ("Model", CLASSIFIER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX, "ForMaskedLM", "ForPreTraining")
 
 
@@ -42,8 +43,6 @@ def find_family(architecture: str, model_type: str) -> Family:
         ),
         None,
     )
-    if architecture in DECODERS:
-        raise ModelDirectoryError(f"config.json: {architecture} is served to generate only. Leave task out")
     check_named(architecture)
     if family is None:
         raise ModelDirectoryError(
@@ -57,17 +56,29 @@ def find_family(architecture: str, model_type: str) -> Family:
 def find_decoder(architecture: str, model_type: str) -> DecoderFamily:
     """Raises ModelDirectoryError as `find_family` does."""
     check_named(architecture)
-    if architecture not in DECODERS:
+    if not is_decoder(architecture):
         raise ModelDirectoryError(
-            f"config.json: the architecture {architecture!r} cannot generate. Those that can are {', '.join(DECODERS)}"
+            f"config.json: the architecture {architecture!r} cannot generate. Those that can are {', '.join(DECODERS)} "
+            f"with the endings {', '.join(DECODER_SUFFIXES)}"
         )
-    check_model_type(architecture, model_type, DECODERS[architecture].model_types)
-    return DECODERS[architecture]
+    family = DECODERS[name_decoder(architecture)]
+    check_model_type(architecture, model_type, family.model_types)
+    return family
+
+
+def is_decoder(architecture: str) -> bool:
+    return name_decoder(architecture) in DECODERS
+
+
+def name_decoder(architecture: str) -> str:
+    """Without its ending."""
+    ending = next((suffix for suffix in DECODER_SUFFIXES if architecture.endswith(suffix)), "")
+    return architecture.removesuffix(ending)
 
 
 def check_named(architecture: str) -> None:
     if not architecture:
-        raise ModelDirectoryError(f"config.json: the key 'architectures' is missing, e.g. [\"{next(iter(DECODERS))}\"]")
+        raise ModelDirectoryError("config.json: the key 'architectures' is missing, e.g. [\"BertModel\"]")
 
 
 def check_model_type(architecture: str, model_type: str, model_types: tuple[str, ...]) -> None:

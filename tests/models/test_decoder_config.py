@@ -178,7 +178,7 @@ def test_configs_that_are_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_unknown_architecture() -> None:
-    with pytest.raises(ModelDirectoryError, match=r"'OPTForCausalLM' cannot generate\. Those that can are GPT2LMHead"):
+    with pytest.raises(ModelDirectoryError, match=r"'OPTForCausalLM' cannot generate\. Those that can are GPT2, Gemma"):
         find_decoder("OPTForCausalLM", "opt")
     with pytest.raises(ModelDirectoryError, match="contradicts model_type 'qwen2'; it goes with llama, mistral"):
         find_decoder("LlamaForCausalLM", "qwen2")

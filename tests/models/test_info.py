@@ -347,11 +347,6 @@ def test_without_an_architecture_it_is_the_bare_encoder() -> None:
             find(read_architecture({"model_type": "llama"}), "llama")
 
 
-def test_decoders_do_not_embed() -> None:
-    with pytest.raises(ModelDirectoryError, match=r"LlamaForCausalLM is served to generate only\. Leave task out"):
-        find_family("LlamaForCausalLM", "llama")
-
-
 def test_every_model_type_has_a_family() -> None:
     families = {*FAMILIES.values(), *DECODERS.values()}
     assert sorted(model_type for family in families for model_type in family.model_types) == sorted(DEFAULTS)

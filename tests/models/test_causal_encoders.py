@@ -1,0 +1,170 @@
+"""Decoders that read: rows, vectors, labels and judgements against transformers, in every precision."""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_decoders import CONFIGS, make_decoder, make_ids, randomize, run_alone
+from tiny_engines import Captured, capture_model, list_cases
+from tiny_models import Ids, TinyModel, pack
+from torch import Tensor
+from torch.nn import functional
+
+from models.further_heads import list_own_heads
+from models.info import ModelDirectoryError, read_info
+from models.load import load_model
+from tests.tolerances import DECODER_TOLERANCES, ENCODER_TOLERANCES, LAST_TOKEN_TOLERANCES, check_close
+
+SEQLENS = [1, 2, 15, 16, 17, 33, 48, 7, 79]
+NAMES = [name for name in CONFIGS if name != "gemma2"]
+OFTEN = ["qwen3", "mistral"]
+
+Find = Callable[[str], Captured]
+
+
+@torch.no_grad()
+def run_rows(theirs: transformers.PreTrainedModel, ids: list[Ids]) -> list[Tensor]:
+    """transformers' last hidden states of each sequence alone."""
+    trunk = theirs.base_model
+    return [trunk(torch.from_numpy(sequence)[None], use_cache=False).last_hidden_state[0] for sequence in ids]
+
+
+def make_embedder(name: str, directory: Path) -> TinyModel:
+    made = make_decoder(name, directory)
+    info = read_info(directory, task="embed", pooling="last", normalize=True)
+    return TinyModel(directory, made.theirs, info, list_own_heads(directory, info))
+
+
+@pytest.fixture(scope="module")
+def find(tmp_path_factory: pytest.TempPathFactory) -> Find:
+    return cache(lambda name: capture_model(lambda: make_embedder(name, tmp_path_factory.mktemp(name))))
+
+
+@pytest.mark.parametrize(("name", "kernels", "precision"), list_cases(NAMES, OFTEN))
+def test_every_precision(find: Find, name: str, kernels: str, precision: str) -> None:
+    captured = find(name)
+    ids = make_ids(SEQLENS)
+    engine = captured.build(kernels, precision)
+    found = {each: array.copy() for each, array in engine.run(pack(ids)).arrays.items()}
+    rows = run_rows(captured.model.theirs, ids)
+    check_close(found["tokens.token_embeddings"], torch.cat(rows), tolerance=DECODER_TOLERANCES[precision])
+    expected = functional.normalize(torch.stack([each[-1] for each in rows]), dim=-1)
+    check_close(found["embeddings"], expected, tolerance=LAST_TOKEN_TOLERANCES[precision])
+    if kernels != "torch":
+        alone = [engine.run(pack([each])).arrays["embeddings"].copy() for each in ids]
+        np.testing.assert_array_equal(np.concatenate(alone), found["embeddings"])
+    assert not engine.info.unplanned_ops
+
+
+def test_all_of_the_text_is_seen_where_config_says_so(tmp_path: Path) -> None:
+    """The first token's row depends on the last."""
+    made = make_decoder("qwen3", tmp_path)
+    keys = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(keys | {"is_causal": False}))
+    info = read_info(tmp_path, task="embed", pooling="cls")
+    engine = capture_model(lambda: TinyModel(tmp_path, made.theirs, info)).build("torch", "fp32")
+    ids = make_ids([9])
+    found = engine.run(pack(ids)).arrays["embeddings"]
+    with torch.no_grad():
+        everything = torch.zeros(1, 1, 9, 9)
+        inputs = {"input_ids": torch.from_numpy(ids[0])[None], "attention_mask": {"full_attention": everything}}
+        expected = made.theirs.base_model(**inputs, use_cache=False).last_hidden_state[0, :1]
+    check_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
+@pytest.mark.parametrize("num_labels", [1, 3])
+def test_classifiers_read_the_last_token(name: str, num_labels: int, tmp_path: Path) -> None:
+    config = CONFIGS[name]()
+    config.num_labels, config.pad_token_id = num_labels, None
+    torch.manual_seed(1)
+    auto = transformers.AutoModelForSequenceClassification
+    theirs = auto.from_config(config, attn_implementation="eager").eval()
+    randomize(theirs)
+    theirs.save_pretrained(tmp_path)
+    info = read_info(tmp_path)
+    assert (info.task, info.output_dim) == ("classify", num_labels)
+    engine = capture_model(lambda: TinyModel(tmp_path, theirs, info)).build("torch", "fp32")
+    ids = make_ids([5, 17, 1])
+    with torch.no_grad():
+        expected = torch.cat([theirs(torch.from_numpy(each)[None]).logits for each in ids])
+    check_close(engine.run(pack(ids)).arrays["logits"], expected)
+
+
+def write_judge(directory: Path, **answers: int) -> None:
+    """As CrossEncoder of sentence-transformers 6 saves it."""
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_LogitScore",
+            "type": "sentence_transformers.cross_encoder.modules.logit_score.LogitScore",
+        },
+    ]
+    (directory / "modules.json").write_text(json.dumps(modules))
+    (directory / "1_LogitScore").mkdir()
+    (directory / "1_LogitScore" / "config.json").write_text(json.dumps(answers))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_judges_compare_two_logits(name: str, precision: str, tmp_path: Path) -> None:
+    """With a table of its own (qwen3) and with that of the embeddings (qwen2)."""
+    made = make_decoder(name, tmp_path)
+    write_judge(tmp_path, true_token_id=40, false_token_id=7)
+    info = read_info(tmp_path)
+    assert (info.task, info.output_dim, info.answer_token_ids) == ("classify", 1, (40, 7))
+    engine = capture_model(lambda: TinyModel(tmp_path, made.theirs, info)).build("torch", precision)
+    ids = make_ids([5, 17, 1])
+    logits = torch.stack([run_alone(made.theirs, [each])[-1] for each in ids])
+    expected = (logits[:, 40] - logits[:, 7])[:, None]
+    check_close(engine.run(pack(ids)).arrays["logits"], expected, tolerance=LAST_TOKEN_TOLERANCES[precision])
+
+
+def test_a_judge_with_one_answer(tmp_path: Path) -> None:
+    made = make_decoder("qwen3", tmp_path)
+    write_judge(tmp_path, true_token_id=40)
+    model = TinyModel(tmp_path, made.theirs, read_info(tmp_path))
+    ids = make_ids([5, 17])
+    logits = torch.stack([run_alone(made.theirs, [each])[-1] for each in ids])
+    found = capture_model(lambda: model).build("torch", "fp32").run(pack(ids)).arrays["logits"]
+    check_close(found, logits[:, 40:41], tolerance=ENCODER_TOLERANCES["fp32"])
+
+
+def test_a_language_model_is_a_judge_if_told_so(tmp_path: Path) -> None:
+    """Its answers are then the tokens yes and no."""
+    make_decoder("qwen3", tmp_path)
+    with pytest.raises(ModelDirectoryError, match="there is no token 'yes'"):
+        read_info(tmp_path, task="classify")
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"no": 3, "yes": 9}}}))
+    assert read_info(tmp_path, task="classify").answer_token_ids == (9, 3)
+    assert read_info(tmp_path).task == "generate"
+
+
+def test_a_directory_with_pooling_embeds(tmp_path: Path) -> None:
+    """Qwen3-Embedding's architecture is that of a generator."""
+    make_decoder("qwen3", tmp_path)
+    kinds = ("Transformer", "Pooling", "Normalize")
+    modules = [
+        {"path": "" if not place else f"{place}_{kind}", "type": f"sentence_transformers.models.{kind}"}
+        for place, kind in enumerate(kinds)
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_lasttoken": True}))
+    info = read_info(tmp_path)
+    assert (info.task, info.pooling, info.normalize) == ("embed", ("last",), True)
+    load_model(tmp_path, info)
+    assert read_info(tmp_path, task="generate").task == "generate"
+
+
+def test_what_only_generates_is_refused(tmp_path: Path) -> None:
+    make_decoder("gemma2", tmp_path)
+    with pytest.raises(ModelDirectoryError, match="attn_logit_softcapping is served to generate only"):
+        load_model(tmp_path, read_info(tmp_path, task="embed"))
