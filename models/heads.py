@@ -104,8 +104,8 @@ class TokenClassificationHead(nn.Module):
         return {"token_logits": self.output(hidden_states.float())}
 
 
-class SparseHead(nn.Module):
-    """A masked language model's head: of each sequence the largest logit of every token of the vocabulary.
+class WordHead(nn.Module):
+    """A masked language model's head over rows of tokens, the projection to words but for its product.
 
     The table is the encoder's own, or `table` where the checkpoint does not tie them. It stays fp32 in every precision.
     """
@@ -118,18 +118,37 @@ class SparseHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.table = None if is_tied else nn.Parameter(torch.zeros(config.vocab_size, config.embedding_size))
 
+    def transform(self, hidden_states: Tensor) -> Tensor:
+        """Rows of tokens to fp32 [num_tokens, embedding_size], which are multiplied with the table."""
+        return self.norm(self.activation(self.dense(hidden_states.float())))
+
+    def find_table(self, word_table: Tensor) -> Tensor:
+        return word_table if self.table is None else self.table
+
+
+class SparseHead(WordHead):
+    """Of each sequence the largest logit of every token of the vocabulary."""
+
     def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, word_table: Tensor) -> dict[str, Tensor]:
         """`max_logits`: fp32 [num_seqs, vocab_size]."""
-        rows = self.norm(self.activation(self.dense(hidden_states.float())))
-        table = word_table if self.table is None else self.table
-        return {"max_logits": max_logits.OP(rows, table, self.bias, cu_seqlens)}
+        table = self.find_table(word_table)
+        return {"max_logits": max_logits.OP(self.transform(hidden_states), table, self.bias, cu_seqlens)}
+
+
+class MaskHead(WordHead):
+    """Of chosen tokens, which are masked, the logits of all words. The other tokens are never multiplied."""
+
+    def forward(self, hidden_states: Tensor, logit_rows: Tensor, word_table: Tensor) -> dict[str, Tensor]:
+        """`masked_logits`: fp32 [num_logits, vocab_size]."""
+        rows = self.transform(hidden_states.index_select(0, logit_rows))
+        return {"masked_logits": functional.linear(rows, self.find_table(word_table), self.bias)}
 
 
 class TextModel(nn.Module):
     """An encoder and its head: the module engines are built from. Returns what the head does.
 
-    Beside the token rows a head may read `cu_seqlens`, `num_prompt_tokens` and `word_table`, the encoder's table of
-    tokens: it declares them as parameters.
+    Beside the token rows a head may read `cu_seqlens`, `num_prompt_tokens`, `logit_rows` and `word_table`, which is the
+    encoder's table of tokens: it declares them as parameters.
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Module):
@@ -146,9 +165,15 @@ class TextModel(nn.Module):
         cu_seqlens: Tensor,
         max_seqlen: int,
         num_prompt_tokens: Tensor,
+        logit_rows: Tensor,
     ) -> dict[str, Tensor]:
         hidden_states = self.encoder(input_ids, position_ids, token_type_ids, cu_seqlens, max_seqlen)
-        inputs = {"position_ids": position_ids, "cu_seqlens": cu_seqlens, "num_prompt_tokens": num_prompt_tokens}
+        inputs = {
+            "position_ids": position_ids,
+            "cu_seqlens": cu_seqlens,
+            "num_prompt_tokens": num_prompt_tokens,
+            "logit_rows": logit_rows,
+        }
         if "word_table" in self.head_inputs:
             inputs["word_table"] = self.encoder.get_parameter("embeddings.word.weight")
         return self.head(hidden_states, **{name: inputs[name] for name in self.head_inputs})

@@ -12,12 +12,14 @@ from models.head_modules import build_modules, open_module_weights
 from models.heads import (
     ClassificationHead,
     EmbeddingHead,
+    MaskHead,
     PromptlessEmbeddingHead,
     SparseHead,
     TextModel,
     TokenClassificationHead,
+    WordHead,
 )
-from models.info import CLASSIFIER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX, ModelInfo
+from models.info import CLASSIFIER_SUFFIX, QUESTION_ANSWERER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX, ModelInfo
 from models.keys import read_keys
 from models.pooling import check_modes
 from models.registry import find_decoder, find_family
@@ -25,8 +27,12 @@ from models.weights import check_weights, open_checkpoint, rename_tensors, resol
 from runtime.lazy_module import LazyModule, LazyWeight
 
 WORD_TABLE = "encoder.embeddings.word.weight"
-TOKEN_HEAD_RENAMES: Renames = ((r"classifier\.(weight|bias)", r"output.\1"),)
-"""All families name the head over single tokens alike."""
+WORD_HEADS: dict[str, type[WordHead]] = {"sparse": SparseHead, "fill_mask": MaskHead}
+TOKEN_HEADS: dict[str, Renames] = {
+    TOKEN_CLASSIFIER_SUFFIX: ((r"classifier\.(weight|bias)", r"output.\1"),),
+    QUESTION_ANSWERER_SUFFIX: ((r"qa_outputs\.(weight|bias)", r"output.\1"),),
+}
+"""All families name the heads over single tokens alike."""
 
 
 def load_model(directory: Path, info: ModelInfo) -> LazyModule:
@@ -66,12 +72,12 @@ def load_encoder(directory: Path, info: ModelInfo) -> LazyModule:
 
 def build_head(
     directory: Path, family: Family, config: EncoderConfig, info: ModelInfo
-) -> ClassificationHead | EmbeddingHead | SparseHead | TokenClassificationHead:
-    if info.task == "sparse":
+) -> ClassificationHead | EmbeddingHead | WordHead | TokenClassificationHead:
+    if info.task in WORD_HEADS:
         activation = family.word_head_activation or config.activation
-        return SparseHead(config, activation, is_tied=info.has_tied_words)
-    if info.task == "token_classify":
-        return TokenClassificationHead(config.hidden_size, config.num_labels)
+        return WORD_HEADS[info.task](config, activation, is_tied=info.has_tied_words)
+    if info.task in ("token_classify", "question_answering"):
+        return TokenClassificationHead(config.hidden_size, info.output_dim)
     if info.task == "classify":
         return ClassificationHead(config.hidden_size, config.num_labels, family.head_activation)
     check_modes(info.pooling)
@@ -102,9 +108,10 @@ def open_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, Laz
 def choose_head_renames(family: Family, info: ModelInfo) -> Renames:
     """Of the head that the checkpoint has and that is wanted; none where it has only an encoder."""
     architecture = info.architecture
-    if info.task == "sparse":
+    if info.task in WORD_HEADS:
         table = () if info.has_tied_words else ((re.escape(family.tied_head), "table"),)
         return family.word_head_renames + table
-    if architecture.endswith(TOKEN_CLASSIFIER_SUFFIX):
-        return TOKEN_HEAD_RENAMES
+    for suffix, renames in TOKEN_HEADS.items():
+        if architecture.endswith(suffix):
+            return renames
     return family.head_renames if architecture.endswith(CLASSIFIER_SUFFIX) else ()

@@ -2,16 +2,34 @@
 
 from models.info import ModelInfo
 from server.config import ConfigError
-from server.tasks import classify, embed, generate, rerank, sparse, token_classify
+from server.tasks import classify, embed, fill_mask, generate, question_answering, rerank, sparse, token_classify
 from server.tasks.head import Head
 from server.tasks.task import Task
 
 HEADS: dict[str, Head] = {
-    head.name: head for head in (embed.HEAD, sparse.HEAD, classify.HEAD, token_classify.HEAD, generate.HEAD)
+    head.name: head
+    for head in (
+        embed.HEAD,
+        sparse.HEAD,
+        classify.HEAD,
+        token_classify.HEAD,
+        question_answering.HEAD,
+        fill_mask.HEAD,
+        generate.HEAD,
+    )
 }
 TASKS: dict[str, Task] = {
     task.name: task
-    for task in (embed.TASK, sparse.TASK, classify.TASK, rerank.TASK, token_classify.TASK, generate.TASK)
+    for task in (
+        embed.TASK,
+        sparse.TASK,
+        classify.TASK,
+        rerank.TASK,
+        token_classify.TASK,
+        question_answering.TASK,
+        fill_mask.TASK,
+        generate.TASK,
+    )
 }
 
 

@@ -89,7 +89,10 @@ class FakeEngine:
             stream.fail(self.error)
             return
         (spec,) = HEADS[self.info.task].describe_graph(self.info)
-        values = self.compute_values(job, is_by_token=spec.dims[0] == "num_tokens")
+        values = self.compute_values(job, is_by_token=spec.dims[0] != "num_seqs")
+        if spec.dims[0] == "num_logits":
+            wanted = job.inputs["logit_rows"]
+            values = join_rows([values.row(index)[wanted.row(index)] for index in range(job.num_inputs)])
         arrays = TASKS[job.task].reduce({spec.name: values}, job.params)
         stream.put(Result(np.arange(job.num_inputs, dtype=np.int32), arrays, True, queue_s=0.001, engine_s=0.002))
 
