@@ -90,8 +90,7 @@ def fill_in(sequence: TokenSequence, place: int, token_ids: Sequence[int]) -> li
 def check_config(model: ModelConfig) -> None:
     if model.pooling != "auto" or model.normalize is not None:
         raise ConfigError(
-            f"model {model.name}: pooling and normalize are for embeddings, and this model fills in words. Leave them "
-            "out, or leave task out to embed with it"
+            f"model {model.name}: pooling and normalize are for embeddings, and this one fills in words. Leave them out"
         )
 
 

@@ -35,12 +35,10 @@ class FillMask(BaseModel):
     """Parameters for masked language models. `targets`: words, or one."""
 
     top_k: TopK = 5
-    targets: (
-        Annotated[
-            Label | Annotated[Labels, Field(min_length=1)], Field(description="a word, or a list of up to 1024 words")
-        ]
-        | None
-    ) = None
+    targets: Annotated[
+        Label | Annotated[Labels, Field(min_length=1)] | None,
+        Field(description="a word, or a list of up to 1024 words"),
+    ] = None
 
 
 class QuestionAnswering(BaseModel):
