@@ -55,12 +55,10 @@ def rank_words(
 
 
 def pick_largest(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.intp]:
-    """Places of the `count` largest, in order; the first of equal ones. All are sorted only where all are wanted."""
-    if count < len(values):
-        least = np.partition(values, len(values) - count)[len(values) - count]
-        places = np.flatnonzero(~(values < least))
-    else:
-        places = np.arange(len(values))
+    """Places of the `count` largest, in order; the first of equal ones. Only those are sorted."""
+    count = min(count, len(values))
+    least = np.partition(values, len(values) - count)[len(values) - count]
+    places = np.flatnonzero(~(values < least))
     order: npt.NDArray[np.intp] = places[np.argsort(-values[places], kind="stable")][:count]
     return order
 

@@ -103,7 +103,8 @@ def compute_probabilities(window: Window, logits: Probabilities) -> Probabilitie
     counts = ~window.is_special
     counts[0] = True
     exps: Probabilities = np.exp(np.where(counts, logits, -np.inf) - logits[counts].max())
-    return exps / exps.sum()
+    exps /= exps.sum()
+    return exps
 
 
 def find_spans(

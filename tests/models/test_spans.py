@@ -15,6 +15,7 @@ from tiny_models import CONFIGS, Ids, TinyModel, make_model, make_sequences, pac
 
 from models.info import ModelDirectoryError, read_info
 from runtime.engine import Engine
+from runtime.quantization.simulate import find_linears
 from tests.tolerances import ENCODER_TOLERANCES, SPARSE_TOLERANCES, check_close
 
 OFTEN = ["bert", "electra", "distilbert"]
@@ -91,6 +92,12 @@ def test_only_masked_places_are_multiplied_with_the_vocabulary(find_masked: Find
     wide = {dims[0] for dims in shapes if dims[-1] == str(captured.model.info.vocab_size)}
     tall = {dims[0] for dims in shapes if dims[-1] == "64"}  # what every token goes through
     assert len(wide) == 1 and not wide & tall
+
+
+def test_heads_are_not_quantised(find_masked: Find, find_answerer: Find) -> None:
+    for find in (find_masked, find_answerer):
+        names = find_linears(find("bert").graph_module)
+        assert names and not [name for name in names if "head" in name]
 
 
 def test_a_table_of_its_own(tmp_path: Path) -> None:

@@ -90,6 +90,14 @@ def test_a_text_without_tokens_has_no_answers() -> None:
     assert Reader().read([make_window(" ", [], [], [])], [np.zeros((1, 2), np.float32)]) == []
 
 
+@given(st.integers(1, 1000), st.integers(1, 1100), st.integers(1, 2000), st.integers(0, 2**31))
+@settings(deadline=None)
+def test_the_largest_are_picked_in_order(size: int, count: int, num_different: int, seed: int) -> None:
+    values = np.random.default_rng(seed).integers(0, num_different, size).astype(np.float32)
+    expected = np.argsort(-values, kind="stable")[:count]
+    np.testing.assert_array_equal(fill_mask.pick_largest(values, count), expected)
+
+
 logits = st.lists(st.sampled_from([-3.0, 0.0, 0.5, 2.0]), min_size=7, max_size=7)
 
 

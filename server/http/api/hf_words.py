@@ -70,9 +70,9 @@ async def fill_masks(call: Call, model: ServedModel, asked: InferenceRequest) ->
         list_rows=partial(fill_mask.find_masks, info=model.info),
     )
     async with OpenJob(call, model, job) as opened:
-        arrays = await opened.collect()
-    write = partial(write_words, opened.sequences, model, arrays["token_ids"], arrays["scores"], asked)
-    return await write_reply(model, write, call.times.num_tokens * wanted.top_k)
+        arrays, sequences = await opened.collect(), opened.sequences
+    write = partial(write_words, sequences, model, arrays["token_ids"], arrays["scores"], asked)
+    return await write_reply(model, write, wanted.top_k * count_filled(sequences, model))
 
 
 async def find_targets(targets: Sequence[str], model: ServedModel) -> tuple[int, ...]:
@@ -94,16 +94,23 @@ async def find_targets(targets: Sequence[str], model: ServedModel) -> tuple[int,
 
 def check_work(sequences: Sequence[TokenSequence], model: ServedModel, top_k: int) -> None:
     """Raises InvalidField where a text has no masked place, or there are too many."""
-    info, mask = model.info, model.tokenizer.name_token(model.info.mask_token_id or 0)
+    info = model.info
+    assert info.mask_token_id is not None, "A model without one cannot be configured for this. This is a bug."
+    mask = model.tokenizer.name_token(info.mask_token_id)
     max_masks = min(fill_mask.MAX_MASKS, model.config.limits.max_batch_requests)
     fill_mask.check_masks(sequences, info, mask, max_masks, "inputs")
-    num_written = top_k * sum(each.num_tokens * len(fill_mask.find_masks(each, info)) for each in sequences)
+    num_written = top_k * count_filled(sequences, model)
     if num_written > MAX_WRITTEN_TOKENS:
         raise InvalidField(
             f"top_k is {top_k}, which makes texts of {num_written:,} tokens with all {mask} filled in; the limit is "
             f"{MAX_WRITTEN_TOKENS:,} per request: lower top_k, or send several",
             param="top_k",
         )
+
+
+def count_filled(sequences: Sequence[TokenSequence], model: ServedModel) -> int:
+    """Tokens of all texts, each written once for each of its masked places."""
+    return sum(each.num_tokens * len(fill_mask.find_masks(each, model.info)) for each in sequences)
 
 
 def write_words(
