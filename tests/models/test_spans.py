@@ -16,7 +16,7 @@ from tiny_models import CONFIGS, Ids, TinyModel, make_model, make_sequences, pac
 from models.info import ModelDirectoryError, read_info
 from runtime.engine import Engine
 from runtime.quantization.simulate import find_linears
-from tests.tolerances import ENCODER_TOLERANCES, SPARSE_TOLERANCES, check_close
+from tests.tolerances import BORDER_TOLERANCES, SPARSE_TOLERANCES, check_close
 
 OFTEN = ["bert", "electra", "distilbert"]
 SEQLENS = [1, 2, 15, 16, 17, 33, 1, 48, 49, 65, 3, 73]
@@ -147,7 +147,7 @@ def test_every_precision_of_borders(find_answerer: Find, name: str, kernels: str
     engine = captured.build(kernels, precision)
     ids, types = make_sequences(captured.model, SEQLENS)
     found = run_borders(engine, ids, types)
-    check_close(np.concatenate(found), run_theirs(captured, ids, types), tolerance=ENCODER_TOLERANCES[precision])
+    check_close(np.concatenate(found), run_theirs(captured, ids, types), tolerance=BORDER_TOLERANCES[precision])
     if kernels != "torch":
         alone = [run_borders(engine, [a], [b])[0] for a, b in zip(ids, types, strict=True)]
         np.testing.assert_array_equal(np.concatenate(alone), np.concatenate(found))
