@@ -11,7 +11,7 @@ from models.info import ModelInfo, read_info
 from models.keys import ModelDirectoryError, read_keys, require_number
 
 TOKENS = "tokens"
-ENCODER_TASKS = ("embed", "sparse", "classify", "token_classify")
+ENCODER_TASKS = ("embed", "sparse", "classify", "token_classify", "question_answering", "fill_mask")
 
 
 @dataclass(frozen=True, slots=True)

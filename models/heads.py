@@ -113,8 +113,8 @@ class TokenClassificationHead(nn.Module):
         return {"token_logits": self.output(hidden_states.float())}
 
 
-class SparseHead(nn.Module):
-    """A masked language model's head: of each sequence the largest logit of every token of the vocabulary.
+class WordHead(nn.Module):
+    """A masked language model's head over rows of tokens, the projection to words but for its product.
 
     The table is the encoder's own, or `table` where the checkpoint does not tie them. It stays fp32 in every precision.
     """
@@ -127,19 +127,39 @@ class SparseHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.table = None if is_tied else nn.Parameter(torch.zeros(config.vocab_size, config.embedding_size))
 
+    def transform(self, hidden_states: Tensor) -> Tensor:
+        """Rows of tokens to fp32 [num_tokens, embedding_size], which are multiplied with the table."""
+        return self.norm(self.activation(self.dense(hidden_states.float())))
+
+    def find_table(self, word_table: Tensor) -> Tensor:
+        return word_table if self.table is None else self.table
+
+
+class SparseHead(WordHead):
+    """Of each sequence the largest logit of every token of the vocabulary."""
+
     def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, word_table: Tensor) -> dict[str, Tensor]:
         """`max_logits`: fp32 [num_seqs, vocab_size]."""
-        rows = self.norm(self.activation(self.dense(hidden_states.float())))
-        table = word_table if self.table is None else self.table
-        return {"max_logits": max_logits.OP(rows, table, self.bias, cu_seqlens)}
+        table = self.find_table(word_table)
+        return {"max_logits": max_logits.OP(self.transform(hidden_states), table, self.bias, cu_seqlens)}
+
+
+class MaskHead(WordHead):
+    """Of chosen tokens, which are masked, the logits of all words. The other tokens are never multiplied."""
+
+    def forward(self, hidden_states: Tensor, logit_rows: Tensor, word_table: Tensor) -> dict[str, Tensor]:
+        """`masked_logits`: fp32 [num_logits, vocab_size]."""
+        rows = self.transform(hidden_states.index_select(0, logit_rows))
+        return {"masked_logits": functional.linear(rows, self.find_table(word_table), self.bias)}
 
 
 class TextModel(nn.Module):
     """An encoder and its heads: the module engines are built from. Returns what the heads do.
 
-    Beside the token rows a head may read `cu_seqlens`, `num_prompt_tokens` and `word_table`, the encoder's table of
-    tokens: it declares them as parameters. `heads`: those beside the model's own, by name, which stands before what
-    their outputs are called. `has_unseen_tokens`: those behind the first `num_keys` of a sequence are not attended to.
+    Beside the token rows a head may read `cu_seqlens`, `num_prompt_tokens`, `logit_rows` and `word_table`, the table of
+    tokens of the encoder: it declares them as parameters. `heads`: those beside the model's own, by name, which stands
+    before what their outputs are called. `has_unseen_tokens`: those behind the first `num_keys` of a sequence are not
+    attended to.
     """
 
     def __init__(
@@ -165,6 +185,7 @@ class TextModel(nn.Module):
         max_seqlen: int,
         num_prompt_tokens: Tensor,
         num_keys: Tensor,
+        logit_rows: Tensor,
     ) -> dict[str, Tensor]:
         sequences = Sequences(cu_seqlens, max_seqlen, num_keys if self.has_unseen_tokens else None)
         hidden_states = self.encoder(input_ids, position_ids, token_type_ids, sequences)
@@ -173,6 +194,7 @@ class TextModel(nn.Module):
             "position_ids": position_ids,
             "cu_seqlens": cu_seqlens,
             "num_prompt_tokens": num_prompt_tokens,
+            "logit_rows": logit_rows,
         }
         outputs = self.run_head(self.head, inputs)
         for name, head in self.heads.items():

@@ -13,10 +13,12 @@ from models.labels import read_labels, read_problem_type, read_score_activation
 from models.module_chain import check_is_whole, check_scorer, find_transformer, list_modules, read_modules
 from models.settings import FILE_NAME, read_matryoshka_dimensions, read_prompts, read_settings, read_truncate_dim
 from models.sparse_modules import check_sparse, is_sparse
+from models.special_tokens import find_mask_token, find_special_token
 from models.tokenization import count_positions, read_tokenization
 
 __all__ = [
     "CLASSIFIER_SUFFIX",
+    "QUESTION_ANSWERER_SUFFIX",
     "TOKEN_CLASSIFIER_SUFFIX",
     "ModelDirectoryError",
     "ModelInfo",
@@ -26,8 +28,13 @@ __all__ = [
 
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
 TOKEN_CLASSIFIER_SUFFIX = "ForTokenClassification"
+QUESTION_ANSWERER_SUFFIX = "ForQuestionAnswering"
 MASKED_SUFFIX = "ForMaskedLM"
 GENERATOR_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+ON_DEMAND = ("sparse", "fill_mask")
+"""What masked language models do if they are asked to: most of them are there to be embedded with."""
+NUM_BORDERS = 2
+"""What a question answerer tells of each token: the logits of an answer that begins with it, and of one that ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,7 @@ class ModelInfo:
 
     architecture: str
     task: str
-    """`embed`, `token_embed`, `sparse`, `classify`, `token_classify` or `generate`."""
+    """`embed`, `token_embed`, `sparse`, `classify`, `token_classify`, `question_answering`, `fill_mask`, `generate`."""
     vocab_size: int
     type_vocab_size: int
     """1 where the model has no token types, or its tokenizer gives it none: all types are 0."""
@@ -78,6 +85,8 @@ class ModelInfo:
     """A cross-encoder's own word on that, which wins: `identity` or `sigmoid`."""
     has_tied_words: bool = True
     """Masked language models: their output table is that of the tokens."""
+    mask_token_id: int | None = None
+    """Masked language models: what stands in place of a word that is to be guessed."""
     eos_token_ids: tuple[int, ...] = ()
     """Generators: the tokens that end an answer."""
     answer_token_ids: tuple[int, ...] = ()
@@ -115,6 +124,10 @@ def read_info(
     if task == "token_classify":
         labels = read_labels(path, keys)
         return replace(info, output_dim=len(labels), id2label=labels)
+    if task == "question_answering":
+        return replace(info, output_dim=NUM_BORDERS)
+    if task == "fill_mask":
+        return complete_words(replace(info, mask_token_id=find_mask_token(folder)), keys)
     settings = read_settings(directory, task)
     prompts = read_prompts(directory / FILE_NAME, settings)
     info = replace(info, prompts=prompts.texts, default_prompt_name=prompts.default_name)
@@ -175,6 +188,11 @@ def complete_sparse(info: ModelInfo, directory: Path, keys: Keys) -> ModelInfo:
     """A directory without sentence-transformers' files is pooled as theirs are."""
     if is_sparse(directory):
         check_sparse(directory)
+    return complete_words(info, keys)
+
+
+def complete_words(info: ModelInfo, keys: Keys) -> ModelInfo:
+    """Of a masked language model."""
     return replace(info, output_dim=info.vocab_size, has_tied_words=bool(keys.get("tie_word_embeddings", True)))
 
 
@@ -209,16 +227,20 @@ def choose_task(path: Path, architecture: str, task: str) -> str:
     heads = {
         "classify": architecture.endswith(CLASSIFIER_SUFFIX),
         "token_classify": architecture.endswith(TOKEN_CLASSIFIER_SUFFIX),
+        "question_answering": architecture.endswith(QUESTION_ANSWERER_SUFFIX),
         "sparse": architecture.endswith(MASKED_SUFFIX),
+        "fill_mask": architecture.endswith(MASKED_SUFFIX),
         "generate": architecture.endswith(GENERATOR_SUFFIXES),
     }
     if task == "auto":
-        return next((name for name, is_there in heads.items() if is_there and name != "sparse"), "embed")
+        return next((name for name, is_there in heads.items() if is_there and name not in ON_DEMAND), "embed")
     if not heads.get(task, True):
         kinds = {
             "classify": "classification",
             "token_classify": "token classification",
+            "question_answering": "question answering",
             "sparse": "masked language model",
+            "fill_mask": "masked language model",
         }
         kind = kinds.get(task, "language model")
         raise ModelDirectoryError(
@@ -240,22 +262,5 @@ def read_eos_token_ids(directory: Path, keys: Keys) -> tuple[int, ...]:
     ids = given if isinstance(given, list) else [] if given is None else [given]
     if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in ids):
         raise ModelDirectoryError(f"{path}: eos_token_id is {given!r}; it must be a token id or a list of them")
-    return tuple(dict.fromkeys([*ids, *find_eos_token(directory)]))
-
-
-def find_eos_token(directory: Path) -> list[int]:
-    """The id of tokenizer_config.json's `eos_token` among the added tokens; empty where there is none."""
-    path = directory / "tokenizer_config.json"
-    config = read_object(path) if path.exists() else {}
-    token = config.get("eos_token")
-    content = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(content, str):
-        return []
-    given = config.get("added_tokens_decoder")
-    if isinstance(given, dict):
-        pairs = [(int(key), item) for key, item in given.items() if key.isdecimal()]
-    else:
-        path = directory / "tokenizer.json"
-        listed = read_object(path).get("added_tokens") if path.exists() else None
-        pairs = [(item.get("id"), item) for item in listed or []]
-    return [token_id for token_id, item in pairs if item.get("content") == content][:1]
+    eos_token_id = find_special_token(directory, "eos_token")
+    return tuple(dict.fromkeys(ids if eos_token_id is None else [*ids, eos_token_id]))

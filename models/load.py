@@ -14,12 +14,14 @@ from models.head_modules import build_embedding_head, open_module_weights
 from models.heads import (
     ClassificationHead,
     EmbeddingHead,
+    MaskHead,
     SparseHead,
     TextModel,
     TokenClassificationHead,
     TokenEmbeddingHead,
+    WordHead,
 )
-from models.info import CLASSIFIER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX, ModelInfo
+from models.info import CLASSIFIER_SUFFIX, QUESTION_ANSWERER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX, ModelInfo
 from models.keys import ModelDirectoryError, read_keys
 from models.load_causal import load_causal
 from models.registry import find_decoder, find_family, is_decoder
@@ -28,8 +30,12 @@ from runtime.lazy_module import LazyModule, LazyWeight
 
 TRUNK = "encoder."
 WORD_TABLE = "encoder.embeddings.word.weight"
-TOKEN_HEAD_RENAMES: Renames = ((r"classifier\.(weight|bias)", r"output.\1"),)
-"""All families name the head over single tokens alike."""
+WORD_HEADS: dict[str, type[WordHead]] = {"sparse": SparseHead, "fill_mask": MaskHead}
+TOKEN_HEADS: dict[str, Renames] = {
+    TOKEN_CLASSIFIER_SUFFIX: ((r"classifier\.(weight|bias)", r"output.\1"),),
+    QUESTION_ANSWERER_SUFFIX: ((r"qa_outputs\.(weight|bias)", r"output.\1"),),
+}
+"""All families name the heads over single tokens alike."""
 
 
 def load_model(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead] = ()) -> LazyModule:
@@ -100,13 +106,13 @@ def open_with_head(directory: Path, family: Family, info: ModelInfo) -> dict[str
 
 def build_head(
     directory: Path, family: Family, config: EncoderConfig, info: ModelInfo
-) -> ClassificationHead | EmbeddingHead | SparseHead | TokenClassificationHead | TokenEmbeddingHead:
+) -> ClassificationHead | EmbeddingHead | WordHead | TokenClassificationHead | TokenEmbeddingHead:
     if info.task == "token_embed":
         return TokenEmbeddingHead()
-    if info.task == "sparse":
+    if info.task in WORD_HEADS:
         activation = family.word_head_activation or config.activation
-        return SparseHead(config, activation, is_tied=info.has_tied_words)
-    if info.task == "token_classify":
+        return WORD_HEADS[info.task](config, activation, is_tied=info.has_tied_words)
+    if info.task in ("token_classify", "question_answering"):
         return TokenClassificationHead(config.hidden_size, info.output_dim)
     if info.task == "classify":
         return ClassificationHead(config.hidden_size, info.output_dim, family.head_activation)
@@ -135,9 +141,10 @@ def open_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, Laz
 def choose_head_renames(family: Family, info: ModelInfo) -> Renames:
     """Of the head that the checkpoint has and that is wanted; none where it has only an encoder."""
     architecture = info.architecture
-    if info.task == "sparse":
+    if info.task in WORD_HEADS:
         table = () if info.has_tied_words else ((re.escape(family.tied_head), "table"),)
         return family.word_head_renames + table
-    if architecture.endswith(TOKEN_CLASSIFIER_SUFFIX):
-        return TOKEN_HEAD_RENAMES
+    for suffix, renames in TOKEN_HEADS.items():
+        if architecture.endswith(suffix):
+            return renames
     return family.head_renames if architecture.endswith(CLASSIFIER_SUFFIX) else ()

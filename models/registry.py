@@ -2,7 +2,7 @@
 
 from models import albert, bert, distilbert, electra, ernie, gemma, gpt2, llama, mpnet, qwen, roberta
 from models.family import DecoderFamily, Family
-from models.info import CLASSIFIER_SUFFIX, GENERATOR_SUFFIXES, TOKEN_CLASSIFIER_SUFFIX
+from models.info import CLASSIFIER_SUFFIX, GENERATOR_SUFFIXES, QUESTION_ANSWERER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX
 from models.keys import ModelDirectoryError
 
 FAMILIES: dict[str, Family] = {
@@ -30,7 +30,14 @@ DECODERS: dict[str, DecoderFamily] = {
 """The same of those that can generate, with the endings of DECODER_SUFFIXES."""
 
 DECODER_SUFFIXES = (*GENERATOR_SUFFIXES, "Model", CLASSIFIER_SUFFIX)
-SUFFIXES = ("Model", CLASSIFIER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX, "ForMaskedLM", "ForPreTraining")
+SUFFIXES = (
+    "Model",
+    CLASSIFIER_SUFFIX,
+    TOKEN_CLASSIFIER_SUFFIX,
+    QUESTION_ANSWERER_SUFFIX,
+    "ForMaskedLM",
+    "ForPreTraining",
+)
 
 
 def find_family(architecture: str, model_type: str) -> Family:

@@ -141,6 +141,7 @@ class Batch:
         `input_ids`, `position_ids`, `token_type_ids`: int64 `[num_tokens]`; positions restart at 0 in each sequence.
         `num_prompt_tokens`: int32 `[num_seqs]`, tokens at the beginning of each sequence that pooling leaves out.
         `num_keys`: int32 `[num_seqs]`, how many of each sequence's first tokens are attended to.
+        `logit_rows`: int64 `[num_logits]`, the tokens that a masked language model is to guess, in ascending order.
     `cu_seqlens`: int32 `[num_seqs + 1]`, starts at 0, strictly increasing, ends at `num_tokens`.
     `max_seqlen`: length of the longest sequence.
 
@@ -169,8 +170,15 @@ class Batch:
 
     @property
     def num_logits(self) -> int:
-        """Rows of logits a decoder computes."""
-        return 0 if self.paging is None else len(self.paging.logit_rows)
+        """Rows of logits that a model over words computes."""
+        rows = self.arrays.get("logit_rows", ()) if self.paging is None else self.paging.logit_rows
+        return len(rows)
+
+
+def find_middles(cu_seqlens: Int32Array) -> IntArray:
+    """`logit_rows` where nobody says what is to be guessed: the token in the middle of each sequence."""
+    middles: IntArray = (cu_seqlens[:-1].astype(np.int64) + cu_seqlens[1:]) // 2
+    return middles
 
 
 @dataclass(frozen=True, slots=True)

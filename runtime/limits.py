@@ -13,12 +13,13 @@ class BatchLimits:
     max_batch_requests: int
     max_input_tokens: int
     max_batch_logits: int = 0
-    """Decoders: the most tokens of a step after which a next one is wanted."""
+    """Decoders: the most tokens of a step after which a next one is wanted. Of encoders as many tokens as there may be
+    sequences may be guessed."""
 
     def largest(self) -> BatchShape:
         num_seqs = min(self.max_batch_requests, self.max_batch_tokens)
         longest = min(self.max_input_tokens, self.max_batch_tokens)
-        return BatchShape(self.max_batch_tokens, num_seqs, longest, self.max_batch_logits)
+        return BatchShape(self.max_batch_tokens, num_seqs, longest, self.max_batch_logits or num_seqs)
 
     @property
     def least_tokens(self) -> int:

@@ -54,9 +54,11 @@ class NullEngine:
         rows = make_rows(batch, spec)
         if self.nan_token_id is not None:
             is_nan = batch.arrays["input_ids"] == self.nan_token_id
-            rows[is_nan if spec.dims[0] == "num_tokens" else np.logical_or.reduceat(is_nan, batch.cu_seqlens[:-1])] = (
-                np.nan
-            )
+            if spec.dims[0] == "num_seqs":
+                is_nan = np.logical_or.reduceat(is_nan, batch.cu_seqlens[:-1])
+            elif spec.dims[0] == "num_logits":
+                is_nan = is_nan[batch.arrays["logit_rows"]]
+            rows[is_nan] = np.nan
         return rows
 
     def memory(self) -> MemoryStats:
@@ -70,8 +72,10 @@ class NullEngine:
 
 
 def make_rows(batch: Batch, spec: ArraySpec) -> FloatArray:
-    """Facts of each sequence, or of each token where the rows are `num_tokens`, repeated over the row."""
-    facts = list_token_facts(batch) if spec.dims[0] == "num_tokens" else list_facts(batch)
+    """Facts of each sequence, or of each token where the rows are tokens', repeated over the row."""
+    facts = list_facts(batch) if spec.dims[0] == "num_seqs" else list_token_facts(batch)
+    if spec.dims[0] == "num_logits":
+        facts = facts[batch.arrays["logit_rows"]]
     sizes = [int(dim) for dim in spec.dims[1:]]
     return np.resize(facts.T, (math.prod(sizes), len(facts))).T.reshape(-1, *sizes).astype(np.float32)
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from runtime.batch import INPUTS, Arrays, Batch, Output
+from runtime.batch import INPUTS, Arrays, Batch, Output, find_middles
 from runtime.engine import Progress
 from runtime.memory.lifetimes import BatchShape
 
@@ -83,7 +83,9 @@ def make_batch(seqlens: list[int], token_id: int = 0) -> Batch:
 
 
 def lay_out(seqlens: list[int], input_ids: npt.NDArray[np.int64]) -> Batch:
-    """These tokens as sequences of these lengths, all of type 0, none of a prompt, all attended to."""
+    """These tokens as sequences of these lengths, all of type 0, none of a prompt, all attended to; of each the middle
+    is guessed."""
+    cu_seqlens = np.cumsum([0, *seqlens], dtype=np.int32)
     return Batch(
         {
             "input_ids": input_ids,
@@ -91,8 +93,9 @@ def lay_out(seqlens: list[int], input_ids: npt.NDArray[np.int64]) -> Batch:
             "token_type_ids": np.zeros_like(input_ids),
             "num_prompt_tokens": np.zeros(len(seqlens), np.int32),
             "num_keys": np.array(seqlens, np.int32),
+            "logit_rows": find_middles(cu_seqlens),
         },
-        cu_seqlens=np.cumsum([0, *seqlens], dtype=np.int32),
+        cu_seqlens=cu_seqlens,
         max_seqlen=max(seqlens),
     )
 

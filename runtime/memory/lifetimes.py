@@ -19,7 +19,7 @@ class BatchShape(NamedTuple):
     num_seqs: int
     max_seqlen: int
     num_logits: int = 0
-    """Rows of logits; decoders only."""
+    """Rows of logits over words."""
 
     def dominates(self, other: "BatchShape") -> bool:
         """No tensor of a batch shaped `other` is larger than in one shaped `self`."""

@@ -19,7 +19,7 @@ from server.text.inputs import Input, Size, measure
 from server.text.located import Window
 from server.text.prompts import put_before
 from server.text.work import Truncation
-from server.wire.job import EngineStatus, Job, Ragged, Result, TokenSequence, write_inputs
+from server.wire.job import EngineStatus, Job, Ragged, Result, TokenArray, TokenSequence, join_rows, write_inputs
 from server.wire.result_stream import ResultStream
 
 Settle = Callable[[Sequence[TokenSequence]], Awaitable[Any]]
@@ -48,6 +48,8 @@ class TextJob:
     """Of pairs truncation cuts the first text only."""
     stride: int | None = None
     """Where places are wanted: longer texts become several windows, which share so many tokens."""
+    list_rows: Callable[[TokenSequence], TokenArray] | None = None
+    """The tokens of an input, in order, whose logits over words are wanted; None: nobody says."""
     wants_places: bool = False
     """All inputs are texts or pairs, and `OpenJob.windows` is to say where in them their tokens are."""
     add_special_tokens: bool = True
@@ -164,7 +166,9 @@ class OpenJob:
             self.windows = await tokenizer.locate(texts, truncation=job.truncation, field=job.field)
         else:
             limit = self.model.config.limits.max_client_batch_size
-            self.windows = await tokenizer.locate_all(texts, stride=job.stride, max_windows=limit, field=job.field)
+            self.windows = await tokenizer.locate_all(
+                texts, stride=job.stride, max_windows=limit, field=job.field, max_tokens=job.max_input_tokens
+            )
         return [window.sequence for windows in self.windows for window in windows]
 
     def build_job(self) -> Job:
@@ -189,6 +193,8 @@ class OpenJob:
                 for item, sequence in zip(self.inputs, self.sequences, strict=True)
             ]
             inputs["num_prompt_tokens"] = Ragged(np.array(counts, np.int32))
+        if self.job.list_rows is not None:
+            inputs["logit_rows"] = join_rows([self.job.list_rows(sequence) for sequence in self.sequences])
         return inputs
 
     def count_generated(self, num_tokens: int) -> None:

@@ -7,18 +7,45 @@ from models.further_heads import name_output
 from models.info import ModelInfo
 from runtime.batch import ArraySpec
 from server.config import ConfigError
-from server.tasks import classify, embed, generate, rerank, sparse, token_classify, token_embed
+from server.tasks import (
+    classify,
+    embed,
+    fill_mask,
+    generate,
+    question_answering,
+    rerank,
+    sparse,
+    token_classify,
+    token_embed,
+)
 from server.tasks.head import Head
 from server.tasks.task import Task
 
 HEADS: dict[str, Head] = {
     head.name: head
-    for head in (embed.HEAD, token_embed.HEAD, sparse.HEAD, classify.HEAD, token_classify.HEAD, generate.HEAD)
+    for head in (
+        embed.HEAD,
+        token_embed.HEAD,
+        sparse.HEAD,
+        classify.HEAD,
+        token_classify.HEAD,
+        question_answering.HEAD,
+        fill_mask.HEAD,
+        generate.HEAD,
+    )
 }
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        *(embed.TASK, token_embed.TASK, sparse.TASK, classify.TASK, rerank.TASK, token_classify.TASK, generate.TASK),
+        embed.TASK,
+        token_embed.TASK,
+        sparse.TASK,
+        classify.TASK,
+        rerank.TASK,
+        token_classify.TASK,
+        question_answering.TASK,
+        fill_mask.TASK,
+        generate.TASK,
     )
 }
 

@@ -55,6 +55,16 @@ class TokenTexts:
             unused = self._unused[token_id] = self._plain is None or self._plain.id_to_token(token_id) is None
         return unused
 
+    def find_id(self, token: str) -> int | None:
+        """Of a token as the vocabulary writes it; None where it has no such."""
+        return None if self._plain is None else self._plain.token_to_id(token)
+
+    def write(self, lists: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        """Whole texts as the tokenizer's own decoder has them, on the thread that calls."""
+        if self._plain is None:
+            return [""] * len(lists)
+        return list(self._plain.decode_batch(lists, skip_special_tokens=skip_special_tokens))
+
     def find_bytes(self, token_id: int) -> bytes:
         """In the middle of a text, a special token's name included."""
         piece = self._pieces.get(token_id)

@@ -31,7 +31,8 @@ class Window(NamedTuple):
 
     Token i is `text[starts[i]:ends[i]]`. Of a pair `text` is the second one. `is_special`: the token is none of
     `text`'s: it has no place. `is_subword`: it goes on with the word of the token before it, as far as transformers'
-    TokenClassificationPipeline can tell. `is_unknown`: the vocabulary has no token for it.
+    TokenClassificationPipeline can tell. `is_unknown`: the vocabulary has no token for it. `words`: which one of the
+    text's each token is of, as the tokenizer splits it before it makes tokens; -1 where it does not say.
     """
 
     sequence: TokenSequence
@@ -41,6 +42,7 @@ class Window(NamedTuple):
     is_special: Flags
     is_subword: Flags
     is_unknown: Flags
+    words: npt.NDArray[np.int64]
 
     def pick(self, places: Places | slice) -> "Window":
         """The one that these tokens are."""
@@ -53,6 +55,7 @@ class Window(NamedTuple):
             self.is_special[places],
             self.is_subword[places],
             self.is_unknown[places],
+            self.words[places],
         )
 
 
@@ -99,6 +102,12 @@ def find_owners(encoding: tokenizers.Encoding) -> npt.NDArray[np.int64]:
     return np.array(owners, dtype=np.int64)
 
 
+def find_words(encoding: tokenizers.Encoding) -> npt.NDArray[np.int64]:
+    """Counted in each text."""
+    words: list[Any] = [-1 if word is None else word for word in encoding.word_ids]
+    return np.array(words, dtype=np.int64)
+
+
 def locate(
     plain: tokenizers.Tokenizer, kept: Kept, text: str, owner: int, sequence: TokenSequence, rules: WordRules
 ) -> Window:
@@ -112,7 +121,8 @@ def locate(
     ids = np.array(kept.encoding.ids, np.int64)
     is_unknown = ids == (-1 if rules.unknown_id is None else rules.unknown_id)
     goes_on = measure_tokens(plain, ids) != ends - starts if rules.has_prefix else find_joined(text, starts)
-    return Window(sequence, text, starts, ends, is_special, goes_on & ~is_unknown, is_unknown)
+    is_subword = goes_on & ~is_unknown
+    return Window(sequence, text, starts, ends, is_special, is_subword, is_unknown, find_words(kept.encoding))
 
 
 def measure_tokens(plain: tokenizers.Tokenizer, ids: Offsets) -> Offsets:

@@ -140,7 +140,7 @@ class Tokenizer:
         )
 
     async def locate_all(
-        self, texts: Sequence[Text], *, stride: int, max_windows: int, field: str
+        self, texts: Sequence[Text], *, stride: int, max_windows: int, field: str, max_tokens: int | None = None
     ) -> list[list[Window]]:
         """All of each text, in windows that share `stride` tokens; `max_windows` of all texts. Raises InvalidField.
 
@@ -150,7 +150,7 @@ class Tokenizer:
         for index, text in enumerate(texts):
             place = f"{field}[{index}]" if len(texts) > 1 else field
             num_left = max_windows - sum(map(len, found))
-            most = self.max_input_tokens
+            most = self.limit_tokens(max_tokens)
             work = Work("error", place, True, is_short([text]), most, stride=stride, max_windows=num_left)
             found += await self._map(self._locate_text, [text], work)
         return found
@@ -280,7 +280,7 @@ class Tokenizer:
         whole = locate(self._find_plain(), kept, part, owner, sequence, self._word_rules)
         if work.stride is None:
             return [whole.pick(kept.places)]
-        return cut_windows(whole, self.max_input_tokens, work.stride, work.max_windows)
+        return cut_windows(whole, work.max_tokens, work.stride, work.max_windows)
 
     def _read_whole(self, text: Text, work: Work) -> Kept:
         """Raises EmptyInput, InputTooLong."""

@@ -31,8 +31,8 @@ Module = tuple[str, Mapping[str, Any] | None]
 """(kind, settings), the settings None where the module has no folder."""
 
 
-def make_base(directory: Path, *, num_labels: int = 0) -> None:
-    """config.json, weights and tokenizer; a classifier where it has labels."""
+def make_base(directory: Path, *, num_labels: int = 0, head: Any = None) -> None:
+    """config.json, weights and tokenizer; a classifier where it has labels. `head`: transformers' class of another."""
     config = transformers.BertConfig(
         vocab_size=len(VOCAB),
         hidden_size=HIDDEN_SIZE,
@@ -45,7 +45,7 @@ def make_base(directory: Path, *, num_labels: int = 0) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(num_labels)
     auto = transformers.AutoModelForSequenceClassification if num_labels else transformers.AutoModel
-    model = auto.from_config(config)
+    model = (head or auto).from_config(config)
     for module in model.modules():
         randomize(module)
     model.save_pretrained(directory)

@@ -43,10 +43,11 @@ CHOICES: list[tuple[dict[str, str], dict[str, str]]] = [
 """(fields of ours, arguments of theirs). The last prompt is longer than what the model takes."""
 
 
-def serve(directory: Path, run_dir: Path, ask: Callable[[Client], Awaitable[None]]) -> None:
+def serve(directory: Path, run_dir: Path, ask: Callable[[Client], Awaitable[None]], *, task: str = "auto") -> None:
     """Ask the application over an engine in this process."""
     model = ModelConfig(
         name="model",
+        task=task,
         source=SourceConfig(path=str(directory)),
         engine=EngineConfig(precision="fp32", threads=1, warmup=False, inline=True),
         limits=LimitsConfig(truncation="right", max_batch_tokens=256),

@@ -76,10 +76,10 @@ class TinyModel:
         return self.info.type_vocab_size > 1
 
 
-def make_model(name: str, directory: Path, auto: Any = transformers.AutoModel) -> TinyModel:
-    """`auto`: one of transformers' classes of that kind, which settles the head; classifiers get three labels."""
+def make_model(name: str, directory: Path, auto: Any = transformers.AutoModel, num_labels: int = 3) -> TinyModel:
+    """`auto`: one of transformers' classes of that kind, which settles the head."""
     config = CONFIGS[name]()
-    config.num_labels = 3
+    config.num_labels = num_labels
     torch.set_num_threads(1)  # Other threads only wait for one another on matrices this small.
     torch.manual_seed(len(name))
     theirs = auto.from_config(config, attn_implementation="eager" if name == "mpnet" else "sdpa").eval()

@@ -75,7 +75,7 @@ def test_unknown_key_like_no_other_lists_those_there_are(write: Any) -> None:
     assert "models.0.source.zzzzzzz: unknown key; the keys here are path, package, hub" in message
 
 
-@pytest.mark.parametrize("task", ["classify", "token_classify", "generate"])
+@pytest.mark.parametrize("task", ["classify", "token_classify", "question_answering", "fill_mask", "generate"])
 @pytest.mark.parametrize("options", [{"pooling": "cls"}, {"normalize": True}])
 def test_what_is_for_embeddings_is_refused_by_other_tasks(task: str, options: dict[str, Any]) -> None:
     """Once the checkpoint has said which task is its own, if the file does not."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import CLASSIFIER, EMBEDDER, RANKER, SPARSE, build_state
+from conftest import CLASSIFIER, EMBEDDER, RANKER, SPARSE, UNK, build_state
 
 from models.info import ModelInfo
 from server.config import HttpConfig, LimitsConfig
@@ -22,11 +22,14 @@ LABELS = {0: "O", 1: "PER"}
 ENTITIES = replace(
     EMBEDDER, architecture="BertForTokenClassification", task="token_classify", output_dim=2, id2label=LABELS
 )
+FILLER = replace(SPARSE, task="fill_mask", mask_token_id=UNK)
+"""The tokenizer knows no [MASK]."""
+ANSWERER = replace(EMBEDDER, architecture="BertForQuestionAnswering", task="question_answering", output_dim=2)
 SERVED: Mapping[str, Mapping[str, ModelInfo]] = {
     "README": {"all-MiniLM-L6-v2": WIDE},
     "classify": {"classifier": CLASSIFIER},
     "cohere": {"all-MiniLM-L6-v2": WIDE},
-    "hugging-face": {"ner": ENTITIES},
+    "hugging-face": {"ner": ENTITIES, "bert": FILLER, "squad": ANSWERER},
     "open-inference": {"all-MiniLM-L6-v2": WIDE},
     "openai-embeddings": {"all-MiniLM-L6-v2": WIDE},
     "rerank": {"ranker": RANKER},

@@ -39,6 +39,8 @@ class PackedInput:
     encoding: Encoding
     index: int
     num_tokens: int
+    num_logits: int = 1
+    """Rows of logits that a model over words gives of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +82,19 @@ class PackedBatcher:
 
     def add(self, job: Job, stream: ResultStream, now_s: float) -> None:
         """See Batcher. No input may be longer than the budget: it would never run."""
-        lengths = job.input_ids.lengths.tolist()
+        lengths, logits = job.input_ids.lengths.tolist(), count_logits(job)
+        if max(logits) > self.limits.max_batch_requests:
+            raise EngineFailure(
+                f"an input of {max(logits)} rows of logits is over the budget of a step. This is a bug."
+            )
         if max(lengths) > self.limits.max_batch_tokens:
             raise EngineFailure(f"an input of {max(lengths)} tokens is over the budget of a step. This is a bug.")
         if unknown := set(job.outputs.values()) - self.outputs.keys():
             raise EngineFailure(f"the graph does not compute {', '.join(sorted(unknown))}. This is a bug.")
         waiting = self.queue.enter(priority=job.priority, deadline_s=now_s + job.timeout_s, arrival_s=now_s)
         encoding = self.encodings[stream] = Encoding(job, stream, waiting, job.num_inputs)
-        for index, num_tokens in enumerate(lengths):
-            self.queue.push(waiting, index, PackedInput(encoding, index, num_tokens))
+        for index, (num_tokens, num_logits) in enumerate(zip(lengths, logits, strict=True)):
+            self.queue.push(waiting, index, PackedInput(encoding, index, num_tokens, num_logits))
 
     def cancel(self, stream: ResultStream, rows: Sequence[int]) -> None:
         """Single rows cost no more than to forget them would."""
@@ -123,14 +129,19 @@ class PackedBatcher:
         return self.pack_step(chosen) if chosen else None
 
     def choose(self) -> list[PackedInput]:
-        """What goes into the next step; an input that does not fit is passed over, and is there next time."""
+        """What goes into the next step; an input that does not fit is passed over, and is there next time.
+
+        A step has room for as many rows of logits as for inputs.
+        """
         chosen: list[PackedInput] = []
         num_tokens, num_requests = self.limits.max_batch_tokens, self.limits.max_batch_requests
+        num_logits = num_requests
         num_passed_over = 0
         for waiting, index, item in self.queue.share_out(num_tokens, num_requests):
-            if item.num_tokens <= num_tokens:
+            if item.num_tokens <= num_tokens and item.num_logits <= num_logits:
                 chosen.append(self.queue.take(waiting, index))
                 num_tokens -= item.num_tokens
+                num_logits -= item.num_logits
             else:
                 num_passed_over += 1
             if num_tokens == 0 or len(chosen) == num_requests or num_passed_over == MAX_LOOK_AHEAD:
@@ -186,9 +197,12 @@ class PackedBatcher:
             del self.encodings[encoding.stream]
 
     def pick(self, spec: ArraySpec, values: Array, step: PackedStep, places: list[int]) -> Ragged:
-        """The rows of some sequences of the batch: one each, or one for each of their tokens."""
+        """The rows of some sequences of the batch: one each, or one for each of their tokens, or of those guessed."""
         if spec.dims[0] == "num_tokens":
             return Ragged(values, step.batch.cu_seqlens).pick(places)
+        if spec.dims[0] == "num_logits":
+            splits = np.searchsorted(step.batch.arrays["logit_rows"], step.batch.cu_seqlens).astype(np.int32)
+            return Ragged(values, splits).pick(places)
         return Ragged(values[places])
 
     def retry_or_fail(self, step: PackedStep, error: Exception, now_s: float) -> list[PackedStep]:
@@ -237,3 +251,9 @@ def list_outputs(jobs: Iterable[Job]) -> frozenset[str] | None:
             return None
         wanted.update(job.outputs.values())
     return frozenset(wanted)
+
+
+def count_logits(job: Job) -> list[int]:
+    """Rows of logits of each input: one where the job does not say."""
+    rows = job.inputs.get("logit_rows")
+    return [1] * job.num_inputs if rows is None else rows.lengths.tolist()

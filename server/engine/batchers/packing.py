@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from runtime.batch import Batch, Paging
+from runtime.batch import Batch, Paging, find_middles
 from runtime.kv_cache.blocks import BLOCK_SIZE
 from server.engine.batchers.running_set import Part
 from server.engine.batchers.sampling_rows import Row, build_sampling
@@ -42,10 +42,23 @@ def pack(inputs: Sequence[tuple[Job, int]]) -> Batch:
             "token_type_ids": token_type_ids,
             "num_prompt_tokens": num_prompt_tokens,
             "num_keys": num_keys,
+            "logit_rows": find_logit_rows(inputs, cu_seqlens),
         },
         cu_seqlens=cu_seqlens,
         max_seqlen=int(seqlens.max()),
     )
+
+
+def find_logit_rows(inputs: Sequence[tuple[Job, int]], cu_seqlens: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """The tokens of the batch that are to be guessed: those that jobs say, counted from the first of each input."""
+    if not any("logit_rows" in job.inputs for job, _ in inputs):
+        return find_middles(cu_seqlens)
+    rows = [
+        cu_seqlens[place] + job.inputs["logit_rows"].row(index).astype(np.int64)
+        for place, (job, index) in enumerate(inputs)
+        if "logit_rows" in job.inputs
+    ]
+    return np.concatenate(rows)
 
 
 def pack_sequences(sequences: Sequence[TokenSequence]) -> Batch:

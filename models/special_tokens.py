@@ -1,0 +1,42 @@
+"""Which token has which role, as a directory's tokenizer files have it. Knows no torch."""
+
+from pathlib import Path
+
+from models.keys import ModelDirectoryError, read_object, read_optional
+
+USUAL_MASKS = ("[MASK]", "<mask>")
+"""What transformers' classes call it where a directory's own settings do not say."""
+
+
+def find_special_token(directory: Path, role: str) -> int | None:
+    """The id of tokenizer_config.json's `eos_token`, `mask_token` and so on among the added tokens."""
+    token = read_optional(directory / "tokenizer_config.json").get(role)
+    content = token.get("content") if isinstance(token, dict) else token
+    return list_added_tokens(directory).get(content) if isinstance(content, str) else None
+
+
+def find_mask_token(directory: Path) -> int:
+    """Raises ModelDirectoryError where there is none."""
+    found = find_special_token(directory, "mask_token")
+    if found is not None:
+        return found
+    added = list_added_tokens(directory)
+    usual = next((added[content] for content in USUAL_MASKS if content in added), None)
+    if usual is None:
+        raise ModelDirectoryError(
+            f"{directory / 'tokenizer_config.json'}: task fill_mask needs a mask_token among the tokenizer's added "
+            "tokens, and there is none. Take the tokenizer that the model was trained with"
+        )
+    return usual
+
+
+def list_added_tokens(directory: Path) -> dict[str, int]:
+    """Their ids by what they are called, from tokenizer_config.json or tokenizer.json; the first of equal ones."""
+    given = read_optional(directory / "tokenizer_config.json").get("added_tokens_decoder")
+    if isinstance(given, dict):
+        pairs = [(int(key), item) for key, item in given.items() if key.isdecimal()]
+    else:
+        path = directory / "tokenizer.json"
+        listed = read_object(path).get("added_tokens") if path.exists() else None
+        pairs = [(item.get("id"), item) for item in listed or []]
+    return {item.get("content"): token_id for token_id, item in reversed(pairs)}

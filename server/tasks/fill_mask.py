@@ -1,0 +1,110 @@
+"""Masked language modelling: the words most probable at each masked place of a text, as transformers'
+FillMaskPipeline has it. A place's probabilities are its own, also where there are several in a text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.info import ModelInfo
+from runtime.batch import ArraySpec
+from server.config import ConfigError, ModelConfig
+from server.errors import InvalidField
+from server.tasks.head import Example, Head, Work
+from server.tasks.task import Arrays, Task
+from server.wire.job import Ragged, TokenArray, TokenSequence
+
+MAX_MASKS = 64
+"""In one text: each is a row of numbers for all words of the vocabulary, as much to compute as many tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class FillMaskParams:
+    """`top_k` words are wanted of each place; of `target_ids`, where only these count."""
+
+    top_k: int = 5
+    target_ids: tuple[int, ...] | None = None
+
+
+def reduce(arrays: Arrays, params: FillMaskParams) -> Arrays:
+    """`token_ids` int32 and `scores` fp32, `[num_masks, k]` of each input, the most probable first; of equal ones the
+    lower id, or the earlier target.
+
+    A score is the probability among all words of the vocabulary, also where only targets count. NaN is kept, so that it
+    is found.
+    """
+    logits = arrays["masked_logits"]
+    found = [rank_words(row, params) for row in logits.values]
+    num_words = logits.values.shape[1] if params.target_ids is None else len(params.target_ids)
+    shape = (-1, min(params.top_k, num_words))
+    ids = np.array([ids for ids, _ in found], np.int32).reshape(shape)
+    scores = np.array([scores for _, scores in found], np.float32).reshape(shape)
+    return {"token_ids": Ragged(ids, logits.row_splits), "scores": Ragged(scores, logits.row_splits)}
+
+
+def rank_words(
+    logits: npt.NDArray[np.float32], params: FillMaskParams
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """Ids and probabilities of one place, from `[vocab_size]`."""
+    candidates = logits if params.target_ids is None else logits[list(params.target_ids)]
+    best = pick_largest(candidates, params.top_k)
+    largest = logits.max()
+    scores = np.exp(candidates[best] - largest) / np.exp(logits - largest).sum()
+    return best if params.target_ids is None else np.array(params.target_ids)[best], scores
+
+
+def pick_largest(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.intp]:
+    """Places of the `count` largest, in order; the first of equal ones. Only those are sorted."""
+    count = min(count, len(values))
+    least = np.partition(values, len(values) - count)[len(values) - count]
+    places = np.flatnonzero(~(values < least))
+    order: npt.NDArray[np.intp] = places[np.argsort(-values[places], kind="stable")][:count]
+    return order
+
+
+def find_masks(sequence: TokenSequence, info: ModelInfo) -> TokenArray:
+    """The masked places of an input, in order."""
+    return np.flatnonzero(sequence.input_ids == info.mask_token_id).astype(np.int32)
+
+
+def check_masks(sequences: Sequence[TokenSequence], info: ModelInfo, mask: str, max_masks: int, field: str) -> None:
+    """Raises InvalidField where a text has no masked place, or more than `max_masks`. `mask`: how one is written."""
+    for index, sequence in enumerate(sequences):
+        place = f"{field}[{index}]" if len(sequences) > 1 else field
+        num_masks = len(find_masks(sequence, info))
+        if not num_masks:
+            raise InvalidField(f"{place} has no {mask}: put one where a word is to be filled in", param=field)
+        if num_masks > max_masks:
+            raise InvalidField(f"{place} has {num_masks} {mask}; the limit is {max_masks}", param=field)
+
+
+def fill_in(sequence: TokenSequence, place: int, token_ids: Sequence[int]) -> list[list[int]]:
+    """The tokens of an input with each of these in a masked place; other places stay masked."""
+    before, after = sequence.input_ids[:place].tolist(), sequence.input_ids[place + 1 :].tolist()
+    return [[*before, token_id, *after] for token_id in token_ids]
+
+
+def check_config(model: ModelConfig) -> None:
+    if model.pooling != "auto" or model.normalize is not None:
+        raise ConfigError(
+            f"model {model.name}: pooling and normalize are for embeddings, and this one fills in words. Leave them out"
+        )
+
+
+def describe_graph(info: ModelInfo) -> tuple[ArraySpec, ...]:
+    return (ArraySpec("masked_logits", "float32", ("num_logits", info.output_dim)),)
+
+
+def describe_output(info: ModelInfo) -> str:
+    return f"{info.output_dim} words for each masked place out"
+
+
+def make_example(name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
+    return Example(f"/models/{name}", {"inputs": "Paris is the [MASK] of France."})
+
+
+HEAD = Head("fill_mask", Work.ENCODE, check_config, describe_graph, describe_output, make_example)
+TASK = Task(
+    name="fill_mask", heads=("fill_mask",), params=FillMaskParams, routes=("POST /models/{name}",), reduce=reduce
+)
