@@ -100,18 +100,16 @@ class FakeEngine:
         inputs = [job.input_ids.row(index) for index in range(job.num_inputs)]
         width = int(spec.dims[-1])
         if spec.dims[0] in ("num_tokens", "num_logits"):
-            rows = [np.stack([compute_row(ids[: end + 1], width) for end in range(len(ids))]) for ids in inputs]
+            rows = [np.stack([self.compute_row(ids[: end + 1], width) for end in range(len(ids))]) for ids in inputs]
             if spec.dims[0] == "num_logits":
                 rows = [each[job.inputs["logit_rows"].row(index)] for index, each in enumerate(rows)]
             return join_rows(rows)
-        values = np.stack(
-            [self.compute_row(ids) if width == self.info.output_dim else compute_row(ids, width) for ids in inputs]
-        )
+        values = np.stack([self.compute_row(ids, width) for ids in inputs])
         values[list(self.nan_rows)] = np.nan
         return Ragged(values)
 
-    def compute_row(self, input_ids: np.ndarray) -> np.ndarray:
-        return compute_row(input_ids, self.info.output_dim)
+    def compute_row(self, input_ids: np.ndarray, width: int) -> np.ndarray:
+        return compute_row(input_ids, width)
 
     async def close(self) -> None:
         return None

@@ -121,7 +121,7 @@ async def test_other_routes_name_this_one(server: Server) -> None:
 async def test_numbers_that_are_none(server: Server) -> None:
     """The engine's NaN is an error, not an answer."""
 
-    def compute(input_ids: np.ndarray) -> np.ndarray:
+    def compute(input_ids: np.ndarray, width: int) -> np.ndarray:
         return np.full(FILLER.output_dim, np.nan, np.float32)
 
     server.engines["filler"].compute_row = compute
