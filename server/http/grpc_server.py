@@ -75,7 +75,7 @@ class Front:
             services.setdefault(service, {})[method] = self.build_handler(rpc)
         return [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
 
-    def build_handler(self, rpc: Rpc) -> grpc.RpcMethodHandler:
+    def build_handler(self, rpc: Rpc) -> "grpc.RpcMethodHandler[bytes, bytes]":
         async def answer_one(request: bytes, context: Any) -> bytes:
             return await finish(await self.call(rpc, request, context), context)
 

@@ -93,12 +93,12 @@ def repeated(number: int, of: Type) -> Any:
 
 def fields_of(message: Message) -> dict[int, Field]:
     """By number."""
-    kind: type[Any] = type(message)
+    kind: Any = type(message)  # mypy does not take a class of messages for hashable
     return list_fields(kind)
 
 
 @cache
-def list_fields(message: type[Any]) -> dict[int, Field]:
+def list_fields(message: Any) -> dict[int, Field]:
     found = (Field(each.name, *each.metadata["proto"]) for each in dataclasses.fields(message))
     return {field.number: field for field in found}
 
