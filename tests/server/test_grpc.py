@@ -55,12 +55,9 @@ def test_every_kind_of_error_has_a_status() -> None:
     }
 
 
-async def test_an_answer_its_id_and_what_is_counted(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    server.app.access_log = "all"
+async def test_an_answer_its_id_and_what_is_counted(make_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    server = make_server(http={"access_log": "all"})
     caplog.set_level(logging.INFO, "padless.access")
-    server.state.config = server.state.config.model_copy(
-        update={"server": server.state.config.server.model_copy(update={"access_log": "all"})}
-    )
     async with open_grpc(server) as client:
         call = client.start(INFER, ask_texts("word1"), metadata=(("x-request-id", "mine"),))
         await call
