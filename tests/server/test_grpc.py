@@ -109,7 +109,7 @@ class TestLimits:
         assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and "over the limit" in (error.details() or "")
 
     async def test_too_many_fields(self, make_server: MakeServer) -> None:
-        server = make_server(http={"max_body_items": 300})
+        server = make_server(http={"max_body_items": 1000})
         async with open_grpc(server) as client:
             error = await fail(infer(client, *["word1"] * 200))
         assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and "100 fields" in (error.details() or "")
