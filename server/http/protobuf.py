@@ -142,6 +142,7 @@ class Reader:
             if key > 127:
                 key, place = read_varint(raw, place - 1)
             wire = key & 7
+            value: Any
             if wire == VARINT:
                 value, place = read_varint(raw, place)
             else:

@@ -55,7 +55,7 @@ def list_rpcs(service: str, methods: Mapping[str, Answer], streams: Streams = "n
 def list_questions(service: str, methods: Mapping[str, Answer], *, is_open: bool = False) -> tuple[Rpc, ...]:
     """Methods that only tell something."""
     return tuple(
-        Rpc(Route("GET", f"/{service}/{name}", answer, render_status, name, service, is_open=is_open))
+        Rpc(Route("GET", f"/{service}/{name}", answer, render_status, name, service, is_open=is_open, is_listed=False))
         for name, answer in methods.items()
     )
 
@@ -66,6 +66,7 @@ def build_route(service: str, name: str, answer: Answer) -> Route:
         deadline="default",
         media_types=(MEDIA_TYPE,),
         read_body=read_message,
+        is_listed=False,
     )
 
 

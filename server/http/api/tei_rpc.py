@@ -27,8 +27,7 @@ INLINE_PIECES = 1000
 
 async def tell_info(call: Call, state: ServerState) -> Reply:
     """Of the first model, where none is named."""
-    name = find_name(call)
-    model = next(iter(state.models.values())) if name is None else state.find_model(name)
+    model = state.find_model(find_name(call) or next(iter(state.models), ""))
     info = describe_served(model, state.config.server)
     (model_type,) = info["model_type"]
     return reply_message(
