@@ -138,26 +138,26 @@ def read(raw: bytes) -> Everything:
 
 
 @given(VALUES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_what_is_written_is_what_protobuf_reads(values: dict[str, Any]) -> None:
     assert ORACLE.FromString(write(build(Everything, values))) == ORACLE(**values)
 
 
 @given(VALUES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_what_protobuf_writes_is_read(values: dict[str, Any]) -> None:
     assert dump(read(ORACLE(**values).SerializeToString())) == dump(build(Everything, values))
 
 
 @given(VALUES, VALUES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_two_messages_end_to_end_are_merged(first: dict[str, Any], second: dict[str, Any]) -> None:
     raw = ORACLE(**first).SerializeToString() + ORACLE(**second).SerializeToString()
     assert ORACLE.FromString(write(read(raw))) == ORACLE.FromString(raw)
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_bytes_are_a_message_or_a_clear_error(raw: bytes) -> None:
     try:
         ours = read(raw)
