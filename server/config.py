@@ -30,6 +30,8 @@ class HttpConfig(Section):
     admin_port: Port | None = None
     """`/metrics` and `/info` are only here, in plain HTTP and for whoever reaches it; None: they are on `port`. 0, here
     and there: a free one."""
+    grpc_port: Port | None = None
+    """The same models over gRPC, on `host`; None: not at all. With `ssl_certfile` it speaks TLS as well."""
     api_keys: str | None = None
     """The file of those who may ask, see `server/api_keys.py`; None: everybody may. Paths are relative to the
     working directory, here and everywhere, not to this file."""
@@ -91,6 +93,13 @@ class HttpConfig(Section):
             raise ValueError("ssl_keyfile and ssl_keyfile_password need ssl_certfile. Add it, or leave them out")
         if self.admin_port and self.admin_port == self.port:
             raise ValueError(f"admin_port and port are both {self.port}. Choose another admin_port, or leave it out")
+        if self.grpc_port and self.grpc_port in (self.port, self.admin_port):
+            raise ValueError(f"grpc_port {self.grpc_port} is another one's port. Choose another, or leave it out")
+        if self.grpc_port is not None and self.ssl_keyfile_password is not None:
+            raise ValueError(
+                "grpc_port cannot be had with ssl_keyfile_password: gRPC reads keys without one only. Name such a "
+                "key in ssl_keyfile, or leave grpc_port out"
+            )
         return self
 
 

@@ -241,13 +241,17 @@ class Metrics:
     def count_engine_restart(self, model: str, replica: int) -> None:
         self.engine_restarts.labels(model, str(replica)).inc()
 
-    def render(self) -> bytes:
-        """The text Prometheus scrapes: of all processes where there are several, else of this one."""
+    def join(self) -> CollectorRegistry:
+        """Of all processes where there are several, else of this one."""
         if not os.environ.get(METRICS_DIR_VARIABLE):
-            return generate_latest(self.registry)
+            return self.registry
         together = CollectorRegistry()
         MultiProcessCollector(together)  # type: ignore[no-untyped-call]
-        return generate_latest(together)
+        return together
+
+    def render(self) -> bytes:
+        """The text Prometheus scrapes."""
+        return generate_latest(self.join())
 
 
 def forget_process(pid: int) -> None:

@@ -93,19 +93,28 @@ OUTCOMES: Mapping[Kind, str] = {
 class App:
     """Serves `state`. Mutable: the next request's number, what is held of bodies, and what keys have done lately."""
 
-    def __init__(self, state: ServerState, routes: Sequence[Route] = ROUTES, *, needs_keys: bool = True) -> None:
+    def __init__(
+        self,
+        state: ServerState,
+        routes: Sequence[Route] = ROUTES,
+        *,
+        needs_keys: bool = True,
+        peer: "App | None" = None,
+    ) -> None:
+        """`peer`: whose limits, of keys and of bodies, are also this one's."""
         self.state = state
         http = state.config.server
-        self.keyring = Keyring(
+        keyring = Keyring(
             state.keys if needs_keys else (), allow_priority=http.allow_priority, num_workers=http.http_workers
         )
+        self.keyring: Keyring = keyring if peer is None else peer.keyring
+        self.bodies: BodyBudget = BodyBudget(http) if peer is None else peer.bodies
         routes = (*routes, *list_doc_routes(routes))
         self.routes = {(route.method, route.path): route for route in routes}
         self.open_paths = {route.path for route in routes if route.is_open}
         self.patterns = list_patterns(routes)
         self.shapes = {route.path: route.render_error for route in routes}
         self.access_log = state.config.server.access_log
-        self.bodies = BodyBudget(state.config.server)
         self.prefix, self.numbers = secrets.token_hex(6), count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -179,6 +188,8 @@ class App:
 
     def find_template(self, call: Call) -> str:
         """The path, or that of the route whose `{name}` stands for a part of it."""
+        if call.path in self.shapes:
+            return call.path
         for start, end, path in self.patterns:
             if call.path.startswith(start) and call.path.endswith(end) and len(call.path) > len(start) + len(end):
                 call.rest = call.path[len(start) : len(call.path) - len(end)]

@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.types import Receive
@@ -126,6 +126,14 @@ def parse_body(schema: type[Schema], body: bytes) -> Schema:
         return schema.model_validate_json(body)
     except ValidationError as error:
         raise explain_error(schema, error, body) from None
+
+
+def check_object(schema: type[Schema], values: dict[str, Any]) -> Schema:
+    """What has been parsed in another way. Raises InvalidField naming the field."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise explain_error(schema, error, b"") from None
 
 
 def explain_error(schema: type[BaseModel], error: ValidationError, body: bytes) -> InvalidBody | InvalidField:

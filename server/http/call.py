@@ -1,7 +1,7 @@
 """One HTTP exchange on its way: what the client sent, what is learned of it, and the answer's way out."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, NamedTuple
@@ -57,6 +57,8 @@ class Call:
     request_id: bytes = b""
     start_s: float = field(default_factory=monotonic)
     deadline_s: float = float("inf")
+    on_deadline: Callable[[], None] | None = None
+    """Who waits for it, and is told when it changes."""
     body: bytes = b""
     rest: str = ""
     """What the `{name}` in the route's path stands for."""
@@ -89,6 +91,12 @@ class Call:
         name = (given or "").encode(errors="replace")
         if b"x-request-id" not in self.request_headers and SANE_REQUEST_ID.fullmatch(name):
             self.request_id = name
+
+    def shorten_deadline(self, timeout_s: float) -> None:
+        """To so long after the call's start, where that is earlier: a time that came in the body."""
+        self.deadline_s = min(self.deadline_s, self.start_s + timeout_s)
+        if self.on_deadline is not None:
+            self.on_deadline()
 
     def take_body(self) -> bytes:
         """To be parsed, once: what it says is held then, and it need not be held as well until the answer's end."""

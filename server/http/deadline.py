@@ -46,7 +46,7 @@ async def run_in_time(call: Call, route: Route, state: ServerState, bodies: Body
     if route.method == "GET":
         return await route.answer(call, state)
     with Watch(call) as watch, bodies.open() as held:
-        call.body = await read_body(call, held)
+        call.body = await (route.read_body or read_body)(call, held)
         watch.look_out()
         return await route.answer(call, state)
 
@@ -70,9 +70,15 @@ class Watch:
         assert task is not None
         self._task, self._loop = task, asyncio.get_running_loop()
         self._num_cancels = task.cancelling()
+        self._set_timer()
+        self._call.on_deadline = self._set_timer
+        return self
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         if not math.isinf(self._call.deadline_s):
             self._timer = self._loop.call_later(self._call.deadline_s - monotonic(), self._expire)
-        return self
 
     def look_out(self) -> None:
         """For the client, once the body has been read: the next message can only be the disconnect, which also comes
@@ -105,6 +111,7 @@ class Watch:
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._call.on_deadline = None
         self._is_open = False
         # Another cancellation, by the server's shutdown, goes its own way.
         if self._error is not None and self._task.uncancel() <= self._num_cancels and kind is asyncio.CancelledError:

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from server.errors import Kind, ServiceError
+from server.http.body_limits import HeldBody
 from server.http.call import JSON, Call, Reply
 from server.http.state import ServerState
 
 Answer = Callable[[Call, ServerState], Awaitable[Reply | None]]
 """None: the answer has been sent already, as a stream."""
+ReadBody = Callable[[Call, HeldBody], Awaitable[bytes]]
 
 
 class Shape(NamedTuple):
@@ -30,7 +32,8 @@ class Route:
     by their media types; `error_reply`, the type of an error's JSON; `errors`, the kinds of them that a GET may answer:
     of a POST they are all possible.
     `deadline`: which of the server's settings limits it; None: none does.
-    `media_types`: of the body. `is_open`: needs no key. `is_admin`: belongs on the port of its own, where there is one.
+    `media_types`: of the body. `read_body`: within its limits; None: as HTTP's are.
+    `is_open`: needs no key. `is_admin`: belongs on the port of its own, where there is one.
     """
 
     method: Literal["GET", "POST"]
@@ -46,6 +49,7 @@ class Route:
     errors: tuple[Kind, ...] = ()
     deadline: Literal["default", "generation"] | None = None
     media_types: tuple[str, ...] = (JSON,)
+    read_body: ReadBody | None = None
     is_open: bool = False
     is_admin: bool = False
     is_listed: bool = True

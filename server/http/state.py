@@ -147,6 +147,6 @@ class ServerState:
         if not fitting:
             raise UnknownModel(f"no model here has the task {task.name if task else ''}", param="model")
         raise InvalidField(
-            f"several models could answer; add a field 'model' with one of {', '.join(m.name for m in fitting)}",
+            f"several models could answer; name one of them in 'model': {', '.join(m.name for m in fitting)}",
             param="model",
         )

@@ -33,9 +33,11 @@ def describe_model(model: DeployedModel, info: EngineInfo) -> str:
 def describe_access(deployment: Deployment, url: str, admin_url: str, seconds: float) -> str:
     route, body = find_example(deployment.models[0])
     metrics = "/metrics" if admin_url == url else f"{admin_url}/metrics"
+    grpc_port = deployment.config.server.grpc_port
+    grpc = "" if grpc_port is None else f", gRPC on port {grpc_port}"
     key = " -H 'authorization: Bearer YOUR_KEY'" if deployment.keys else ""
     return (
-        f"Ready after {seconds:.1f} s on {url} (docs at /docs, metrics at {metrics}). Try:\n"
+        f"Ready after {seconds:.1f} s on {url} (docs at /docs, metrics at {metrics}{grpc}). Try:\n"
         f"  curl {url}{route} -H 'content-type: application/json'{key} -d '{json.dumps(body)}'"
     )
 

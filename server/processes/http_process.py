@@ -9,9 +9,9 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import uvloop
 from server.http.admission import Admission
 from server.http.app import ROUTES, App
 from server.http.connection import bound_connections
+from server.http.grpc_server import build_grpc_server, open_port
 from server.http.state import ServedModel, ServerState, add_heads
 from server.metrics import Metrics
 from server.processes.deployment import DeployedModel, Deployment, load
@@ -109,12 +110,16 @@ def build_server(app: App, **options: Any) -> HttpServer:
     )
 
 
-def build_public_server(state: ServerState, *, has_admin: bool) -> HttpServer:
+def build_public_app(state: ServerState, *, has_admin: bool) -> App:
     """Without the routes that another one serves."""
-    http = state.config.server
+    return App(state, [route for route in ROUTES if not (has_admin and route.is_admin)])
+
+
+def build_public_server(app: App) -> HttpServer:
+    http = app.state.config.server
     password = http.ssl_keyfile_password
     return build_server(
-        App(state, [route for route in ROUTES if not (has_admin and route.is_admin)]),
+        app,
         timeout_graceful_shutdown=max(1, round(http.drain_timeout_s)),
         ssl_certfile=http.ssl_certfile,
         ssl_keyfile=http.ssl_keyfile,
@@ -132,7 +137,8 @@ async def serve_http(state: ServerState, listeners: Sequence[socket.socket]) -> 
     """Serve until SIGTERM: then readiness turns off, new calls are refused, and accepted ones finish. A second listener
     is the admin port's, which answers until the end."""
     public, *others = listeners
-    server = build_public_server(state, has_admin=bool(others))
+    app = build_public_app(state, has_admin=bool(others))
+    server = build_public_server(app)
     admins = [build_admin_server(state) for _ in others]
     draining: list[asyncio.Task[None]] = []
 
@@ -145,11 +151,28 @@ async def serve_http(state: ServerState, listeners: Sequence[socket.socket]) -> 
         loop.add_signal_handler(signal_number, begin_drain)
     heart = stay_with_parent(begin_drain)
     serving = [asyncio.create_task(admin.serve(sockets=[other])) for admin, other in zip(admins, others, strict=True)]
-    await server.serve(sockets=[public])
+    async with serve_grpc(app):
+        await server.serve(sockets=[public])
     for admin in admins:
         admin.should_exit = True
     await asyncio.gather(*serving)
     heart.cancel()
+
+
+@asynccontextmanager
+async def serve_grpc(app: App) -> AsyncIterator[None]:
+    """Where the configuration has a port for it. Whoever is still served in the end is cut off: the drain is over."""
+    http = app.state.config.server
+    if http.grpc_port is None:
+        yield
+        return
+    server = build_grpc_server(app)
+    open_port(server, http)
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(CUT_OFF_S)
 
 
 async def drain(state: ServerState, server: uvicorn.Server) -> None:

@@ -210,6 +210,7 @@ def launch(config: ServerConfig) -> int:
     listeners = open_listeners(config.server)
     try:
         with make_run_dir() as run_dir:
+            config = config.model_copy(update={"server": listeners.settle(config.server)})
             deployment, own_key = add_own_key(divide_memory(resolve(config, run_dir)))
             deployment.metrics_dir.mkdir()
             set_environment(deployment)

@@ -13,11 +13,13 @@ BACKLOG = 1024
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """`admin`: a second one, where the configuration has it. `is_tls`: of the first."""
+    """`admin`: a second one, where the configuration has it. `is_tls`: of the first. `grpc`: a socket that holds the
+    port and listens not: gRPC opens its own in each HTTP process."""
 
     public: socket.socket
     admin: socket.socket | None
     is_tls: bool
+    grpc: socket.socket | None = None
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -33,31 +35,55 @@ class Listeners:
         """Where `/info` and `/metrics` are."""
         return self.public_url if self.admin is None else find_url(self.admin, "http")
 
+    def settle(self, config: HttpConfig) -> HttpConfig:
+        """With the port of gRPC, where any free one was asked for."""
+        if self.grpc is None:
+            return config
+        return config.model_copy(update={"grpc_port": self.grpc.getsockname()[1]})
+
     def close(self) -> None:
-        self.public.close()
-        if self.admin is not None:
-            self.admin.close()
+        for each in (self.public, self.admin, self.grpc):
+            if each is not None:
+                each.close()
 
 
 def open_listeners(config: HttpConfig) -> Listeners:
     """Raises ConfigError where an address cannot be had, or the certificate cannot be used."""
     check_certificate(config)
+    is_tls = config.ssl_certfile is not None
+    admin = grpc = None
     public = listen(config.host, config.port, "server.host", "server.port")
     try:
-        admin = None
         if config.admin_port is not None:
             admin = listen(config.admin_host, config.admin_port, "server.admin_host", "server.admin_port")
+        if config.grpc_port is not None:
+            grpc = hold(config.host, config.grpc_port, "server.host", "server.grpc_port")
     except ConfigError:
-        public.close()
+        Listeners(public, admin, is_tls).close()
         raise
-    return Listeners(public, admin, is_tls=config.ssl_certfile is not None)
+    return Listeners(public, admin, is_tls, grpc)
 
 
 def listen(host: str, port: int, host_key: str, port_key: str) -> socket.socket:
     """The keys are for the message. Raises ConfigError where the address cannot be had."""
+    listener = bind(host, port, host_key, port_key, socket.SO_REUSEADDR)
+    listener.listen(BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def hold(host: str, port: int, host_key: str, port_key: str) -> socket.socket:
+    """A port, for processes of this user that listen at it by themselves; whoever else has it is found out, and 0 has
+    become a free one. Raises ConfigError where it cannot be had."""
+    bind(host, port, host_key, port_key, socket.SO_REUSEADDR).close()  # whoever shares it would not be found out
+    return bind(host, port, host_key, port_key, socket.SO_REUSEPORT)
+
+
+def bind(host: str, port: int, host_key: str, port_key: str, option: int) -> socket.socket:
+    """Raises ConfigError where the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, option, 1)
     try:
         listener.bind((host, port))
     except OSError as error:
@@ -65,8 +91,6 @@ def listen(host: str, port: int, host_key: str, port_key: str) -> socket.socket:
         raise ConfigError(
             f"{host_key} {host}, {port_key} {port}: {error.strerror}. {advise(error, host_key)}"
         ) from None
-    listener.listen(BACKLOG)
-    listener.setblocking(False)
     return listener
 
 

@@ -12,6 +12,7 @@ from server.tasks import (
     embed,
     fill_mask,
     generate,
+    infer,
     question_answering,
     rerank,
     sparse,
@@ -45,6 +46,7 @@ TASKS: dict[str, Task] = {
         token_classify.TASK,
         question_answering.TASK,
         fill_mask.TASK,
+        infer.TASK,
         generate.TASK,
     )
 }

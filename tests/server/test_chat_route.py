@@ -155,7 +155,7 @@ async def test_the_model_may_be_left_out(generator: GenerationServer) -> None:
     """Where one fits."""
     for path, body in (("chat/completions", {"messages": TURNS}), ("completions", {"prompt": "Once"})):
         response = await generator.client.post(f"/v1/{path}", json=body)
-        assert response.status_code == 400 and "add a field 'model' with one of writer, ids" in response.text
+        assert response.status_code == 400 and "name one of them in 'model': writer, ids" in response.text
     del generator.state.models["ids"]
     for path, body in (("chat/completions", {"messages": TURNS}), ("completions", {"prompt": "Once"})):
         response = await generator.client.post(f"/v1/{path}", json=body)

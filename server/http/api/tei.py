@@ -16,10 +16,10 @@ from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, check_places, run_job
 from server.http.replies import INLINE_ITEMS, write_reply
 from server.http.route import Route, Shape
-from server.http.state import ServerState
+from server.http.state import ServedModel, ServerState
 from server.tasks import classify
 from server.text.inputs import Input, Text
-from server.text.prompts import find_default
+from server.text.prompts import choose_prompt, find_default
 from server.text.tokenizer import Piece
 from server.text.work import Truncation
 
@@ -70,6 +70,7 @@ class TokenizeRequest(BaseModel):
 
     inputs: Annotated[str | Texts, Field(union_mode="left_to_right", description="a text or a list of texts")]
     add_special_tokens: StrictBool = True
+    prompt_name: ModelName | None = Field(None, description="One of the model's own prompts, before each text.")
     model: ModelName | None = Field(None, description="Needed only where several models are served.")
 
 
@@ -97,7 +98,15 @@ class PieceReply(TypedDict):
 
 async def predict(call: Call, state: ServerState) -> Reply:
     """A list of labels for a single input, a list of those for a batch."""
-    asked = parse_body(PredictRequest, call.take_body())
+    scores, model, is_batch = await compute_scores(call, state, parse_body(PredictRequest, call.take_body()))
+    write = partial(write_labels, scores, model.info, is_batch=is_batch)
+    return await write_reply(write, scores.size, INLINE_ITEMS, model)
+
+
+async def compute_scores(
+    call: Call, state: ServerState, asked: PredictRequest
+) -> tuple[classify.Rows, ServedModel, bool]:
+    """float32 `[n, labels]`, who computed them, and whether the client sent a batch."""
     model = state.pick_model(asked.model, classify.TASK)
     call.model = model.name
     inputs, is_batch = list_inputs(asked.inputs)
@@ -110,8 +119,7 @@ async def predict(call: Call, state: ServerState) -> Reply:
     except InputTooLong as error:
         raise InputTooLong(f"{error.message}, or set truncate to true", error.param) from None
     scores = logits if asked.raw_scores else classify.compute_scores(logits, model.info)
-    write = partial(write_labels, scores, model.info, is_batch=is_batch)
-    return await write_reply(write, scores.size, INLINE_ITEMS, model)
+    return scores, model, is_batch
 
 
 def write_labels(scores: classify.Rows, info: ModelInfo, *, is_batch: bool) -> bytes:
@@ -141,17 +149,26 @@ def build_text(item: Any, place: str) -> Text:
 
 
 async def tokenize(call: Call, state: ServerState) -> Reply:
-    """It takes a place like any other call: tokenising costs time too."""
-    asked = parse_body(TokenizeRequest, call.take_body())
+    pieces, model = await describe_tokens(call, state, parse_body(TokenizeRequest, call.take_body()))
+    return Reply(await model.tokenizer.run(partial(write_pieces, pieces)))
+
+
+async def describe_tokens(
+    call: Call, state: ServerState, asked: TokenizeRequest
+) -> tuple[list[list[Piece]], ServedModel]:
+    """Of each text. It takes a place like any other call: tokenising costs time too."""
     model = state.pick_model(asked.model, None)
     call.model = model.name
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
+    if asked.prompt_name is not None:
+        prompt = choose_prompt(model.info, name=asked.prompt_name)
+        texts = [prompt + text for text in texts]
     check_places(len(texts), model, "inputs")
     with model.admission.admit(len(texts), 0, deadline_s=call.deadline_s, tokens_per_s=0.0):
         pieces = await model.tokenizer.describe(texts, add_special_tokens=asked.add_special_tokens, field="inputs")
     call.times.num_inputs = len(texts)
     call.times.num_tokens = sum(len(item) for item in pieces)
-    return Reply(await model.tokenizer.run(partial(write_pieces, pieces)))
+    return pieces, model
 
 
 def write_pieces(texts: list[list[Piece]]) -> bytes:

@@ -15,7 +15,7 @@ from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, check_places, run_job
 from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.route import Route
-from server.http.state import ServerState
+from server.http.state import ServedModel, ServerState
 from server.tasks import embed
 from server.text.prompts import choose_prompt
 
@@ -51,7 +51,12 @@ class DecodeRequest(BaseModel):
 
 async def embed_inputs(call: Call, state: ServerState) -> Reply:
     """A list of vectors, of one too."""
-    asked = parse_body(EmbedRequest, call.take_body())
+    rows, model = await compute_vectors(call, state, parse_body(EmbedRequest, call.take_body()))
+    return await write_reply(partial(write_vectors, rows), rows.size, INLINE_NUMBERS, model)
+
+
+async def compute_vectors(call: Call, state: ServerState, asked: EmbedRequest) -> tuple[Vectors, ServedModel]:
+    """float32 `[n, width]`, and who computed them."""
     model = state.pick_model(asked.model, embed.TASK)
     call.model = model.name
     params = embed.build_params(model.info, dimensions=asked.dimensions, normalize=asked.normalize)
@@ -64,10 +69,9 @@ async def embed_inputs(call: Call, state: ServerState) -> Reply:
         truncation=asked.choose_truncation(model.config.limits.truncation),
     )
     try:
-        rows = (await run_job(call, model, job))["embeddings"].values
+        return (await run_job(call, model, job))["embeddings"].values, model
     except InputTooLong as error:
         raise InputTooLong(f"{error.message}, or set truncate to true", error.param) from None
-    return await write_reply(partial(write_vectors, rows), rows.size, INLINE_NUMBERS, model)
 
 
 def write_vectors(rows: Vectors) -> bytes:
@@ -75,8 +79,11 @@ def write_vectors(rows: Vectors) -> bytes:
 
 
 async def decode(call: Call, state: ServerState) -> Reply:
+    return Reply(orjson.dumps(await decode_ids(call, state, parse_body(DecodeRequest, call.take_body()))))
+
+
+async def decode_ids(call: Call, state: ServerState, asked: DecodeRequest) -> list[str]:
     """It takes a place like any other call, as tokenising does."""
-    asked = parse_body(DecodeRequest, call.take_body())
     model = state.pick_model(asked.model, None)
     call.model = model.name
     lists: list[Any] = [asked.ids] if asked.ids and isinstance(asked.ids[0], int) else asked.ids
@@ -85,7 +92,7 @@ async def decode(call: Call, state: ServerState) -> Reply:
         texts = await model.tokenizer.decode(lists, skip_special_tokens=asked.skip_special_tokens, field="ids")
     call.times.num_inputs = len(lists)
     call.times.num_tokens = sum(map(len, lists))
-    return Reply(orjson.dumps(texts))
+    return texts
 
 
 ROUTES = (

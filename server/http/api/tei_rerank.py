@@ -1,6 +1,6 @@
 """text-embeddings-inference's reranker and similarity routes, as its clients speak them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
@@ -66,19 +66,24 @@ class Rank(TypedDict):
 async def rerank_texts(call: Call, state: ServerState) -> Reply:
     """Best first."""
     asked = parse_body(RerankRequest, call.take_body())
+    return reply_json(await rank_texts(call, state, asked, [asked.query]))
+
+
+async def rank_texts(call: Call, state: ServerState, asked: RerankRequest, queries: Sequence[str]) -> list[Rank]:
+    """Best first. `queries`: one for all texts, or one for each."""
     model = pick_ranker(state, asked.model)
     question = Question(
-        Side([asked.query], "query"),
+        Side(queries, "query"),
         Side(asked.texts, "texts"),
         asked.choose_truncation(model.config.limits.truncation),
         "raw" if asked.raw_scores else "sigmoid",
     )
     scores = await score_or_advise(call, model, question)
     values = scores.tolist()
-    ranks = [{"index": index, "score": values[index]} for index in rerank.rank_scores(scores)]
+    ranks: list[Rank] = [{"index": index, "score": values[index]} for index in rerank.rank_scores(scores)]
     if asked.return_text:
         ranks = [{**rank, "text": asked.texts[rank["index"]]} for rank in ranks]
-    return reply_json(ranks)
+    return ranks
 
 
 async def compare_sentences(call: Call, state: ServerState) -> Reply:

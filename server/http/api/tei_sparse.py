@@ -1,5 +1,6 @@
 """text-embeddings-inference's sparse vectors."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -14,7 +15,7 @@ from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, run_job
 from server.http.replies import INLINE_ITEMS, write_reply
 from server.http.route import Route
-from server.http.state import ServerState
+from server.http.state import ServedModel, ServerState
 from server.tasks import sparse
 from server.text.prompts import choose_prompt
 from server.wire.job import Ragged
@@ -35,7 +36,15 @@ class Weight(TypedDict):
 
 async def embed_sparse(call: Call, state: ServerState) -> Reply:
     """A list for each input, also for a single one."""
-    asked = parse_body(SparseRequest, call.take_body())
+    arrays, model = await compute_weights(call, state, parse_body(SparseRequest, call.take_body()))
+    write = partial(write_weights, arrays["indices"], arrays["weights"])
+    return await write_reply(write, len(arrays["weights"].values), INLINE_ITEMS, model)
+
+
+async def compute_weights(
+    call: Call, state: ServerState, asked: SparseRequest
+) -> tuple[Mapping[str, Ragged], ServedModel]:
+    """`indices` and `weights`, a row for each input, and who computed them."""
     model = state.pick_model(asked.model, sparse.TASK)
     call.model = model.name
     job = TextJob(
@@ -43,9 +52,7 @@ async def embed_sparse(call: Call, state: ServerState) -> Reply:
         prompt=choose_prompt(model.info, name=asked.prompt_name),
         truncation=asked.choose_truncation(model.config.limits.truncation),
     )
-    arrays = await run_job(call, model, job)
-    write = partial(write_weights, arrays["indices"], arrays["weights"])
-    return await write_reply(write, len(arrays["weights"].values), INLINE_ITEMS, model)
+    return await run_job(call, model, job), model
 
 
 def write_weights(indices: Ragged, weights: Ragged) -> bytes:

@@ -1,0 +1,205 @@
+"""The Open Inference Protocol v2 over gRPC, `inference.GRPCInferenceService`: what KServe and Triton's clients call."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from server.errors import InvalidField
+from server.http.api import oip_messages as proto
+from server.http.api.health import find_problems
+from server.http.api.oip_model import (
+    EXTENSIONS,
+    PLATFORM,
+    VERSION,
+    InferRequest,
+    Rows,
+    configure_model,
+    describe_model,
+    find_version,
+    infer_rows,
+    is_ready,
+    list_models,
+    refuse_loading,
+)
+from server.http.api.oip_stats import Duration, ModelStats, count_models
+from server.http.api.oip_tensors import decode
+from server.http.body import check_object
+from server.http.call import Call, Reply
+from server.http.docs import find_version as find_server_version
+from server.http.rpc import list_questions, list_rpcs, parse_message, parse_question, reply_message
+from server.http.state import ServerState
+
+SERVICE = "inference.GRPCInferenceService"
+CONTENTS: Mapping[str, str] = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "BYTES": "bytes_contents",
+}
+"""Where the values of an input are, by its datatype."""
+DATA_TYPES: Mapping[str, int] = {"TYPE_INT64": 9, "TYPE_FP32": 11, "TYPE_STRING": 13}
+"""Triton's numbers."""
+
+
+async def tell_live(call: Call, state: ServerState) -> Reply:
+    return reply_message(proto.Truth(True))
+
+
+async def tell_server_ready(call: Call, state: ServerState) -> Reply:
+    return reply_message(proto.Truth(not find_problems(state)))
+
+
+async def tell_model_ready(call: Call, state: ServerState) -> Reply:
+    asked = await parse_question(call, state, proto.NamedModel)
+    return reply_message(proto.Truth(is_ready(find_version(asked.name, asked.version, state), state)))
+
+
+async def tell_server(call: Call, state: ServerState) -> Reply:
+    return reply_message(proto.ServerMetadata(PLATFORM, find_server_version(), list(EXTENSIONS)))
+
+
+async def tell_model(call: Call, state: ServerState) -> Reply:
+    asked = await parse_question(call, state, proto.NamedModel)
+    facts = describe_model(find_version(asked.name, asked.version, state))
+    inputs, outputs = (
+        [proto.TensorMetadata(each["name"], each["datatype"], np.array(each["shape"])) for each in tensors]
+        for tensors in (facts["inputs"], facts["outputs"])
+    )
+    return reply_message(proto.ModelMetadata(facts["name"], facts["versions"], facts["platform"], inputs, outputs))
+
+
+async def tell_config(call: Call, state: ServerState) -> Reply:
+    asked = await parse_question(call, state, proto.NamedModel)
+    config = configure_model(find_version(asked.name, asked.version, state))
+    inputs = [
+        proto.TensorConfig(each["name"], DATA_TYPES[each["data_type"]], np.array(each["dims"]), each["optional"])
+        for each in config["input"]
+    ]
+    outputs = [
+        proto.OutputConfig(each["name"], DATA_TYPES[each["data_type"]], np.array(each["dims"]))
+        for each in config["output"]
+    ]
+    names = (config["name"], config["platform"], config["max_batch_size"])
+    return reply_message(proto.ModelConfigResponse(proto.ModelConfig(*names, inputs, outputs, config["backend"])))
+
+
+async def tell_statistics(call: Call, state: ServerState) -> Reply:
+    """Of all models where none is named."""
+    asked = await parse_question(call, state, proto.NamedModel)
+    names = [find_version(asked.name, asked.version, state).name] if asked.name else list(state.models)
+    stats = [write_stats(found) for found in count_models(names, state.metrics)]
+    return reply_message(proto.ModelStatisticsResponse(stats))
+
+
+def write_stats(found: ModelStats) -> proto.ModelStatistics:
+    def write(duration: Duration) -> proto.Duration:
+        return proto.Duration(duration["count"], duration["ns"])
+
+    times = found["inference_stats"]
+    stats = proto.InferStatistics(
+        *(write(times["success"]), write(times["fail"]), write(times["queue"])),
+        *(write(times["compute_input"]), write(times["compute_infer"])),
+    )
+    counts = (found["inference_count"], found["execution_count"])
+    return proto.ModelStatistics(found["name"], found["version"], *counts, stats)
+
+
+async def tell_repository(call: Call, state: ServerState) -> Reply:
+    asked = await parse_question(call, state, proto.RepositoryIndexRequest)
+    models = [proto.ModelIndex(**found) for found in list_models(state, only_ready=asked.ready)]
+    return reply_message(proto.RepositoryIndexResponse(models))
+
+
+async def refuse_load(call: Call, state: ServerState) -> Reply:
+    raise refuse_loading()
+
+
+async def infer_message(call: Call, state: ServerState) -> Reply:
+    """Outputs come as inputs did: raw, or each in its tensor."""
+    message = parse_message(call, state, proto.ModelInferRequest)
+    model = find_version(message.model_name, message.model_version, state)
+    call.model = model.name
+    asked, parts = read_request(message)
+    rows = await infer_rows(call, model, asked, parts)
+    answer = write_answer(rows, is_raw=bool(message.raw_input_contents))
+    answer.model_name, answer.model_version, answer.id = model.name, VERSION, message.id
+    return reply_message(answer)
+
+
+def read_request(message: proto.ModelInferRequest) -> tuple[InferRequest, Sequence[memoryview | None]]:
+    """As the body of REST has it, and each input's bytes where it is raw. Raises InvalidField."""
+    parts: Sequence[memoryview | None] = message.raw_input_contents or [None] * len(message.inputs)
+    if len(parts) != len(message.inputs):
+        raise InvalidField(
+            f"raw_input_contents must have one entry for each of the {len(message.inputs)} inputs, or none; it has "
+            f"{len(parts)}",
+            param="raw_input_contents",
+        )
+    pairs = zip(message.inputs, parts, strict=True)
+    asked = check_object(
+        InferRequest,
+        {
+            "id": message.id or None,
+            "parameters": read_parameters(message.parameters),
+            "inputs": [read_tensor(tensor, is_raw=part is not None) for tensor, part in pairs],
+            "outputs": [{"name": wish.name} for wish in message.outputs] or None,
+        },
+    )
+    return asked, parts
+
+
+def read_tensor(tensor: proto.Tensor, *, is_raw: bool) -> dict[str, Any]:
+    """Raises InvalidField."""
+    if is_raw and tensor.contents is not None:
+        raise InvalidField(
+            f"inputs: {tensor.name[:100]} must have either contents or an entry of raw_input_contents", param="inputs"
+        )
+    values = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape.tolist()}
+    kind = CONTENTS.get(tensor.datatype)
+    if is_raw or kind is None:
+        return values
+    given = getattr(tensor.contents or proto.TensorContents(), kind)
+    data = [decode(memoryview(each)) for each in given] if kind == "bytes_contents" else given.tolist()
+    return {**values, "data": data}
+
+
+def read_parameters(entries: Sequence[proto.NamedParameter]) -> dict[str, Any]:
+    """Those that have a value."""
+    found: dict[str, Any] = {}
+    for entry in entries:
+        value = entry.value or proto.Parameter()
+        said = (value.bool_param, value.int64_param, value.string_param, value.double_param, value.uint64_param)
+        found.update((entry.key, each) for each in said if each is not None)
+    return found
+
+
+def write_answer(rows: Mapping[str, Rows], *, is_raw: bool) -> proto.ModelInferResponse:
+    tensors = [proto.Tensor(name, "FP32", np.array(values.shape)) for name, values in rows.items()]
+    if is_raw:
+        raw = [values.astype("<f4", copy=False).tobytes() for values in rows.values()]
+        return proto.ModelInferResponse(outputs=tensors, raw_output_contents=raw)
+    for tensor, values in zip(tensors, rows.values(), strict=True):
+        tensor.contents = proto.TensorContents(fp32_contents=values.reshape(-1))
+    return proto.ModelInferResponse(outputs=tensors)
+
+
+RPCS = (
+    *list_questions(SERVICE, {"ServerLive": tell_live, "ServerReady": tell_server_ready}, is_open=True),
+    *list_questions(
+        SERVICE,
+        {
+            "ModelReady": tell_model_ready,
+            "ServerMetadata": tell_server,
+            "ModelMetadata": tell_model,
+            "ModelConfig": tell_config,
+            "ModelStatistics": tell_statistics,
+            "RepositoryIndex": tell_repository,
+            "RepositoryModelLoad": refuse_load,
+            "RepositoryModelUnload": refuse_load,
+        },
+    ),
+    *list_rpcs(SERVICE, {"ModelInfer": infer_message}),
+)
