@@ -68,3 +68,19 @@ async def test_models_are_listed_with_their_named_heads(server: Server) -> None:
     assert [each["id"] for each in listed] == ["embedder", "embedder/mood", "embedder/topic", "classifier"]
     assert [each["task"] for each in listed] == ["embed", "classify", "classify", "classify"]
     assert (await server.client.get("/v1/models/embedder/topic")).json()["id"] == "embedder/topic"
+
+
+async def test_several_heads_in_one_pass(server: Server) -> None:
+    """The Open Inference Protocol names outputs: one job reads those of several heads."""
+    described = (await server.client.get("/v2/models/embedder")).json()
+    widths = {each["name"]: each["shape"][1] for each in described["outputs"]}
+    assert widths == {"embeddings": EMBED_DIM, "mood.logits": len(LABELS), "topic.logits": 2}
+    ids = {"name": "input_ids", "shape": [1, 2], "datatype": "INT64", "data": PAIR}
+    wanted = [{"name": "topic.logits"}, {"name": "embeddings"}]
+    answer = await server.client.post("/v2/models/embedder/infer", json={"inputs": [ids], "outputs": wanted})
+    found = {each["name"]: each["data"] for each in answer.json()["outputs"]}
+    assert list(found) == ["topic.logits", "embeddings"]
+    np.testing.assert_allclose(found["topic.logits"], compute_row(np.array(PAIR), 2), rtol=1e-6)
+    np.testing.assert_allclose(found["embeddings"], compute_row(np.array(PAIR), EMBED_DIM), rtol=1e-6)
+    (job,) = server.embed.jobs
+    assert job.outputs == {name: name for name in found}
