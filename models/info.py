@@ -91,6 +91,8 @@ class ModelInfo:
     """Generators: the tokens that end an answer."""
     answer_token_ids: tuple[int, ...] = ()
     """Language models that judge pairs: yes and no, whose logits' difference is the score, or yes alone."""
+    opens_answer: bool = False
+    """Of those: their chat template is to end where the answer begins."""
     head: str = ""
     """Its name among the heads of one trunk; empty for that which the model's own directory is made for."""
 
@@ -117,6 +119,7 @@ def read_info(
         type_vocab_size=count_types(path, keys) if tokenization.has_token_types else 1,
         max_input_tokens=tokenization.max_input_tokens,
         do_lower_case=tokenization.do_lower_case,
+        opens_answer=tokenization.opens_answer,
         output_dim=require_number(path, keys, "hidden_size"),
     )
     if task == "generate":

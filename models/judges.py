@@ -36,9 +36,10 @@ def read_answers(directory: Path, transformer: Path) -> tuple[int, ...]:
 def find_token(directory: Path, word: str) -> int:
     """Raises ModelDirectoryError where the vocabulary has no such token."""
     path = directory / "tokenizer.json"
-    model = read_object(path).get("model") if path.exists() else None
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    found = vocabulary.get(word) if isinstance(vocabulary, dict) else None
+    keys = read_object(path) if path.exists() else {}
+    vocabulary = (keys.get("model") or {}).get("vocab")
+    added = {token.get("content"): token.get("id") for token in keys.get("added_tokens") or ()}
+    found = added.get(word, vocabulary.get(word) if isinstance(vocabulary, dict) else None)
     if not isinstance(found, int):
         raise ModelDirectoryError(
             f"{path}: there is no token {word!r}, which the answers of a model that judges pairs are read by. Leave "

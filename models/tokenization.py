@@ -11,9 +11,11 @@ OWN_FILES = tuple(
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 """sentence-transformers' names of its settings of the Transformer: it takes the first that says anything."""
+OPENING: Keys = {"chat_template": {"add_generation_prompt": True}}
+"""Chat templates are to end where an answer begins."""
 OWN_KEYS: Keys = {
-    "module_output_name": ("token_embeddings", "scores"),
-    "processing_kwargs": ({},),
+    "module_output_name": ("token_embeddings", "scores", "causal_logits"),
+    "processing_kwargs": ({}, OPENING),
     "tokenizer_name_or_path": (),
     "config_args": ({},),
     "config_kwargs": ({},),
@@ -37,6 +39,8 @@ class Tokenization:
     """Before the tokenizer, whatever it does itself."""
     has_token_types: bool
     """False: all types are 0, in pairs too."""
+    opens_answer: bool
+    """Chat templates are to end where an answer begins."""
 
 
 def read_tokenization(folder: Path, keys: Keys) -> Tokenization:
@@ -52,6 +56,7 @@ def read_tokenization(folder: Path, keys: Keys) -> Tokenization:
         max_input_tokens=positions if limit is None else min(limit, positions),
         do_lower_case=bool(own.get("do_lower_case")),
         has_token_types=has_token_types(tokenizer_path, tokenizer),
+        opens_answer=own.get("processing_kwargs") == OPENING,
     )
 
 

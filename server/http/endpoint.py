@@ -43,6 +43,8 @@ class TextJob:
     settle: Settle | None = None
     prompt: str = ""
     """Stands before each text."""
+    ending: str = ""
+    """Stands behind each text, as special tokens make it, and is never cut off. With it texts get no others."""
     truncation: Truncation = "error"
     cuts_first: bool = False
     """Of pairs truncation cuts the first text only."""
@@ -152,6 +154,8 @@ class OpenJob:
     async def encode(self) -> list[TokenSequence]:
         """Raises InvalidField, also where windows are more than a call may have inputs."""
         job, tokenizer = self.job, self.model.tokenizer
+        if job.ending:
+            return await self.encode_with_ending()
         if not job.wants_places:
             return await tokenizer.encode(
                 self.inputs,
@@ -170,6 +174,18 @@ class OpenJob:
                 texts, stride=job.stride, max_windows=limit, field=job.field, max_tokens=job.max_input_tokens
             )
         return [window.sequence for windows in self.windows for window in windows]
+
+    async def encode_with_ending(self) -> list[TokenSequence]:
+        job, tokenizer = self.job, self.model.tokenizer
+        (ending,) = await tokenizer.encode([job.ending], truncation="error", field=job.field, add_special_tokens=False)
+        sequences = await tokenizer.encode(
+            self.inputs,
+            truncation=job.truncation,
+            field=job.field,
+            add_special_tokens=False,
+            max_tokens=tokenizer.limit_tokens(job.max_input_tokens) - ending.num_tokens,
+        )
+        return [TokenSequence(np.concatenate([each.input_ids, ending.input_ids])) for each in sequences]
 
     def build_job(self) -> Job:
         return Job(

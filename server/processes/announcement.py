@@ -46,4 +46,4 @@ def find_example(model: DeployedModel) -> Example:
     """A request that this model answers."""
     has_tokenizer = (model.text_directory / "tokenizer.json").exists()
     has_chat_template = load_chat_template(model.text_directory, model.config.chat.template).is_there
-    return model.head.make_example(model.config.name, has_tokenizer, has_chat_template)
+    return model.head.make_example(model.info, model.config.name, has_tokenizer, has_chat_template)

@@ -73,8 +73,15 @@ def describe_output(info: ModelInfo) -> str:
     return f"{info.output_dim} labels out"
 
 
-def make_example(name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
+def make_example(info: ModelInfo, name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
+    if info.output_dim == 1:
+        return Example("/rerank", {"query": "What is a panda?", "texts": ["A bear that eats bamboo.", "A small car."]})
     return Example("/predict", {"inputs": "Hello, world"})
+
+
+def suits(info: ModelInfo) -> bool:
+    """A language model that judges pairs has no labels for texts."""
+    return not info.answer_token_ids
 
 
 HEAD = Head("classify", Work.ENCODE, check_config, describe_graph, describe_output, make_example)
@@ -84,4 +91,5 @@ TASK = Task(
     params=ClassifyParams,
     routes=("POST /predict", "POST /classify"),
     reduce=reduce,
+    suits=suits,
 )

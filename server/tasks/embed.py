@@ -97,7 +97,7 @@ def describe_output(info: ModelInfo) -> str:
     return f"{info.output_dim} numbers out"
 
 
-def make_example(name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
+def make_example(info: ModelInfo, name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
     text = "Hello, world" if has_tokenizer else [1, 2, 3]
     return Example("/v1/embeddings", {"model": name, "input": text, "encoding_format": "float"})
 

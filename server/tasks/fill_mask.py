@@ -100,7 +100,7 @@ def describe_output(info: ModelInfo) -> str:
     return f"{info.output_dim} words for each masked place out"
 
 
-def make_example(name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
+def make_example(info: ModelInfo, name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
     return Example(f"/models/{name}", {"inputs": "Paris is the [MASK] of France."})
 
 

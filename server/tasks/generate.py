@@ -112,7 +112,7 @@ def describe_output(info: ModelInfo) -> str:
     return "answer included"
 
 
-def make_example(name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
+def make_example(info: ModelInfo, name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
     if has_chat_template:
         messages = [{"role": "user", "content": "Hello"}]
         return Example("/v1/chat/completions", {"model": name, "messages": messages, "stream": True})

@@ -39,5 +39,5 @@ class Head:
     describe_graph: Callable[[ModelInfo], tuple[ArraySpec, ...]]
     """What a graph for it computes; for engines that have none."""
     describe_output: Callable[[ModelInfo], str]
-    make_example: Callable[[str, bool, bool], Example]
-    """(model's name, it has a tokenizer, it has a chat template)."""
+    make_example: Callable[[ModelInfo, str, bool, bool], Example]
+    """(model, its name, it has a tokenizer, it has a chat template)."""

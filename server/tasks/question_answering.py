@@ -147,7 +147,7 @@ def describe_output(info: ModelInfo) -> str:
     return "where answers begin and end out"
 
 
-def make_example(name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
+def make_example(info: ModelInfo, name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
     asked = {"question": "Where do I live?", "context": "My name is Clara and I live in Berkeley."}
     return Example(f"/models/{name}", {"inputs": asked})
 

@@ -46,7 +46,7 @@ def describe_output(info: ModelInfo) -> str:
     return f"weights of {info.output_dim} tokens out"
 
 
-def make_example(name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
+def make_example(info: ModelInfo, name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
     return Example("/embed_sparse", {"inputs": "Hello, world" if has_tokenizer else [1, 2, 3]})
 
 

@@ -177,7 +177,7 @@ def describe_output(info: ModelInfo) -> str:
     return f"{info.output_dim} labels for each token out"
 
 
-def make_example(name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
+def make_example(info: ModelInfo, name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
     return Example(f"/models/{name}", {"inputs": "My name is Clara and I live in Berkeley."})
 
 

@@ -30,7 +30,7 @@ def describe_output(info: ModelInfo) -> str:
     return f"{info.output_dim} numbers for each token out"
 
 
-def make_example(name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
+def make_example(info: ModelInfo, name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
     return Example("/embed_all", {"inputs": "Hello, world" if has_tokenizer else [[1, 2, 3]]})
 
 
