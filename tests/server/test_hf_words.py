@@ -17,6 +17,7 @@ from test_hf_pipelines import check_same
 from tiny_tokenizers import KINDS, MAX_TOKENS, build_tokenizer
 
 from models.info import ModelInfo
+from runtime.batch import ArraySpec
 from server.wire.job import Job, Ragged, join_rows
 
 pytestmark = pytest.mark.anyio
@@ -34,12 +35,14 @@ class ModelEngine(FakeEngine):
 
     theirs: Any = None
 
-    def compute_values(self, job: Job, *, is_by_token: bool) -> Ragged:
+    def compute_values(self, job: Job, spec: ArraySpec) -> Ragged:
         types = job.inputs.get("token_type_ids")
         rows = [
             compute_rows(self.theirs, job.input_ids.row(index), None if types is None else types.row(index))
             for index in range(job.num_inputs)
         ]
+        if spec.dims[0] == "num_logits":
+            rows = [each[job.inputs["logit_rows"].row(index)] for index, each in enumerate(rows)]
         return join_rows(rows)
 
 
