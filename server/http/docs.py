@@ -84,7 +84,7 @@ def describe_request(route: Route) -> dict[str, Any]:
     described: dict[str, Any] = {"parameters": list(list_parameters(route))}
     if route.schema is not None:
         schema = inline(route.schema, route.schema.get("$defs", {}))
-        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        described["requestBody"] = {"required": route.needs_body, "content": {"application/json": {"schema": schema}}}
     return described
 
 

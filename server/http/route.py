@@ -26,7 +26,8 @@ RenderError = Callable[[ServiceError], Shape]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`path` may hold `{name}`, which matches anything. `schema`: of the body, which a POST has.
+    """`path` may hold `{name}`, which matches anything. `schema`: of the body, which a POST has; it may be empty
+    where it `needs_body` not.
 
     The OpenAPI document says of the answers: `reply`, the type of a 200's JSON, None where it is none; `other_replies`,
     by their media types; `error_reply`, the type of an error's JSON; `errors`, the kinds of them that a GET may answer:
@@ -43,6 +44,7 @@ class Route:
     summary: str
     tag: str
     schema: Mapping[str, Any] | None = None
+    needs_body: bool = True
     reply: Any = None
     other_replies: Mapping[str, Any] = field(default_factory=dict)
     error_reply: Any = dict[str, Any]

@@ -184,4 +184,4 @@ async def test_of_the_engine(server: Server) -> None:
 async def test_several_cross_encoders_are_told_apart(make_server: MakeServer) -> None:
     server = make_server(others={"ranker": RANKER, "other": RANKER})
     response = await server.client.post("/v1/rerank", json={"query": "word1", "documents": ["word2"]})
-    check_shared(response, 400, "invalid_value", "'model' with one of ranker, other")
+    check_shared(response, 400, "invalid_value", "name one of them in 'model': ranker, other")

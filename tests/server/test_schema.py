@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import INFOS, SPARSE, build_state
+from conftest import EMBEDDER, INFOS, SPARSE, build_state
 from fake_generator import build_generation_server
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import from_schema
@@ -30,7 +30,9 @@ CHECKS = {
 @pytest.fixture(scope="module")
 def app(tokenizer: Tokenizer, generator_directory: Path, pool: ThreadPoolExecutor) -> App:
     """With models of all tasks."""
-    state = build_state(tokenizer, LimitsConfig(), HttpConfig(allow_priority=True), {**INFOS, "splade": SPARSE})
+    tokens = replace(EMBEDDER, task="token_embed", head="tokens", normalize=False)
+    infos = {**INFOS, "splade": SPARSE}
+    state = build_state(tokenizer, LimitsConfig(), HttpConfig(allow_priority=True), infos, {"embedder": [tokens]})
     state.models["writer"] = build_generation_server(generator_directory, pool).state.models["writer"]
     return App(state)
 

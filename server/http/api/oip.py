@@ -228,6 +228,7 @@ ROUTES = (
     Route(
         *("POST", "/v2/repository/index", index_repository, render_error, "The models there are", TAG),
         schema=IndexRequest.model_json_schema(),
+        needs_body=False,
         reply=list[ModelIndex],
         error_reply=OipErrorReply,
     ),
