@@ -9,6 +9,7 @@ from pathlib import Path
 from models.defaults import Keys
 from models.keys import ModelDirectoryError, read_architecture, read_keys, read_object, require_number
 from models.labels import read_labels, read_problem_type, read_score_activation
+from models.late_interaction import LateInteraction, is_late_interaction, read_late_interaction
 from models.module_chain import check_is_whole, check_scorer, find_transformer, read_modules
 from models.settings import FILE_NAME, read_matryoshka_dimensions, read_prompts, read_settings, read_truncate_dim
 from models.sparse_modules import check_sparse, is_sparse
@@ -35,7 +36,7 @@ class ModelInfo:
 
     architecture: str
     task: str
-    """`embed`, `token_embed`, `sparse`, `classify`, `token_classify` or `generate`."""
+    """`embed`, `token_embed`, `multi_vector`, `sparse`, `token_weights`, `classify`, `token_classify` or `generate`."""
     vocab_size: int
     type_vocab_size: int
     """1 where the model has no token types, or its tokenizer gives it none: all types are 0."""
@@ -79,6 +80,10 @@ class ModelInfo:
     """Masked language models: their output table is that of the tokens."""
     eos_token_ids: tuple[int, ...] = ()
     """Generators: the tokens that end an answer."""
+    late_interaction: LateInteraction | None = None
+    """Models that give a vector of each token to compare them by: how queries and documents are read."""
+    skipped_tokens: tuple[str, ...] = ()
+    """As the vocabulary writes them: what they have is not among the answers of heads over tokens."""
     head: str = ""
     """Its name among the heads of one trunk; empty for that which the model's own directory is made for."""
 
@@ -95,7 +100,11 @@ def read_info(
     path = folder / "config.json"
     keys = read_keys(folder)
     architecture = read_architecture(keys)
-    task = choose_task(path, architecture, "sparse" if task == "auto" and is_sparse(directory) else task)
+    if task == "auto" and is_sparse(directory):
+        task = "sparse"
+    elif task == "auto" and is_late_interaction(directory, keys):
+        task = "multi_vector"
+    task = choose_task(path, architecture, task)
     tokenization = read_tokenization(folder, keys)
     info = ModelInfo(
         architecture=architecture,
@@ -112,6 +121,8 @@ def read_info(
     if task == "token_classify":
         labels = read_labels(path, keys)
         return replace(info, output_dim=len(labels), id2label=labels)
+    if task == "multi_vector":
+        return complete_multi_vector(info, directory, keys)
     settings = read_settings(directory, task)
     prompts = read_prompts(directory / FILE_NAME, settings)
     info = replace(info, prompts=prompts.texts, default_prompt_name=prompts.default_name)
@@ -157,6 +168,22 @@ def complete_sparse(info: ModelInfo, directory: Path, keys: Keys) -> ModelInfo:
     if is_sparse(directory):
         check_sparse(directory)
     return replace(info, output_dim=info.vocab_size, has_tied_words=bool(keys.get("tie_word_embeddings", True)))
+
+
+def complete_multi_vector(info: ModelInfo, directory: Path, keys: Keys) -> ModelInfo:
+    """Its own limits win over the tokenizer's."""
+    num_positions = count_positions(directory / info.transformer / "config.json", keys)
+    found = read_late_interaction(directory, keys, info.max_input_tokens, num_positions)
+    return replace(
+        info,
+        max_input_tokens=max(found.settings.max_query_tokens, found.settings.max_document_tokens),
+        output_dim=found.output_dim,
+        modules=found.modules,
+        normalize=found.normalize,
+        prompts=found.prompts,
+        late_interaction=found.settings,
+        skipped_tokens=found.skipped_tokens,
+    )
 
 
 def complete_embedder(

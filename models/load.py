@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from models.config import EncoderConfig, read_config
 from models.decoder_config import read_decoder_config
@@ -14,14 +15,18 @@ from models.head_modules import build_modules, open_module_weights
 from models.heads import (
     ClassificationHead,
     EmbeddingHead,
+    MultiVectorHead,
     PromptlessEmbeddingHead,
     SparseHead,
     TextModel,
     TokenClassificationHead,
     TokenEmbeddingHead,
+    TokenWeightHead,
 )
 from models.info import CLASSIFIER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX, ModelInfo
 from models.keys import ModelDirectoryError, read_keys
+from models.late_interaction import ARCHITECTURE
+from models.module_chain import FEATURES
 from models.pooling import check_modes
 from models.registry import find_decoder, find_family
 from models.weights import check_weights, have_equal_values, open_checkpoint, rename_tensors, resolve_tied_head
@@ -63,7 +68,9 @@ def load_encoder(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead])
     with torch.device("meta"):
         head = build_head(directory, family, config, info)
         further = {each.info.head: build_head(each.directory, family, config, each.info) for each in heads}
-        model = TextModel(family.encoder(config), head, further)
+        late = info.late_interaction
+        is_masked = late is not None and late.has_unseen_tokens
+        model = TextModel(family.encoder(config), head, further, has_unseen_tokens=is_masked)
     tensors = open_with_head(directory, family, info)
     for each in heads:
         tensors |= open_further_head(each, family, directory, tensors)
@@ -97,11 +104,11 @@ def open_with_head(directory: Path, family: Family, info: ModelInfo) -> dict[str
     return tensors
 
 
-def build_head(
-    directory: Path, family: Family, config: EncoderConfig, info: ModelInfo
-) -> ClassificationHead | EmbeddingHead | SparseHead | TokenClassificationHead | TokenEmbeddingHead:
+def build_head(directory: Path, family: Family, config: EncoderConfig, info: ModelInfo) -> nn.Module:
     if info.task == "token_embed":
         return TokenEmbeddingHead()
+    if info.task in ("multi_vector", "token_weights"):
+        return build_token_head(directory, config, info)
     if info.task == "sparse":
         activation = family.word_head_activation or config.activation
         return SparseHead(config, activation, is_tied=info.has_tied_words)
@@ -115,6 +122,14 @@ def build_head(
     return head(info.pooling, modules, info.normalize, info.output_dim if info.output_dim < width else None)
 
 
+def build_token_head(directory: Path, config: EncoderConfig, info: ModelInfo) -> MultiVectorHead | TokenWeightHead:
+    """Raises ModelDirectoryError where a linear layer has another width than other files say."""
+    modules, width = build_modules(directory, info.modules, config.hidden_size, FEATURES.tokens)
+    if width != info.output_dim:
+        raise ModelDirectoryError(f"{directory}: vectors have {width} numbers and not {info.output_dim}, as it says")
+    return MultiVectorHead(modules, info.normalize) if info.task == "multi_vector" else TokenWeightHead(modules)
+
+
 def open_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, LazyWeight]:
     """The checkpoint under our names. Embedding with a classifier's checkpoint leaves its head unused.
 
@@ -123,8 +138,9 @@ def open_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, Laz
     renames = [(pattern, TRUNK + target) for pattern, target in family.renames]
     ignored = list(family.ignored)
     head_renames = choose_head_renames(family, info)
-    if info.task in ("embed", "token_embed"):
+    if info.task in ("embed", "token_embed", "multi_vector", "token_weights"):
         ignored += [pattern for pattern, _ in head_renames]
+        ignored += [r"linear\.weight"] if info.architecture == ARCHITECTURE else []
     else:
         renames += [(pattern, f"head.{target}") for pattern, target in head_renames]
     checkpoint = open_checkpoint(folder)

@@ -7,18 +7,22 @@ from models.further_heads import name_output
 from models.info import ModelInfo
 from runtime.batch import ArraySpec
 from server.config import ConfigError
-from server.tasks import classify, embed, generate, rerank, sparse, token_classify, token_embed
+from server.tasks import classify, embed, generate, multi_vector, rerank, sparse, token_classify, token_embed
 from server.tasks.head import Head
 from server.tasks.task import Task
 
 HEADS: dict[str, Head] = {
     head.name: head
-    for head in (embed.HEAD, token_embed.HEAD, sparse.HEAD, classify.HEAD, token_classify.HEAD, generate.HEAD)
+    for head in (
+        *(embed.HEAD, token_embed.HEAD, multi_vector.HEAD, sparse.HEAD, sparse.TOKEN_HEAD),
+        *(classify.HEAD, token_classify.HEAD, generate.HEAD),
+    )
 }
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        *(embed.TASK, token_embed.TASK, sparse.TASK, classify.TASK, rerank.TASK, token_classify.TASK, generate.TASK),
+        *(embed.TASK, multi_vector.TASK, token_embed.TASK, sparse.TASK),
+        *(classify.TASK, rerank.TASK, token_classify.TASK, generate.TASK),
     )
 }
 

@@ -51,7 +51,9 @@ class Stack:
         )
         self.server = server
         self.engine = GatedEngine(info)
-        self.batcher = PackedBatcher(StepLimits(64, 8, 0.0), CostModel(), info.outputs, {"embed": embed.reduce})
+        self.batcher = PackedBatcher(
+            StepLimits(64, 8, 0.0), CostModel(), info.outputs, {"embed": embed.TASK.reduce_rows}
+        )
         self.loop = EngineLoop(
             self.batcher,
             DeviceThread(self.engine, "engine"),

@@ -40,8 +40,9 @@ async def embed_sparse(call: Call, state: ServerState) -> Reply:
     asked = parse_body(SparseRequest, call.take_body())
     model = state.pick_model(asked.model, sparse.TASK)
     call.model = model.name
+    params = sparse.SparseParams(model.tokenizer.find_ids(model.info.skipped_tokens))
     job = TextJob(
-        *(sparse.TASK, list_inputs(asked.inputs), "inputs", sparse.SparseParams()),
+        *(sparse.TASK, list_inputs(asked.inputs), "inputs", params),
         prompt=choose_prompt(model.info, name=asked.prompt_name),
         truncation=asked.choose_truncation(model.config.limits.truncation),
     )
