@@ -176,7 +176,9 @@ def read_modules(directory: Path, *, is_pylate: bool) -> tuple[tuple[tuple[str, 
             )
         if kind == "Normalize" and not is_pylate:
             settings = directory / folder / "config.json"
-            check_features(settings, {"module_input_name": FEATURES.pooled} | read_optional(settings), FEATURES.tokens)
+            found = read_optional(settings)
+            named = {"module_input_name": found.get("module_input_name") or FEATURES.pooled}
+            check_features(settings, found | named, FEATURES.tokens)
         if kind == MASK:
             mask = folder
         elif kind == "Dense" or (kind == "Normalize" and not is_pylate):

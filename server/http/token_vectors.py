@@ -1,4 +1,4 @@
-"""Jobs for a vector of each token, whatever protocol asks: of ColBERTs by the rules of a side, of others as texts are."""
+"""Jobs for a vector of each token, whatever protocol asks: ColBERTs have rules for queries and documents."""
 
 from collections.abc import Sequence
 

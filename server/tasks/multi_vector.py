@@ -1,4 +1,4 @@
-"""Late interaction (ColBERT): a vector for each token of queries and documents, and the scores that are made of them."""
+"""Late interaction (ColBERT): a vector for each token of queries and documents, and the scores made of them."""
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ from server.wire.job import Ragged
 
 Rows = npt.NDArray[np.float32]
 """`[num_tokens, dim]`."""
+
+INLINE_BLAS_PRODUCTS = 262_144
+"""OpenBLAS wakes no threads for so few multiplications, which would take cores from the engine."""
 
 
 def score_rows(queries: Ragged, documents: Ragged, *, is_mean: bool) -> npt.NDArray[np.float32]:
@@ -30,7 +33,8 @@ def score_pair(query: Rows, document: Rows, *, is_mean: bool) -> np.float32:
     """
     if not len(query) or not len(document):
         return np.float32(0)
-    nearest = (document @ query.T).max(axis=0)
+    step = max(1, INLINE_BLAS_PRODUCTS // query.size)
+    nearest = np.max([(document[at : at + step] @ query.T).max(axis=0) for at in range(0, len(document), step)], axis=0)
     score: np.float32 = nearest.mean() if is_mean else nearest.sum()
     return score
 

@@ -43,9 +43,10 @@ def reduce_tokens(weights: Ragged, input_ids: Ragged, params: SparseParams) -> A
 def largest(ids: Ids, values: Weights, skipped_ids: tuple[int, ...]) -> tuple[Ids, Weights]:
     is_kept = ~(np.isin(ids, skipped_ids) | (values <= 0))
     ids, values = ids[is_kept], values[is_kept]
-    order = np.lexsort((-values, ids))
-    found, first = np.unique(ids[order], return_index=True)
-    return found, values[order][first]
+    found, places = np.unique(ids, return_inverse=True)
+    most = np.zeros(len(found), np.float32)
+    np.maximum.at(most, places, values)
+    return found, most
 
 
 def reduce_logits(logits: npt.NDArray[np.float32]) -> Arrays:
