@@ -1,6 +1,6 @@
 """vLLM's pooling: whatever a model makes of its rows, as numbers: of an input, or of each of its tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -31,20 +31,12 @@ from server.text.prompts import find_default
 from server.wire.job import Ragged
 
 Rows = npt.NDArray[np.float32]
-Kind = Literal["embed", "classify", "token_embed", "token_classify"]
-TASKS: Mapping[Kind, Task] = {
-    "embed": embed.TASK,
-    "classify": classify.TASK,
-    "token_embed": token_embed.TASK,
-    "token_classify": token_classify.TASK,
+Activation = Callable[[Rows], Rows]
+TASKS: Mapping[str, Task] = {
+    task.name: task for task in (embed.TASK, classify.TASK, token_embed.TASK, token_classify.TASK)
 }
-"""By vLLM's names. Without one, the first that the model can do."""
-OUTPUTS: Mapping[Kind, str] = {
-    "embed": "embeddings",
-    "classify": "logits",
-    "token_embed": "token_embeddings",
-    "token_classify": "token_logits",
-}
+"""vLLM has the same names. Without one it is the first that the model can do."""
+NAMES = ", ".join(TASKS)
 
 
 class PoolingRequest(BaseModel):
@@ -54,7 +46,11 @@ class PoolingRequest(BaseModel):
 
     model: ModelName | None = Field(None, description="Needed only where several models could answer.")
     input: TextsOrIds
-    task: Kind | None = Field(None, description="The first of these that the model can do if absent.")
+    task: Label | None = Field(
+        None,
+        description=f"{NAMES}; the first of these that the model can do if absent.",
+        json_schema_extra={"enum": [*TASKS, None]},
+    )
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="`base64`: the bytes of all numbers of an input, fp32, little-endian."
     )
@@ -93,10 +89,10 @@ class PoolingReply(TypedDict):
 
 async def pool_inputs(call: Call, state: ServerState) -> Reply:
     asked = parse_body(PoolingRequest, call.take_body())
-    model, kind = pick_task(state, asked)
+    model, task = pick_task(state, asked)
     call.model = model.name
-    check_fields(asked, model, kind)
-    rows = (await run_job(call, model, describe_job(asked, model, kind)))[OUTPUTS[kind]]
+    check_fields(asked, model, task)
+    (rows,) = (await run_job(call, model, describe_job(asked, model, task))).values()
     num_tokens = call.times.num_tokens
     head = {
         "id": f"pool-{call.request_id.decode()}",
@@ -105,29 +101,31 @@ async def pool_inputs(call: Call, state: ServerState) -> Reply:
         "model": model.name,
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
     }
-    is_base64 = asked.encoding_format == "base64"
-    write = partial(write_answer, head, rows, model, kind, is_raw=asked.use_activation is False, is_base64=is_base64)
+    activate = as_they_are if asked.use_activation is False else find_activation(model, task)
+    write = partial(write_answer, head, rows, activate, is_base64=asked.encoding_format == "base64")
     return await write_reply(write, rows.values.size, model)
 
 
-def pick_task(state: ServerState, asked: PoolingRequest) -> tuple[ServedModel, Kind]:
+def pick_task(state: ServerState, asked: PoolingRequest) -> tuple[ServedModel, Task]:
     """Raises UnknownModel, InvalidField, WrongTask."""
-    if asked.task is not None:
-        return state.pick_model(asked.model, TASKS[asked.task]), asked.task
-    model = state.pick_model(asked.model, None)
-    for kind, task in TASKS.items():
-        if task.can_use(model.info):
-            return model, kind
-    return model.pick_head(embed.TASK), "embed"
+    if asked.task is None:
+        model = state.pick_model(asked.model, None)
+        task = next((task for task in TASKS.values() if task.can_use(model.info)), embed.TASK)
+        return model.pick_head(task), task
+    if asked.task not in TASKS:
+        raise InvalidField(f"task {asked.task[:50]!r} is not known; tasks are {NAMES}", param="task")
+    return state.pick_model(asked.model, TASKS[asked.task]), TASKS[asked.task]
 
 
-def check_fields(asked: PoolingRequest, model: ServedModel, kind: Kind) -> None:
-    """Raises InvalidField for what this cannot be given."""
-    if asked.dimensions is not None and kind != "embed":
-        raise InvalidField(f"dimensions is for the task embed, and this is {kind}; leave it out", param="dimensions")
+def check_fields(asked: PoolingRequest, model: ServedModel, task: Task) -> None:
+    """Raises InvalidField for what the task or the model has not."""
+    if asked.dimensions is not None and task is not embed.TASK:
+        raise InvalidField(
+            f"dimensions is for the task {embed.TASK.name}, and this is {task.name}; leave it out", param="dimensions"
+        )
     if asked.input_type is not None and model.info.late_interaction is None:
         raise InvalidField("input_type is for models for late interaction; leave it out", param="input_type")
-    if asked.use_activation is False and model.info.normalize and kind in ("embed", "token_embed"):
+    if asked.use_activation is False and model.info.normalize and task in (embed.TASK, token_embed.TASK):
         raise InvalidField(
             "use_activation cannot be false: this model scales its vectors to length 1 itself, which cannot be undone. "
             "Leave it out",
@@ -135,23 +133,8 @@ def check_fields(asked: PoolingRequest, model: ServedModel, kind: Kind) -> None:
         )
 
 
-def describe_job(asked: PoolingRequest, model: ServedModel, kind: Kind) -> TextJob:
-    inputs, priority = list_inputs(asked.input), asked.priority or 0
-    if kind == "token_embed":
-        job = build_job(model, inputs, "input", side=asked.input_type or "document", priority=priority)
-    else:
-        params = {
-            "embed": lambda: embed.build_params(model.info, dimensions=asked.dimensions),
-            "classify": classify.ClassifyParams,
-            "token_classify": token_classify.TokenClassifyParams,
-        }[kind]()
-        job = TextJob(
-            *(TASKS[kind], inputs, "input", params),
-            prompt=find_default(model.info),
-            truncation=model.config.limits.truncation,
-            priority=priority,
-        )
-    job = replace(job, add_special_tokens=asked.add_special_tokens)
+def describe_job(asked: PoolingRequest, model: ServedModel, task: Task) -> TextJob:
+    job = describe_whole(asked, model, task)
     if asked.truncate_prompt_tokens is None:
         return job
     truncation, most = limit_input(asked.truncate_prompt_tokens, asked.truncation_side, model)
@@ -159,25 +142,43 @@ def describe_job(asked: PoolingRequest, model: ServedModel, kind: Kind) -> TextJ
     return replace(job, truncation=truncation, max_input_tokens=min(limits, default=None))
 
 
-def write_answer(
-    head: dict[str, Any], rows: Ragged, model: ServedModel, kind: Kind, *, is_raw: bool, is_base64: bool
-) -> bytes:
-    values = rows.values if is_raw else activate(rows.values, model, kind)
+def describe_whole(asked: PoolingRequest, model: ServedModel, task: Task) -> TextJob:
+    """Before what the request says of long inputs."""
+    inputs, priority = list_inputs(asked.input), asked.priority or 0
+    if task is token_embed.TASK:
+        job = build_job(model, inputs, "input", side=asked.input_type or "document", priority=priority)
+        return replace(job, add_special_tokens=asked.add_special_tokens)
+    params = embed.build_params(model.info, dimensions=asked.dimensions) if task is embed.TASK else task.params()
+    return TextJob(
+        *(task, inputs, "input", params),
+        prompt=find_default(model.info),
+        truncation=model.config.limits.truncation,
+        add_special_tokens=asked.add_special_tokens,
+        priority=priority,
+    )
+
+
+def find_activation(model: ServedModel, task: Task) -> Activation:
+    """As vLLM's poolers: an input's vector is as the directory has it."""
+    if task is classify.TASK:
+        return partial(classify.compute_scores, info=model.info)
+    if task is token_classify.TASK:
+        return classify.compute_sigmoid if model.info.output_dim == 1 else classify.compute_softmax
+    return scale_rows if task is token_embed.TASK and not model.info.normalize else as_they_are
+
+
+def as_they_are(rows: Rows) -> Rows:
+    return rows
+
+
+def write_answer(head: dict[str, Any], rows: Ragged, activate: Activation, *, is_base64: bool) -> bytes:
+    values = activate(rows.values)
     parts: Sequence[Rows] = list(values) if rows.row_splits is None else np.split(values, rows.row_splits[1:-1])
     data = [
         {"index": index, "object": "pooling", "data": encode_base64(part) if is_base64 else encode_part(part)}
         for index, part in enumerate(parts)
     ]
     return orjson.dumps({**head, "data": data})
-
-
-def activate(values: Rows, model: ServedModel, kind: Kind) -> Rows:
-    """As vLLM does where nothing is said: vectors of an input are as the directory has them."""
-    if kind == "classify":
-        return classify.compute_scores(values, model.info)
-    if kind == "token_classify":
-        return classify.compute_softmax(values) if values.shape[1] > 1 else classify.compute_sigmoid(values)
-    return scale_rows(values) if kind == "token_embed" and not model.info.normalize else values
 
 
 def encode_part(part: Rows) -> Any:
