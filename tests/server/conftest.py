@@ -203,7 +203,7 @@ def build_state(
     limits: LimitsConfig,
     http: HttpConfig,
     infos: Mapping[str, ModelInfo],
-    heads: Mapping[str, Sequence[ModelInfo]],
+    heads: Mapping[str, Sequence[ModelInfo]] = {},
 ) -> ServerState:
     configs = tuple(ModelConfig(name=name, source=SourceConfig(path="unused"), limits=limits) for name in infos)
     served = {

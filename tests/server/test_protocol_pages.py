@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import CLASSIFIER, EMBEDDER, RANKER, SPARSE, build_state
+from test_multi_vector_routes import COLBERT
 
 from models.info import ModelInfo
 from server.config import HttpConfig, LimitsConfig
@@ -27,8 +28,10 @@ SERVED: Mapping[str, Mapping[str, ModelInfo]] = {
     "classify": {"classifier": CLASSIFIER},
     "cohere": {"minilm": WIDE},
     "hugging-face": {"ner": ENTITIES},
+    "multi-vector": {"colbert": COLBERT},
     "open-inference": {"all-MiniLM-L6-v2": WIDE},
     "openai-embeddings": {"minilm": WIDE},
+    "pooling": {"colbert": COLBERT},
     "rerank": {"ranker": RANKER},
     "sparse": {"splade": SPARSE},
     "text-embeddings-inference": {"minilm": WIDE},
