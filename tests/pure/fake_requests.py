@@ -26,7 +26,7 @@ def make_sequence(num_tokens: int, first_id: int = 1) -> TokenSequence:
 
 
 def make_job(sequences: list[TokenSequence], *, timeout_s: float = 30.0, priority: int = 0) -> Job:
-    return Job("embed", write_inputs(sequences), timeout_s, EmbedParams(), priority)
+    return Job("embed", write_inputs(sequences), timeout_s, EmbedParams(), priority=priority)
 
 
 @dataclass(eq=False)

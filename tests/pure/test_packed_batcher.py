@@ -306,7 +306,7 @@ class TestFailingSteps:
 
 def settle_by_hand(outputs: list[ArraySpec], output: Output, seqlens: list[int]) -> list[Result]:
     """The results of one job whose step computes `output`."""
-    batcher = PackedBatcher(LIMITS, CostModel(), outputs, {"embed": lambda arrays, params: arrays})
+    batcher = PackedBatcher(LIMITS, CostModel(), outputs, {"embed": lambda arrays, job, rows: arrays})
     stream, found = ResultStream(lambda rows: None), list[Result]()
     stream.listen(found.append, lambda error: pytest.fail(str(error)))
     batcher.add(make_job([make_sequence(seqlen) for seqlen in seqlens]), stream, now_s=1.0)
