@@ -9,9 +9,14 @@ from pathlib import Path
 
 from models.info import ModelInfo, read_info
 from models.keys import ModelDirectoryError, read_keys, require_number
+from models.late_interaction import LINEAR, SIDES, LateInteraction
 
 TOKENS = "tokens"
 ENCODER_TASKS = ("embed", "sparse", "classify", "token_classify", "question_answering", "fill_mask")
+MULTI_VECTOR, SPARSE = "multi_vector", "sparse"
+M3_FILES = {MULTI_VECTOR: "colbert_linear.pt", SPARSE: "sparse_linear.pt"}
+"""BGE-M3's (Chen et al., 2024), of linear layers over the rows of its tokens."""
+M3_SPECIAL_TOKENS = ("<s>", "</s>", "<pad>", "<unk>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +33,36 @@ def name_output(head: str, name: str) -> str:
 
 
 def list_own_heads(directory: Path, info: ModelInfo) -> tuple[FurtherHead, ...]:
-    """Those that a directory has beside what it is made for: an embedder also gives the rows of its tokens."""
+    """Those that a directory has beside what it is made for: an embedder also gives the rows of its tokens, and BGE-M3
+    vectors to compare them by, and weights.
+    """
     if info.task != "embed":
         return ()
     folder = directory / info.transformer
     width = require_number(folder / "config.json", read_keys(folder), "hidden_size")
     tokens = replace(info, task="token_embed", head=TOKENS, output_dim=width, normalize=False, modules=())
-    return (FurtherHead(directory, tokens),)
+    heads = [tokens]
+    if (directory / M3_FILES[MULTI_VECTOR]).exists():
+        heads.append(describe_vectors(tokens))
+    if (directory / M3_FILES[SPARSE]).exists():
+        modules = ((LINEAR, M3_FILES[SPARSE]),)
+        weights = replace(tokens, task="token_weights", head=SPARSE, output_dim=1, modules=modules)
+        heads.append(replace(weights, skipped_tokens=M3_SPECIAL_TOKENS))
+    return tuple(FurtherHead(directory, head) for head in heads)
+
+
+def describe_vectors(tokens: ModelInfo) -> ModelInfo:
+    """BGE-M3's, of all tokens but the first: a score is the mean over those of the query."""
+    limit = tokens.max_input_tokens
+    return replace(
+        tokens,
+        task="multi_vector",
+        head=MULTI_VECTOR,
+        normalize=True,
+        modules=((LINEAR, M3_FILES[MULTI_VECTOR]),),
+        late_interaction=LateInteraction(limit, limit, skipping_sides=SIDES, is_mean=True),
+        skipped_tokens=M3_SPECIAL_TOKENS[:1],
+    )
 
 
 def read_further_head(directory: Path, name: str, task: str, trunk: ModelInfo) -> FurtherHead:

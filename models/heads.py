@@ -97,6 +97,37 @@ class TokenEmbeddingHead(nn.Module):
         return {"token_embeddings": hidden_states.float()}
 
 
+class MultiVectorHead(nn.Module):
+    """A vector of each token: its row through the modules in order, scaled to length 1 if asked."""
+
+    def __init__(self, modules: Sequence[nn.Module], normalize: bool):
+        super().__init__()
+        self.chain = nn.ModuleList(modules)
+        self.normalize = normalize
+
+    def forward(self, hidden_states: Tensor) -> dict[str, Tensor]:
+        """`token_embeddings`: fp32 [num_tokens, width]."""
+        rows = hidden_states.float()
+        for module in self.chain:
+            rows = module(rows)
+        return {"token_embeddings": functional.normalize(rows, dim=-1) if self.normalize else rows}
+
+
+class TokenWeightHead(nn.Module):
+    """BGE-M3's (Chen et al., 2024): how much each token counts, which is never less than 0."""
+
+    def __init__(self, modules: Sequence[nn.Module]):
+        super().__init__()
+        self.chain = nn.ModuleList(modules)
+
+    def forward(self, hidden_states: Tensor) -> dict[str, Tensor]:
+        """`token_weights`: fp32 [num_tokens, 1]."""
+        rows = hidden_states.float()
+        for module in self.chain:
+            rows = module(rows)
+        return {"token_weights": functional.relu(rows)}
+
+
 class TokenClassificationHead(nn.Module):
     """Logits of every token: one linear layer over its row, the same in all families.
 

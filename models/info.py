@@ -10,6 +10,7 @@ from models.defaults import Keys
 from models.judges import find_logit_score, read_answers
 from models.keys import ModelDirectoryError, read_architecture, read_keys, read_object, require_number
 from models.labels import read_labels, read_problem_type, read_score_activation
+from models.late_interaction import LateInteraction, is_late_interaction, read_late_interaction
 from models.module_chain import check_is_whole, check_scorer, find_transformer, list_modules, read_modules
 from models.settings import FILE_NAME, read_matryoshka_dimensions, read_prompts, read_settings, read_truncate_dim
 from models.sparse_modules import check_sparse, is_sparse
@@ -43,7 +44,8 @@ class ModelInfo:
 
     architecture: str
     task: str
-    """`embed`, `token_embed`, `sparse`, `classify`, `token_classify`, `question_answering`, `fill_mask`, `generate`."""
+    """`embed`, `token_embed`, `multi_vector`, `sparse`, `token_weights`, `classify`, `token_classify`,
+    `question_answering`, `fill_mask` or `generate`."""
     vocab_size: int
     type_vocab_size: int
     """1 where the model has no token types, or its tokenizer gives it none: all types are 0."""
@@ -93,6 +95,10 @@ class ModelInfo:
     """Language models that judge pairs: yes and no, whose logits' difference is the score, or yes alone."""
     opens_answer: bool = False
     """Of those: their chat template is to end where the answer begins."""
+    late_interaction: LateInteraction | None = None
+    """Models that give a vector of each token to compare them by: how queries and documents are read."""
+    skipped_tokens: tuple[str, ...] = ()
+    """As the vocabulary writes them: what they have is not among the answers of heads over tokens."""
     head: str = ""
     """Its name among the heads of one trunk; empty for that which the model's own directory is made for."""
 
@@ -109,7 +115,7 @@ def read_info(
     path = folder / "config.json"
     keys = read_keys(folder)
     architecture = read_architecture(keys)
-    task = choose_task(path, architecture, find_module_task(directory, architecture) if task == "auto" else task)
+    task = choose_task(path, architecture, find_module_task(directory, keys) if task == "auto" else task)
     tokenization = read_tokenization(folder, keys)
     info = ModelInfo(
         architecture=architecture,
@@ -131,6 +137,8 @@ def read_info(
         return replace(info, output_dim=NUM_BORDERS)
     if task == "fill_mask":
         return complete_words(replace(info, mask_token_id=find_mask_token(folder)), keys)
+    if task == "multi_vector":
+        return complete_multi_vector(info, directory, keys)
     settings = read_settings(directory, task)
     prompts = read_prompts(directory / FILE_NAME, settings)
     info = replace(info, prompts=prompts.texts, default_prompt_name=prompts.default_name)
@@ -142,14 +150,16 @@ def read_info(
     return complete_embedder(info, directory, settings, pooling, normalize)
 
 
-def find_module_task(directory: Path, architecture: str) -> str:
+def find_module_task(directory: Path, keys: Keys) -> str:
     """What modules.json makes of a checkpoint that by itself is for something else; `auto` where it does not."""
     if is_sparse(directory):
         return "sparse"
+    if is_late_interaction(directory, keys):
+        return "multi_vector"
     if find_logit_score(directory) is not None:
         return "classify"
     path = directory / "modules.json"
-    is_generator = path.exists() and architecture.endswith(GENERATOR_SUFFIXES)
+    is_generator = path.exists() and read_architecture(keys).endswith(GENERATOR_SUFFIXES)
     return "embed" if is_generator and any(kind.endswith(".Pooling") for kind, _ in list_modules(path)) else "auto"
 
 
@@ -197,6 +207,22 @@ def complete_sparse(info: ModelInfo, directory: Path, keys: Keys) -> ModelInfo:
 def complete_words(info: ModelInfo, keys: Keys) -> ModelInfo:
     """Of a masked language model."""
     return replace(info, output_dim=info.vocab_size, has_tied_words=bool(keys.get("tie_word_embeddings", True)))
+
+
+def complete_multi_vector(info: ModelInfo, directory: Path, keys: Keys) -> ModelInfo:
+    """Its own limits win over the tokenizer's."""
+    num_positions = count_positions(directory / info.transformer / "config.json", keys)
+    found = read_late_interaction(directory, keys, info.max_input_tokens, num_positions)
+    return replace(
+        info,
+        max_input_tokens=max(found.settings.max_query_tokens, found.settings.max_document_tokens),
+        output_dim=found.output_dim,
+        modules=found.modules,
+        normalize=found.normalize,
+        prompts=found.prompts,
+        late_interaction=found.settings,
+        skipped_tokens=found.skipped_tokens,
+    )
 
 
 def complete_embedder(

@@ -5,25 +5,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from models.config import EncoderConfig, read_config
 from models.decoder_config import read_decoder_config
 from models.family import Family, Renames
 from models.further_heads import FurtherHead
-from models.head_modules import build_embedding_head, open_module_weights
+from models.head_modules import build_embedding_head, build_modules, open_module_weights
 from models.heads import (
     ClassificationHead,
-    EmbeddingHead,
     MaskHead,
+    MultiVectorHead,
     SparseHead,
     TextModel,
     TokenClassificationHead,
     TokenEmbeddingHead,
+    TokenWeightHead,
     WordHead,
 )
 from models.info import CLASSIFIER_SUFFIX, QUESTION_ANSWERER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX, ModelInfo
 from models.keys import ModelDirectoryError, read_keys
+from models.late_interaction import ARCHITECTURE
 from models.load_causal import load_causal
+from models.module_chain import FEATURES
 from models.registry import find_decoder, find_family, is_decoder
 from models.weights import check_weights, have_equal_values, open_checkpoint, rename_tensors, resolve_tied_head
 from runtime.lazy_module import LazyModule, LazyWeight
@@ -70,7 +74,9 @@ def load_encoder(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead])
     with torch.device("meta"):
         head = build_head(directory, family, config, info)
         further = {each.info.head: build_head(each.directory, family, config, each.info) for each in heads}
-        model = TextModel(family.encoder(config), head, further)
+        late = info.late_interaction
+        is_masked = late is not None and late.has_unseen_tokens
+        model = TextModel(family.encoder(config), head, further, has_unseen_tokens=is_masked)
     tensors = open_with_head(directory, family, info)
     for each in heads:
         tensors |= open_further_head(each, family, directory, tensors)
@@ -104,11 +110,11 @@ def open_with_head(directory: Path, family: Family, info: ModelInfo) -> dict[str
     return tensors
 
 
-def build_head(
-    directory: Path, family: Family, config: EncoderConfig, info: ModelInfo
-) -> ClassificationHead | EmbeddingHead | WordHead | TokenClassificationHead | TokenEmbeddingHead:
+def build_head(directory: Path, family: Family, config: EncoderConfig, info: ModelInfo) -> nn.Module:
     if info.task == "token_embed":
         return TokenEmbeddingHead()
+    if info.task in ("multi_vector", "token_weights"):
+        return build_token_head(directory, config, info)
     if info.task in WORD_HEADS:
         activation = family.word_head_activation or config.activation
         return WORD_HEADS[info.task](config, activation, is_tied=info.has_tied_words)
@@ -119,6 +125,14 @@ def build_head(
     return build_embedding_head(directory, config.hidden_size, info)
 
 
+def build_token_head(directory: Path, config: EncoderConfig, info: ModelInfo) -> MultiVectorHead | TokenWeightHead:
+    """Raises ModelDirectoryError where a linear layer has another width than other files say."""
+    modules, width = build_modules(directory, info.modules, config.hidden_size, FEATURES.tokens)
+    if width != info.output_dim:
+        raise ModelDirectoryError(f"{directory}: vectors have {width} numbers and not {info.output_dim}, as it says")
+    return MultiVectorHead(modules, info.normalize) if info.task == "multi_vector" else TokenWeightHead(modules)
+
+
 def open_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, LazyWeight]:
     """The checkpoint under our names. Embedding with a classifier's checkpoint leaves its head unused.
 
@@ -127,8 +141,9 @@ def open_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, Laz
     renames = [(pattern, TRUNK + target) for pattern, target in family.renames]
     ignored = list(family.ignored)
     head_renames = choose_head_renames(family, info)
-    if info.task in ("embed", "token_embed"):
+    if info.task in ("embed", "token_embed", "multi_vector", "token_weights"):
         ignored += [pattern for pattern, _ in head_renames]
+        ignored += [r"linear\.weight"] if info.architecture == ARCHITECTURE else []
     else:
         renames += [(pattern, f"head.{target}") for pattern, target in head_renames]
     checkpoint = open_checkpoint(folder)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from models.defaults import Keys
 from models.keys import ModelDirectoryError, read_json, read_object, read_optional, require_number
@@ -30,6 +31,16 @@ LEGACY_POOLINGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 """The older keys, each true or false, in the order in which several are concatenated."""
+
+
+class Features(NamedTuple):
+    """sentence-transformers' names of what modules read and write."""
+
+    pooled: str
+    tokens: str
+
+
+FEATURES = Features("sentence_embedding", "token_embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +182,8 @@ def list_legacy_modes(keys: Keys) -> list[str]:
     return [*known, *(key for key in chosen if key not in LEGACY_POOLINGS)] or ["mean"]
 
 
-def check_features(path: Path, keys: Keys) -> None:
-    """Raises ModelDirectoryError for a module that reads or writes anything but the pooled row."""
+def check_features(path: Path, keys: Keys, feature: str = FEATURES.pooled) -> None:
+    """Raises ModelDirectoryError for a module that reads or writes anything but that."""
     for name in ("module_input_name", "module_output_name"):
-        if keys.get(name) not in (None, "sentence_embedding"):
-            raise ModelDirectoryError(f"{path}: {name} {keys[name]!r} is not supported; only 'sentence_embedding' is")
+        if keys.get(name) not in (None, feature):
+            raise ModelDirectoryError(f"{path}: {name} {keys[name]!r} is not supported; only {feature!r} is")

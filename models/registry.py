@@ -4,6 +4,7 @@ from models import albert, bert, distilbert, electra, ernie, gemma, gpt2, llama,
 from models.family import DecoderFamily, Family
 from models.info import CLASSIFIER_SUFFIX, GENERATOR_SUFFIXES, QUESTION_ANSWERER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX
 from models.keys import ModelDirectoryError
+from models.late_interaction import ARCHITECTURE
 
 FAMILIES: dict[str, Family] = {
     "Albert": albert.FAMILY,
@@ -51,6 +52,8 @@ def find_family(architecture: str, model_type: str) -> Family:
         None,
     )
     check_named(architecture)
+    if architecture == ARCHITECTURE:
+        family = next((each for each in FAMILIES.values() if model_type in each.model_types), None)
     if family is None:
         raise ModelDirectoryError(
             f"config.json: the architecture {architecture!r} is not served. Served are {', '.join(sorted(FAMILIES))}, "

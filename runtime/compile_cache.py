@@ -26,7 +26,7 @@ RUNTIME = Path(__file__).parent
 CODE = (RUNTIME, RUNTIME.parent / "models")
 """Whose Python makes programs out of models, and whose C++ the kernels are compiled from."""
 KERNELS = ("*.cpp", "*.h")
-MODEL_FILES = ("*.json", "*.safetensors", "*.bin")
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.pt")
 CPU_FACTS = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
 ARM_FACTS = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features")
 

@@ -16,6 +16,7 @@ from server.http.keys import Charge
 from server.http.state import ServedModel
 from server.tasks.task import Task
 from server.text.inputs import Input, Size, measure
+from server.text.late_interaction import Filling, fill_up
 from server.text.located import Window
 from server.text.prompts import put_before
 from server.text.work import Truncation
@@ -57,6 +58,8 @@ class TextJob:
     add_special_tokens: bool = True
     max_input_tokens: int | None = None
     """Of each input, where the call wants fewer than the model takes."""
+    filling: Filling | None = None
+    """What shorter inputs are filled up with once they are tokens."""
     num_answers: int = 1
     num_sequences: int = 1
     """Of each input at one time."""
@@ -78,6 +81,8 @@ class OpenJob:
         """That pooling leaves out of each text."""
         self.num_tokens = 0
         self.sequences: list[TokenSequence] = []
+        self.num_keys: list[int] = []
+        """Tokens of each input that are attended to; empty where all are."""
         self.windows: list[list[Window]] = []
         """Of each input, where the job asks for places: the sequences in the same order."""
         self.params = job.params
@@ -136,6 +141,9 @@ class OpenJob:
         begin_s = monotonic()
         call, job, tokenizer = self.call, self.job, self.model.tokenizer
         self.sequences = await self.encode()
+        if job.filling is not None:
+            self.num_keys = [] if job.filling.is_attended else [sequence.num_tokens for sequence in self.sequences]
+            self.sequences = fill_up(self.sequences, job.filling)
         if job.prompt and not self.model.info.pools_prompt:
             self.num_prompt_tokens = await tokenizer.count_prompt_tokens(job.prompt)
         if job.settle is not None:
@@ -201,7 +209,9 @@ class OpenJob:
         )
 
     def write_inputs(self) -> dict[str, Ragged]:
-        """With `num_prompt_tokens`, one int32 for each input, where pooling leaves any out: of texts, not of ids."""
+        """With an int32 for each input: `num_prompt_tokens` where pooling leaves any out, of texts, not of ids; and
+        `num_keys` where not all tokens are attended to.
+        """
         inputs = write_inputs(self.sequences)
         if self.num_prompt_tokens:
             counts = [
@@ -211,6 +221,8 @@ class OpenJob:
             inputs["num_prompt_tokens"] = Ragged(np.array(counts, np.int32))
         if self.job.list_rows is not None:
             inputs["logit_rows"] = join_rows([self.job.list_rows(sequence) for sequence in self.sequences])
+        if self.num_keys:
+            inputs["num_keys"] = Ragged(np.array(self.num_keys, np.int32))
         return inputs
 
     def count_generated(self, num_tokens: int) -> None:

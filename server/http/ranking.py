@@ -1,20 +1,27 @@
 """Scores of documents for queries, whatever protocol asks. A cross-encoder reads pairs, which are one job; an embedder
-reads both sides by themselves, with the prompts it has for them, as two jobs that run at the same time.
+or a
+ColBERT reads both sides by themselves, with the prompts it has for them, as two jobs that run at the same time.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from server.errors import EmptyInput, InvalidField
+from server.http import token_vectors
 from server.http.call import Call
 from server.http.endpoint import OpenJob, TextJob, check_places, run_job
 from server.http.state import ServedModel, ServerState
-from server.tasks import rerank
+from server.tasks import multi_vector, rerank
 from server.text import judgement
 from server.text.inputs import Input
 from server.text.prompts import find_by_type, find_default
 from server.text.work import Truncation
+from server.wire.job import Ragged
+
+INLINE_PRODUCTS = 2_000_000
+"""So many multiplications are done on the event loop's thread, in 1 to 2 ms."""
 
 
 class Side(NamedTuple):
@@ -61,6 +68,8 @@ async def score(call: Call, model: ServedModel, question: Question) -> rerank.Sc
     question = await shorten_documents(call, model, question)
     if rerank.is_cross_encoder(model.info):
         return await score_pairs(call, model, question)
+    if model.info.late_interaction is not None:
+        return await compare_tokens(call, model, question)
     return await compare_vectors(call, model, question)
 
 
@@ -102,11 +111,35 @@ async def compare_vectors(call: Call, model: ServedModel, question: Question) ->
     queries, documents = question.queries, question.documents
     check_places_of_both(queries, documents, model)
     prompts = question.prompts or (find_by_type(model.info, "query"), find_by_type(model.info, "document"))
-    query_job = build_job(question, queries.texts, queries.field, prompts[0])
-    document_job = build_job(question, documents.texts, documents.field, prompts[1])
-    async with OpenJob(call, model, query_job) as first, OpenJob(call, model, document_job) as second:
-        query_rows, document_rows = await first.collect(), await second.collect()
+    jobs = (
+        build_job(question, queries.texts, queries.field, prompts[0]),
+        build_job(question, documents.texts, documents.field, prompts[1]),
+    )
+    query_rows, document_rows = await run_both(call, model, jobs)
     return rerank.compute_cosines(query_rows["embeddings"].values, document_rows["embeddings"].values)
+
+
+async def compare_tokens(call: Call, model: ServedModel, question: Question) -> rerank.Scores:
+    """Both sides are cut as the model has it."""
+    queries, documents = question.queries, question.documents
+    check_places_of_both(queries, documents, model)
+    priority = question.priority
+    jobs = (
+        token_vectors.build_job(model, queries.texts, queries.field, side="query", priority=priority),
+        token_vectors.build_job(model, documents.texts, documents.field, priority=priority),
+    )
+    rows = [arrays["token_embeddings"] for arrays in await run_both(call, model, jobs)]
+    score_rows = partial(multi_vector.score_rows, *rows, is_mean=token_vectors.is_mean(model))
+    if multi_vector.count_products(*rows) <= INLINE_PRODUCTS:
+        return score_rows()
+    return await model.tokenizer.run(score_rows)
+
+
+async def run_both(
+    call: Call, model: ServedModel, jobs: tuple[TextJob, TextJob]
+) -> tuple[dict[str, Ragged], dict[str, Ragged]]:
+    async with OpenJob(call, model, jobs[0]) as first, OpenJob(call, model, jobs[1]) as second:
+        return await first.collect(), await second.collect()
 
 
 def build_job(question: Question, inputs: Sequence[Input], field: str, prompt: str) -> TextJob:

@@ -93,7 +93,7 @@ def build_packed(
     metrics: Metrics,
     wake: Callable[[], None],
 ) -> PackedBatcher:
-    return PackedBatcher(limits, cost_model, info.outputs, {task.name: task.reduce for task in TASKS.values()})
+    return PackedBatcher(limits, cost_model, info.outputs, {task.name: task.reduce_rows for task in TASKS.values()})
 
 
 def build_decoding(

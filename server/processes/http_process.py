@@ -33,6 +33,7 @@ from server.processes.startup import (
 )
 from server.tasks.head import Work
 from server.text.chat_template import load_chat_template
+from server.text.late_interaction import check_expansion
 from server.text.tokenizer_file import load_tokenizer
 from server.wire.client import EngineClient, SocketClient
 from server.wire.replica_set import ReplicaSet
@@ -59,6 +60,7 @@ def build_state(
                 model.text_directory,
                 lowercase=model.info.do_lower_case,
                 is_required=model.head.work is Work.ENCODE,
+                markers=() if model.info.late_interaction is None else model.info.late_interaction.markers,
                 max_input_tokens=model.max_input_tokens,
                 vocab_size=model.info.vocab_size,
                 type_vocab_size=model.info.type_vocab_size,
@@ -74,6 +76,7 @@ def build_state(
             ),
             engine=engine,
         )
+        check_expansion(model.info, served.tokenizer)
         models[model.config.name] = add_heads(served, [head.info for head in model.heads])
     return ServerState(deployment.config, models, metrics, deployment.keys)
 

@@ -1,10 +1,10 @@
 """From a configuration to a deployment: every model's directory found and checked, before anything is started."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from models.further_heads import TOKENS, FurtherHead, list_own_heads, read_further_head
+from models.further_heads import FurtherHead, list_own_heads, read_further_head
 from models.info import ModelDirectoryError, ModelInfo, read_info
 from models.source import find_directory
 from server.api_keys import load_keys
@@ -33,7 +33,8 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
         except ModelDirectoryError as error:
             raise ModelDirectoryError(f"model {model.name}: {error}") from None
         threads = count_threads(model.engine, num_cores)
-        heads = (*list_own_heads(directory, info), *find_heads(model, info))
+        own = list_own_heads(directory, info)
+        heads = (*own, *find_heads(model, info, [head.info.head for head in own]))
         deployed = DeployedModel(index, model, directory, info, heads, find_draft(model), threads)
         check_limits(deployed)
         check_chat(deployed)
@@ -42,12 +43,12 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
     return Deployment(config, tuple(models), run_dir, num_cores, keys)
 
 
-def find_heads(model: ModelConfig, info: ModelInfo) -> Iterator[FurtherHead]:
-    """Raises ConfigError, ModelDirectoryError."""
+def find_heads(model: ModelConfig, info: ModelInfo, own: Sequence[str]) -> Iterator[FurtherHead]:
+    """`own`: names of those that the directory has itself. Raises ConfigError, ModelDirectoryError."""
     for head in model.heads:
         check_name(f"{model.name}, head {head.name}", head.task)
-        if head.name == TOKENS:
-            raise ConfigError(f"model {model.name}: heads: the name {TOKENS!r} is taken. Choose another")
+        if head.name in own:
+            raise ConfigError(f"model {model.name}: heads: the name {head.name!r} is taken. Choose another")
         source = head.source
         try:
             directory = find_directory(path=source.path, package=source.package, hub=source.hub).absolute()

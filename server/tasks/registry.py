@@ -13,6 +13,7 @@ from server.tasks import (
     fill_mask,
     generate,
     infer,
+    multi_vector,
     question_answering,
     rerank,
     sparse,
@@ -25,29 +26,15 @@ from server.tasks.task import Task
 HEADS: dict[str, Head] = {
     head.name: head
     for head in (
-        embed.HEAD,
-        token_embed.HEAD,
-        sparse.HEAD,
-        classify.HEAD,
-        token_classify.HEAD,
-        question_answering.HEAD,
-        fill_mask.HEAD,
-        generate.HEAD,
+        *(embed.HEAD, token_embed.HEAD, multi_vector.HEAD, sparse.HEAD, sparse.TOKEN_HEAD),
+        *(classify.HEAD, token_classify.HEAD, question_answering.HEAD, fill_mask.HEAD, generate.HEAD),
     )
 }
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        embed.TASK,
-        token_embed.TASK,
-        sparse.TASK,
-        classify.TASK,
-        rerank.TASK,
-        token_classify.TASK,
-        question_answering.TASK,
-        fill_mask.TASK,
-        infer.TASK,
-        generate.TASK,
+        *(embed.TASK, multi_vector.TASK, token_embed.TASK, sparse.TASK, classify.TASK, rerank.TASK),
+        *(token_classify.TASK, question_answering.TASK, fill_mask.TASK, infer.TASK, generate.TASK),
     )
 }
 

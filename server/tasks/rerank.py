@@ -1,5 +1,5 @@
 """Ranking: how well each document answers a query. A cross-encoder reads both at once and gives a logit; of an embedder
-it is the cosine of their vectors.
+it is the cosine of their vectors, of a ColBERT what those of their tokens have in common.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.info import ModelInfo
-from server.tasks import classify, embed
+from server.tasks import classify, embed, multi_vector
 from server.tasks.task import Arrays, Task
 
 Rows = npt.NDArray[np.float32]
@@ -66,7 +66,7 @@ def rank_scores(scores: Scores) -> list[int]:
 
 TASK = Task(
     name="rerank",
-    heads=(classify.HEAD.name, embed.HEAD.name),
+    heads=(classify.HEAD.name, embed.HEAD.name, multi_vector.HEAD.name),
     params=RerankParams,
     routes=("POST /rerank", "POST /v1/rerank", "POST /score"),
     reduce=reduce,

@@ -1,28 +1,56 @@
-"""Sparse vectors: for each input the tokens of the vocabulary that it is about, with their weights (SPLADE)."""
+"""Sparse vectors: for each input the tokens of the vocabulary that it is about, with their weights (SPLADE); or those
+that it has, with theirs (BGE-M3).
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from models.info import ModelInfo
 from runtime.batch import ArraySpec
 from server.config import ConfigError, ModelConfig
 from server.tasks.head import Example, Head, Work
 from server.tasks.task import Arrays, Task
-from server.wire.job import Ragged
+from server.wire.job import Ragged, join_rows
+
+Ids = npt.NDArray[np.int32]
+Weights = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class SparseParams:
-    """Nothing is to be chosen."""
+    """`skipped_ids`: tokens that have no weight, whatever the model says."""
+
+    skipped_ids: tuple[int, ...] = ()
 
 
 def reduce(arrays: Arrays, params: SparseParams) -> Arrays:
-    """`indices` int32 and `weights` fp32, a row of both for each input: of thousands of logits the positive few.
-
-    A weight is log(1 + logit). NaN is kept, so that it is found.
+    """`indices` int32 and `weights` fp32, a row of both for each input: the positive few. NaN is kept, so that it is
+    found.
     """
-    logits = arrays["max_logits"].values
+    if "token_weights" in arrays:
+        return reduce_tokens(arrays["token_weights"], arrays["input_ids"], params)
+    return reduce_logits(arrays["max_logits"].values)
+
+
+def reduce_tokens(weights: Ragged, input_ids: Ragged, params: SparseParams) -> Arrays:
+    """Of a token that an input has several times the largest counts. Row by row, by token id."""
+    rows = [largest(input_ids.row(row), weights.row(row)[:, 0], params.skipped_ids) for row in range(len(weights))]
+    return {"indices": join_rows([ids for ids, _ in rows]), "weights": join_rows([values for _, values in rows])}
+
+
+def largest(ids: Ids, values: Weights, skipped_ids: tuple[int, ...]) -> tuple[Ids, Weights]:
+    is_kept = ~(np.isin(ids, skipped_ids) | (values <= 0))
+    ids, values = ids[is_kept], values[is_kept]
+    found, places = np.unique(ids, return_inverse=True)
+    most = np.zeros(len(found), np.float32)
+    np.maximum.at(most, places, values)
+    return found, most
+
+
+def reduce_logits(logits: npt.NDArray[np.float32]) -> Arrays:
+    """A weight is log(1 + logit)."""
     rows, indices = np.nonzero(~(logits <= 0))
     splits = np.zeros(len(logits) + 1, np.int32)
     np.cumsum(np.bincount(rows, minlength=len(logits)), out=splits[1:])
@@ -42,6 +70,10 @@ def describe_graph(info: ModelInfo) -> tuple[ArraySpec, ...]:
     return (ArraySpec("max_logits", "float32", ("num_seqs", info.output_dim)),)
 
 
+def describe_weights(info: ModelInfo) -> tuple[ArraySpec, ...]:
+    return (ArraySpec("token_weights", "float32", ("num_tokens", 1)),)
+
+
 def describe_output(info: ModelInfo) -> str:
     return f"weights of {info.output_dim} tokens out"
 
@@ -50,5 +82,17 @@ def make_example(info: ModelInfo, name: str, has_tokenizer: bool, has_chat_templ
     return Example("/embed_sparse", {"inputs": "Hello, world" if has_tokenizer else [1, 2, 3]})
 
 
+def describe_weights_output(info: ModelInfo) -> str:
+    return "a weight for each token out"
+
+
 HEAD = Head("sparse", Work.ENCODE, check_config, describe_graph, describe_output, make_example)
-TASK = Task(name="sparse", heads=("sparse",), params=SparseParams, routes=("POST /embed_sparse",), reduce=reduce)
+TOKEN_HEAD = Head("token_weights", Work.ENCODE, check_config, describe_weights, describe_weights_output, make_example)
+TASK = Task(
+    name="sparse",
+    heads=("sparse", "token_weights"),
+    params=SparseParams,
+    routes=("POST /embed_sparse",),
+    reduce=reduce,
+    reads=("input_ids",),
+)

@@ -4,12 +4,12 @@ A task is one file: what is wanted of the engine, what becomes of what it comput
 `http/api` knows how a protocol writes the question and the answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from models.info import ModelInfo
-from server.wire.job import Ragged
+from server.wire.job import Job, Ragged
 
 Arrays = dict[str, Ragged]
 
@@ -23,7 +23,8 @@ class Task:
     """`heads`: what models are made for that can do it, if they suit it: a ranker has one label only.
 
     `params`: the type of `Job.params`. `routes`: for people who ask at the wrong one. `reduce(arrays, params)`: beside
-    the engine, makes of what the graph has computed what crosses the wire.
+    the engine, makes of what the graph has computed what crosses the wire. `reads`: of the job's own inputs what that
+    needs, which then is among the arrays.
     """
 
     name: str
@@ -32,6 +33,12 @@ class Task:
     routes: tuple[str, ...]
     reduce: Callable[[Arrays, Any], Arrays]
     suits: Callable[[ModelInfo], bool] = suits_all
+    reads: tuple[str, ...] = ()
+
+    def reduce_rows(self, arrays: Arrays, job: Job, rows: Sequence[int]) -> Arrays:
+        """`arrays` are what was computed of these inputs of the job."""
+        own = {name: job.inputs[name].pick(rows) for name in self.reads}
+        return self.reduce(arrays | own, job.params)
 
     def can_use(self, info: ModelInfo) -> bool:
         return info.task in self.heads and self.suits(info)

@@ -2,20 +2,36 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from models.info import ModelInfo
 from runtime.batch import ArraySpec
 from server.config import ModelConfig
 from server.tasks.head import Example, Head, Work
 from server.tasks.task import Arrays, Task
+from server.wire.job import Ragged
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEmbedParams:
-    """Nothing is to be chosen."""
+    """`skipped_ids`: tokens that give no vectors."""
+
+    skipped_ids: tuple[int, ...] = ()
 
 
 def reduce(arrays: Arrays, params: TokenEmbedParams) -> Arrays:
-    return arrays
+    """What is skipped does not cross the wire."""
+    rows = arrays["token_embeddings"]
+    return {
+        "token_embeddings": skip_rows(rows, arrays["input_ids"], params.skipped_ids) if params.skipped_ids else rows
+    }
+
+
+def skip_rows(rows: Ragged, input_ids: Ragged, skipped_ids: tuple[int, ...]) -> Ragged:
+    """Without those of these tokens; an input may have none left."""
+    is_kept = ~np.isin(input_ids.values, skipped_ids)
+    num_before = np.concatenate([[0], np.cumsum(is_kept)])
+    return Ragged(rows.values[is_kept], num_before[rows.row_splits].astype(np.int32))
 
 
 def check_config(model: ModelConfig) -> None:
@@ -37,8 +53,9 @@ def make_example(info: ModelInfo, name: str, has_tokenizer: bool, has_chat_templ
 HEAD = Head("token_embed", Work.ENCODE, check_config, describe_graph, describe_output, make_example)
 TASK = Task(
     name="token_embed",
-    heads=("token_embed",),
+    heads=("token_embed", "multi_vector"),
     params=TokenEmbedParams,
-    routes=("POST /embed_all",),
+    routes=("POST /embed_all", "POST /pooling"),
     reduce=reduce,
+    reads=("input_ids",),
 )

@@ -6,7 +6,7 @@ but it starts rayon's threads, one per core, which would fight with the engine f
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
@@ -99,6 +99,11 @@ class Tokenizer:
     def name_token(self, token_id: int) -> str:
         """As the vocabulary writes it; empty for ids that it lacks."""
         return self._find_plain().id_to_token(token_id) or ""
+
+    def find_ids(self, tokens: Iterable[str]) -> tuple[int, ...]:
+        """Of tokens as the vocabulary writes them; those that it lacks are left out."""
+        found = [None if self._plain is None else self._plain.token_to_id(token) for token in tokens]
+        return tuple(token_id for token_id in found if token_id is not None)
 
     def join_tokens(self, tokens: Sequence[str]) -> str:
         """Text of tokens as the vocabulary writes them, as transformers' convert_tokens_to_string has it."""

@@ -1,6 +1,7 @@
 """A model directory's tokenizer.json to its Tokenizer."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from server.text.tokenizer import Tokenizer
 logger = logging.getLogger("padless.http")
 
 
-def load_tokenizer(directory: Path, *, lowercase: bool = False, is_required: bool = True, **options: Any) -> Tokenizer:
-    """Read tokenizer.json, to see lower case only if `lowercase`; `options` are the Tokenizer's own.
+def load_tokenizer(
+    directory: Path, *, lowercase: bool = False, is_required: bool = True, markers: Sequence[str] = (), **options: Any
+) -> Tokenizer:
+    """Read tokenizer.json, to see lower case only if `lowercase`, and `markers` as `add_markers` has it; `options` are
+    the Tokenizer's own.
 
     Raises ModelDirectoryError, also where there is none and it `is_required`.
     """
@@ -34,4 +38,17 @@ def load_tokenizer(directory: Path, *, lowercase: bool = False, is_required: boo
         first = tokenizers.normalizers.Lowercase()
         rest = [plain.normalizer] if plain.normalizer is not None else []
         plain.normalizer = tokenizers.normalizers.Sequence([first, *rest])
+    add_markers(plain, markers)
     return Tokenizer(plain, **options)
+
+
+def add_markers(plain: tokenizers.Tokenizer, markers: Sequence[str]) -> None:
+    """Let each prefix, or its first word, be one token wherever it is in a text, if the vocabulary has such a token.
+
+    ColBERTs were trained with the token itself; as text most tokenizers would take it to pieces, or to lower case.
+    """
+    plain.no_padding()
+    for marker in markers:
+        words = [each for each in (marker, *marker.split(None, 1)[:1]) if plain.token_to_id(each) is not None]
+        if words and plain.encode(words[0], add_special_tokens=False).tokens != words[:1]:
+            plain.add_special_tokens([tokenizers.AddedToken(words[0], normalized=False, special=True)])

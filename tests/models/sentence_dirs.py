@@ -24,7 +24,7 @@ HIDDEN_SIZE = 32
 POSITIONS = 42
 LETTERS = "abcdefghijklmnopqrstuvwxyzAB"
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-VOCAB = [*SPECIALS, *LETTERS, *(f"##{letter}" for letter in LETTERS), ":"]
+VOCAB = [*SPECIALS, *LETTERS, *(f"##{letter}" for letter in LETTERS), ":", "[unused0]", "[unused1]"]
 
 Text = str | tuple[str, str]
 Module = tuple[str, Mapping[str, Any] | None]

@@ -18,7 +18,7 @@ from server.wire.result_stream import ResultStream
 
 OUTPUT_DIM = 4
 OUTPUT = ArraySpec("embeddings", "float32", ("num_seqs", OUTPUT_DIM))
-REDUCERS = {"embed": embed.reduce}
+REDUCERS = {"embed": embed.TASK.reduce_rows}
 
 
 def make_sequence(num_tokens: int, first_id: int = 1) -> TokenSequence:

@@ -307,7 +307,7 @@ class TestFailingSteps:
 
 def settle_by_hand(outputs: list[ArraySpec], output: Output, seqlens: list[int]) -> list[Result]:
     """The results of one job whose step computes `output`."""
-    batcher = PackedBatcher(LIMITS, CostModel(), outputs, {"embed": lambda arrays, params: arrays})
+    batcher = PackedBatcher(LIMITS, CostModel(), outputs, {"embed": lambda arrays, job, rows: arrays})
     stream, found = ResultStream(lambda rows: None), list[Result]()
     stream.listen(found.append, lambda error: pytest.fail(str(error)))
     batcher.add(make_job([make_sequence(seqlen) for seqlen in seqlens]), stream, now_s=1.0)
@@ -348,7 +348,7 @@ def test_canary_is_nobodys_and_the_books_are_in_order_when_idle() -> None:
 def test_only_what_jobs_read_is_wanted_of_the_graph() -> None:
     """And each gets it by its own name for it. A job that says nothing reads everything."""
     specs = [OUTPUT, ArraySpec("mood.logits", "float32", ("num_seqs", 2))]
-    batcher = PackedBatcher(LIMITS, CostModel(), specs, {"embed": lambda arrays, params: arrays})
+    batcher = PackedBatcher(LIMITS, CostModel(), specs, {"embed": lambda arrays, job, rows: arrays})
     found: dict[str, list[Result]] = {}
     for name, outputs in (("one", {"embeddings": "embeddings"}), ("two", {"logits": "mood.logits"})):
         stream = ResultStream(lambda rows: None)

@@ -142,7 +142,7 @@ def test_each_input_gets_the_rows_of_its_own_places(data: st.DataObject, rng: ra
     spec = ArraySpec("masked_logits", "float32", ("num_logits", 3))
     engine = NullEngine(EngineInfo("null", "none", "", "cpu", 1, (spec,)))
     limits = StepLimits(max_batch_tokens=40, max_batch_requests=6, max_wait_s=0.0)
-    batcher = PackedBatcher(limits, CostModel(), (spec,), {"fill_mask": lambda arrays, params: arrays})
+    batcher = PackedBatcher(limits, CostModel(), (spec,), {"fill_mask": lambda arrays, job, rows: arrays})
     told: dict[int, list[Result]] = {}
     asked: list[list[list[int]]] = []
     lengths: list[list[int]] = []
@@ -176,7 +176,7 @@ def test_targets_cross_the_wire() -> None:
 
 def test_an_input_of_more_rows_than_a_step_is_refused() -> None:
     batcher = PackedBatcher(
-        StepLimits(99, 2, 0.0), CostModel(), (), {name: task.reduce for name, task in TASKS.items()}
+        StepLimits(99, 2, 0.0), CostModel(), (), {name: task.reduce_rows for name, task in TASKS.items()}
     )
     with pytest.raises(EngineFailure, match="3 rows of logits"):
         batcher.add(make_job([5], [[0, 1, 2]]), ResultStream(lambda rows: None), 0.0)

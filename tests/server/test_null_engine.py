@@ -51,7 +51,8 @@ class Stack:
         )
         self.server = server
         self.engine = GatedEngine(info)
-        self.batcher = PackedBatcher(StepLimits(64, 8, 0.0), CostModel(), info.outputs, {"embed": embed.reduce})
+        reducers = {"embed": embed.TASK.reduce_rows}
+        self.batcher = PackedBatcher(StepLimits(64, 8, 0.0), CostModel(), info.outputs, reducers)
         self.loop = EngineLoop(
             self.batcher,
             DeviceThread(self.engine, "engine"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import CLASSIFIER, EMBEDDER, RANKER, SPARSE, UNK, build_state
+from test_multi_vector_routes import COLBERT
 
 from models.info import ModelInfo
 from server.config import HttpConfig, LimitsConfig
@@ -30,8 +31,10 @@ SERVED: Mapping[str, Mapping[str, ModelInfo]] = {
     "classify": {"classifier": CLASSIFIER},
     "cohere": {"all-MiniLM-L6-v2": WIDE},
     "hugging-face": {"ner": ENTITIES, "bert": FILLER, "squad": ANSWERER},
+    "multi-vector": {"colbert": COLBERT},
     "open-inference": {"all-MiniLM-L6-v2": WIDE},
     "openai-embeddings": {"all-MiniLM-L6-v2": WIDE},
+    "pooling": {"colbert": COLBERT},
     "rerank": {"ranker": RANKER},
     "sparse": {"splade": SPARSE},
     "text-embeddings-inference": {"all-MiniLM-L6-v2": WIDE},

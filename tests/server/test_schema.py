@@ -14,11 +14,16 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import from_schema
 from schemathesis.engine.events import EngineFinished, FatalError, NonFatalError, ScenarioFinished
 from schemathesis.openapi import from_asgi
+from test_multi_vector_routes import COLBERT
 
 from server.config import HttpConfig, LimitsConfig
 from server.http.app import ROUTES, App
 from server.text.tokenizer import Tokenizer
 
+ALONE = {"/tokenize": "embedder", "/decode": "embedder", "/": "embedder"} | dict.fromkeys(
+    ("/embed_all", "/pooling", "/v1/multi-vector"), "colbert"
+)
+"""Paths that one model answers."""
 CHECKS = {
     # A schema cannot say that a text has too many tokens for a model, or that top_logprobs needs logprobs.
     "positive_data_acceptance": {"expected-statuses": ["2xx", "400", "404", "422", "429", "504"]},
@@ -31,20 +36,24 @@ CHECKS = {
 def app(tokenizer: Tokenizer, generator_directory: Path, pool: ThreadPoolExecutor) -> App:
     """With models of all tasks."""
     tokens = replace(EMBEDDER, task="token_embed", head="tokens", normalize=False)
-    infos = {**INFOS, "splade": SPARSE}
+    infos = {**INFOS, "splade": SPARSE, "colbert": COLBERT}
     state = build_state(tokenizer, LimitsConfig(), HttpConfig(allow_priority=True), infos, {"embedder": [tokens]})
     state.models["writer"] = build_generation_server(generator_directory, pool).state.models["writer"]
     return App(state)
 
 
-def keep_one_model(app: App) -> App:
-    """So that a request need not name it."""
-    return App(replace(app.state, models={"embedder": app.state.models["embedder"]}))
+def keep_models(app: App, path: str) -> App:
+    """So that a request need not name one."""
+    alone = ALONE.get(path)
+    models = {
+        name: model for name, model in app.state.models.items() if name == alone or not (alone or name == "colbert")
+    }
+    return App(replace(app.state, models=models))
 
 
 def find_failures(app: App, path: str, max_examples: int) -> list[str]:
     """All checks, all phases: examples, borders of the schema, random data. The same examples each time."""
-    app = keep_one_model(app) if path in ("/tokenize", "/decode", "/") else app
+    app = keep_models(app, path)
     generation = {"max-examples": max_examples, "deterministic": True}
     config = SchemathesisConfig.from_dict(
         {"generation": generation, "checks": CHECKS, "parameters": {"name": "embedder"}}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -17,8 +16,8 @@ from server.metrics import Metrics
 from server.wire.job import Array, Job, Ragged, Result
 from server.wire.result_stream import ResultStream
 
-Reduce = Callable[[dict[str, Ragged], Any], dict[str, Ragged]]
-"""What a step has computed of a job's inputs to what crosses the wire, by the job's params."""
+Reduce = Callable[[dict[str, Ragged], Job, Sequence[int]], dict[str, Ragged]]
+"""What a step has computed of these inputs of a job to what crosses the wire."""
 
 MAX_LOOK_AHEAD = 64
 """Inputs passed over in search of one that still fits the budget."""
@@ -188,7 +187,7 @@ class PackedBatcher:
             name: self.pick(self.outputs[output], found[output], result.step, places)
             for name, output in (encoding.job.outputs or {name: name for name in self.outputs}).items()
         }
-        reduced = self.reducers[encoding.job.task](arrays, encoding.job.params)
+        reduced = self.reducers[encoding.job.task](arrays, encoding.job, indices.tolist())
         encoding.num_missing -= len(places)
         is_last = encoding.num_missing == 0
         queue_s = result.started_s - encoding.waiting.arrival_s

@@ -85,12 +85,14 @@ def check_types(asked: EmbeddingsRequest) -> OutputType:
     return given.pop() if given else "float"
 
 
-def limit_input(asked: EmbeddingsRequest, model: ServedModel) -> tuple[Truncation, int | None]:
+def limit_input(
+    num_tokens: int | None, side: Literal["left", "right"] | None, model: ServedModel
+) -> tuple[Truncation, int | None]:
     """What happens to inputs of more than so many tokens; None: than the model takes. Raises InvalidField."""
-    configured, num_tokens = model.config.limits.truncation, asked.truncate_prompt_tokens
+    configured = model.config.limits.truncation
     if num_tokens is None:
         return configured, None
-    side = asked.truncation_side or ("right" if configured == "error" else configured)
+    side = side or ("right" if configured == "error" else configured)
     most = model.tokenizer.max_input_tokens
     if num_tokens == 0 or num_tokens > most:
         raise InvalidField(
@@ -107,7 +109,7 @@ async def create_embeddings(call: Call, state: ServerState) -> Reply:
     call.model = model.name
     kind = check_types(asked)
     params = embed.build_params(model.info, dimensions=asked.dimensions, types=(kind,))
-    truncation, max_input_tokens = limit_input(asked, model)
+    truncation, max_input_tokens = limit_input(asked.truncate_prompt_tokens, asked.truncation_side, model)
     job = TextJob(
         embed.TASK,
         list_inputs(asked.input),

@@ -10,12 +10,13 @@ from server.http.api.tei import TeiErrorReply, TruncationFields, render_error
 from server.http.api.vectors import encode_rows
 from server.http.body import parse_body
 from server.http.call import Call, Reply
-from server.http.endpoint import TextJob, run_job
+from server.http.endpoint import run_job
 from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.route import Route
 from server.http.state import ServerState
+from server.http.token_vectors import build_job
 from server.tasks import token_embed
-from server.text.prompts import choose_prompt
+from server.text.prompts import find_prompt
 from server.wire.job import Ragged
 
 
@@ -32,10 +33,12 @@ async def embed_tokens(call: Call, state: ServerState) -> Reply:
     asked = parse_body(EmbedAllRequest, call.take_body())
     model = state.pick_model(asked.model, token_embed.TASK)
     call.model = model.name
-    job = TextJob(
-        *(token_embed.TASK, list_inputs(asked.inputs), "inputs", token_embed.TokenEmbedParams()),
-        prompt=choose_prompt(model.info, name=asked.prompt_name),
-        truncation=asked.choose_truncation(model.config.limits.truncation),
+    job = build_job(
+        model,
+        list_inputs(asked.inputs),
+        "inputs",
+        prompt=None if asked.prompt_name is None else find_prompt(model.info, asked.prompt_name),
+        truncation=None if asked.truncate is None else asked.choose_truncation("error"),
     )
     rows = (await run_job(call, model, job))["token_embeddings"]
     return await write_reply(partial(write_token_rows, rows), rows.values.size, INLINE_NUMBERS, model)

@@ -47,8 +47,9 @@ async def compute_weights(
     """`indices` and `weights`, a row for each input, and who computed them."""
     model = state.pick_model(asked.model, sparse.TASK)
     call.model = model.name
+    params = sparse.SparseParams(model.tokenizer.find_ids(model.info.skipped_tokens))
     job = TextJob(
-        *(sparse.TASK, list_inputs(asked.inputs), "inputs", sparse.SparseParams()),
+        *(sparse.TASK, list_inputs(asked.inputs), "inputs", params),
         prompt=choose_prompt(model.info, name=asked.prompt_name),
         truncation=asked.choose_truncation(model.config.limits.truncation),
     )
