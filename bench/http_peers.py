@@ -70,21 +70,24 @@ PEERS = {
 """infinity-emb as it comes, and as it was fastest on two cores. Its optimum engine does not import with this torch."""
 
 
-def prepare_model(peer: ServerPeer, cache: Path) -> Path:
+def prepare_model(peer: ServerPeer, model: Path, cache: Path) -> Path:
     """The model in the form that the server wants, converted once. Raises InstallError or WorkerError."""
     if not peer.is_openvino:
-        return DIRECTORY
+        return model
     fleet = Fleet({"openvino": OPENVINO}, cache)
-    return fleet.convert("openvino", fleet.find_python("openvino"), DIRECTORY)
+    return fleet.convert("openvino", fleet.find_python("openvino"), model)
 
 
 @contextmanager
-def start(name: str, log: Path) -> Iterator[str]:
-    """The URL of a running server. Raises InstallError, WorkerError, or SystemExit where it does not start."""
+def start(name: str, log: Path, model: Path = DIRECTORY) -> Iterator[str]:
+    """The URL of a running server; whatever `model` is, it is called MODEL.
+
+    Raises InstallError, WorkerError, or SystemExit where it does not start.
+    """
     peer, cache, port = PEERS[name], find_cache(), find_free_port()
     python = prepare_environment(peer.requirements, cache)
-    converted = prepare_model(peer, cache)
-    program, *words = (word.format(model=DIRECTORY, converted=converted, port=port) for word in peer.command)
+    converted = prepare_model(peer, model, cache)
+    program, *words = (word.format(model=model, converted=converted, port=port) for word in peer.command)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
     with log.open("w") as stream:
         process = subprocess.Popen(

@@ -80,12 +80,14 @@ def find_http_process(parent: int) -> int:
     return next(int(line.split()[0]) for line in lines if "http_" in line)
 
 
-def run_load(server: Server, script: Path, seconds: int) -> tuple[float, float]:
+def run_load(
+    server: Server, script: Path, seconds: int, *, path: str = "/v1/embeddings", connections: int = CONNECTIONS
+) -> tuple[float, float]:
     """Requests per second, and milliseconds of processor time of the HTTP process for each."""
-    url = f"{server.url}/v1/embeddings"
+    url = f"{server.url}{path}"
     before_s = server.read_cpu_s()
     output = subprocess.run(
-        ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}", "-s", str(script), url], capture_output=True, text=True
+        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "-s", str(script), url], capture_output=True, text=True
     ).stdout
     found = re.search(r"(\d+) requests in", output)
     if found is None or "Non-2xx" in output:

@@ -13,7 +13,7 @@ from typing import Any
 from runtime.backends.cpu.build import read_cpu_flags
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "tokenizers", "fastapi", "uvicorn")
+PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "fastapi", "uvicorn")
 
 
 def describe_machine() -> dict[str, Any]:

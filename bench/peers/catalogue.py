@@ -35,7 +35,7 @@ class Peer:
     converts: bool = False
     """Whether the worker has a conversion to run once per model."""
     folder: Path = FOLDER
-    converts_with: tuple[str, ...] = ("embedder.py",)
+    converts_with: tuple[str, ...] = ("embedder.py", "headed.py")
     """Files beside the worker that its conversion depends on."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the worker."""

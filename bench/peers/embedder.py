@@ -15,6 +15,7 @@ class Embedder(nn.Module):
         self.bert = AutoModel.from_pretrained(
             model, dtype=dtype, attn_implementation=attention, add_pooling_layer=False
         )
+        self.config = self.bert.config
         self.eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -159,16 +159,21 @@ class CellRun:
             result.cpus = self.cpu_seconds[name] / max(sum(result.seconds), 1e-9)
 
     def compare(self) -> None:
-        """Of the last round. The cosine with Hugging Face's rows tells who computes something else."""
+        """The cosine with Hugging Face's rows tells who computes something else."""
+        rows = self.collect_rows()
+        for name in rows.keys() if REFERENCE in rows else ():
+            self.results[name].cosine = find_lowest_cosine(rows[name], rows[REFERENCE])
+
+    def collect_rows(self) -> dict[str, Rows]:
+        """Of the last round, by engine."""
         with tempfile.TemporaryDirectory() as folder:
-            rows = {}
+            rows: dict[str, Rows] = {}
             for name in self.results:
                 path = Path(folder) / f"{len(rows)}.npy"
                 self.ask(name, "embeddings", path=str(path))
                 if not self.results[name].failure:
                     rows[name] = np.load(path)
-        for name in rows.keys() if REFERENCE in rows else ():
-            self.results[name].cosine = find_lowest_cosine(rows[name], rows[REFERENCE])
+        return rows
 
 
 def find_lowest_cosine(rows: Rows, reference: Rows) -> float:

@@ -6,7 +6,8 @@ in on standard input, one goes out on standard output; whatever a library prints
     {"op": "load", "model": DIR, "converted": DIR, "options": {...}, "threads": 1}  ->  {}
     {"op": "prepare", "workload": NPZ}                                              ->  {"num_tokens": 3281}
     {"op": "run", "batch_size": 8}                    ->  {"seconds": 0.9, "cpu_seconds": 0.9, "settle_seconds": 0.0}
-    {"op": "embeddings", "path": NPY}                 ->  {}, after writing the rows of the last run
+    {"op": "embeddings", "path": NPY}                 ->  {}, after writing the rows of the last run: in the
+                                                          caller's order; those of tokens, shortest sequence first
 
 An answer {"error": TEXT} means that the request failed; the worker goes on.
 """
@@ -26,7 +27,7 @@ import numpy.typing as npt
 Sequences = Sequence[npt.NDArray[np.int32]]
 """Token ids, one array per sequence."""
 Rows = npt.NDArray[np.float32]
-"""One normalised embedding per sequence."""
+"""One row per sequence, such as its normalised embedding; or one per token."""
 Embed = Callable[[Sequence[Sequences]], Sequence[Rows]]
 """Batches to the rows of each batch. It pads or packs the batches itself, within the time that is measured."""
 Load = Callable[[Path, Path, dict[str, Any], int], Embed]
@@ -75,8 +76,9 @@ class Session:
         started_s, started_cpu_s = time.perf_counter(), time.process_time()
         rows = self.embed(batches)
         seconds, cpu_seconds = time.perf_counter() - started_s, time.process_time() - started_cpu_s
-        self.rows = np.empty((len(ordered), rows[0].shape[1]), np.float32)
-        self.rows[self.order] = np.concatenate(rows)
+        self.rows = np.concatenate(rows)
+        if len(self.rows) == len(ordered):
+            self.rows[self.order] = self.rows.copy()
         return {"seconds": seconds, "cpu_seconds": cpu_seconds, "settle_seconds": settle()}
 
 
@@ -110,6 +112,11 @@ def pad(batch: Sequences) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
         input_ids[row, : len(sequence)] = sequence
         mask[row, : len(sequence)] = 1
     return input_ids, mask
+
+
+def drop_padding(rows: Rows, mask: npt.NDArray[np.int64]) -> Rows:
+    """Of rows of tokens, `[sequences, longest, width]`, those that are there, `[tokens, width]`; others as they are."""
+    return rows[mask.astype(bool)] if rows.ndim == 3 else rows
 
 
 def pool(hidden_states: npt.NDArray[np.float32], mask: npt.NDArray[np.int64]) -> Rows:

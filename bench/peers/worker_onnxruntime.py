@@ -6,36 +6,38 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from protocol import Embed, Rows, Sequences, pad, serve
+from protocol import Embed, Rows, Sequences, drop_padding, pad, serve
 
 
 def convert(model: Path, out: Path) -> None:
     """Writes fp32.onnx and int8.onnx. The optimizer finds attention only in the legacy exporter's graph."""
     import onnx
     import torch
-    from embedder import Embedder
+    from headed import load_module
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.transformers.optimizer import optimize_model
 
-    module = Embedder(model, attention="eager")
+    module = load_module(model, attention="eager")
     example = torch.full((2, 16), 1000), torch.ones(2, 16, dtype=torch.long)
     names = ["input_ids", "attention_mask"]
+    with torch.inference_mode():
+        num_dims = module(*example).dim()
+    axes = {0: "sequences", 1: "length"}
     torch.onnx.export(
         module,
         example,
         str(out / "exported.onnx"),
         input_names=names,
-        output_names=["embeddings"],
-        dynamic_axes={name: {0: "sequences", 1: "length"} for name in names} | {"embeddings": {0: "sequences"}},
+        output_names=["rows"],
+        dynamic_axes=dict.fromkeys(names, axes) | {"rows": axes if num_dims == 3 else {0: "sequences"}},
         opset_version=17,
         dynamo=False,
     )
-    config = module.bert.config
     fused = optimize_model(
         str(out / "exported.onnx"),
         model_type="bert",
-        num_heads=config.num_attention_heads,
-        hidden_size=config.hidden_size,
+        num_heads=module.config.num_attention_heads,
+        hidden_size=module.config.hidden_size,
     )
     print("fused:", fused.get_fused_operator_statistics())
     fused.save_model_to_file(str(out / "fp32.onnx"))
@@ -67,7 +69,7 @@ def load(model: Path, converted: Path, options: dict[str, Any], threads: int) ->
 
     def run(batch: Sequences) -> np.ndarray:
         input_ids, mask = pad(batch)
-        return session.run(None, {"input_ids": input_ids, "attention_mask": mask})[0]
+        return drop_padding(session.run(None, {"input_ids": input_ids, "attention_mask": mask})[0], mask)
 
     return embed
 

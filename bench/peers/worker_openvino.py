@@ -16,11 +16,11 @@ def convert(model: Path, out: Path) -> None:
     """Writes fp32.xml and int8.xml."""
     import nncf
     import torch
-    from embedder import Embedder
+    from headed import load_module
 
     example = torch.full((2, 16), 1000), torch.ones(2, 16, dtype=torch.long)
     with torch.inference_mode():
-        graph = openvino.convert_model(Embedder(model), example_input=example, input=[[-1, -1], [-1, -1]])
+        graph = openvino.convert_model(load_module(model), example_input=example, input=[[-1, -1], [-1, -1]])
     openvino.save_model(graph, out / "fp32.xml", compress_to_fp16=False)
     quantised = nncf.quantize(
         graph,
