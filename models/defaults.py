@@ -38,6 +38,9 @@ GEMMA = LLAMA | {
     "tie_word_embeddings": True,
 }
 
+ROTARY: Keys = {"attention_bias": False, "mlp_bias": False, "type_vocab_size": 0}
+"""Encoders with rotary positions, as far as they agree."""
+
 DEFAULTS: dict[str, Keys] = {
     "albert": BERT | {"embedding_size": 128, "hidden_act": "gelu_new", "num_hidden_groups": 1, "inner_group_num": 1},
     "bert": BERT,
@@ -63,6 +66,22 @@ DEFAULTS: dict[str, Keys] = {
     },
     "llama": LLAMA,
     "mistral": LLAMA | {"max_position_embeddings": 4096 * 32, "num_key_value_heads": 8, "sliding_window": 4096},
+    "modernbert": ROTARY
+    | {
+        "classifier_activation": "gelu",
+        "classifier_bias": False,
+        "classifier_pooling": "cls",
+        "decoder_bias": True,
+        "global_attn_every_n_layers": 3,
+        "global_rope_theta": 160000.0,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "local_attention": 128,
+        "local_rope_theta": 10000.0,
+        "max_position_embeddings": 8192,
+        "norm_bias": False,
+        "pad_token_id": 50283,
+    },
     "mpnet": BERT,
     "qwen2": QWEN,
     "qwen3": QWEN | {"head_dim": 128},
@@ -70,6 +89,8 @@ DEFAULTS: dict[str, Keys] = {
     "xlm-roberta": ROBERTA,
 }
 """By `model_type`; those listed are the ones served."""
+
+ROTARY_ENCODERS = ("modernbert",)
 
 FIXED: dict[str, Keys] = {
     # DistilBERT and MPNet have no token types, and transformers writes these numbers into their code.
@@ -80,6 +101,7 @@ FIXED: dict[str, Keys] = {
     "gemma2": {"mlp_bias": False},
     "gpt2": {"attention_bias": True, "mlp_bias": True},
     "mistral": {"attention_bias": False, "mlp_bias": False},
+    "modernbert": {"type_vocab_size": 0},
     "qwen2": {"attention_bias": False, "mlp_bias": False},
     "qwen3": {"mlp_bias": False},
 }
@@ -102,10 +124,16 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
         "activation_function": "hidden_act",
         "layer_norm_epsilon": "layer_norm_eps",
     },
+    "modernbert": {"hidden_activation": "hidden_act", "norm_eps": "layer_norm_eps"},
 } | {
     model_type: {"rms_norm_eps": "layer_norm_eps"}
     for model_type in ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
 }
+
+STRAY: dict[str, tuple[str, ...]] = {
+    "modernbert": ("hidden_act", "layer_norm_eps", "num_key_value_heads", "position_embedding_type"),
+}
+"""Keys that mean nothing there, though files have them, and that are another's name for us."""
 
 MEANT_BY_NULL = (
     "attn_logit_softcapping",
@@ -143,6 +171,7 @@ SUPPORTED_BY_TYPE: dict[str, Keys] = {
     "gemma2": DECODER | GEMMA_GATE,
     "gpt2": DECODER,
     "llama": DECODER,
+    "modernbert": {"head_dim": (), "partial_rotary_factor": (1,)},
     # transformers lets every layer of it look back as far, whatever this key says.
     "mistral": DECODER | {"layer_types": ()},
     # transformers writes 32 into MPNet's code, so no other number was ever trained with it.
@@ -155,6 +184,10 @@ SUPPORTED_BY_TYPE: dict[str, Keys] = {
 def complete_keys(keys: Keys) -> Keys:
     """The keys of config.json under BERT's names, with defaults where the file has none or null."""
     model_type = str(keys.get("model_type"))
-    names = OTHER_NAMES.get(model_type, {})
-    given = {names.get(key, key): value for key, value in keys.items() if value is not None or key in MEANT_BY_NULL}
+    names, stray = OTHER_NAMES.get(model_type, {}), STRAY.get(model_type, ())
+    given = {
+        names.get(key, key): value
+        for key, value in keys.items()
+        if (value is not None or key in MEANT_BY_NULL) and key not in stray
+    }
     return DEFAULTS.get(model_type, {}) | given | FIXED.get(model_type, {})

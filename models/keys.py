@@ -14,6 +14,7 @@ BARE_ENCODERS = {
     "distilbert": "DistilBertModel",
     "electra": "ElectraModel",
     "ernie": "ErnieModel",
+    "modernbert": "ModernBertModel",
     "mpnet": "MPNetModel",
     "roberta": "RobertaModel",
     "xlm-roberta": "XLMRobertaModel",

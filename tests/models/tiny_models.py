@@ -40,6 +40,8 @@ DISTILBERT_SIZES = {
     "max_position_embeddings": 80,
 }
 
+ROTARY_SIZES = SIZES | {"num_hidden_layers": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
 CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "bert": lambda: transformers.BertConfig(**SIZES),
     "roberta": lambda: transformers.RobertaConfig(**SIZES, type_vocab_size=1, layer_norm_eps=1e-5),
@@ -59,6 +61,19 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "ernie-tasks": lambda: transformers.ErnieConfig(**SIZES, use_task_id=True),
     # Longer than the others, so that distances reach the last bucket.
     "mpnet": lambda: transformers.MPNetConfig(**SIZES | {"max_position_embeddings": 200}),
+    # Two layers of each kind, and windows of which texts are much longer.
+    "modernbert": lambda: transformers.ModernBertConfig(**ROTARY_SIZES, local_attention=8),
+    "modernbert-biased": lambda: transformers.ModernBertConfig(
+        **ROTARY_SIZES,
+        local_attention=9,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"],
+        rope_parameters={"full_attention": {"rope_theta": 500.0, "rope_type": "linear", "factor": 3.0}},
+        classifier_pooling="mean",
+        classifier_activation="silu",
+        hidden_activation="gelu_new",
+        **dict.fromkeys(["norm_bias", "attention_bias", "mlp_bias", "classifier_bias"], True),
+        decoder_bias=False,
+    ),
 }
 
 
@@ -94,11 +109,11 @@ def randomize(module: torch.nn.Module) -> None:
     """Larger than transformers' initial weights: those hardly attend, and would hide mistakes in it."""
     if isinstance(module, torch.nn.Linear):
         module.weight.normal_(0, 1.5 * module.in_features**-0.5)
-        module.bias.normal_(0, 0.3)
     elif isinstance(module, torch.nn.Embedding):
         module.weight.normal_()
     elif isinstance(module, torch.nn.LayerNorm):
         module.weight.normal_(1, 0.3)
+    if getattr(module, "bias", None) is not None:
         module.bias.normal_(0, 0.3)
 
 

@@ -1,0 +1,122 @@
+"""Every key of config.json of the rotary encoders is read, without meaning here, or refused by its name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from tiny_models import CONFIGS
+
+from models.config import EncoderConfig, read_config
+from models.info import ModelDirectoryError, ModelInfo, read_info
+
+TRAINING = {
+    "attention_dropout",
+    "embedding_dropout",
+    "classifier_dropout",
+    "deterministic_flash_attn",
+    "initializer_cutoff_factor",
+    "initializer_range",
+    "mlp_dropout",
+    "sparse_pred_ignore_index",
+    "sparse_prediction",
+}
+TOKENS = {"bos_token_id", "cls_token_id", "eos_token_id", "sep_token_id"}
+"""The tokenizer's business."""
+WITHOUT_MEANING = TRAINING | TOKENS | set(transformers.PreTrainedConfig().to_dict())
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 102,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 90,
+    "pad_token_id": 3,
+    "tie_word_embeddings": False,
+}
+OTHER_VALUES: dict[str, dict[str, Any]] = {
+    "modernbert": SIZES
+    | {
+        "hidden_activation": "relu",
+        "norm_eps": 1e-3,
+        "norm_bias": True,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "layer_types": ["full_attention"] * 4,
+        "rope_parameters": {"full_attention": {"rope_theta": 7.0}},
+        "local_attention": 40,
+        "decoder_bias": False,
+        "classifier_pooling": "mean",
+        "classifier_bias": True,
+        "classifier_activation": "tanh",
+    },
+}
+LEGACY: dict[str, dict[str, Any]] = {
+    "modernbert": {
+        "global_attn_every_n_layers": 2,
+        "global_rope_theta": 5.0,
+        "local_rope_theta": 5.0,
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+    },
+}
+"""Of files by older versions."""
+REFUSED: dict[str, dict[str, Any]] = {
+    "modernbert": {
+        "classifier_pooling": "max",
+        "hidden_activation": "laplace",
+        "layer_types": ["full_attention"],
+        "local_attention": 0,
+        "partial_rotary_factor": 0.5,
+        "rope_parameters": {"rope_theta": 5.0},
+        "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+        "quantization_config": {"bits": 4},
+    },
+}
+
+
+def read(directory: Path, keys: dict[str, Any]) -> tuple[EncoderConfig, ModelInfo]:
+    (directory / "config.json").write_text(json.dumps(keys), encoding="utf-8")
+    return read_config(directory), read_info(directory, task="sparse")
+
+
+def make_keys(name: str) -> dict[str, Any]:
+    """As transformers writes them, without what older versions have other keys for."""
+    config = CONFIGS[name]()
+    keys: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    for key in ("layer_types", "rope_parameters"):
+        keys.pop(key, None)
+    return keys | {"architectures": [type(config).__name__.replace("Config", "ForMaskedLM")]}
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_every_key_is_accounted_for(name: str) -> None:
+    keys = type(CONFIGS[name]())().to_dict().keys() - {"model_type"}
+    unknown = keys - WITHOUT_MEANING - OTHER_VALUES[name].keys()
+    assert not unknown
+    assert not OTHER_VALUES[name].keys() - keys
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [(name, key) for name, keys in OTHER_VALUES.items() for key in (*keys, *LEGACY[name])]
+)
+def test_keys_are_read(name: str, key: str, tmp_path: Path) -> None:
+    keys = make_keys(name)
+    other = (OTHER_VALUES[name] | LEGACY[name])[key]
+    assert read(tmp_path, keys) != read(tmp_path, keys | {key: other})
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in REFUSED.items() for key in keys])
+def test_keys_are_refused(name: str, key: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelDirectoryError, match=r"config\.json: .*"):
+        read(tmp_path, make_keys(name) | {key: REFUSED[name][key]})
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_keys_without_meaning_change_nothing(name: str, tmp_path: Path) -> None:
+    keys = make_keys(name)
+    others = dict.fromkeys(TRAINING, 0.25) | dict.fromkeys(TOKENS, 7)
+    stray = {"modernbert": {"layer_norm_eps": 0.5, "hidden_act": "tanh", "position_embedding_type": "sans_pos"}}
+    expected = read(tmp_path, keys)
+    assert read(tmp_path, keys | others | stray.get(name, {})) == expected
