@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.activations import read_activation
-from models.defaults import ROTARY_ENCODERS, SUPPORTED, SUPPORTED_BY_TYPE, Keys
+from models.defaults import OWN_CODE, ROTARY_ENCODERS, SUPPORTED, SUPPORTED_BY_TYPE, Keys
 from models.head_config import HeadConfig, read_head_config
 from models.keys import ModelDirectoryError, read_architecture, read_keys, require_number
 from models.labels import read_labels
@@ -95,7 +95,7 @@ def check_supported(path: Path, keys: Keys) -> None:
             supported = f"only {values[0]!r} is" if values else "use a checkpoint without it"
             raise ModelDirectoryError(f"{path}: {name} {keys[name]!r} is not supported; {supported}")
     own_code = [name for name in keys.get("auto_map", {}) if name.startswith(("AutoConfig", "AutoModel"))]
-    if own_code:
+    if own_code and keys["model_type"] not in OWN_CODE:
         raise ModelDirectoryError(
             f"{path}: auto_map says that the model brings its own code ({', '.join(own_code)}), which is never run here"
         )

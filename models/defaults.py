@@ -48,6 +48,15 @@ DEFAULTS: dict[str, Keys] = {
     "distilbert": BERT,
     "electra": BERT | {"embedding_size": 128},
     "ernie": BERT | {"task_type_vocab_size": 3, "use_task_id": False},
+    "eurobert": ROTARY
+    | {
+        "hidden_act": "silu",
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": 8192,
+        "pad_token_id": 128001,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+    },
     "gemma": GEMMA | {"num_key_value_heads": 16},
     "gemma2": GEMMA
     | {
@@ -90,7 +99,7 @@ DEFAULTS: dict[str, Keys] = {
 }
 """By `model_type`; those listed are the ones served."""
 
-ROTARY_ENCODERS = ("modernbert",)
+ROTARY_ENCODERS = ("eurobert", "modernbert")
 
 FIXED: dict[str, Keys] = {
     # DistilBERT and MPNet have no token types, and transformers writes these numbers into their code.
@@ -101,7 +110,7 @@ FIXED: dict[str, Keys] = {
     "gemma2": {"mlp_bias": False},
     "gpt2": {"attention_bias": True, "mlp_bias": True},
     "mistral": {"attention_bias": False, "mlp_bias": False},
-    "modernbert": {"type_vocab_size": 0},
+    **{model_type: {"type_vocab_size": 0} for model_type in ("eurobert", "modernbert")},
     "qwen2": {"attention_bias": False, "mlp_bias": False},
     "qwen3": {"mlp_bias": False},
 }
@@ -127,10 +136,11 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "modernbert": {"hidden_activation": "hidden_act", "norm_eps": "layer_norm_eps"},
 } | {
     model_type: {"rms_norm_eps": "layer_norm_eps"}
-    for model_type in ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
+    for model_type in ("eurobert", "gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
 }
 
 STRAY: dict[str, tuple[str, ...]] = {
+    "eurobert": ("layer_norm_eps", "position_embedding_type"),
     "modernbert": ("hidden_act", "layer_norm_eps", "num_key_value_heads", "position_embedding_type"),
 }
 """Keys that mean nothing there, though files have them, and that are another's name for us."""
@@ -165,8 +175,12 @@ GEMMA_GATE: Keys = {
     "use_bidirectional_attention": (False,),
 }
 
+OWN_CODE = ("eurobert",)
+"""Model types published with code of their own, which is not run: their files here compute the same."""
+
 SUPPORTED_BY_TYPE: dict[str, Keys] = {
     "albert": {"down_scale_factor": (1,), "gap_size": (0,), "net_structure_type": (0,), "num_memory_blocks": (0,)},
+    "eurobert": {"partial_rotary_factor": (1,)},
     "gemma": DECODER | GEMMA_GATE,
     "gemma2": DECODER | GEMMA_GATE,
     "gpt2": DECODER,

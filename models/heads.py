@@ -94,6 +94,24 @@ class ClassificationHead(nn.Module):
         return {"logits": self.output(self.norm(self.activation(self.dense(pooled))))}
 
 
+class LateClassificationHead(nn.Module):
+    """The mean of the logits of all tokens of a sequence (EuroBERT). fp32, and the cast says so, as in the heads below.
+
+    The last layer is linear, so that the mean of what goes into it gives the same, at one product per sequence.
+    """
+
+    def __init__(self, config: EncoderConfig, num_labels: int, activation: str):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACTIVATIONS[activation]
+        self.output = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor) -> dict[str, Tensor]:
+        """`logits`: fp32 [num_seqs, num_labels]."""
+        rows = self.activation(self.dense(hidden_states.float()))
+        return {"logits": self.output(pool.OP(rows, cu_seqlens, "mean"))}
+
+
 class TokenEmbeddingHead(nn.Module):
     """A vector of each token: its row, as it is. Casting it says to the passes that it is the head's."""
 
@@ -144,9 +162,11 @@ class WordHead(nn.Module):
 
     def __init__(self, config: EncoderConfig, activation: str, is_tied: bool):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.embedding_size, config.head.has_dense_bias)
-        self.activation = ACTIVATIONS[activation]
-        self.norm = build_head_norm(config)
+        self.has_transform = config.head.has_transform
+        if self.has_transform:
+            self.dense = nn.Linear(config.hidden_size, config.embedding_size, config.head.has_dense_bias)
+            self.activation = ACTIVATIONS[activation]
+            self.norm = build_head_norm(config)
         self.bias: Tensor
         if config.head.has_word_bias:
             self.bias = nn.Parameter(torch.zeros(config.vocab_size))
@@ -156,7 +176,8 @@ class WordHead(nn.Module):
 
     def transform(self, hidden_states: Tensor) -> Tensor:
         """Rows of tokens to fp32 [num_tokens, embedding_size], which are multiplied with the table."""
-        return self.norm(self.activation(self.dense(hidden_states.float())))
+        rows = hidden_states.float()
+        return self.norm(self.activation(self.dense(rows))) if self.has_transform else rows
 
     def find_table(self, word_table: Tensor) -> Tensor:
         return word_table if self.table is None else self.table

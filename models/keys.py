@@ -14,6 +14,7 @@ BARE_ENCODERS = {
     "distilbert": "DistilBertModel",
     "electra": "ElectraModel",
     "ernie": "ErnieModel",
+    "eurobert": "EuroBertModel",
     "modernbert": "ModernBertModel",
     "mpnet": "MPNetModel",
     "roberta": "RobertaModel",

@@ -15,6 +15,7 @@ from models.heads import (
     ClassificationHead,
     DeepTokenClassificationHead,
     EmbeddingHead,
+    LateClassificationHead,
     MaskHead,
     SparseHead,
     TextModel,
@@ -126,7 +127,8 @@ def build_head(
             return DeepTokenClassificationHead(config, info.output_dim, activation)
         return TokenClassificationHead(config.hidden_size, info.output_dim)
     if info.task == "classify":
-        return ClassificationHead(config, info.output_dim, activation)
+        is_late = config.head.pooling == "late"
+        return (LateClassificationHead if is_late else ClassificationHead)(config, info.output_dim, activation)
     return build_embedding_head(directory, config.hidden_size, info)
 
 

@@ -19,12 +19,14 @@ TRAINING = {
     "initializer_cutoff_factor",
     "initializer_range",
     "mlp_dropout",
+    "pretraining_tp",
     "sparse_pred_ignore_index",
     "sparse_prediction",
 }
 TOKENS = {"bos_token_id", "cls_token_id", "eos_token_id", "sep_token_id"}
 """The tokenizer's business."""
-WITHOUT_MEANING = TRAINING | TOKENS | set(transformers.PreTrainedConfig().to_dict())
+GENERATION = {"mask_token_id", "use_cache"}
+WITHOUT_MEANING = TRAINING | TOKENS | GENERATION | set(transformers.PreTrainedConfig().to_dict())
 
 SIZES: dict[str, Any] = {
     "vocab_size": 102,
@@ -37,6 +39,18 @@ SIZES: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 OTHER_VALUES: dict[str, dict[str, Any]] = {
+    "eurobert": SIZES
+    | {
+        "num_key_value_heads": 1,
+        "head_dim": 14,
+        "hidden_act": "relu",
+        "rms_norm_eps": 1e-3,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+        "attention_bias": True,
+        "mlp_bias": True,
+        "classifier_pooling": "bos",
+    },
     "modernbert": SIZES
     | {
         "hidden_activation": "relu",
@@ -54,6 +68,7 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     },
 }
 LEGACY: dict[str, dict[str, Any]] = {
+    "eurobert": {"rope_theta": 5.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
     "modernbert": {
         "global_attn_every_n_layers": 2,
         "global_rope_theta": 5.0,
@@ -63,6 +78,13 @@ LEGACY: dict[str, dict[str, Any]] = {
 }
 """Of files by older versions."""
 REFUSED: dict[str, dict[str, Any]] = {
+    "eurobert": {
+        "classifier_pooling": "max",
+        "clf_pooling": "mean",  # beside a classifier_pooling that says something else
+        "is_decoder": True,
+        "partial_rotary_factor": 0.5,
+        "rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 40},
+    },
     "modernbert": {
         "classifier_pooling": "max",
         "hidden_activation": "laplace",
@@ -120,3 +142,18 @@ def test_keys_without_meaning_change_nothing(name: str, tmp_path: Path) -> None:
     stray = {"modernbert": {"layer_norm_eps": 0.5, "hidden_act": "tanh", "position_embedding_type": "sans_pos"}}
     expected = read(tmp_path, keys)
     assert read(tmp_path, keys | others | stray.get(name, {})) == expected
+
+
+@pytest.mark.parametrize("pooling", ["bos", "mean"])
+def test_eurobert_also_has_the_key_of_its_own_code(pooling: str, tmp_path: Path) -> None:
+    keys = make_keys("eurobert")
+    expected = read(tmp_path, keys | {"classifier_pooling": pooling})
+    del keys["classifier_pooling"]
+    assert read(tmp_path, keys | {"clf_pooling": pooling}) == expected
+
+
+def test_code_is_not_needed_where_the_family_is_known(tmp_path: Path) -> None:
+    own_code = {"auto_map": {"AutoModel": "modeling_eurobert.EuroBertModel"}}
+    assert read(tmp_path, make_keys("eurobert")) == read(tmp_path, make_keys("eurobert") | own_code)
+    with pytest.raises(ModelDirectoryError, match="auto_map says that the model brings its own code"):
+        read(tmp_path, make_keys("modernbert") | own_code)

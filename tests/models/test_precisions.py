@@ -21,7 +21,7 @@ from runtime.engines.transfer import to_tensors
 from runtime.quantization.simulate import find_linears
 from tests.tolerances import ENCODER_TOLERANCES, SAME_ENGINE, check_close
 
-OFTEN = ["bert", "roberta", "distilbert", "electra", "albert", "ernie-tasks", "mpnet", "modernbert"]
+OFTEN = ["bert", "roberta", "distilbert", "electra", "albert", "ernie-tasks", "mpnet", "modernbert", "eurobert"]
 """One of each file in models/."""
 SEQLENS = [1, 2, 15, 16, 17, 33, 1, 47, 48, 49, 64, 65, 3, 73]
 """Around the borders of tiles, of panels and of blocks of rows."""

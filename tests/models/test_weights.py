@@ -266,6 +266,7 @@ TABLES = {
     "distilbert": ("distilbert.embeddings.word_embeddings.weight", "vocab_projector.weight"),
     "electra": ("electra.embeddings.word_embeddings.weight", "generator_lm_head.weight"),
     "ernie": ("ernie.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
+    "eurobert-biased": ("model.embed_tokens.weight", "lm_head.weight"),
     "modernbert": ("model.embeddings.tok_embeddings.weight", "decoder.weight"),
     "mpnet": ("mpnet.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
     "xlm-roberta": ("roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),

@@ -61,6 +61,18 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "ernie-tasks": lambda: transformers.ErnieConfig(**SIZES, use_task_id=True),
     # Longer than the others, so that distances reach the last bucket.
     "mpnet": lambda: transformers.MPNetConfig(**SIZES | {"max_position_embeddings": 200}),
+    "eurobert": lambda: transformers.EuroBertConfig(**ROTARY_SIZES, num_key_value_heads=2),
+    "eurobert-biased": lambda: transformers.EuroBertConfig(
+        **ROTARY_SIZES,
+        head_dim=12,
+        hidden_act="gelu",
+        rope_parameters={"rope_theta": 250.0, "rope_type": "linear", "factor": 2.0},
+        attention_bias=True,
+        mlp_bias=True,
+        classifier_pooling="mean",
+        tie_word_embeddings=True,
+    ),
+    "eurobert-bos": lambda: transformers.EuroBertConfig(**ROTARY_SIZES, classifier_pooling="bos"),
     # Two layers of each kind, and windows of which texts are much longer.
     "modernbert": lambda: transformers.ModernBertConfig(**ROTARY_SIZES, local_attention=8),
     "modernbert-biased": lambda: transformers.ModernBertConfig(
@@ -111,7 +123,7 @@ def randomize(module: torch.nn.Module) -> None:
         module.weight.normal_(0, 1.5 * module.in_features**-0.5)
     elif isinstance(module, torch.nn.Embedding):
         module.weight.normal_()
-    elif isinstance(module, torch.nn.LayerNorm):
+    elif isinstance(module, torch.nn.LayerNorm) or type(module).__name__.endswith("RMSNorm"):
         module.weight.normal_(1, 0.3)
     if getattr(module, "bias", None) is not None:
         module.bias.normal_(0, 0.3)
