@@ -92,6 +92,13 @@ DEFAULTS: dict[str, Keys] = {
         "pad_token_id": 50283,
     },
     "mpnet": BERT,
+    "nomic_bert": BERT
+    | {
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+        "max_trained_positions": 2048,
+        "rope_theta": 1000.0,
+    },
     "qwen2": QWEN,
     "qwen3": QWEN | {"head_dim": 128},
     "roberta": ROBERTA,
@@ -99,7 +106,7 @@ DEFAULTS: dict[str, Keys] = {
 }
 """By `model_type`; those listed are the ones served."""
 
-ROTARY_ENCODERS = ("eurobert", "modernbert")
+ROTARY_ENCODERS = ("eurobert", "modernbert", "nomic_bert")
 
 FIXED: dict[str, Keys] = {
     # DistilBERT and MPNet have no token types, and transformers writes these numbers into their code.
@@ -111,6 +118,7 @@ FIXED: dict[str, Keys] = {
     "gpt2": {"attention_bias": True, "mlp_bias": True},
     "mistral": {"attention_bias": False, "mlp_bias": False},
     **{model_type: {"type_vocab_size": 0} for model_type in ("eurobert", "modernbert")},
+    "nomic_bert": {"attention_bias": False, "mlp_bias": False, "norm_bias": True},
     "qwen2": {"attention_bias": False, "mlp_bias": False},
     "qwen3": {"mlp_bias": False},
 }
@@ -134,6 +142,15 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
         "layer_norm_epsilon": "layer_norm_eps",
     },
     "modernbert": {"hidden_activation": "hidden_act", "norm_eps": "layer_norm_eps"},
+    "nomic_bert": {
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_inner": "intermediate_size",
+        "n_positions": "max_position_embeddings",
+        "layer_norm_epsilon": "layer_norm_eps",
+        "rotary_emb_base": "rope_theta",
+    },
 } | {
     model_type: {"rms_norm_eps": "layer_norm_eps"}
     for model_type in ("eurobert", "gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
@@ -141,6 +158,7 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
 
 STRAY: dict[str, tuple[str, ...]] = {
     "eurobert": ("layer_norm_eps", "position_embedding_type"),
+    "nomic_bert": ("num_key_value_heads", "position_embedding_type"),
     "modernbert": ("hidden_act", "layer_norm_eps", "num_key_value_heads", "position_embedding_type"),
 }
 """Keys that mean nothing there, though files have them, and that are another's name for us."""
@@ -175,8 +193,27 @@ GEMMA_GATE: Keys = {
     "use_bidirectional_attention": (False,),
 }
 
-OWN_CODE = ("eurobert",)
+OWN_CODE = ("eurobert", "nomic_bert")
 """Model types published with code of their own, which is not run: their files here compute the same."""
+
+NOMIC_BERT: Keys = {
+    "activation_function": ("swiglu",),
+    "causal": (False,),
+    "mlp_fc1_bias": (False,),
+    "mlp_fc2_bias": (False,),
+    "moe_every_n_layers": (0,),
+    "parallel_block": (False,),
+    "partial_rotary_factor": (1,),
+    "prenorm": (False,),
+    "qkv_proj_bias": (False,),
+    "rotary_emb_fraction": (1.0,),
+    "rotary_emb_interleaved": (False,),
+    "rotary_emb_scale_base": (),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "scale_attn_weights": (True,),
+    "use_rms_norm": (False,),
+}
+"""Keys of its own code."""
 
 SUPPORTED_BY_TYPE: dict[str, Keys] = {
     "albert": {"down_scale_factor": (1,), "gap_size": (0,), "net_structure_type": (0,), "num_memory_blocks": (0,)},
@@ -190,6 +227,7 @@ SUPPORTED_BY_TYPE: dict[str, Keys] = {
     "mistral": DECODER | {"layer_types": ()},
     # transformers writes 32 into MPNet's code, so no other number was ever trained with it.
     "mpnet": {"relative_attention_num_buckets": (32,)},
+    "nomic_bert": NOMIC_BERT,
     "qwen2": DECODER,
     "qwen3": DECODER,
 }

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from models.config import EncoderConfig
 from models.family import Family, Renames
 from models.layers import Sequences
-from models.rotary_layers import Placed, PreNormLayer, RotaryStack, WordEmbeddings
+from models.rotary_layers import PreNormLayer, RotaryStack, WordEmbeddings
 
 
 class EuroBert(nn.Module):
@@ -20,7 +20,7 @@ class EuroBert(nn.Module):
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, sequences: Sequences) -> Tensor:
         hidden_states = self.embeddings(input_ids, token_type_ids)
-        rows: Tensor = self.norm(self.stack(hidden_states, Placed(position_ids, sequences)))
+        rows: Tensor = self.norm(self.stack(hidden_states, position_ids, sequences))
         return rows
 
 

@@ -17,6 +17,7 @@ BARE_ENCODERS = {
     "eurobert": "EuroBertModel",
     "modernbert": "ModernBertModel",
     "mpnet": "MPNetModel",
+    "nomic_bert": "NomicBertModel",
     "roberta": "RobertaModel",
     "xlm-roberta": "XLMRobertaModel",
 }

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from models.config import EncoderConfig
 from models.family import Family, Renames
 from models.layers import Sequences
-from models.rotary_layers import Placed, PreNormLayer, RotaryStack, WordEmbeddings, build_layer_norm
+from models.rotary_layers import PreNormLayer, RotaryStack, WordEmbeddings, build_layer_norm
 
 
 class ModernBert(nn.Module):
@@ -19,7 +19,7 @@ class ModernBert(nn.Module):
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, sequences: Sequences) -> Tensor:
         hidden_states = self.embeddings(input_ids, token_type_ids)
-        return self.norm(self.stack(hidden_states, Placed(position_ids, sequences)))
+        return self.norm(self.stack(hidden_states, position_ids, sequences))
 
 
 def build_layer(config: EncoderConfig, layer: int) -> PreNormLayer:

@@ -12,6 +12,7 @@ from models import (
     llama,
     modernbert,
     mpnet,
+    nomic_bert,
     qwen,
     roberta,
 )
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Family] = {
     "EuroBert": eurobert.FAMILY,
     "MPNet": mpnet.FAMILY,
     "ModernBert": modernbert.FAMILY,
+    "NomicBert": nomic_bert.FAMILY,
     "Roberta": roberta.FAMILY,
     "XLMRoberta": roberta.FAMILY,
 }

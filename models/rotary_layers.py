@@ -3,8 +3,6 @@
 `hidden_states` is [num_tokens, hidden_size] everywhere.
 """
 
-from typing import NamedTuple
-
 from torch import Tensor, nn
 
 from models.config import EncoderConfig
@@ -12,13 +10,6 @@ from models.layers import ACTIVATIONS, Sequences
 from models.rotary import RotaryConfig, build_table
 from models.rotary_layers_config import RotaryLayersConfig
 from runtime.ops import rotate, varlen_attention
-
-
-class Placed(NamedTuple):
-    """Where tokens lie: in which sequence, and at which place in it. `position_ids`: int64 [num_tokens]."""
-
-    position_ids: Tensor
-    sequences: Sequences
 
 
 class RotaryAttention(nn.Module):
@@ -36,15 +27,15 @@ class RotaryAttention(nn.Module):
         self.v = nn.Linear(config.hidden_size, kv_width, rotary.has_attention_bias)
         self.o = nn.Linear(width, config.hidden_size, rotary.has_attention_bias)
 
-    def forward(self, hidden_states: Tensor, placed: Placed, table: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, position_ids: Tensor, sequences: Sequences, table: Tensor) -> Tensor:
         """`table`: see `padless::rotate`."""
         q, k, v = (linear(hidden_states).unflatten(1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))
-        q, k = (rotate.OP(x, placed.position_ids, table) for x in (q, k))
-        borders, longest = placed.sequences.cu_seqlens, placed.sequences.max_seqlen
+        q, k = (rotate.OP(x, position_ids, table) for x in (q, k))
+        borders, longest = sequences.cu_seqlens, sequences.max_seqlen
         attended = varlen_attention.OP(
             *(q, k, v, borders, borders, longest, longest, self.softmax_scale),
             window=self.window,
-            num_keys=placed.sequences.num_keys,
+            num_keys=sequences.num_keys,
         )
         return self.o(attended.flatten(1))
 
@@ -77,9 +68,29 @@ class PreNormLayer(nn.Module):
         self.attention = RotaryAttention(config, layer)
         self.feed_forward = GatedFeedForward(config)
 
-    def forward(self, hidden_states: Tensor, placed: Placed, table: Tensor) -> Tensor:
-        hidden_states = hidden_states + self.attention(self.attention_norm(hidden_states), placed, table)
+    def forward(self, hidden_states: Tensor, position_ids: Tensor, sequences: Sequences, table: Tensor) -> Tensor:
+        hidden_states = hidden_states + self.attention(
+            self.attention_norm(hidden_states), position_ids, sequences, table
+        )
         return hidden_states + self.feed_forward(self.feed_forward_norm(hidden_states))
+
+
+class PostNormLayer(nn.Module):
+    """Each of the two blocks is added to its input, then normalised."""
+
+    def __init__(self, config: EncoderConfig, layer: int):
+        super().__init__()
+        self.attention = RotaryAttention(config, layer)
+        self.attention_norm = build_layer_norm(config)
+        self.feed_forward = GatedFeedForward(config)
+        self.feed_forward_norm = build_layer_norm(config)
+
+    def forward(self, hidden_states: Tensor, position_ids: Tensor, sequences: Sequences, table: Tensor) -> Tensor:
+        hidden_states = self.attention_norm(
+            hidden_states + self.attention(hidden_states, position_ids, sequences, table)
+        )
+        rows: Tensor = self.feed_forward_norm(hidden_states + self.feed_forward(hidden_states))
+        return rows
 
 
 class RotaryStack(nn.Module):
@@ -95,9 +106,9 @@ class RotaryStack(nn.Module):
         for name, each in zip(self.tables, distinct, strict=True):
             self.register_buffer(name, build_table(each, config.max_position_embeddings), persistent=False)
 
-    def forward(self, hidden_states: Tensor, placed: Placed) -> Tensor:
+    def forward(self, hidden_states: Tensor, position_ids: Tensor, sequences: Sequences) -> Tensor:
         for layer, table in zip(self.layers, self.table_of_layer, strict=True):
-            hidden_states = layer(hidden_states, placed, self.get_buffer(table))
+            hidden_states = layer(hidden_states, position_ids, sequences, self.get_buffer(table))
         return hidden_states
 
 

@@ -9,10 +9,13 @@ import transformers
 from tiny_models import CONFIGS
 
 from models.config import EncoderConfig, read_config
+from models.defaults import NOMIC_BERT, OTHER_NAMES
 from models.info import ModelDirectoryError, ModelInfo, read_info
 
 TRAINING = {
     "attention_dropout",
+    "attention_probs_dropout_prob",
+    "hidden_dropout_prob",
     "embedding_dropout",
     "classifier_dropout",
     "deterministic_flash_attn",
@@ -36,7 +39,6 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 48,
     "max_position_embeddings": 90,
     "pad_token_id": 3,
-    "tie_word_embeddings": False,
 }
 OTHER_VALUES: dict[str, dict[str, Any]] = {
     "eurobert": SIZES
@@ -53,6 +55,7 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     },
     "modernbert": SIZES
     | {
+        "tie_word_embeddings": False,
         "hidden_activation": "relu",
         "norm_eps": 1e-3,
         "norm_bias": True,
@@ -66,6 +69,14 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
         "classifier_bias": True,
         "classifier_activation": "tanh",
     },
+    "nomic_bert": SIZES
+    | {
+        "type_vocab_size": 3,
+        "head_dim": 14,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+    },
 }
 LEGACY: dict[str, dict[str, Any]] = {
     "eurobert": {"rope_theta": 5.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
@@ -74,6 +85,15 @@ LEGACY: dict[str, dict[str, Any]] = {
         "global_rope_theta": 5.0,
         "local_rope_theta": 5.0,
         "rope_scaling": {"type": "linear", "factor": 2.0},
+    },
+    "nomic_bert": {
+        "n_embd": 64,
+        "n_layer": 3,
+        "n_head": 2,
+        "n_inner": 48,
+        "n_positions": 90,
+        "layer_norm_epsilon": 1e-3,
+        "rotary_emb_base": 5.0,
     },
 }
 """Of files by older versions."""
@@ -94,6 +114,22 @@ REFUSED: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_theta": 5.0},
         "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
         "quantization_config": {"bits": 4},
+    },
+    "nomic_bert": {
+        "activation_function": "gelu",
+        "causal": True,
+        "mlp_fc1_bias": True,
+        "mlp_fc2_bias": True,
+        "moe_every_n_layers": 2,
+        "parallel_block": True,
+        "prenorm": True,
+        "qkv_proj_bias": True,
+        "rotary_emb_fraction": 0.5,
+        "rotary_emb_interleaved": True,
+        "rotary_emb_scale_base": 512,
+        "scale_attn_by_inverse_layer_idx": True,
+        "scale_attn_weights": False,
+        "use_rms_norm": True,
     },
 }
 
@@ -157,3 +193,19 @@ def test_code_is_not_needed_where_the_family_is_known(tmp_path: Path) -> None:
     assert read(tmp_path, make_keys("eurobert")) == read(tmp_path, make_keys("eurobert") | own_code)
     with pytest.raises(ModelDirectoryError, match="auto_map says that the model brings its own code"):
         read(tmp_path, make_keys("modernbert") | own_code)
+
+
+def test_nomic_bert_ends_where_its_positions_would_be_stretched(tmp_path: Path) -> None:
+    keys = make_keys("nomic_bert") | {"max_position_embeddings": 8192, "max_trained_positions": 2048}
+    assert read(tmp_path, keys)[1].max_input_tokens == 8192
+    assert read(tmp_path, keys | {"rotary_scaling_factor": 2.0})[1].max_input_tokens == 2048
+
+
+def test_nomic_bert_under_the_keys_of_its_own_code(tmp_path: Path) -> None:
+    """As in the published file: none of transformers' names of sizes is in it."""
+    keys = make_keys("nomic_bert") | {"layer_norm_eps": 1e-6, "rope_theta": 500.0}
+    own = {other: keys[name] for other, name in OTHER_NAMES["nomic_bert"].items()}
+    rest = {name: value for name, value in keys.items() if name not in OTHER_NAMES["nomic_bert"].values()}
+    settings = {name: values[0] for name, values in NOMIC_BERT.items() if values}
+    code = {"auto_map": {"AutoModel": "another/place--modeling_hf_nomic_bert.NomicBertModel"}}
+    assert read(tmp_path, rest | own | settings | code | {"rotary_scaling_factor": None}) == read(tmp_path, keys)

@@ -20,7 +20,18 @@ from runtime.engine import Engine
 from runtime.engines.transfer import to_tensors
 from tests.tolerances import SAME_ENGINE, check_close
 
-FAMILIES = ["bert", "roberta", "distilbert", "electra", "albert", "ernie-tasks", "mpnet", "modernbert", "eurobert"]
+FAMILIES = [
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "albert",
+    "ernie-tasks",
+    "mpnet",
+    "modernbert",
+    "eurobert",
+    "nomic_bert",
+]
 """One configuration for each file in models/; the others differ in numbers only."""
 
 OFFSET_FAMILIES = ["roberta", "xlm-roberta", "camembert", "mpnet"]

@@ -22,7 +22,7 @@ OFTEN = ["bert", "electra", "distilbert"]
 SEQLENS = [1, 2, 15, 16, 17, 33, 1, 48, 49, 65, 3, 73]
 MASK = 6
 
-ANSWERERS = [name for name in CONFIGS if not name.startswith("eurobert")]
+ANSWERERS = [name for name in CONFIGS if not name.startswith(("eurobert", "nomic_bert"))]
 """transformers has no such head for the others."""
 
 Find = Callable[[str], Captured]

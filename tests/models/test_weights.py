@@ -269,6 +269,7 @@ TABLES = {
     "eurobert-biased": ("model.embed_tokens.weight", "lm_head.weight"),
     "modernbert": ("model.embeddings.tok_embeddings.weight", "decoder.weight"),
     "mpnet": ("mpnet.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
+    "nomic_bert": ("nomic_bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
     "xlm-roberta": ("roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
 }
 """The table of words, and the name of the head that it is tied to."""

@@ -40,7 +40,8 @@ DISTILBERT_SIZES = {
     "max_position_embeddings": 80,
 }
 
-ROTARY_SIZES = SIZES | {"num_hidden_layers": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+ROTARY_SIZES = SIZES | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+MODERNBERT_SIZES = ROTARY_SIZES | {"num_hidden_layers": 4}
 
 CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "bert": lambda: transformers.BertConfig(**SIZES),
@@ -74,9 +75,9 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     ),
     "eurobert-bos": lambda: transformers.EuroBertConfig(**ROTARY_SIZES, classifier_pooling="bos"),
     # Two layers of each kind, and windows of which texts are much longer.
-    "modernbert": lambda: transformers.ModernBertConfig(**ROTARY_SIZES, local_attention=8),
+    "modernbert": lambda: transformers.ModernBertConfig(**MODERNBERT_SIZES, local_attention=8),
     "modernbert-biased": lambda: transformers.ModernBertConfig(
-        **ROTARY_SIZES,
+        **MODERNBERT_SIZES,
         local_attention=9,
         layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"],
         rope_parameters={"full_attention": {"rope_theta": 500.0, "rope_type": "linear", "factor": 3.0}},
@@ -85,6 +86,10 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
         hidden_activation="gelu_new",
         **dict.fromkeys(["norm_bias", "attention_bias", "mlp_bias", "classifier_bias"], True),
         decoder_bias=False,
+    ),
+    "nomic_bert": lambda: transformers.NomicBertConfig(**ROTARY_SIZES),
+    "nomic_bert-linear": lambda: transformers.NomicBertConfig(
+        **ROTARY_SIZES, head_dim=12, rope_parameters={"rope_theta": 250.0, "rope_type": "linear", "factor": 2.0}
     ),
 }
 
