@@ -41,6 +41,8 @@ GEMMA = LLAMA | {
 ROTARY: Keys = {"attention_bias": False, "mlp_bias": False, "type_vocab_size": 0}
 """Encoders with rotary positions, as far as they agree."""
 
+GTE = BERT | {"max_position_embeddings": 8192, "pad_token_id": 1, "rope_theta": 160000.0, "type_vocab_size": 1}
+
 DEFAULTS: dict[str, Keys] = {
     "albert": BERT | {"embedding_size": 128, "hidden_act": "gelu_new", "num_hidden_groups": 1, "inner_group_num": 1},
     "bert": BERT,
@@ -73,6 +75,7 @@ DEFAULTS: dict[str, Keys] = {
         "tie_word_embeddings": True,
         "type_vocab_size": 0,
     },
+    "gte": GTE,
     "llama": LLAMA,
     "mistral": LLAMA | {"max_position_embeddings": 4096 * 32, "num_key_value_heads": 8, "sliding_window": 4096},
     "modernbert": ROTARY
@@ -92,6 +95,8 @@ DEFAULTS: dict[str, Keys] = {
         "pad_token_id": 50283,
     },
     "mpnet": BERT,
+    # Its own code's, as far as they are not the same.
+    "new": GTE | {"max_position_embeddings": 2048, "pad_token_id": 0, "rope_theta": 10000.0},
     "nomic_bert": BERT
     | {
         "hidden_act": "silu",
@@ -106,7 +111,7 @@ DEFAULTS: dict[str, Keys] = {
 }
 """By `model_type`; those listed are the ones served."""
 
-ROTARY_ENCODERS = ("eurobert", "modernbert", "nomic_bert")
+ROTARY_ENCODERS = ("eurobert", "gte", "modernbert", "new", "nomic_bert")
 
 FIXED: dict[str, Keys] = {
     # DistilBERT and MPNet have no token types, and transformers writes these numbers into their code.
@@ -116,6 +121,7 @@ FIXED: dict[str, Keys] = {
     "gemma": {"mlp_bias": False},
     "gemma2": {"mlp_bias": False},
     "gpt2": {"attention_bias": True, "mlp_bias": True},
+    **{model_type: {"attention_bias": True, "mlp_bias": False, "norm_bias": True} for model_type in ("gte", "new")},
     "mistral": {"attention_bias": False, "mlp_bias": False},
     **{model_type: {"type_vocab_size": 0} for model_type in ("eurobert", "modernbert")},
     "nomic_bert": {"attention_bias": False, "mlp_bias": False, "norm_bias": True},
@@ -158,6 +164,8 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
 
 STRAY: dict[str, tuple[str, ...]] = {
     "eurobert": ("layer_norm_eps", "position_embedding_type"),
+    "gte": ("num_key_value_heads",),
+    "new": ("num_key_value_heads",),
     "nomic_bert": ("num_key_value_heads", "position_embedding_type"),
     "modernbert": ("hidden_act", "layer_norm_eps", "num_key_value_heads", "position_embedding_type"),
 }
@@ -193,9 +201,17 @@ GEMMA_GATE: Keys = {
     "use_bidirectional_attention": (False,),
 }
 
-OWN_CODE = ("eurobert", "nomic_bert")
+OWN_CODE = ("eurobert", "gte", "new", "nomic_bert")
 """Model types published with code of their own, which is not run: their files here compute the same."""
 
+GTE_CODE: Keys = {
+    "head_dim": (None,),
+    "layer_norm_type": ("layer_norm",),
+    "logn_attention_clip1": (False,),
+    "logn_attention_scale": (False,),
+    "partial_rotary_factor": (1,),
+    "position_embedding_type": ("rope",),
+}
 NOMIC_BERT: Keys = {
     "activation_function": ("swiglu",),
     "causal": (False,),
@@ -221,12 +237,14 @@ SUPPORTED_BY_TYPE: dict[str, Keys] = {
     "gemma": DECODER | GEMMA_GATE,
     "gemma2": DECODER | GEMMA_GATE,
     "gpt2": DECODER,
+    "gte": GTE_CODE,
     "llama": DECODER,
-    "modernbert": {"head_dim": (), "partial_rotary_factor": (1,)},
+    "modernbert": {"head_dim": (None,), "partial_rotary_factor": (1,)},
     # transformers lets every layer of it look back as far, whatever this key says.
     "mistral": DECODER | {"layer_types": ()},
     # transformers writes 32 into MPNet's code, so no other number was ever trained with it.
     "mpnet": {"relative_attention_num_buckets": (32,)},
+    "new": GTE_CODE,
     "nomic_bert": NOMIC_BERT,
     "qwen2": DECODER,
     "qwen3": DECODER,

@@ -6,7 +6,7 @@ from pathlib import Path
 from models.defaults import Keys
 from models.keys import ModelDirectoryError, require_number
 from models.rotary import RotaryConfig
-from models.rotary_config import build_rotary, read_heads, read_rotary
+from models.rotary_config import build_rotary, read_heads, read_rotary, require_positive
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 THETAS = {FULL: "global_rope_theta", SLIDING: "local_rope_theta"}
@@ -33,10 +33,12 @@ def read_rotary_layers(path: Path, keys: Keys, num_layers: int) -> RotaryLayersC
     """Raises ModelDirectoryError."""
     _, num_kv_heads, head_dim = read_heads(path, keys, require_number(path, keys, "hidden_size"))
     has_mlp_bias = bool(keys["mlp_bias"])
+    is_gte = keys["model_type"] in ("gte", "new")
     if keys["model_type"] == "modernbert":
         rotaries, windows = read_alternating(path, keys, head_dim, num_layers)
     else:
-        rotaries, windows = (read_rotary(path, keys, head_dim),) * num_layers, (-1,) * num_layers
+        rotary = read_rotary(path, resolve_ntk(path, keys, head_dim) if is_gte else keys, head_dim)
+        rotaries, windows = (rotary,) * num_layers, (-1,) * num_layers
     if any(rotary.scaling == "longrope" for rotary in rotaries):
         raise ModelDirectoryError(
             f"{path}: rotary positions of the type 'longrope' depend on the length of each text, and are not supported "
@@ -49,9 +51,21 @@ def read_rotary_layers(path: Path, keys: Keys, num_layers: int) -> RotaryLayersC
         head_dim=head_dim,
         has_attention_bias=bool(keys["attention_bias"]),
         has_gate_bias=has_mlp_bias,
-        has_down_bias=has_mlp_bias,
+        has_down_bias=has_mlp_bias or is_gte,
         has_norm_bias=bool(keys.get("norm_bias", True)),
     )
+
+
+def resolve_ntk(path: Path, keys: Keys, head_dim: int) -> Keys:
+    """GTE's fixed NTK scaling as what it equals: positions divided by factor^(2 / head_dim), and theta times factor."""
+    scaling = keys.get("rope_scaling")
+    if not isinstance(scaling, dict) or "ntk" not in (scaling.get("type"), scaling.get("rope_type")):
+        return keys
+    if scaling.get("mixed_b") is not None:
+        raise ModelDirectoryError(f"{path}: rope_scaling: mixed_b {scaling['mixed_b']!r} is not supported")
+    factor, theta = require_positive(path, scaling, "factor"), require_positive(path, keys, "rope_theta")
+    linear = {"rope_type": "linear", "rope_theta": theta * factor, "factor": factor ** (2 / head_dim)}
+    return keys | {"rope_scaling": linear}
 
 
 def read_alternating(

@@ -1,16 +1,19 @@
 """Every key of config.json of the rotary encoders is read, without meaning here, or refused by its name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from tiny_models import CONFIGS
 
 from models.config import EncoderConfig, read_config
 from models.defaults import NOMIC_BERT, OTHER_NAMES
 from models.info import ModelDirectoryError, ModelInfo, read_info
+from models.rotary import build_table
 
 TRAINING = {
     "attention_dropout",
@@ -69,6 +72,14 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
         "classifier_bias": True,
         "classifier_activation": "tanh",
     },
+    "gte": SIZES
+    | {
+        "tie_word_embeddings": False,
+        "type_vocab_size": 3,
+        "hidden_act": "relu",
+        "layer_norm_eps": 1e-3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+    },
     "nomic_bert": SIZES
     | {
         "type_vocab_size": 3,
@@ -86,6 +97,7 @@ LEGACY: dict[str, dict[str, Any]] = {
         "local_rope_theta": 5.0,
         "rope_scaling": {"type": "linear", "factor": 2.0},
     },
+    "gte": {"rope_theta": 5.0, "rope_scaling": {"type": "ntk", "factor": 2.0}},
     "nomic_bert": {
         "n_embd": 64,
         "n_layer": 3,
@@ -114,6 +126,15 @@ REFUSED: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_theta": 5.0},
         "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
         "quantization_config": {"bits": 4},
+    },
+    "gte": {
+        "head_dim": 14,
+        "layer_norm_type": "rms_norm",
+        "logn_attention_clip1": True,
+        "logn_attention_scale": True,
+        "partial_rotary_factor": 0.5,
+        "position_embedding_type": "absolute",
+        "rope_scaling": {"type": "ntk", "factor": 2.0, "mixed_b": 0.1},
     },
     "nomic_bert": {
         "activation_function": "gelu",
@@ -209,3 +230,31 @@ def test_nomic_bert_under_the_keys_of_its_own_code(tmp_path: Path) -> None:
     settings = {name: values[0] for name, values in NOMIC_BERT.items() if values}
     code = {"auto_map": {"AutoModel": "another/place--modeling_hf_nomic_bert.NomicBertModel"}}
     assert read(tmp_path, rest | own | settings | code | {"rotary_scaling_factor": None}) == read(tmp_path, keys)
+
+
+def test_new_is_gte(tmp_path: Path) -> None:
+    """Under the keys that published files have."""
+    keys = make_keys("gte") | {"rope_theta": 500.0}
+    own = {
+        "auto_map": {"AutoModel": "another/place--modeling.NewModel"},
+        "layer_norm_type": "layer_norm",
+        "logn_attention_clip1": False,
+        "logn_attention_scale": False,
+        "pack_qkv": True,
+        "position_embedding_type": "rope",
+        "unpad_inputs": "true",
+    }
+    expected, _ = read(tmp_path, keys)
+    found, _ = read(tmp_path, keys | own | {"model_type": "new", "architectures": ["NewForMaskedLM"]})
+    assert replace(found, model_type="gte", architecture="GteForMaskedLM") == expected
+
+
+def test_ntk_scaling_of_gte(tmp_path: Path) -> None:
+    """By the formula of its own code: theta times the factor, and frequencies divided by factor^(2 / dim)."""
+    config, _ = read(tmp_path, make_keys("gte") | {"rope_theta": 20000.0, "rope_scaling": {"type": "ntk", "factor": 8}})
+    assert config.rotary is not None
+    dim = config.rotary.head_dim
+    frequencies = (20000.0 * 8) ** (-torch.arange(0, dim, 2).double() / dim) / 8 ** (2 / dim)
+    table = build_table(config.rotary.rotaries[0], 50)
+    angles = torch.arange(50).double()[:, None] * frequencies
+    torch.testing.assert_close(table.double(), torch.cat([angles.cos(), angles.sin()], dim=1), rtol=0, atol=1e-5)

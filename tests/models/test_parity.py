@@ -31,6 +31,7 @@ FAMILIES = [
     "modernbert",
     "eurobert",
     "nomic_bert",
+    "gte",
 ]
 """One configuration for each file in models/; the others differ in numbers only."""
 

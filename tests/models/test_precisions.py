@@ -33,6 +33,7 @@ OFTEN = [
     "modernbert",
     "eurobert",
     "nomic_bert",
+    "gte",
 ]
 """One of each file in models/."""
 SEQLENS = [1, 2, 15, 16, 17, 33, 1, 47, 48, 49, 64, 65, 3, 73]

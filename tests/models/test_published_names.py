@@ -54,7 +54,22 @@ def publish_nomic_bert(tensors: Tensors) -> Tensors:
     return join(rename(tensors, NOMIC_BERT), ("q_proj", "k_proj", "v_proj"), "Wqkv")
 
 
-PUBLISH: dict[str, Callable[[Tensors], Tensors]] = {"nomic_bert": publish_nomic_bert}
+GTE = (
+    (r"^gte\.", "new."),
+    (r"(^|new\.)layers\.", r"\1encoder.layer."),
+    (r"self_attn", "attention"),
+    (r"post_attention_layernorm", "attn_ln"),
+    (r"post_mlp_layernorm", "mlp_ln"),
+    (r"lm_head\.layer_norm", "lm_head.norm"),
+)
+
+
+def publish_gte(tensors: Tensors) -> Tensors:
+    joined = join(rename(tensors, GTE), ("q_proj", "k_proj", "v_proj"), "qkv_proj")
+    return join(joined, ("up_proj", "gate_proj"), "up_gate_proj")
+
+
+PUBLISH: dict[str, Callable[[Tensors], Tensors]] = {"gte": publish_gte, "nomic_bert": publish_nomic_bert}
 
 
 def load(directory: Path, task: str) -> Tensors:

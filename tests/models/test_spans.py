@@ -18,11 +18,11 @@ from runtime.engine import Engine
 from runtime.quantization.simulate import find_linears
 from tests.tolerances import BORDER_TOLERANCES, SPARSE_TOLERANCES, check_close
 
-OFTEN = ["bert", "electra", "distilbert"]
+OFTEN = ["bert", "electra", "distilbert", "modernbert", "eurobert"]
 SEQLENS = [1, 2, 15, 16, 17, 33, 1, 48, 49, 65, 3, 73]
 MASK = 6
 
-ANSWERERS = [name for name in CONFIGS if not name.startswith(("eurobert", "nomic_bert"))]
+ANSWERERS = [name for name in CONFIGS if not name.startswith(("eurobert", "gte", "nomic_bert"))]
 """transformers has no such head for the others."""
 
 Find = Callable[[str], Captured]

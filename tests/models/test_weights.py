@@ -267,6 +267,7 @@ TABLES = {
     "electra": ("electra.embeddings.word_embeddings.weight", "generator_lm_head.weight"),
     "ernie": ("ernie.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
     "eurobert-biased": ("model.embed_tokens.weight", "lm_head.weight"),
+    "gte": ("gte.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
     "modernbert": ("model.embeddings.tok_embeddings.weight", "decoder.weight"),
     "mpnet": ("mpnet.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
     "nomic_bert": ("nomic_bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),

@@ -74,6 +74,13 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
         tie_word_embeddings=True,
     ),
     "eurobert-bos": lambda: transformers.EuroBertConfig(**ROTARY_SIZES, classifier_pooling="bos"),
+    "gte": lambda: transformers.GteConfig(**ROTARY_SIZES, type_vocab_size=2),
+    "gte-typeless": lambda: transformers.GteConfig(
+        **ROTARY_SIZES,
+        type_vocab_size=0,
+        hidden_act="silu",
+        rope_parameters={"rope_theta": 250.0, "rope_type": "linear", "factor": 2.0},
+    ),
     # Two layers of each kind, and windows of which texts are much longer.
     "modernbert": lambda: transformers.ModernBertConfig(**MODERNBERT_SIZES, local_attention=8),
     "modernbert-biased": lambda: transformers.ModernBertConfig(
