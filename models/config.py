@@ -1,23 +1,14 @@
 """HF's config.json to one frozen description of an encoder. The only reader of HF's keys for architectures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from models.defaults import SUPPORTED, SUPPORTED_BY_TYPE, Keys
+from models.activations import read_activation
+from models.defaults import OWN_CODE, ROTARY_ENCODERS, SUPPORTED, SUPPORTED_BY_TYPE, Keys
+from models.head_config import HeadConfig, read_head_config
 from models.keys import ModelDirectoryError, read_architecture, read_keys, require_number
 from models.labels import read_labels
-
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-    "tanh": "tanh",
-}
+from models.rotary_layers_config import RotaryLayersConfig, read_rotary_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +36,9 @@ class EncoderConfig:
     task_type_vocab_size: int
     """ERNIE's task embedding; 0 for none."""
     num_labels: int
+    rotary: RotaryLayersConfig | None = None
+    """None: positions are learned rows, or a bias of scores."""
+    head: HeadConfig = field(default_factory=HeadConfig)
 
     @property
     def head_dim(self) -> int:
@@ -69,6 +63,7 @@ def read_config(directory: Path) -> EncoderConfig:
         )
     is_albert = keys["model_type"] == "albert"
     has_narrow_tables = is_albert or keys["model_type"] == "electra"
+    is_rotary = keys["model_type"] in ROTARY_ENCODERS
     has_task_types = keys["model_type"] == "ernie" and keys["use_task_id"]
     return EncoderConfig(
         architecture=read_architecture(keys),
@@ -88,6 +83,8 @@ def read_config(directory: Path) -> EncoderConfig:
         layers_per_group=number("inner_group_num") if is_albert else 1,
         task_type_vocab_size=number("task_type_vocab_size") if has_task_types else 0,
         num_labels=len(read_labels(path, keys)),
+        rotary=read_rotary_layers(path, keys, num_layers) if is_rotary else None,
+        head=read_head_config(path, keys),
     )
 
 
@@ -98,13 +95,7 @@ def check_supported(path: Path, keys: Keys) -> None:
             supported = f"only {values[0]!r} is" if values else "use a checkpoint without it"
             raise ModelDirectoryError(f"{path}: {name} {keys[name]!r} is not supported; {supported}")
     own_code = [name for name in keys.get("auto_map", {}) if name.startswith(("AutoConfig", "AutoModel"))]
-    if own_code:
+    if own_code and keys["model_type"] not in OWN_CODE:
         raise ModelDirectoryError(
             f"{path}: auto_map says that the model brings its own code ({', '.join(own_code)}), which is never run here"
         )
-
-
-def read_activation(path: Path, name: object) -> str:
-    if name not in ACTIVATIONS:
-        raise ModelDirectoryError(f"{path}: unknown activation {name!r}; known are {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[str(name)]

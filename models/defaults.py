@@ -38,6 +38,11 @@ GEMMA = LLAMA | {
     "tie_word_embeddings": True,
 }
 
+ROTARY: Keys = {"attention_bias": False, "mlp_bias": False, "type_vocab_size": 0}
+"""Encoders with rotary positions, as far as they agree."""
+
+GTE = BERT | {"max_position_embeddings": 8192, "pad_token_id": 1, "rope_theta": 160000.0, "type_vocab_size": 1}
+
 DEFAULTS: dict[str, Keys] = {
     "albert": BERT | {"embedding_size": 128, "hidden_act": "gelu_new", "num_hidden_groups": 1, "inner_group_num": 1},
     "bert": BERT,
@@ -45,6 +50,15 @@ DEFAULTS: dict[str, Keys] = {
     "distilbert": BERT,
     "electra": BERT | {"embedding_size": 128},
     "ernie": BERT | {"task_type_vocab_size": 3, "use_task_id": False},
+    "eurobert": ROTARY
+    | {
+        "hidden_act": "silu",
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": 8192,
+        "pad_token_id": 128001,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+    },
     "gemma": GEMMA | {"num_key_value_heads": 16},
     "gemma2": GEMMA
     | {
@@ -61,15 +75,43 @@ DEFAULTS: dict[str, Keys] = {
         "tie_word_embeddings": True,
         "type_vocab_size": 0,
     },
+    "gte": GTE,
     "llama": LLAMA,
     "mistral": LLAMA | {"max_position_embeddings": 4096 * 32, "num_key_value_heads": 8, "sliding_window": 4096},
+    "modernbert": ROTARY
+    | {
+        "classifier_activation": "gelu",
+        "classifier_bias": False,
+        "classifier_pooling": "cls",
+        "decoder_bias": True,
+        "global_attn_every_n_layers": 3,
+        "global_rope_theta": 160000.0,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "local_attention": 128,
+        "local_rope_theta": 10000.0,
+        "max_position_embeddings": 8192,
+        "norm_bias": False,
+        "pad_token_id": 50283,
+    },
     "mpnet": BERT,
+    # Its own code's, as far as they are not the same.
+    "new": GTE | {"max_position_embeddings": 2048, "pad_token_id": 0, "rope_theta": 10000.0},
+    "nomic_bert": BERT
+    | {
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+        "max_trained_positions": 2048,
+        "rope_theta": 1000.0,
+    },
     "qwen2": QWEN,
     "qwen3": QWEN | {"head_dim": 128},
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
 }
 """By `model_type`; those listed are the ones served."""
+
+ROTARY_ENCODERS = ("eurobert", "gte", "modernbert", "new", "nomic_bert")
 
 FIXED: dict[str, Keys] = {
     # DistilBERT and MPNet have no token types, and transformers writes these numbers into their code.
@@ -79,7 +121,10 @@ FIXED: dict[str, Keys] = {
     "gemma": {"mlp_bias": False},
     "gemma2": {"mlp_bias": False},
     "gpt2": {"attention_bias": True, "mlp_bias": True},
+    **{model_type: {"attention_bias": True, "mlp_bias": False, "norm_bias": True} for model_type in ("gte", "new")},
     "mistral": {"attention_bias": False, "mlp_bias": False},
+    **{model_type: {"type_vocab_size": 0} for model_type in ("eurobert", "modernbert")},
+    "nomic_bert": {"attention_bias": False, "mlp_bias": False, "norm_bias": True},
     "qwen2": {"attention_bias": False, "mlp_bias": False},
     "qwen3": {"mlp_bias": False},
 }
@@ -102,10 +147,29 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
         "activation_function": "hidden_act",
         "layer_norm_epsilon": "layer_norm_eps",
     },
+    "modernbert": {"hidden_activation": "hidden_act", "norm_eps": "layer_norm_eps"},
+    "nomic_bert": {
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_inner": "intermediate_size",
+        "n_positions": "max_position_embeddings",
+        "layer_norm_epsilon": "layer_norm_eps",
+        "rotary_emb_base": "rope_theta",
+    },
 } | {
     model_type: {"rms_norm_eps": "layer_norm_eps"}
-    for model_type in ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
+    for model_type in ("eurobert", "gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
 }
+
+STRAY: dict[str, tuple[str, ...]] = {
+    "eurobert": ("layer_norm_eps", "position_embedding_type"),
+    "gte": ("num_key_value_heads",),
+    "new": ("num_key_value_heads",),
+    "nomic_bert": ("num_key_value_heads", "position_embedding_type"),
+    "modernbert": ("hidden_act", "layer_norm_eps", "num_key_value_heads", "position_embedding_type"),
+}
+"""Keys that mean nothing there, though files have them, and that are another's name for us."""
 
 MEANT_BY_NULL = (
     "attn_logit_softcapping",
@@ -137,16 +201,51 @@ GEMMA_GATE: Keys = {
     "use_bidirectional_attention": (False,),
 }
 
+OWN_CODE = ("eurobert", "gte", "new", "nomic_bert")
+"""Model types published with code of their own, which is not run: their files here compute the same."""
+
+GTE_CODE: Keys = {
+    "head_dim": (None,),
+    "layer_norm_type": ("layer_norm",),
+    "logn_attention_clip1": (False,),
+    "logn_attention_scale": (False,),
+    "partial_rotary_factor": (1,),
+    "position_embedding_type": ("rope",),
+}
+NOMIC_BERT: Keys = {
+    "activation_function": ("swiglu",),
+    "causal": (False,),
+    "mlp_fc1_bias": (False,),
+    "mlp_fc2_bias": (False,),
+    "moe_every_n_layers": (0,),
+    "parallel_block": (False,),
+    "partial_rotary_factor": (1,),
+    "prenorm": (False,),
+    "qkv_proj_bias": (False,),
+    "rotary_emb_fraction": (1.0,),
+    "rotary_emb_interleaved": (False,),
+    "rotary_emb_scale_base": (),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "scale_attn_weights": (True,),
+    "use_rms_norm": (False,),
+}
+"""Keys of its own code."""
+
 SUPPORTED_BY_TYPE: dict[str, Keys] = {
     "albert": {"down_scale_factor": (1,), "gap_size": (0,), "net_structure_type": (0,), "num_memory_blocks": (0,)},
+    "eurobert": {"partial_rotary_factor": (1,)},
     "gemma": DECODER | GEMMA_GATE,
     "gemma2": DECODER | GEMMA_GATE,
     "gpt2": DECODER,
+    "gte": GTE_CODE,
     "llama": DECODER,
+    "modernbert": {"head_dim": (None,), "partial_rotary_factor": (1,)},
     # transformers lets every layer of it look back as far, whatever this key says.
     "mistral": DECODER | {"layer_types": ()},
     # transformers writes 32 into MPNet's code, so no other number was ever trained with it.
     "mpnet": {"relative_attention_num_buckets": (32,)},
+    "new": GTE_CODE,
+    "nomic_bert": NOMIC_BERT,
     "qwen2": DECODER,
     "qwen3": DECODER,
 }
@@ -155,6 +254,10 @@ SUPPORTED_BY_TYPE: dict[str, Keys] = {
 def complete_keys(keys: Keys) -> Keys:
     """The keys of config.json under BERT's names, with defaults where the file has none or null."""
     model_type = str(keys.get("model_type"))
-    names = OTHER_NAMES.get(model_type, {})
-    given = {names.get(key, key): value for key, value in keys.items() if value is not None or key in MEANT_BY_NULL}
+    names, stray = OTHER_NAMES.get(model_type, {}), STRAY.get(model_type, ())
+    given = {
+        names.get(key, key): value
+        for key, value in keys.items()
+        if (value is not None or key in MEANT_BY_NULL) and key not in stray
+    }
     return DEFAULTS.get(model_type, {}) | given | FIXED.get(model_type, {})

@@ -25,7 +25,7 @@ class Family:
     """Those of config.json that compute the same."""
     prefix: str
     renames: Renames
-    """Of the encoder, to names below `encoder.`."""
+    """Of the encoder, to names below `encoder.`. `q+k+v.weight` is the rows of three, in equal parts."""
     head_renames: Renames
     """Of the classification head, to names below `head.`."""
     head_activation: str
@@ -34,6 +34,8 @@ class Family:
     """Of the masked language model's head but its table, to `dense`, `norm` and `bias` below `head.`."""
     word_head_activation: str = ""
     """Between its two layers; the encoder's own where empty."""
+    token_head_renames: Renames = ()
+    """Of what a head over single tokens has before its last layer, to names below `head.`."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of weights that serving does not need: language-model heads, unused poolers."""
     tied_head: str = ""

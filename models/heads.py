@@ -75,18 +75,41 @@ class PromptlessEmbeddingHead(EmbeddingHead):
 
 
 class ClassificationHead(nn.Module):
-    """Logits from the first token: dense, activation, output. The families differ in names and activation only."""
+    """Logits from one row of each sequence, most often that of its first token: dense, activation, output.
 
-    def __init__(self, hidden_size: int, num_labels: int, activation: str):
+    The families differ in names, pooling and activation, and in that some have a norm before the output.
+    """
+
+    def __init__(self, config: EncoderConfig, num_labels: int, activation: str):
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.pooling = config.head.pooling
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, config.head.has_dense_bias)
         self.activation = ACTIVATIONS[activation]
-        self.output = nn.Linear(hidden_size, num_labels)
+        self.norm = build_head_norm(config) if config.head.has_norm else nn.Identity()
+        self.output = nn.Linear(config.hidden_size, num_labels)
 
     def forward(self, hidden_states: Tensor, cu_seqlens: Tensor) -> dict[str, Tensor]:
         """`logits`: fp32 [num_seqs, num_labels]."""
-        first = pool.OP(hidden_states, cu_seqlens, "cls")
-        return {"logits": self.output(self.activation(self.dense(first)))}
+        pooled = pool.OP(hidden_states, cu_seqlens, self.pooling)
+        return {"logits": self.output(self.norm(self.activation(self.dense(pooled))))}
+
+
+class LateClassificationHead(nn.Module):
+    """The mean of the logits of all tokens of a sequence (EuroBERT). fp32, and the cast says so, as in the heads below.
+
+    The last layer is linear, so that the mean of what goes into it gives the same, at one product per sequence.
+    """
+
+    def __init__(self, config: EncoderConfig, num_labels: int, activation: str):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACTIVATIONS[activation]
+        self.output = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor) -> dict[str, Tensor]:
+        """`logits`: fp32 [num_seqs, num_labels]."""
+        rows = self.activation(self.dense(hidden_states.float()))
+        return {"logits": self.output(pool.OP(rows, cu_seqlens, "mean"))}
 
 
 class TokenEmbeddingHead(nn.Module):
@@ -144,6 +167,24 @@ class TokenClassificationHead(nn.Module):
         return {"token_logits": self.output(hidden_states.float())}
 
 
+class DeepTokenClassificationHead(TokenClassificationHead):
+    """With a layer, an activation and a norm before the last layer, as a head of words has them (ModernBERT)."""
+
+    def __init__(self, config: EncoderConfig, num_labels: int, activation: str):
+        super().__init__(config.hidden_size, num_labels)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, config.head.has_dense_bias)
+        self.activation = ACTIVATIONS[activation]
+        self.norm = build_head_norm(config)
+
+    def forward(self, hidden_states: Tensor) -> dict[str, Tensor]:
+        """`token_logits`: fp32 [num_tokens, num_labels]."""
+        return {"token_logits": self.output(self.norm(self.activation(self.dense(hidden_states.float()))))}
+
+
+def build_head_norm(config: EncoderConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.embedding_size, config.norm_eps, bias=config.head.has_norm_bias)
+
+
 class WordHead(nn.Module):
     """A masked language model's head over rows of tokens, the projection to words but for its product.
 
@@ -152,15 +193,22 @@ class WordHead(nn.Module):
 
     def __init__(self, config: EncoderConfig, activation: str, is_tied: bool):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.embedding_size)
-        self.activation = ACTIVATIONS[activation]
-        self.norm = nn.LayerNorm(config.embedding_size, config.norm_eps)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.has_transform = config.head.has_transform
+        if self.has_transform:
+            self.dense = nn.Linear(config.hidden_size, config.embedding_size, config.head.has_dense_bias)
+            self.activation = ACTIVATIONS[activation]
+            self.norm = build_head_norm(config)
+        self.bias: Tensor
+        if config.head.has_word_bias:
+            self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        else:
+            self.register_buffer("bias", torch.zeros(config.vocab_size, device="cpu"), persistent=False)
         self.table = None if is_tied else nn.Parameter(torch.zeros(config.vocab_size, config.embedding_size))
 
     def transform(self, hidden_states: Tensor) -> Tensor:
         """Rows of tokens to fp32 [num_tokens, embedding_size], which are multiplied with the table."""
-        return self.norm(self.activation(self.dense(hidden_states.float())))
+        rows = hidden_states.float()
+        return self.norm(self.activation(self.dense(rows))) if self.has_transform else rows
 
     def find_table(self, word_table: Tensor) -> Tensor:
         return word_table if self.table is None else self.table

@@ -14,7 +14,12 @@ BARE_ENCODERS = {
     "distilbert": "DistilBertModel",
     "electra": "ElectraModel",
     "ernie": "ErnieModel",
+    "eurobert": "EuroBertModel",
+    "gte": "GteModel",
+    "modernbert": "ModernBertModel",
     "mpnet": "MPNetModel",
+    "new": "NewModel",
+    "nomic_bert": "NomicBertModel",
     "roberta": "RobertaModel",
     "xlm-roberta": "XLMRobertaModel",
 }

@@ -14,6 +14,8 @@ from models.further_heads import FurtherHead
 from models.head_modules import build_embedding_head, build_modules, open_module_weights
 from models.heads import (
     ClassificationHead,
+    DeepTokenClassificationHead,
+    LateClassificationHead,
     MaskHead,
     MultiVectorHead,
     SparseHead,
@@ -29,7 +31,14 @@ from models.late_interaction import ARCHITECTURE
 from models.load_causal import load_causal
 from models.module_chain import FEATURES
 from models.registry import find_decoder, find_family, is_decoder
-from models.weights import check_weights, have_equal_values, open_checkpoint, rename_tensors, resolve_tied_head
+from models.weights import (
+    check_weights,
+    cut_joined,
+    have_equal_values,
+    open_checkpoint,
+    rename_tensors,
+    resolve_tied_head,
+)
 from runtime.lazy_module import LazyModule, LazyWeight
 
 TRUNK = "encoder."
@@ -116,12 +125,16 @@ def build_head(directory: Path, family: Family, config: EncoderConfig, info: Mod
     if info.task in ("multi_vector", "token_weights"):
         return build_token_head(directory, config, info)
     if info.task in WORD_HEADS:
-        activation = family.word_head_activation or config.activation
+        activation = config.head.activation or family.word_head_activation or config.activation
         return WORD_HEADS[info.task](config, activation, is_tied=info.has_tied_words)
+    activation = config.head.activation or family.head_activation
     if info.task in ("token_classify", "question_answering"):
+        if config.head.has_norm:
+            return DeepTokenClassificationHead(config, info.output_dim, activation)
         return TokenClassificationHead(config.hidden_size, info.output_dim)
     if info.task == "classify":
-        return ClassificationHead(config.hidden_size, info.output_dim, family.head_activation)
+        is_late = config.head.pooling == "late"
+        return (LateClassificationHead if is_late else ClassificationHead)(config, info.output_dim, activation)
     return build_embedding_head(directory, config.hidden_size, info)
 
 
@@ -147,7 +160,7 @@ def open_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, Laz
     else:
         renames += [(pattern, f"head.{target}") for pattern, target in head_renames]
     checkpoint = open_checkpoint(folder)
-    tensors = rename_tensors(checkpoint, family.prefix, renames, ignored)
+    tensors = cut_joined(rename_tensors(checkpoint, family.prefix, renames, ignored))
     if family.tied_head in checkpoint and read_keys(folder).get("tie_word_embeddings", True):
         tensors.setdefault(WORD_TABLE, checkpoint[family.tied_head])
     return tensors
@@ -161,5 +174,5 @@ def choose_head_renames(family: Family, info: ModelInfo) -> Renames:
         return family.word_head_renames + table
     for suffix, renames in TOKEN_HEADS.items():
         if architecture.endswith(suffix):
-            return renames
+            return family.token_head_renames + renames
     return family.head_renames if architecture.endswith(CLASSIFIER_SUFFIX) else ()

@@ -1,6 +1,22 @@
 """HF architecture names to families. Adding a model is its file, its defaults and its lines here."""
 
-from models import albert, bert, distilbert, electra, ernie, gemma, gpt2, llama, mpnet, qwen, roberta
+from models import (
+    albert,
+    bert,
+    distilbert,
+    electra,
+    ernie,
+    eurobert,
+    gemma,
+    gpt2,
+    gte,
+    llama,
+    modernbert,
+    mpnet,
+    nomic_bert,
+    qwen,
+    roberta,
+)
 from models.family import DecoderFamily, Family
 from models.info import CLASSIFIER_SUFFIX, GENERATOR_SUFFIXES, QUESTION_ANSWERER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX
 from models.keys import ModelDirectoryError
@@ -13,7 +29,12 @@ FAMILIES: dict[str, Family] = {
     "DistilBert": distilbert.FAMILY,
     "Electra": electra.FAMILY,
     "Ernie": ernie.FAMILY,
+    "EuroBert": eurobert.FAMILY,
+    "Gte": gte.FAMILY,
     "MPNet": mpnet.FAMILY,
+    "ModernBert": modernbert.FAMILY,
+    "New": gte.NEW_FAMILY,
+    "NomicBert": nomic_bert.FAMILY,
     "Roberta": roberta.FAMILY,
     "XLMRoberta": roberta.FAMILY,
 }

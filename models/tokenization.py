@@ -65,6 +65,9 @@ def count_positions(path: Path, keys: Keys) -> int:
     positions = require_number(path, keys, "max_position_embeddings")
     if keys["model_type"] in OFFSET_POSITIONS:
         positions -= require_number(path, keys, "pad_token_id", least=0) + 1
+    if keys["model_type"] == "nomic_bert" and "rotary_scaling_factor" in keys:
+        # Beyond that positions would be stretched, by the longest text of a batch.
+        positions = min(positions, require_number(path, keys, "max_trained_positions"))
     return positions
 
 

@@ -86,6 +86,26 @@ def rename_tensors(
     return renamed
 
 
+def cut_joined(tensors: dict[str, LazyWeight]) -> dict[str, LazyWeight]:
+    """What is named `q+k+v.weight` as three tensors, its rows in as many equal parts; as it is where they are not."""
+    cut: dict[str, LazyWeight] = {}
+    for name, value in tensors.items():
+        owner, _, joined = name.rpartition(".")[0].rpartition(".")
+        parts, rows = joined.split("+"), value.like.shape[0] if value.like.ndim else 1
+        if len(parts) == 1 or rows % len(parts):
+            cut[name] = value
+            continue
+        size = rows // len(parts)
+        for index, part in enumerate(parts):
+            leaf = f"{owner}.{part}.{name.rpartition('.')[2]}"
+            cut[leaf] = value.then(partial(take_rows, index * size, (index + 1) * size))
+    return cut
+
+
+def take_rows(start: int, end: int, value: Tensor) -> Tensor:
+    return value[start:end]
+
+
 def match_rename(name: str, renames: Sequence[tuple[str, str]]) -> Iterator[str]:
     for pattern, replacement in renames:
         match = re.fullmatch(pattern, name)

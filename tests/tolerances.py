@@ -33,8 +33,8 @@ Norms are what the project promises; worst elements measured on tiny models of a
 in bf16.
 """
 
-SAME_ENGINE = Tolerance(norm=1e-6, bound=5e-6)
-"""FP32, the same engine on other batch-mates: only the GEMM's blocking may differ. Measured: 6e-7 and 2e-6."""
+SAME_ENGINE = Tolerance(norm=1e-6, bound=1e-5)
+"""FP32, the same engine on other batch-mates: only the GEMM's blocking may differ. Measured: 7e-7 and 6e-6."""
 
 ENCODER_TOLERANCES: dict[str, Tolerance] = {
     "fp32": TOLERANCES[torch.float32],
@@ -45,6 +45,10 @@ ENCODER_TOLERANCES: dict[str, Tolerance] = {
 families, by AVX2's kernels with their bounded weights: norms up to 3.7e-2 and worst elements 1.7e-1 in int8. Rows are
 32 wide there, over which errors hardly average out.
 """
+
+GATED_TOLERANCES = ENCODER_TOLERANCES | {"int8": Tolerance(norm=1e-1, bound=1.0)}
+"""The same of encoders with gated feed-forward blocks, whose products have few large numbers, as those of decoders do.
+Measured: 6.2e-2 and 4.7e-1."""
 
 SPARSE_TOLERANCES: dict[str, Tolerance] = {
     "fp32": TOLERANCES[torch.float32],

@@ -20,7 +20,19 @@ from runtime.engine import Engine
 from runtime.engines.transfer import to_tensors
 from tests.tolerances import SAME_ENGINE, check_close
 
-FAMILIES = ["bert", "roberta", "distilbert", "electra", "albert", "ernie-tasks", "mpnet"]
+FAMILIES = [
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "albert",
+    "ernie-tasks",
+    "mpnet",
+    "modernbert",
+    "eurobert",
+    "nomic_bert",
+    "gte",
+]
 """One configuration for each file in models/; the others differ in numbers only."""
 
 OFFSET_FAMILIES = ["roberta", "xlm-roberta", "camembert", "mpnet"]
@@ -108,9 +120,10 @@ def test_everything_but_positions_is_planned(case: Case) -> None:
 
 
 def test_weights_are_counted_once(case: Case) -> None:
-    """Also those that several layers share."""
-    parameters = load_model(case.model.directory, case.model.info).module.parameters()
-    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    """Also those that several layers share, and tables of positions."""
+    module = load_model(case.model.directory, case.model.info).module
+    values = [*module.parameters(), *(module.buffers() if case.name != "mpnet" else ())]
+    num_bytes = sum(value.numel() * value.element_size() for value in values)
     if case.name == "mpnet":  # instead of each bucket's bias, that of each distance
         num_heads = SIZES["num_attention_heads"]
         num_bytes += ((2 * case.model.info.max_input_tokens - 1) - NUM_BUCKETS) * num_heads * 4

@@ -20,7 +20,7 @@ from server.tasks import sparse
 from server.wire.job import Ragged
 from tests.tolerances import SPARSE_TOLERANCES, check_close
 
-OFTEN = ["bert", "roberta", "albert"]
+OFTEN = ["bert", "roberta", "albert", "modernbert", "eurobert"]
 SEQLENS = [1, 2, 15, 16, 17, 33, 1, 48, 49, 65, 3, 73]
 
 Find = Callable[[str], Captured]

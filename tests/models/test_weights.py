@@ -266,7 +266,11 @@ TABLES = {
     "distilbert": ("distilbert.embeddings.word_embeddings.weight", "vocab_projector.weight"),
     "electra": ("electra.embeddings.word_embeddings.weight", "generator_lm_head.weight"),
     "ernie": ("ernie.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
+    "eurobert-biased": ("model.embed_tokens.weight", "lm_head.weight"),
+    "gte": ("gte.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
+    "modernbert": ("model.embeddings.tok_embeddings.weight", "decoder.weight"),
     "mpnet": ("mpnet.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
+    "nomic_bert": ("nomic_bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
     "xlm-roberta": ("roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
 }
 """The table of words, and the name of the head that it is tied to."""

@@ -40,6 +40,9 @@ DISTILBERT_SIZES = {
     "max_position_embeddings": 80,
 }
 
+ROTARY_SIZES = SIZES | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+MODERNBERT_SIZES = ROTARY_SIZES | {"num_hidden_layers": 4}
+
 CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "bert": lambda: transformers.BertConfig(**SIZES),
     "roberta": lambda: transformers.RobertaConfig(**SIZES, type_vocab_size=1, layer_norm_eps=1e-5),
@@ -59,6 +62,42 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "ernie-tasks": lambda: transformers.ErnieConfig(**SIZES, use_task_id=True),
     # Longer than the others, so that distances reach the last bucket.
     "mpnet": lambda: transformers.MPNetConfig(**SIZES | {"max_position_embeddings": 200}),
+    "eurobert": lambda: transformers.EuroBertConfig(**ROTARY_SIZES, num_key_value_heads=2),
+    "eurobert-biased": lambda: transformers.EuroBertConfig(
+        **ROTARY_SIZES,
+        head_dim=12,
+        hidden_act="gelu",
+        rope_parameters={"rope_theta": 250.0, "rope_type": "linear", "factor": 2.0},
+        attention_bias=True,
+        mlp_bias=True,
+        classifier_pooling="mean",
+        tie_word_embeddings=True,
+    ),
+    "eurobert-bos": lambda: transformers.EuroBertConfig(**ROTARY_SIZES, classifier_pooling="bos"),
+    "gte": lambda: transformers.GteConfig(**ROTARY_SIZES, type_vocab_size=2),
+    "gte-typeless": lambda: transformers.GteConfig(
+        **ROTARY_SIZES,
+        type_vocab_size=0,
+        hidden_act="silu",
+        rope_parameters={"rope_theta": 250.0, "rope_type": "linear", "factor": 2.0},
+    ),
+    # Two layers of each kind, and windows of which texts are much longer.
+    "modernbert": lambda: transformers.ModernBertConfig(**MODERNBERT_SIZES, local_attention=8),
+    "modernbert-biased": lambda: transformers.ModernBertConfig(
+        **MODERNBERT_SIZES,
+        local_attention=9,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"],
+        rope_parameters={"full_attention": {"rope_theta": 500.0, "rope_type": "linear", "factor": 3.0}},
+        classifier_pooling="mean",
+        classifier_activation="silu",
+        hidden_activation="gelu_new",
+        **dict.fromkeys(["norm_bias", "attention_bias", "mlp_bias", "classifier_bias"], True),
+        decoder_bias=False,
+    ),
+    "nomic_bert": lambda: transformers.NomicBertConfig(**ROTARY_SIZES),
+    "nomic_bert-linear": lambda: transformers.NomicBertConfig(
+        **ROTARY_SIZES, head_dim=12, rope_parameters={"rope_theta": 250.0, "rope_type": "linear", "factor": 2.0}
+    ),
 }
 
 
@@ -94,11 +133,11 @@ def randomize(module: torch.nn.Module) -> None:
     """Larger than transformers' initial weights: those hardly attend, and would hide mistakes in it."""
     if isinstance(module, torch.nn.Linear):
         module.weight.normal_(0, 1.5 * module.in_features**-0.5)
-        module.bias.normal_(0, 0.3)
     elif isinstance(module, torch.nn.Embedding):
         module.weight.normal_()
-    elif isinstance(module, torch.nn.LayerNorm):
+    elif isinstance(module, torch.nn.LayerNorm) or type(module).__name__.endswith("RMSNorm"):
         module.weight.normal_(1, 0.3)
+    if getattr(module, "bias", None) is not None:
         module.bias.normal_(0, 0.3)
 
 

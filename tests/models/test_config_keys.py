@@ -1,0 +1,260 @@
+"""Every key of config.json of the rotary encoders is read, without meaning here, or refused by its name."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tiny_models import CONFIGS
+
+from models.config import EncoderConfig, read_config
+from models.defaults import NOMIC_BERT, OTHER_NAMES
+from models.info import ModelDirectoryError, ModelInfo, read_info
+from models.rotary import build_table
+
+TRAINING = {
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "hidden_dropout_prob",
+    "embedding_dropout",
+    "classifier_dropout",
+    "deterministic_flash_attn",
+    "initializer_cutoff_factor",
+    "initializer_range",
+    "mlp_dropout",
+    "pretraining_tp",
+    "sparse_pred_ignore_index",
+    "sparse_prediction",
+}
+TOKENS = {"bos_token_id", "cls_token_id", "eos_token_id", "sep_token_id"}
+"""The tokenizer's business."""
+GENERATION = {"mask_token_id", "use_cache"}
+WITHOUT_MEANING = TRAINING | TOKENS | GENERATION | set(transformers.PreTrainedConfig().to_dict())
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 102,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 90,
+    "pad_token_id": 3,
+}
+OTHER_VALUES: dict[str, dict[str, Any]] = {
+    "eurobert": SIZES
+    | {
+        "num_key_value_heads": 1,
+        "head_dim": 14,
+        "hidden_act": "relu",
+        "rms_norm_eps": 1e-3,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+        "attention_bias": True,
+        "mlp_bias": True,
+        "classifier_pooling": "bos",
+    },
+    "modernbert": SIZES
+    | {
+        "tie_word_embeddings": False,
+        "hidden_activation": "relu",
+        "norm_eps": 1e-3,
+        "norm_bias": True,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "layer_types": ["full_attention"] * 4,
+        "rope_parameters": {"full_attention": {"rope_theta": 7.0}},
+        "local_attention": 40,
+        "decoder_bias": False,
+        "classifier_pooling": "mean",
+        "classifier_bias": True,
+        "classifier_activation": "tanh",
+    },
+    "gte": SIZES
+    | {
+        "tie_word_embeddings": False,
+        "type_vocab_size": 3,
+        "hidden_act": "relu",
+        "layer_norm_eps": 1e-3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+    },
+    "nomic_bert": SIZES
+    | {
+        "type_vocab_size": 3,
+        "head_dim": 14,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+    },
+}
+LEGACY: dict[str, dict[str, Any]] = {
+    "eurobert": {"rope_theta": 5.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    "modernbert": {
+        "global_attn_every_n_layers": 2,
+        "global_rope_theta": 5.0,
+        "local_rope_theta": 5.0,
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+    },
+    "gte": {"rope_theta": 5.0, "rope_scaling": {"type": "ntk", "factor": 2.0}},
+    "nomic_bert": {
+        "n_embd": 64,
+        "n_layer": 3,
+        "n_head": 2,
+        "n_inner": 48,
+        "n_positions": 90,
+        "layer_norm_epsilon": 1e-3,
+        "rotary_emb_base": 5.0,
+    },
+}
+"""Of files by older versions."""
+REFUSED: dict[str, dict[str, Any]] = {
+    "eurobert": {
+        "classifier_pooling": "max",
+        "clf_pooling": "mean",  # beside a classifier_pooling that says something else
+        "is_decoder": True,
+        "partial_rotary_factor": 0.5,
+        "rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 40},
+    },
+    "modernbert": {
+        "classifier_pooling": "max",
+        "hidden_activation": "laplace",
+        "layer_types": ["full_attention"],
+        "local_attention": 0,
+        "partial_rotary_factor": 0.5,
+        "rope_parameters": {"rope_theta": 5.0},
+        "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+        "quantization_config": {"bits": 4},
+    },
+    "gte": {
+        "head_dim": 14,
+        "layer_norm_type": "rms_norm",
+        "logn_attention_clip1": True,
+        "logn_attention_scale": True,
+        "partial_rotary_factor": 0.5,
+        "position_embedding_type": "absolute",
+        "rope_scaling": {"type": "ntk", "factor": 2.0, "mixed_b": 0.1},
+    },
+    "nomic_bert": {
+        "activation_function": "gelu",
+        "causal": True,
+        "mlp_fc1_bias": True,
+        "mlp_fc2_bias": True,
+        "moe_every_n_layers": 2,
+        "parallel_block": True,
+        "prenorm": True,
+        "qkv_proj_bias": True,
+        "rotary_emb_fraction": 0.5,
+        "rotary_emb_interleaved": True,
+        "rotary_emb_scale_base": 512,
+        "scale_attn_by_inverse_layer_idx": True,
+        "scale_attn_weights": False,
+        "use_rms_norm": True,
+    },
+}
+
+
+def read(directory: Path, keys: dict[str, Any]) -> tuple[EncoderConfig, ModelInfo]:
+    (directory / "config.json").write_text(json.dumps(keys), encoding="utf-8")
+    return read_config(directory), read_info(directory, task="sparse")
+
+
+def make_keys(name: str) -> dict[str, Any]:
+    """As transformers writes them, without what older versions have other keys for."""
+    config = CONFIGS[name]()
+    keys: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    for key in ("layer_types", "rope_parameters"):
+        keys.pop(key, None)
+    return keys | {"architectures": [type(config).__name__.replace("Config", "ForMaskedLM")]}
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_every_key_is_accounted_for(name: str) -> None:
+    keys = type(CONFIGS[name]())().to_dict().keys() - {"model_type"}
+    unknown = keys - WITHOUT_MEANING - OTHER_VALUES[name].keys()
+    assert not unknown
+    assert not OTHER_VALUES[name].keys() - keys
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [(name, key) for name, keys in OTHER_VALUES.items() for key in (*keys, *LEGACY[name])]
+)
+def test_keys_are_read(name: str, key: str, tmp_path: Path) -> None:
+    keys = make_keys(name)
+    other = (OTHER_VALUES[name] | LEGACY[name])[key]
+    assert read(tmp_path, keys) != read(tmp_path, keys | {key: other})
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in REFUSED.items() for key in keys])
+def test_keys_are_refused(name: str, key: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelDirectoryError, match=r"config\.json: .*"):
+        read(tmp_path, make_keys(name) | {key: REFUSED[name][key]})
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_keys_without_meaning_change_nothing(name: str, tmp_path: Path) -> None:
+    keys = make_keys(name)
+    others = dict.fromkeys(TRAINING, 0.25) | dict.fromkeys(TOKENS, 7)
+    stray = {"modernbert": {"layer_norm_eps": 0.5, "hidden_act": "tanh", "position_embedding_type": "sans_pos"}}
+    expected = read(tmp_path, keys)
+    assert read(tmp_path, keys | others | stray.get(name, {})) == expected
+
+
+@pytest.mark.parametrize("pooling", ["bos", "mean"])
+def test_eurobert_also_has_the_key_of_its_own_code(pooling: str, tmp_path: Path) -> None:
+    keys = make_keys("eurobert")
+    expected = read(tmp_path, keys | {"classifier_pooling": pooling})
+    del keys["classifier_pooling"]
+    assert read(tmp_path, keys | {"clf_pooling": pooling}) == expected
+
+
+def test_code_is_not_needed_where_the_family_is_known(tmp_path: Path) -> None:
+    own_code = {"auto_map": {"AutoModel": "modeling_eurobert.EuroBertModel"}}
+    assert read(tmp_path, make_keys("eurobert")) == read(tmp_path, make_keys("eurobert") | own_code)
+    with pytest.raises(ModelDirectoryError, match="auto_map says that the model brings its own code"):
+        read(tmp_path, make_keys("modernbert") | own_code)
+
+
+def test_nomic_bert_ends_where_its_positions_would_be_stretched(tmp_path: Path) -> None:
+    keys = make_keys("nomic_bert") | {"max_position_embeddings": 8192, "max_trained_positions": 2048}
+    assert read(tmp_path, keys)[1].max_input_tokens == 8192
+    assert read(tmp_path, keys | {"rotary_scaling_factor": 2.0})[1].max_input_tokens == 2048
+
+
+def test_nomic_bert_under_the_keys_of_its_own_code(tmp_path: Path) -> None:
+    """As in the published file: none of transformers' names of sizes is in it."""
+    keys = make_keys("nomic_bert") | {"layer_norm_eps": 1e-6, "rope_theta": 500.0}
+    own = {other: keys[name] for other, name in OTHER_NAMES["nomic_bert"].items()}
+    rest = {name: value for name, value in keys.items() if name not in OTHER_NAMES["nomic_bert"].values()}
+    settings = {name: values[0] for name, values in NOMIC_BERT.items() if values}
+    code = {"auto_map": {"AutoModel": "another/place--modeling_hf_nomic_bert.NomicBertModel"}}
+    assert read(tmp_path, rest | own | settings | code | {"rotary_scaling_factor": None}) == read(tmp_path, keys)
+
+
+def test_new_is_gte(tmp_path: Path) -> None:
+    """Under the keys that published files have."""
+    keys = make_keys("gte") | {"rope_theta": 500.0}
+    own = {
+        "auto_map": {"AutoModel": "another/place--modeling.NewModel"},
+        "layer_norm_type": "layer_norm",
+        "logn_attention_clip1": False,
+        "logn_attention_scale": False,
+        "pack_qkv": True,
+        "position_embedding_type": "rope",
+        "unpad_inputs": "true",
+    }
+    expected, _ = read(tmp_path, keys)
+    found, _ = read(tmp_path, keys | own | {"model_type": "new", "architectures": ["NewForMaskedLM"]})
+    assert replace(found, model_type="gte", architecture="GteForMaskedLM") == expected
+
+
+def test_ntk_scaling_of_gte(tmp_path: Path) -> None:
+    """By the formula of its own code: theta times the factor, and frequencies divided by factor^(2 / dim)."""
+    config, _ = read(tmp_path, make_keys("gte") | {"rope_theta": 20000.0, "rope_scaling": {"type": "ntk", "factor": 8}})
+    assert config.rotary is not None
+    dim = config.rotary.head_dim
+    frequencies = (20000.0 * 8) ** (-torch.arange(0, dim, 2).double() / dim) / 8 ** (2 / dim)
+    table = build_table(config.rotary.rotaries[0], 50)
+    angles = torch.arange(50).double()[:, None] * frequencies
+    torch.testing.assert_close(table.double(), torch.cat([angles.cos(), angles.sin()], dim=1), rtol=0, atol=1e-5)
