@@ -105,7 +105,7 @@ async def get_model_config(call: Call, state: ServerState) -> Reply:
 async def get_model_ready(call: Call, state: ServerState) -> Reply:
     model = find_model(call.rest, state)
     ready = is_ready(model, state)
-    return reply_json({"name": model.name, "ready": ready}, 200 if ready else 503)
+    return reply_json({"name": model.full_name, "ready": ready}, 200 if ready else 503)
 
 
 async def get_model_stats(call: Call, state: ServerState) -> Reply:
@@ -140,7 +140,7 @@ async def infer_tensors(call: Call, state: ServerState) -> Reply:
     call.model = model.name
     asked, rest = split_body(call)
     rows = await infer_rows(call, model, asked, cut_tensors(asked.inputs, rest))
-    write = partial(write_answer, asked, model.name, rows)
+    write = partial(write_answer, asked, model.full_name, rows)
     return await write_reply(write, sum(values.size for values in rows.values()), INLINE_NUMBERS, model)
 
 

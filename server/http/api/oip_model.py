@@ -141,7 +141,7 @@ def describe_model(model: ServedModel) -> ModelMetadata:
     outputs = find_outputs(model)
     names = [TensorMetadata(name=name, datatype="INT64", shape=[-1, -1]) for name in (IDS, MASK, TYPES)]
     return {
-        "name": model.name,
+        "name": model.full_name,
         "versions": [VERSION],
         "platform": PLATFORM,
         "inputs": [TensorMetadata(name=TEXT, datatype="BYTES", shape=[-1]), *names],
@@ -156,7 +156,7 @@ def configure_model(model: ServedModel) -> ModelConfig:
         {"name": name, "data_type": "TYPE_INT64", "dims": [-1], "optional": True} for name in (IDS, MASK, TYPES)
     ]
     return {
-        "name": model.name,
+        "name": model.full_name,
         "platform": PLATFORM,
         "backend": PLATFORM,
         "max_batch_size": model.config.limits.max_client_batch_size,
