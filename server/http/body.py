@@ -44,16 +44,24 @@ def check_media_type(call: Call, media_types: Sequence[str]) -> None:
 
 
 async def read_body(call: Call, held: HeldBody) -> bytes:
-    """The decompressed body, of a size that is quick to parse.
+    """The decompressed body, all of it JSON, of a size that is quick to parse.
+
+    Raises BodyTooLarge, Overloaded, UnsupportedEncoding, InvalidBody, ClientGone.
+    """
+    body = await receive_body(call, held)
+    await held.settle(body)
+    return body
+
+
+async def receive_body(call: Call, held: HeldBody) -> bytes:
+    """The decompressed body, whatever is in it. What of it will be parsed is still to be settled.
 
     Raises BodyTooLarge, Overloaded, UnsupportedEncoding, InvalidBody, ClientGone.
     """
     length = call.header(b"content-length")
     if length is not None and length.isdecimal() and len(length) < MAX_LENGTH_DIGITS:
         held.expect(int(length))  # a client that lies about it is caught while reading
-    body = await find_reader(call, held)(call.receive)
-    await held.settle(body)
-    return body
+    return await find_reader(call, held)(call.receive)
 
 
 def find_reader(call: Call, held: HeldBody) -> Callable[[Receive], Awaitable[bytes]]:

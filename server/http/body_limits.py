@@ -80,16 +80,16 @@ class HeldBody:
         self.num_bytes += num_bytes
         self.budget.held_bytes += count_large(self.num_bytes) - count_large(before)
 
-    async def settle(self, body: bytes) -> None:
-        """Before it is parsed, in the step of the event loop that comes back from here: large ones take turns, and
-        between two of them everybody else has one. Raises BodyTooLarge."""
+    async def settle(self, json: bytes) -> None:
+        """Before the body, or what of it is JSON, is parsed, in the step of the event loop that comes back from here:
+        large ones take turns, and between two of them everybody else has one. Raises BodyTooLarge."""
         if self.num_bytes > SMALL_BYTES:
             async with self.budget.turn:
                 await asyncio.sleep(0)
-                check_items(body, self.budget.max_items)
+                check_items(json, self.budget.max_items)
                 await asyncio.sleep(0)
         else:
-            check_items(body, self.budget.max_items)
+            check_items(json, self.budget.max_items)
 
 
 def count_large(num_bytes: int) -> int:

@@ -64,7 +64,7 @@ class ServedModel:
         if found is None:
             routes = [route for each in list_tasks(self.info) for route in each.routes]
             raise WrongTask(
-                f"model {self.name!r} cannot be used here: its task is {self.head.name}, served by "
+                f"model {self.full_name!r} cannot be used here: its task is {self.head.name}, served by "
                 f"{' and '.join(routes)}",
                 param="model",
             )
@@ -115,13 +115,19 @@ class ServerState:
         """Raises UnknownModel; Forbidden where it may exist for others, which is not told."""
         model = self.models.get(name) or self.find_head(name)
         if model is None and self.is_narrowed:
-            names = ", ".join(self.models)
-            raise Forbidden(f"model {name[:100]!r} is not for this key; it may use {names}", param="model")
+            raise Forbidden(
+                f"model {name[:100]!r} is not for this key; it may use {', '.join(self.list_names())}", param="model"
+            )
         if model is None:
             raise UnknownModel(
-                f"model {name[:100]!r} does not exist; the models here are {', '.join(self.models)}", param="model"
+                f"model {name[:100]!r} does not exist; the models here are {', '.join(self.list_names())}",
+                param="model",
             )
         return model
+
+    def list_names(self) -> list[str]:
+        """Of models and of the heads that were configured for them."""
+        return [head.full_name for model in self.models.values() for head in model.heads if head.is_listed]
 
     def find_head(self, name: str) -> ServedModel | None:
         """MODEL/HEAD."""

@@ -70,11 +70,14 @@ def build_tokenizer(*, has_template: bool = True) -> tokenizers.Tokenizer:
 
 def make_models(folder: Path) -> Mapping[str, Path]:
     """Directories by the names that the pages of docs/protocols give their models."""
-    folders = {name: folder / name for name in ("all-MiniLM-L6-v2", "ranker", "classifier", "ner", "splade", "writer")}
+    names = ("all-MiniLM-L6-v2", "ranker", "classifier", "ner", "splade", "bert", "squad", "writer")
+    folders = {name: folder / name for name in names}
     make_encoder(folders["all-MiniLM-L6-v2"], transformers.AutoModel)
     make_encoder(folders["ranker"], transformers.AutoModelForSequenceClassification, ["LABEL_0"])
     make_encoder(folders["classifier"], transformers.AutoModelForSequenceClassification, LABELS)
     make_encoder(folders["ner"], transformers.AutoModelForTokenClassification, TAGS)
     make_encoder(folders["splade"], transformers.AutoModelForMaskedLM)
+    make_encoder(folders["bert"], transformers.AutoModelForMaskedLM)
+    make_encoder(folders["squad"], transformers.AutoModelForQuestionAnswering)
     make_generator(folders["writer"])
     return folders

@@ -1,6 +1,8 @@
 """One server for all clients, with a tiny model for each task, and the environments that clients run in."""
 
 import json
+import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from tests.e2e.running_server import RunningServer, start_server
 ENGINE = {"kind": "reference", "inline": True, "threads": 1, "warmup": False}
 """Nothing is compiled, and torch is imported once: what clients get depends on neither."""
 
-TASKS = {"splade": "sparse"}
+TASKS = {"splade": "sparse", "bert": "fill_mask"}
 """Of models whose directories do not say what they are for."""
+PRINTED_S = 30.0
 CLIENTS, MTEB = "requirements.txt", "requirements-mteb.txt"
 
 
@@ -27,13 +30,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         for name, path in make_models(folder).items()
     ]
     config = folder / "clients.yaml"
-    config.write_text(json.dumps({"server": {"port": 0}, "models": models}))
+    config.write_text(json.dumps({"server": {"port": 0, "grpc_port": 0}, "models": models}))
     server = start_server(config)
     try:
         server.wait_ready()
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def grpc_address(server: RunningServer) -> str:
+    """HOST:PORT, which are printed once all is ready."""
+    until_s = time.monotonic() + PRINTED_S
+    while (found := re.search(r"gRPC on port (\d+)", server.log)) is None:
+        assert time.monotonic() < until_s, server.log
+        time.sleep(0.05)
+    return f"127.0.0.1:{found[1]}"
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,12 @@ def list_all(elements: list[Any]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(element) for element in elements]
 
 
+def ask(context: str, **options: Any) -> list[dict[str, Any]]:
+    """One answer is given as one, and several as a list."""
+    answers = reach("squad").question_answering(question=given["query"], context=context, **options)
+    return list_all(answers if isinstance(answers, list) else [answers])
+
+
 def fail() -> list[object]:
     try:
         reach("model").feature_extraction("")
@@ -49,6 +55,10 @@ print(
                     texts[0], ["travel", "music"], multi_label=True, hypothesis_template="About {}."
                 )
             ),
+            "words": list_all(reach("bert").fill_mask(given["masked"])),
+            "some words": list_all(reach("bert").fill_mask(given["masked"], targets=["a", "b"], top_k=2)),
+            "answer": ask(texts[0]),
+            "answers": ask(texts[0], top_k=2, max_answer_len=4),
             "chat": chat.choices[0].message.content,
             "error": fail(),
         }

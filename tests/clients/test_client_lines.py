@@ -1,4 +1,4 @@
-"""The Python of each page in docs/protocols runs as it stands there, but for the address."""
+"""The Python of each page in docs/protocols runs as it stands there, but for the addresses."""
 
 import re
 from pathlib import Path
@@ -12,14 +12,15 @@ pytestmark = pytest.mark.clients
 
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "protocols").glob("*.md"))
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ADDRESS = re.compile(r"(localhost|127\.0\.0\.1):8000")
+ADDRESS, GRPC_ADDRESS = (re.compile(rf"(localhost|127\.0\.0\.1):{port}") for port in (8000, 8001))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_client_lines_work(page: Path, python: Path, server: RunningServer, tmp_path: Path) -> None:
+def test_client_lines_work(page: Path, python: Path, server: RunningServer, grpc_address: str, tmp_path: Path) -> None:
     blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
     assert blocks, "the page shows no client"
     for block in blocks:
         lines, num_addresses = ADDRESS.subn(server.url.removeprefix("http://"), block)
-        assert num_addresses, "it asks another server"
+        lines, num_others = GRPC_ADDRESS.subn(grpc_address, lines)
+        assert num_addresses + num_others, "it asks another server"
         assert run_python([str(python), "-c", lines], tmp_path).strip(), "it shows nothing"

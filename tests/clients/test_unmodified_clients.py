@@ -21,7 +21,8 @@ GIVEN = {
     "query": QUERY,
     "ids": [[2, 40, 41, 42, 3], [2, 50, 3], [2, 60, 61, 62, 63, 64, 3]],
     "model": "all-MiniLM-L6-v2",
-    **{name: name for name in ("ranker", "classifier", "ner", "writer")},
+    **{name: name for name in ("ranker", "classifier", "ner", "bert", "squad", "writer")},
+    "masked": "a b [MASK] d",
 }
 RunClient = Callable[[Path, str, Any], Any]
 EMPTY = "must not be empty"
@@ -114,7 +115,7 @@ def test_cohere(python: Path, run_client: RunClient, plain: Plain) -> None:
 def test_triton(python: Path, run_client: RunClient, plain: Plain) -> None:
     found = run_client(python, "triton_client.py", GIVEN)
     assert found["is live"] and found["is ready"] and found["is model ready"]
-    assert found["server"]["extensions"] == ["binary_tensor_data"]
+    assert "binary_tensor_data" in found["server"]["extensions"]
     assert [tensor["name"] for tensor in found["metadata"]["outputs"]] == ["embeddings"]
     expected = plain.embed()
     for way in ("by default", "of bytes", "as JSON", "later"):
@@ -124,6 +125,25 @@ def test_triton(python: Path, run_client: RunClient, plain: Plain) -> None:
     answer = plain.post("/classify", model="classifier", input=TEXTS, use_activation=False)
     check_same(found["logits"], [item["probs"] for item in answer["data"]])
     assert found["error"][0] == "404" and "'nobody' does not exist" in found["error"][1]
+
+
+def test_triton_over_grpc(python: Path, run_client: RunClient, plain: Plain, grpc_address: str) -> None:
+    found = run_client(python, "triton_grpc_client.py", {**GIVEN, "address": grpc_address})
+    assert found["is live"] and found["is ready"] and found["is model ready"] and found["is serving"]
+    assert found["server"] == "padless" and found["num texts at once"] == 2048
+    assert found["outputs"] == ["embeddings"] and GIVEN["model"] in found["models"]
+    assert found["num computed"] >= 2 * len(TEXTS)
+    expected = plain.embed()
+    for way in ("of texts", "of bytes", "later"):
+        check_same(found[way], expected)
+    check_same(found["of ids"], plain.embed(GIVEN["ids"]))
+    answer = plain.post("/classify", model="classifier", input=TEXTS, use_activation=False)
+    check_same(found["logits"], [item["probs"] for item in answer["data"]])
+    assert [status for status, _ in found["errors"]] == [
+        *("StatusCode.NOT_FOUND", "StatusCode.INVALID_ARGUMENT", "StatusCode.FAILED_PRECONDITION")
+    ]
+    assert "'nobody' does not exist" in found["errors"][0][1] and "must not be empty" in found["errors"][1][1]
+    assert "its task is generate" in found["errors"][2][1]
 
 
 def test_huggingface_hub(any_python: Path, run_client: RunClient, plain: Plain) -> None:
@@ -141,6 +161,11 @@ def test_huggingface_hub(any_python: Path, run_client: RunClient, plain: Plain) 
     check_alike(found["topics"], plain.infer("classifier", **labels))
     others = {"multi_label": True, "hypothesis_template": "About {}."}
     check_alike(found["some topics"], plain.infer("classifier", **labels, **others))
+    check_alike(found["words"], plain.infer("bert", GIVEN["masked"]))
+    check_alike(found["some words"], plain.infer("bert", GIVEN["masked"], targets=["a", "b"], top_k=2))
+    asked = {"question": QUERY, "context": TEXTS[0]}
+    check_alike(found["answer"], [plain.infer("squad", asked)])
+    check_alike(found["answers"], plain.infer("squad", asked, top_k=2, max_answer_len=4))
     assert found["chat"] == plain.write()
     assert found["error"][0] == 400 and EMPTY in found["error"][1]
 

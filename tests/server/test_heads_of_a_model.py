@@ -55,12 +55,14 @@ async def test_a_head_by_its_name(server: Server, name: str) -> None:
 async def test_a_name_that_no_head_has(server: Server) -> None:
     answer = await server.client.post("/v1/embeddings", json={"input": "word1", "model": "embedder/nothing"})
     assert answer.status_code == 404
+    names = "embedder, embedder/mood, embedder/topic, classifier"
+    assert f"the models here are {names}" in answer.json()["error"]["message"]
 
 
 async def test_a_head_has_its_own_tasks_only(server: Server) -> None:
     answer = await server.client.post("/v1/embeddings", json={"input": "word1", "model": "embedder/mood"})
     assert answer.status_code == 400
-    assert "its task is classify" in answer.json()["error"]["message"]
+    assert "model 'embedder/mood' cannot be used here: its task is classify" in answer.json()["error"]["message"]
 
 
 async def test_models_are_listed_with_their_named_heads(server: Server) -> None:
@@ -68,6 +70,16 @@ async def test_models_are_listed_with_their_named_heads(server: Server) -> None:
     assert [each["id"] for each in listed] == ["embedder", "embedder/mood", "embedder/topic", "classifier"]
     assert [each["task"] for each in listed] == ["embed", "classify", "classify", "classify"]
     assert (await server.client.get("/v1/models/embedder/topic")).json()["id"] == "embedder/topic"
+
+
+async def test_a_head_goes_by_its_name_in_the_open_inference_protocol(server: Server) -> None:
+    path = "/v2/models/embedder/mood"
+    for question in ("", "/config", "/ready"):
+        assert (await server.client.get(path + question)).json()["name"] == "embedder/mood"
+    ids = {"name": "input_ids", "shape": [1, 2], "datatype": "INT64", "data": PAIR}
+    answer = (await server.client.post(f"{path}/infer", json={"inputs": [ids]})).json()
+    assert answer["model_name"] == "embedder/mood"
+    assert [each["name"] for each in answer["outputs"]] == ["mood.logits"]
 
 
 async def test_several_heads_in_one_pass(server: Server) -> None:

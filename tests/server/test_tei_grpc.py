@@ -1,10 +1,12 @@
 """text-embeddings-inference's services over gRPC. Each answer is REST's."""
 
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from conftest import EMBEDDER as EMBEDDER_INFO
 from conftest import LABELS, RANKER, SPARSE, MakeServer, Server
 from grpc_client import GrpcClient, open_grpc
 from test_grpc import fail
@@ -14,6 +16,7 @@ from server.http.api import tei_messages as proto
 pytestmark = pytest.mark.anyio
 
 EMBED, SPARSE_EMBED = "/tei.v1.Embed/Embed", "/tei.v1.Embed/EmbedSparse"
+EMBED_ALL = "/tei.v1.Embed/EmbedAll"
 PREDICT, PAIR = "/tei.v1.Predict/Predict", "/tei.v1.Predict/PredictPair"
 RERANK, RERANK_STREAM = "/tei.v1.Rerank/Rerank", "/tei.v1.Rerank/RerankStream"
 TOKENIZE, DECODE, INFO = "/tei.v1.Tokenize/Tokenize", "/tei.v1.Tokenize/Decode", "/tei.v1.Info/Info"
@@ -88,6 +91,36 @@ async def test_embed_sparse(make_server: MakeServer) -> None:
     (weights,) = await post(server, "/embed_sparse", inputs="word1 word2")
     assert [each.index for each in answer.sparse_embeddings] == [each["index"] for each in weights]
     assert [each.value for each in answer.sparse_embeddings] == [each["value"] for each in weights]
+
+
+class TestEmbedAll:
+    @pytest.fixture
+    def server(self, make_server: MakeServer) -> Server:
+        return make_server(
+            heads={"embedder": [replace(EMBEDDER_INFO, task="token_embed", head="tokens", normalize=False)]}
+        )
+
+    async def test_rows_are_rests(self, server: Server) -> None:
+        async with open_grpc(server) as client:
+            answer = await client.ask(EMBED_ALL, proto.EmbedAllRequest("word1 word2"), proto.EmbedAllResponse)
+        (rows,) = await post(server, "/embed_all", inputs="word1 word2")
+        found = [each.embeddings.tolist() for each in answer.token_embeddings]
+        assert found == np.array(rows, np.float32).tolist()
+        metadata = answer.metadata
+        assert metadata is not None and (metadata.compute_chars, metadata.compute_tokens) == (11, 4)
+
+    async def test_long_texts_of_a_stream(self, server: Server) -> None:
+        messages = [proto.EmbedAllRequest(LONG, truncate=True, truncation_direction=1), proto.EmbedAllRequest("word1")]
+        async with open_grpc(server) as client:
+            answers = await client.ask_each(EMBED_ALL + "Stream", messages, proto.EmbedAllResponse)
+            error = await fail(client.start(EMBED_ALL, proto.EmbedAllRequest(LONG)))
+        assert [len(answer.token_embeddings) for answer in answers] == [16, 3]
+        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT and "or set truncate" in (error.details() or "")
+
+    async def test_others_have_no_tokens_rows(self, server: Server) -> None:
+        async with open_grpc(server) as client:
+            error = await fail(client.start(EMBED_ALL, proto.EmbedAllRequest("word1"), metadata=CLASSIFIER))
+        assert error.code() == grpc.StatusCode.FAILED_PRECONDITION and "its task is classify" in (error.details() or "")
 
 
 async def test_predict(server: Server) -> None:

@@ -30,7 +30,8 @@ from server.http.api.oip_model import (
 from server.http.api.oip_stats import ModelStats, count_models
 from server.http.api.oip_tensors import cut_tensors, write_output
 from server.http.api.statuses import find_status
-from server.http.body import parse_body
+from server.http.body import parse_body, receive_body
+from server.http.body_limits import HeldBody
 from server.http.call import JSON, Call, Reply, reply_json
 from server.http.docs import find_version as find_server_version
 from server.http.replies import INLINE_NUMBERS, write_reply
@@ -104,7 +105,7 @@ async def get_model_config(call: Call, state: ServerState) -> Reply:
 async def get_model_ready(call: Call, state: ServerState) -> Reply:
     model = find_model(call.rest, state)
     ready = is_ready(model, state)
-    return reply_json({"name": model.name, "ready": ready}, 200 if ready else 503)
+    return reply_json({"name": model.full_name, "ready": ready}, 200 if ready else 503)
 
 
 async def get_model_stats(call: Call, state: ServerState) -> Reply:
@@ -139,16 +140,32 @@ async def infer_tensors(call: Call, state: ServerState) -> Reply:
     call.model = model.name
     asked, rest = split_body(call)
     rows = await infer_rows(call, model, asked, cut_tensors(asked.inputs, rest))
-    write = partial(write_answer, asked, model.name, rows)
+    write = partial(write_answer, asked, model.full_name, rows)
     return await write_reply(write, sum(values.size for values in rows.values()), INLINE_NUMBERS, model)
+
+
+async def read_tensors(call: Call, held: HeldBody) -> bytes:
+    """A body whose JSON is quick to parse: of what is behind it nothing is, whatever bytes there are.
+
+    Raises what `body.read_body` does, and InvalidField.
+    """
+    body = await receive_body(call, held)
+    await held.settle(body[: find_length(call, body)])
+    return body
 
 
 def split_body(call: Call) -> tuple[InferRequest, memoryview]:
     """The JSON, and the tensors behind it. Raises InvalidBody, InvalidField."""
-    given = call.header(HEADER_LENGTH.lower().encode())
     body = call.take_body()
+    length = find_length(call, body)
+    return parse_body(InferRequest, body[:length]), memoryview(body)[length:]
+
+
+def find_length(call: Call, body: bytes) -> int:
+    """Of the JSON, which is all there is unless the header says otherwise. Raises InvalidBody, InvalidField."""
+    given = call.header(HEADER_LENGTH.lower().encode())
     if given is None:
-        return parse_body(InferRequest, body), memoryview(b"")
+        return len(body)
     if not given.isdecimal() or int(given) > len(body):
         raise InvalidField(
             f"{HEADER_LENGTH} must be the length of the JSON, at most {len(body)}, not {given[:20]!r}",
@@ -158,7 +175,7 @@ def split_body(call: Call) -> tuple[InferRequest, memoryview]:
         raise InvalidBody(
             f"{HEADER_LENGTH} 0, a body without JSON, is not supported; send the tensors' names and shapes"
         )
-    return parse_body(InferRequest, body[: int(given)]), memoryview(body)[int(given) :]
+    return int(given)
 
 
 def write_answer(asked: InferRequest, model: str, rows: Mapping[str, Rows]) -> Reply:
@@ -248,5 +265,6 @@ ROUTES = (
         error_reply=OipErrorReply,
         deadline="default",
         media_types=(JSON, OCTETS),
+        read_body=read_tensors,
     ),
 )

@@ -14,7 +14,7 @@ from server.errors import InvalidField, UnknownModel, Unservable
 from server.http.api.fields import Label, Options
 from server.http.api.oip_tensors import InputTensor, read_numbers, read_texts
 from server.http.call import Call
-from server.http.endpoint import TextJob, describe_statuses, run_job
+from server.http.endpoint import TextJob, check_places, describe_statuses, run_job
 from server.http.state import ServedModel, ServerState
 from server.tasks import infer
 from server.text.inputs import Input
@@ -141,7 +141,7 @@ def describe_model(model: ServedModel) -> ModelMetadata:
     outputs = find_outputs(model)
     names = [TensorMetadata(name=name, datatype="INT64", shape=[-1, -1]) for name in (IDS, MASK, TYPES)]
     return {
-        "name": model.name,
+        "name": model.full_name,
         "versions": [VERSION],
         "platform": PLATFORM,
         "inputs": [TensorMetadata(name=TEXT, datatype="BYTES", shape=[-1]), *names],
@@ -156,7 +156,7 @@ def configure_model(model: ServedModel) -> ModelConfig:
         {"name": name, "data_type": "TYPE_INT64", "dims": [-1], "optional": True} for name in (IDS, MASK, TYPES)
     ]
     return {
-        "name": model.name,
+        "name": model.full_name,
         "platform": PLATFORM,
         "backend": PLATFORM,
         "max_batch_size": model.config.limits.max_client_batch_size,
@@ -208,7 +208,7 @@ async def infer_rows(
     priority = asked.read_parameter("priority", MAX_PRIORITY)
     wanted = [wish.name for wish in asked.outputs] if asked.outputs else list(outputs)
     job = TextJob(
-        *(infer.TASK, list_inputs(asked.inputs, parts), "inputs", infer.InferParams()),
+        *(infer.TASK, list_inputs(asked.inputs, parts, model), "inputs", infer.InferParams()),
         outputs={name: name for name in wanted},
         prompt=find_default(model.info),
         truncation=model.config.limits.truncation,
@@ -218,17 +218,29 @@ async def infer_rows(
     return {name: arrays[name].values for name in wanted}
 
 
-def list_inputs(tensors: Sequence[InputTensor], parts: Sequence[memoryview | None]) -> list[Input]:
-    """One for each row. Raises InvalidField."""
+def list_inputs(tensors: Sequence[InputTensor], parts: Sequence[memoryview | None], model: ServedModel) -> list[Input]:
+    """One for each row. A tensor without elements may say any number of them, so they are counted before they are made.
+
+    Raises InvalidField, EmptyInput.
+    """
     named = {tensor.name: (tensor, part) for tensor, part in zip(tensors, parts, strict=True)}
     unknown = named.keys() - {IDS, MASK, TYPES, TEXT}
     if unknown or len(named) < len(tensors) or (TEXT in named) == (IDS in named) or (TEXT in named and len(named) > 1):
         raise InvalidField(
             f"inputs must be {TEXT!r} alone, or {IDS!r} and, each at most once, {MASK!r} and {TYPES!r}", param="inputs"
         )
+    check_places(count_rows(tensors), model, "inputs")
     if TEXT in named:
         return list(read_texts(*named[TEXT]))
     return list(list_rows({name: np.atleast_2d(read_numbers(*given)) for name, given in named.items()}))
+
+
+def count_rows(tensors: Sequence[InputTensor]) -> int:
+    """By their shapes: of texts any, of ids [n, width] or [width]."""
+    return max(
+        tensor.num_elements if tensor.name == TEXT else tensor.shape[0] if len(tensor.shape) > 1 else 1
+        for tensor in tensors
+    )
 
 
 def list_rows(arrays: Mapping[str, npt.NDArray[np.int64]]) -> list[TokenSequence]:

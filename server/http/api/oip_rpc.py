@@ -125,7 +125,7 @@ async def infer_message(call: Call, state: ServerState) -> Reply:
     asked, parts = read_request(message)
     rows = await infer_rows(call, model, asked, parts)
     answer = write_answer(rows, is_raw=bool(message.raw_input_contents))
-    answer.model_name, answer.model_version, answer.id = model.name, VERSION, message.id
+    answer.model_name, answer.model_version, answer.id = model.full_name, VERSION, message.id
     return reply_message(answer)
 
 

@@ -6,6 +6,7 @@ the inputs: little-endian, of BYTES each element behind its length. They are rea
 
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -81,10 +82,13 @@ def read_texts(tensor: InputTensor, raw: memoryview | None) -> list[str]:
     """Row by row. Raises InvalidField."""
     if tensor.datatype != "BYTES":
         raise InvalidField(f"inputs: {tensor.name} must be BYTES, which are texts", param="inputs")
-    texts = list(flatten(tensor.data or [])) if raw is None else [decode(part) for part in split_bytes(raw)]
+    most = tensor.num_elements + 1  # one too many is enough to see that there are
+    given = flatten(tensor.data or []) if raw is None else map(decode, split_bytes(raw))
+    texts = list(islice(given, most))
     if len(texts) != tensor.num_elements:
+        count = f"{'over ' if len(texts) == most else ''}{min(len(texts), tensor.num_elements)}"
         raise InvalidField(
-            f"inputs: {tensor.name} has {len(texts)} elements, and {tensor.shape} are {tensor.num_elements}",
+            f"inputs: {tensor.name} has {count} elements, and {tensor.shape} are {tensor.num_elements}",
             param="inputs",
         )
     for text in texts:

@@ -1,6 +1,7 @@
 """text-embeddings-inference's classifier and tokenizer routes, as its clients speak them."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -47,6 +48,15 @@ class TruncationFields(BaseModel):
         if self.truncate is None:
             return configured
         return self.truncation_direction if self.truncate else "error"
+
+
+@contextmanager
+def offer_truncation() -> Iterator[None]:
+    """Who sends what is too long learns how to have it cut. Raises InputTooLong."""
+    try:
+        yield
+    except InputTooLong as error:
+        raise InputTooLong(f"{error.message}, or set truncate to true", error.param) from None
 
 
 class PredictRequest(TruncationFields):
@@ -114,10 +124,8 @@ async def compute_scores(
     truncation = asked.choose_truncation(model.config.limits.truncation)
     params = classify.ClassifyParams()
     job = TextJob(classify.TASK, inputs, "inputs", params, prompt=find_default(model.info), truncation=truncation)
-    try:
+    with offer_truncation():
         logits = (await run_job(call, model, job))["logits"].values
-    except InputTooLong as error:
-        raise InputTooLong(f"{error.message}, or set truncate to true", error.param) from None
     scores = logits if asked.raw_scores else classify.compute_scores(logits, model.info)
     return scores, model, is_batch
 

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from server.errors import InputTooLong
 from server.http.api.fields import Label, ModelName, TextsOrIds, TokenIds, TokenLists, list_inputs
-from server.http.api.tei import TeiErrorReply, TruncationFields, render_error
+from server.http.api.tei import TeiErrorReply, TruncationFields, offer_truncation, render_error
 from server.http.api.vectors import Vectors, encode_rows
 from server.http.body import parse_body
 from server.http.call import Call, Reply
@@ -68,10 +67,8 @@ async def compute_vectors(call: Call, state: ServerState, asked: EmbedRequest) -
         prompt=choose_prompt(model.info, name=asked.prompt_name),
         truncation=asked.choose_truncation(model.config.limits.truncation),
     )
-    try:
+    with offer_truncation():
         return (await run_job(call, model, job))["embeddings"].values, model
-    except InputTooLong as error:
-        raise InputTooLong(f"{error.message}, or set truncate to true", error.param) from None
 
 
 def write_vectors(rows: Vectors) -> bytes:

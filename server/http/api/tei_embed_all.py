@@ -6,14 +6,14 @@ import orjson
 from pydantic import Field
 
 from server.http.api.fields import Label, ModelName, TextsOrIds, list_inputs
-from server.http.api.tei import TeiErrorReply, TruncationFields, render_error
+from server.http.api.tei import TeiErrorReply, TruncationFields, offer_truncation, render_error
 from server.http.api.vectors import encode_rows
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import run_job
 from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.route import Route
-from server.http.state import ServerState
+from server.http.state import ServedModel, ServerState
 from server.http.token_vectors import build_job
 from server.tasks import token_embed
 from server.text.prompts import find_prompt
@@ -30,7 +30,12 @@ class EmbedAllRequest(TruncationFields):
 
 async def embed_tokens(call: Call, state: ServerState) -> Reply:
     """For each input, also for a single one, a list of its tokens' vectors."""
-    asked = parse_body(EmbedAllRequest, call.take_body())
+    rows, model = await compute_token_rows(call, state, parse_body(EmbedAllRequest, call.take_body()))
+    return await write_reply(partial(write_token_rows, rows), rows.values.size, INLINE_NUMBERS, model)
+
+
+async def compute_token_rows(call: Call, state: ServerState, asked: EmbedAllRequest) -> tuple[Ragged, ServedModel]:
+    """float32 `[num_tokens, width]`, a part of it for each input, and who computed it."""
     model = state.pick_model(asked.model, token_embed.TASK)
     call.model = model.name
     job = build_job(
@@ -40,8 +45,8 @@ async def embed_tokens(call: Call, state: ServerState) -> Reply:
         prompt=None if asked.prompt_name is None else find_prompt(model.info, asked.prompt_name),
         truncation=None if asked.truncate is None else asked.choose_truncation("error"),
     )
-    rows = (await run_job(call, model, job))["token_embeddings"]
-    return await write_reply(partial(write_token_rows, rows), rows.values.size, INLINE_NUMBERS, model)
+    with offer_truncation():
+        return (await run_job(call, model, job))["token_embeddings"], model
 
 
 def write_token_rows(rows: Ragged) -> bytes:

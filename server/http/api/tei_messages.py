@@ -86,6 +86,25 @@ class EmbedSparseResponse(Message):
 
 
 @dataclass(slots=True, eq=False)
+class EmbedAllRequest(Message):
+    inputs: str = scalar(1, STRING)
+    truncate: bool = scalar(2, BOOL)
+    truncation_direction: int = scalar(3, ENUM)
+    prompt_name: str | None = optional(4, STRING)
+
+
+@dataclass(slots=True, eq=False)
+class TokenEmbedding(Message):
+    embeddings: Numbers = repeated(1, FLOAT)
+
+
+@dataclass(slots=True, eq=False)
+class EmbedAllResponse(Message):
+    token_embeddings: list[TokenEmbedding] = repeated(1, TokenEmbedding)
+    metadata: Metadata | None = optional(2, Metadata)
+
+
+@dataclass(slots=True, eq=False)
 class PredictRequest(Message):
     inputs: str = scalar(1, STRING)
     truncate: bool = scalar(2, BOOL)

@@ -6,9 +6,8 @@ from typing import Annotated, Any, NotRequired
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from typing_extensions import TypedDict
 
-from server.errors import InputTooLong
 from server.http.api.fields import Label, ModelName, Texts
-from server.http.api.tei import TeiErrorReply, TruncationFields, render_error
+from server.http.api.tei import TeiErrorReply, TruncationFields, offer_truncation, render_error
 from server.http.body import parse_body
 from server.http.call import Call, Reply, reply_json
 from server.http.ranking import Question, Side, pick_ranker, score
@@ -102,12 +101,10 @@ async def compare_sentences(call: Call, state: ServerState) -> Reply:
 
 
 async def score_or_advise(call: Call, model: ServedModel, question: Question) -> rerank.Scores:
-    """float32 `[num_documents]`; who is too long learns how to have it cut."""
+    """float32 `[num_documents]`."""
     call.model = model.name
-    try:
+    with offer_truncation():
         return await score(call, model, question)
-    except InputTooLong as error:
-        raise InputTooLong(f"{error.message}, or set truncate to true", error.param) from None
 
 
 def inline_objects(schema: Mapping[str, Any]) -> dict[str, Any]:

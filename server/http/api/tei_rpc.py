@@ -10,12 +10,15 @@ from server.errors import InvalidField
 from server.http.api import tei_messages as proto
 from server.http.api.tei import PredictRequest, TokenizeRequest, compute_scores, describe_tokens
 from server.http.api.tei_embed import DecodeRequest, EmbedRequest, compute_vectors, decode_ids
+from server.http.api.tei_embed_all import EmbedAllRequest, compute_token_rows
 from server.http.api.tei_info import describe_served
 from server.http.api.tei_rerank import RerankRequest, rank_texts
 from server.http.api.tei_sparse import SparseRequest, compute_weights
+from server.http.api.vectors import Vectors
 from server.http.body import check_object
 from server.http.call import Call, Reply
 from server.http.docs import find_version
+from server.http.replies import write_reply
 from server.http.rpc import list_questions, list_rpcs, parse_message, reply_message
 from server.http.state import ServerState
 from server.tasks import classify
@@ -70,6 +73,18 @@ async def embed_sparse_message(call: Call, state: ServerState) -> Reply:
     pairs = zip(arrays["indices"].row(0).tolist(), arrays["weights"].row(0).tolist(), strict=True)
     weights = [proto.SparseValue(index, value) for index, value in pairs]
     return reply_message(proto.EmbedSparseResponse(weights, describe_call(call, message.inputs)))
+
+
+async def embed_all_message(call: Call, state: ServerState) -> Reply:
+    message = parse_message(call, state, proto.EmbedAllRequest)
+    values = {"inputs": message.inputs, "prompt_name": message.prompt_name, **read_truncation(call, message)}
+    rows, model = await compute_token_rows(call, state, check_object(EmbedAllRequest, values))
+    write = partial(write_token_rows, rows.row(0), describe_call(call, message.inputs))
+    return await write_reply(write, len(rows.row(0)), INLINE_PIECES, model)
+
+
+def write_token_rows(rows: Vectors, metadata: proto.Metadata) -> Reply:
+    return reply_message(proto.EmbedAllResponse(list(map(proto.TokenEmbedding, rows)), metadata))
 
 
 async def predict_message(call: Call, state: ServerState) -> Reply:
@@ -135,8 +150,7 @@ async def tokenize_message(call: Call, state: ServerState) -> Reply:
         "model": find_name(call),
     }
     texts, model = await describe_tokens(call, state, check_object(TokenizeRequest, values))
-    write = partial(write_tokens, texts[0])
-    return write() if len(texts[0]) <= INLINE_PIECES else await model.tokenizer.run(write)
+    return await write_reply(partial(write_tokens, texts[0]), len(texts[0]), INLINE_PIECES, model)
 
 
 def write_tokens(pieces: list[Piece]) -> Reply:
@@ -157,6 +171,7 @@ async def decode_message(call: Call, state: ServerState) -> Reply:
 Truncating = (
     proto.EmbedRequest
     | proto.EmbedSparseRequest
+    | proto.EmbedAllRequest
     | proto.PredictRequest
     | proto.PredictPairRequest
     | proto.RerankRequest
@@ -186,11 +201,12 @@ def describe_call(call: Call, *texts: str) -> proto.Metadata:
     return proto.Metadata(sum(map(len, texts)), times.num_tokens, *(round(each * 1e9) for each in spent))
 
 
+EMBEDDING = {"Embed": embed_message, "EmbedSparse": embed_sparse_message, "EmbedAll": embed_all_message}
 EMBED, PREDICT, TOKENIZE = "tei.v1.Embed", "tei.v1.Predict", "tei.v1.Tokenize"
 RPCS = (
     *list_questions("tei.v1.Info", {"Info": tell_info}),
-    *list_rpcs(EMBED, {"Embed": embed_message, "EmbedSparse": embed_sparse_message}),
-    *list_rpcs(EMBED, {"EmbedStream": embed_message, "EmbedSparseStream": embed_sparse_message}, "each"),
+    *list_rpcs(EMBED, EMBEDDING),
+    *list_rpcs(EMBED, {f"{name}Stream": answer for name, answer in EMBEDDING.items()}, "each"),
     *list_rpcs(PREDICT, {"Predict": predict_message, "PredictPair": predict_pair_message}),
     *list_rpcs(PREDICT, {"PredictStream": predict_message, "PredictPairStream": predict_pair_message}, "each"),
     *list_rpcs("tei.v1.Rerank", {"Rerank": rerank_message}),

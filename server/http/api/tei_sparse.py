@@ -9,7 +9,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from server.http.api.fields import Label, ModelName, TextsOrIds, list_inputs
-from server.http.api.tei import TeiErrorReply, TruncationFields, render_error
+from server.http.api.tei import TeiErrorReply, TruncationFields, offer_truncation, render_error
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, run_job
@@ -53,7 +53,8 @@ async def compute_weights(
         prompt=choose_prompt(model.info, name=asked.prompt_name),
         truncation=asked.choose_truncation(model.config.limits.truncation),
     )
-    return await run_job(call, model, job), model
+    with offer_truncation():
+        return await run_job(call, model, job), model
 
 
 def write_weights(indices: Ragged, weights: Ragged) -> bytes:
