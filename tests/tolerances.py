@@ -46,10 +46,6 @@ families, by AVX2's kernels with their bounded weights: norms up to 3.7e-2 and w
 32 wide there, over which errors hardly average out.
 """
 
-GATED_TOLERANCES = ENCODER_TOLERANCES | {"int8": Tolerance(norm=1e-1, bound=1.0)}
-"""The same of encoders with gated feed-forward blocks, whose products have few large numbers, as those of decoders do.
-Measured: 6.2e-2 and 4.7e-1."""
-
 SPARSE_TOLERANCES: dict[str, Tolerance] = {
     "fp32": TOLERANCES[torch.float32],
     "bf16": TOLERANCES[torch.bfloat16],

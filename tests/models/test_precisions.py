@@ -9,18 +9,17 @@ import numpy.typing as npt
 import pytest
 import torch
 import transformers
-from tiny_engines import BEST, PRECISIONS, Captured, capture_model, list_cases
+from tiny_engines import BEST, PRECISIONS, Captured, capture_model, find_tolerances, list_cases
 from tiny_models import CONFIGS, Ids, make_model, make_sequences, pack
 from torch import Tensor
 
-from models.rotary_layers import GatedFeedForward
 from runtime.batch import Batch
 from runtime.capture import list_inputs
 from runtime.config import UnusableConfig
 from runtime.engine import Engine
 from runtime.engines.transfer import to_tensors
 from runtime.quantization.simulate import find_linears
-from tests.tolerances import ENCODER_TOLERANCES, GATED_TOLERANCES, SAME_ENGINE, Tolerance, check_close
+from tests.tolerances import ENCODER_TOLERANCES, SAME_ENGINE, check_close
 
 OFTEN = [
     "bert",
@@ -47,11 +46,6 @@ def find(tmp_path_factory: pytest.TempPathFactory) -> Find:
     return cache(lambda name: capture_model(lambda: make_model(name, tmp_path_factory.mktemp(name))))
 
 
-def find_tolerances(captured: Captured) -> dict[str, Tolerance]:
-    is_gated = any(isinstance(module, GatedFeedForward) for module in captured.module.modules())
-    return GATED_TOLERANCES if is_gated else ENCODER_TOLERANCES
-
-
 def run(engine: Engine, ids: list[Ids], types: list[Ids]) -> npt.NDArray[np.float32]:
     return engine.run(pack(ids, types)).arrays["embeddings"]
 
@@ -69,12 +63,16 @@ def test_every_precision(find: Find, name: str, kernels: str, precision: str) ->
     engine = captured.build(kernels, precision)
     ids, types = make_sequences(captured.model, SEQLENS)
     together = run(engine, ids, types)
-    check_close(together, run_module(captured, pack(ids, types)), tolerance=find_tolerances(captured)[precision])
+    check_close(
+        together,
+        run_module(captured, pack(ids, types)),
+        tolerance=find_tolerances(captured, ENCODER_TOLERANCES)[precision],
+    )
     turned = run(engine, ids[::-1], types[::-1])[::-1]
     alone = np.concatenate([run(engine, [each], [kinds]) for each, kinds in zip(ids, types, strict=True)])
     for others in (turned, alone):
         if kernels == "torch":
-            tolerance = SAME_ENGINE if precision == "fp32" else find_tolerances(captured)[precision]
+            tolerance = SAME_ENGINE if precision == "fp32" else find_tolerances(captured, ENCODER_TOLERANCES)[precision]
             check_close(others, together, tolerance=tolerance)
         else:
             np.testing.assert_array_equal(others, together)
@@ -101,12 +99,12 @@ def test_every_precision_of_token_logits(find_token_classifier: Find, name: str,
     ids, types = make_sequences(captured.model, SEQLENS)
     together = run_tokens(engine, ids, types)
     expected = run_module(captured, pack(ids, types), "token_logits")
-    check_close(np.concatenate(together), expected, tolerance=find_tolerances(captured)[precision])
+    check_close(np.concatenate(together), expected, tolerance=find_tolerances(captured, ENCODER_TOLERANCES)[precision])
     turned = run_tokens(engine, ids[::-1], types[::-1])[::-1]
     alone = [run_tokens(engine, [each], [kinds])[0] for each, kinds in zip(ids, types, strict=True)]
     for others in (turned, alone):
         if kernels == "torch":
-            tolerance = SAME_ENGINE if precision == "fp32" else find_tolerances(captured)[precision]
+            tolerance = SAME_ENGINE if precision == "fp32" else find_tolerances(captured, ENCODER_TOLERANCES)[precision]
             check_close(np.concatenate(others), np.concatenate(together), tolerance=tolerance)
         else:
             np.testing.assert_array_equal(np.concatenate(others), np.concatenate(together))

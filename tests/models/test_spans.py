@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import transformers
-from tiny_engines import Captured, capture_model, list_cases
+from tiny_engines import Captured, capture_model, find_tolerances, list_cases
 from tiny_models import CONFIGS, Ids, TinyModel, make_model, make_sequences, pack, run_padded
 
 from models.info import ModelDirectoryError, read_info
@@ -77,7 +77,7 @@ def test_every_precision_of_masked_places(find_masked: Find, name: str, kernels:
     found = run_masked(engine, ids, types, places)
     logits, _ = run_padded(captured.model.theirs, ids, types)
     expected = torch.cat([row[each] for row, each in zip(logits, places, strict=True)])
-    check_close(np.concatenate(found), expected, tolerance=SPARSE_TOLERANCES[precision])
+    check_close(np.concatenate(found), expected, tolerance=find_tolerances(captured, SPARSE_TOLERANCES)[precision])
     if kernels != "torch":
         alone = [run_masked(engine, [a], [b], [c])[0] for a, b, c in zip(ids, types, places, strict=True)]
         np.testing.assert_array_equal(np.concatenate(alone), np.concatenate(found))
@@ -150,7 +150,11 @@ def test_every_precision_of_borders(find_answerer: Find, name: str, kernels: str
     engine = captured.build(kernels, precision)
     ids, types = make_sequences(captured.model, SEQLENS)
     found = run_borders(engine, ids, types)
-    check_close(np.concatenate(found), run_theirs(captured, ids, types), tolerance=BORDER_TOLERANCES[precision])
+    check_close(
+        np.concatenate(found),
+        run_theirs(captured, ids, types),
+        tolerance=find_tolerances(captured, BORDER_TOLERANCES)[precision],
+    )
     if kernels != "torch":
         alone = [run_borders(engine, [a], [b])[0] for a, b in zip(ids, types, strict=True)]
         np.testing.assert_array_equal(np.concatenate(alone), np.concatenate(found))

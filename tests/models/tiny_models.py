@@ -41,7 +41,7 @@ DISTILBERT_SIZES = {
 }
 
 ROTARY_SIZES = SIZES | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-MODERNBERT_SIZES = ROTARY_SIZES | {"num_hidden_layers": 4}
+MODERNBERT_SIZES = ROTARY_SIZES | {"num_hidden_layers": 3}
 
 CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "bert": lambda: transformers.BertConfig(**SIZES),
@@ -81,12 +81,12 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
         hidden_act="silu",
         rope_parameters={"rope_theta": 250.0, "rope_type": "linear", "factor": 2.0},
     ),
-    # Two layers of each kind, and windows of which texts are much longer.
+    # Layers of each kind, and windows of which texts are much longer.
     "modernbert": lambda: transformers.ModernBertConfig(**MODERNBERT_SIZES, local_attention=8),
     "modernbert-biased": lambda: transformers.ModernBertConfig(
         **MODERNBERT_SIZES,
         local_attention=9,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"],
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         rope_parameters={"full_attention": {"rope_theta": 500.0, "rope_type": "linear", "factor": 3.0}},
         classifier_pooling="mean",
         classifier_activation="silu",
