@@ -2,9 +2,11 @@
 
 import json
 
+from models.info import ModelInfo
 from runtime.engine import EngineInfo
 from server.processes.deployment import DeployedModel, Deployment
 from server.tasks.head import Example
+from server.tasks.registry import HEADS
 from server.text.chat_template import load_chat_template
 
 
@@ -16,6 +18,7 @@ def describe_model(model: DeployedModel, info: EngineInfo) -> str:
     kernels = f" with {info.kernels} kernels" if info.device == "cpu" else ""
     unplanned = f"; ops that allocate for themselves: {', '.join(info.unplanned_ops)}" if info.unplanned_ops else ""
     outcome = model.head.describe_output(model.info)
+    heads = [f"{model.config.name}/{head.info.head}: {describe_head(head.info)}" for head in model.named_heads]
     precision = [] if info.chosen is None else [f"  precision  {info.chosen}"]
     return "\n".join(
         [
@@ -26,8 +29,14 @@ def describe_model(model: DeployedModel, info: EngineInfo) -> str:
             f"  memory     weights {weights:.1f} MB + activations {activations:.1f} MB at the largest batch "
             f"({info.max_batch_tokens} tokens){cache} = {total:.1f} MB per replica{unplanned}",
             f"  inputs     up to {model.max_input_tokens} tokens, {outcome}",
+            *([f"  heads      {'; '.join(heads)}"] if heads else []),
         ]
     )
+
+
+def describe_head(info: ModelInfo) -> str:
+    head = HEADS[info.task]
+    return f"{head.name}, {head.describe_output(info)}"
 
 
 def describe_access(deployment: Deployment, url: str, admin_url: str, seconds: float) -> str:

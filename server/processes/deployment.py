@@ -64,6 +64,12 @@ class DeployedModel:
         return self.directory / self.info.transformer
 
     @property
+    def named_heads(self) -> tuple[FurtherHead, ...]:
+        """Those that were configured."""
+        names = [head.name for head in self.config.heads]
+        return tuple(head for head in self.heads if head.info.head in names)
+
+    @property
     def head(self) -> Head:
         return HEADS[self.info.task]
 

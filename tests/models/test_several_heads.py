@@ -17,6 +17,7 @@ from models.further_heads import list_own_heads, read_further_head
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
 from server.config import ConfigError, ServerConfig
+from server.processes.announcement import describe_model
 from server.processes.building import build_model
 from server.processes.deployment import load, save
 from server.processes.resolution import resolve
@@ -136,6 +137,11 @@ def test_a_configuration_with_heads(find: Find, tmp_path: Path) -> None:
     described = list_outputs([deployed.info, *(head.info for head in deployed.heads)])
     assert [spec.name for spec in engine.info.outputs] == [spec.name for spec in described]
     assert [spec.dims for spec in engine.info.outputs] == [spec.dims for spec in described]
+    lines = describe_model(deployed, engine.info).splitlines()
+    assert (
+        lines[-1]
+        == "  heads      all/mood: classify, 3 labels out; all/places: token_classify, 3 labels for each token out"
+    )
 
 
 def test_names_of_heads(find: Find, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ async def classify_inputs(call: Call, state: ServerState) -> Reply:
         "id": f"classify-{call.request_id.decode()}",
         "object": "list",
         "created": model.created_s,
-        "model": model.name,
+        "model": model.full_name,
         "usage": {"prompt_tokens": call.times.num_tokens, "total_tokens": call.times.num_tokens},
     }
     write = partial(write_answer, head, scores, model.info)

@@ -68,7 +68,7 @@ async def embed_for_interaction(call: Call, state: ServerState) -> Reply:
     num_tokens = call.times.num_tokens
     head = {
         "object": "list",
-        "model": model.name,
+        "model": model.full_name,
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
     }
     return await write_reply(partial(write_answer, head, rows), rows.values.size, INLINE_NUMBERS, model)

@@ -99,7 +99,7 @@ async def pool_inputs(call: Call, state: ServerState) -> Reply:
         "id": f"pool-{call.request_id.decode()}",
         "object": "list",
         "created": model.created_s,
-        "model": model.name,
+        "model": model.full_name,
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
     }
     activate = as_they_are if asked.use_activation is False else find_activation(model, task)

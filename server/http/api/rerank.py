@@ -165,7 +165,7 @@ def describe(call: Call, model: ServedModel, results: list[dict[str, Any]], vers
     return {
         "id": f"rerank-{call.request_id.decode()}",
         "object": "list",
-        "model": model.name,
+        "model": model.full_name,
         "results": results,
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
         "meta": {

@@ -113,7 +113,7 @@ def describe(call: Call, model: ServedModel, scores: Scores) -> dict[str, Any]:
     return {
         "id": f"score-{call.request_id.decode()}",
         "object": "list",
-        "model": model.name,
+        "model": model.full_name,
         "data": [{"index": index, "object": "score", "score": value} for index, value in enumerate(scores.tolist())],
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
     }
