@@ -96,3 +96,14 @@ async def test_several_heads_in_one_pass(server: Server) -> None:
     np.testing.assert_allclose(found["embeddings"], compute_row(np.array(PAIR), EMBED_DIM), rtol=1e-6)
     (job,) = server.embed.jobs
     assert job.outputs == {name: name for name in found}
+
+
+async def test_labels_are_for_the_head_that_classifies(make_server: MakeServer) -> None:
+    """Not for the embedder that is the model's first; and an embedder by itself says so."""
+    entailer = replace(MOOD, id2label={0: "entailment", 1: "neutral", 2: "contradiction"})
+    server = make_server(heads={"embedder": [entailer]})
+    body = {"inputs": "word1", "parameters": {"candidate_labels": ["word2", "word3"]}}
+    answer = await server.client.post("/models/embedder", json=body)
+    assert [set(each) for each in answer.json()] == [{"label", "score"}] * 2
+    answer = await make_server().client.post("/models/embedder", json=body)
+    assert answer.status_code == 400 and "its task is embed" in answer.json()["error"]

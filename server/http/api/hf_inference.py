@@ -43,8 +43,10 @@ async def infer_with_model(call: Call, state: ServerState) -> Reply:
 
 
 async def serve(call: Call, model: ServedModel, asked: InferenceRequest) -> Reply:
-    """Raises WrongTask where the model does none of what can be asked for here."""
+    """Raises WrongTask where the model does none of what can be asked for here, or not what the body is about."""
     call.model = model.name
+    if "candidate_labels" in (asked.parameters or {}):  # which every other task would ignore
+        return await classify_texts(call, model.pick_head(classify.TASK), asked)
     for head in model.heads:
         for task, answer in ANSWERS:
             if task.can_use(head.info):
