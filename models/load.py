@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from models.config import EncoderConfig, read_config
 from models.decoder_config import read_decoder_config
@@ -14,7 +15,6 @@ from models.head_modules import build_embedding_head, open_module_weights
 from models.heads import (
     ClassificationHead,
     DeepTokenClassificationHead,
-    EmbeddingHead,
     LateClassificationHead,
     MaskHead,
     SparseHead,
@@ -113,9 +113,7 @@ def open_with_head(directory: Path, family: Family, info: ModelInfo) -> dict[str
     return tensors
 
 
-def build_head(
-    directory: Path, family: Family, config: EncoderConfig, info: ModelInfo
-) -> ClassificationHead | EmbeddingHead | WordHead | TokenClassificationHead | TokenEmbeddingHead:
+def build_head(directory: Path, family: Family, config: EncoderConfig, info: ModelInfo) -> nn.Module:
     if info.task == "token_embed":
         return TokenEmbeddingHead()
     if info.task in WORD_HEADS:
