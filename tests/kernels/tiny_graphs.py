@@ -80,6 +80,7 @@ LLAMA_CONFIG = DecoderConfig(
     has_o_bias=False,
     has_mlp_bias=False,
     is_tied=True,
+    is_causal=True,
     attention_softcap=0.0,
     logit_softcap=0.0,
 )

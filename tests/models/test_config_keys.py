@@ -37,7 +37,7 @@ WITHOUT_MEANING = TRAINING | TOKENS | GENERATION | set(transformers.PreTrainedCo
 SIZES: dict[str, Any] = {
     "vocab_size": 102,
     "hidden_size": 64,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 5,
     "num_attention_heads": 2,
     "intermediate_size": 48,
     "max_position_embeddings": 90,
@@ -64,7 +64,7 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
         "norm_bias": True,
         "attention_bias": True,
         "mlp_bias": True,
-        "layer_types": ["full_attention"] * 4,
+        "layer_types": ["full_attention"] * 3,
         "rope_parameters": {"full_attention": {"rope_theta": 7.0}},
         "local_attention": 40,
         "decoder_bias": False,
@@ -100,7 +100,7 @@ LEGACY: dict[str, dict[str, Any]] = {
     "gte": {"rope_theta": 5.0, "rope_scaling": {"type": "ntk", "factor": 2.0}},
     "nomic_bert": {
         "n_embd": 64,
-        "n_layer": 3,
+        "n_layer": 5,
         "n_head": 2,
         "n_inner": 48,
         "n_positions": 90,
