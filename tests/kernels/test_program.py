@@ -28,7 +28,7 @@ from tests.kernels.kernel_cases import CONFIGURABLE, find_kernels
 from tests.kernels.tiny_graphs import CPU, HIDDEN_SIZE, Body, Tiny, capture_body, random_batch, rewrite, run_graph
 from tests.tolerances import check_close
 
-LARGEST = BatchShape(64, 16, 32)
+LARGEST = BatchShape(64, 16, 32, 16)
 BATCH = random_batch([5, 1, 9])
 
 
