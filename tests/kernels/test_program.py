@@ -191,7 +191,7 @@ def test_result_is_a_copy() -> None:
 
 def test_listing_of_a_program_counts_its_kinds() -> None:
     text = format_program(lower(capture_body(lambda m, x, _: torch.sigmoid(m.a(x)).view(-1, 4))), LARGEST)
-    assert "2 planned, 1 unplanned; at (64, 16, 32, 0): peak " in text
+    assert "2 planned, 1 unplanned; at (64, 16, 32, 16): peak " in text
     assert "linear  128*num_tokens bytes, steps 1-2, 8192 at " in text
 
 
