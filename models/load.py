@@ -41,7 +41,8 @@ from models.weights import (
 )
 from runtime.lazy_module import LazyModule, LazyWeight
 
-TRUNK = "encoder."
+TRUNK, OWN = "encoder.", "head."
+"""What a checkpoint's names begin with once they are ours; others are left over, and told of once."""
 WORD_TABLE = "encoder.embeddings.word.weight"
 WORD_HEADS: dict[str, type[WordHead]] = {"sparse": SparseHead, "fill_mask": MaskHead}
 TOKEN_HEADS: dict[str, Renames] = {
@@ -105,9 +106,9 @@ def open_further_head(
                     "encoder, and cannot share that one. Serve it as a model of its own"
                 )
     return {
-        f"heads.{head.info.head}.{name.removeprefix('head.')}": value
+        f"heads.{head.info.head}.{name.removeprefix(OWN)}": value
         for name, value in tensors.items()
-        if not name.startswith(TRUNK)
+        if name.startswith(OWN) or (head.directory != directory and not name.startswith(TRUNK))
     }
 
 
