@@ -49,7 +49,7 @@ class EmbeddingHead(nn.Module):
     ):
         super().__init__()
         self.pooling = tuple(pooling)
-        self.chain = nn.ModuleList(modules)
+        self.chain = nn.Sequential(*modules)
         self.normalize = normalize
         self.truncate_dim = truncate_dim
 
@@ -58,8 +58,7 @@ class EmbeddingHead(nn.Module):
         return self.finish(pool_rows(hidden_states, position_ids, cu_seqlens, self.pooling))
 
     def finish(self, rows: Tensor) -> dict[str, Tensor]:
-        for module in self.chain:
-            rows = module(rows)
+        rows = self.chain(rows)
         if self.normalize:
             rows = functional.normalize(rows, dim=-1)
         return {"embeddings": rows if self.truncate_dim is None else rows[:, : self.truncate_dim].contiguous()}
@@ -125,14 +124,12 @@ class MultiVectorHead(nn.Module):
 
     def __init__(self, modules: Sequence[nn.Module], normalize: bool):
         super().__init__()
-        self.chain = nn.ModuleList(modules)
+        self.chain = nn.Sequential(*modules)
         self.normalize = normalize
 
     def forward(self, hidden_states: Tensor) -> dict[str, Tensor]:
         """`token_embeddings`: fp32 [num_tokens, width]."""
-        rows = hidden_states.float()
-        for module in self.chain:
-            rows = module(rows)
+        rows = self.chain(hidden_states.float())
         return {"token_embeddings": functional.normalize(rows, dim=-1) if self.normalize else rows}
 
 
@@ -141,13 +138,11 @@ class TokenWeightHead(nn.Module):
 
     def __init__(self, modules: Sequence[nn.Module]):
         super().__init__()
-        self.chain = nn.ModuleList(modules)
+        self.chain = nn.Sequential(*modules)
 
     def forward(self, hidden_states: Tensor) -> dict[str, Tensor]:
         """`token_weights`: fp32 [num_tokens, 1]."""
-        rows = hidden_states.float()
-        for module in self.chain:
-            rows = module(rows)
+        rows = self.chain(hidden_states.float())
         return {"token_weights": functional.relu(rows)}
 
 

@@ -11,7 +11,7 @@ from models.judges import find_logit_score, read_answers
 from models.keys import ModelDirectoryError, read_architecture, read_keys, read_object, require_number
 from models.labels import read_labels, read_problem_type, read_score_activation
 from models.late_interaction import LateInteraction, is_late_interaction, read_late_interaction
-from models.module_chain import check_is_whole, check_scorer, find_transformer, list_modules, read_modules
+from models.module_chain import check_is_whole, check_scorer, find_module, find_transformer, read_modules
 from models.settings import FILE_NAME, read_matryoshka_dimensions, read_prompts, read_settings, read_truncate_dim
 from models.sparse_modules import check_sparse, is_sparse
 from models.special_tokens import find_mask_token, find_special_token
@@ -158,9 +158,8 @@ def find_module_task(directory: Path, keys: Keys) -> str:
         return "multi_vector"
     if find_logit_score(directory) is not None:
         return "classify"
-    path = directory / "modules.json"
-    is_generator = path.exists() and read_architecture(keys).endswith(GENERATOR_SUFFIXES)
-    return "embed" if is_generator and any(kind.endswith(".Pooling") for kind, _ in list_modules(path)) else "auto"
+    is_generator = read_architecture(keys).endswith(GENERATOR_SUFFIXES)
+    return "embed" if is_generator and find_module(directory, "Pooling") is not None else "auto"
 
 
 def count_types(path: Path, keys: Keys) -> int:

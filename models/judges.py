@@ -6,7 +6,8 @@ sentence-transformers 6 has such a directory as a CrossEncoder whose second modu
 from pathlib import Path
 
 from models.keys import ModelDirectoryError, read_object, require_number
-from models.module_chain import list_modules
+from models.module_chain import find_module
+from models.special_tokens import list_added_tokens
 
 LOGIT_SCORE = "LogitScore"
 YES, NO = "yes", "no"
@@ -15,9 +16,8 @@ YES, NO = "yes", "no"
 
 def find_logit_score(directory: Path) -> Path | None:
     """The module's folder, if the directory has one. Raises ModelDirectoryError."""
-    path = directory / "modules.json"
-    pairs = list_modules(path) if path.exists() else []
-    return next((directory / folder for kind, folder in pairs if kind.endswith(f".{LOGIT_SCORE}")), None)
+    folder = find_module(directory, LOGIT_SCORE)
+    return None if folder is None else directory / folder
 
 
 def read_answers(directory: Path, transformer: Path) -> tuple[int, ...]:
@@ -38,8 +38,7 @@ def find_token(directory: Path, word: str) -> int:
     path = directory / "tokenizer.json"
     keys = read_object(path) if path.exists() else {}
     vocabulary = (keys.get("model") or {}).get("vocab")
-    added = {token.get("content"): token.get("id") for token in keys.get("added_tokens") or ()}
-    found = added.get(word, vocabulary.get(word) if isinstance(vocabulary, dict) else None)
+    found = list_added_tokens(directory).get(word, vocabulary.get(word) if isinstance(vocabulary, dict) else None)
     if not isinstance(found, int):
         raise ModelDirectoryError(
             f"{path}: there is no token {word!r}, which the answers of a model that judges pairs are read by. Leave "

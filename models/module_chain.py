@@ -64,9 +64,7 @@ def find_transformer(directory: Path) -> str:
 
     Raises ModelDirectoryError where modules.json cannot be read.
     """
-    path = directory / "modules.json"
-    pairs = list_modules(path) if path.exists() else []
-    return next((folder for kind, folder in pairs if kind.endswith(".Transformer")), "")
+    return find_module(directory, "Transformer") or ""
 
 
 def check_is_whole(directory: Path) -> None:
@@ -85,6 +83,16 @@ def names_transformer(directory: Path, folder: str) -> bool:
         return (directory / "modules.json").exists() and find_transformer(directory) == folder
     except ModelDirectoryError:
         return False
+
+
+def find_module(directory: Path, kind: str) -> str | None:
+    """The folder of the first module whose class is called that; None where there is none, or no modules.json.
+
+    Raises ModelDirectoryError where it cannot be read.
+    """
+    path = directory / "modules.json"
+    pairs = list_modules(path) if path.exists() else []
+    return next((folder for full, folder in pairs if full.endswith(f".{kind}")), None)
 
 
 def list_modules(path: Path) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from models.keys import ModelDirectoryError, read_object
-from models.module_chain import list_modules
+from models.module_chain import find_module, list_modules
 
 TRANSFORMERS = ("Transformer", "MLMTransformer")
 POOLING = "SpladePooling"
@@ -11,8 +11,7 @@ POOLING = "SpladePooling"
 
 def is_sparse(directory: Path) -> bool:
     """Raises ModelDirectoryError where modules.json cannot be read."""
-    path = directory / "modules.json"
-    return path.exists() and any(kind.endswith(f".{POOLING}") for kind, _ in list_modules(path))
+    return find_module(directory, POOLING) is not None
 
 
 def check_sparse(directory: Path) -> None:

@@ -1,6 +1,5 @@
 """Scores of documents for queries, whatever protocol asks. A cross-encoder reads pairs, which are one job; an embedder
-or a
-ColBERT reads both sides by themselves, with the prompts it has for them, as two jobs that run at the same time.
+or a ColBERT reads both sides by themselves, with the prompts it has for them, as two jobs that run at the same time.
 """
 
 from collections.abc import Sequence

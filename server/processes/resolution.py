@@ -8,7 +8,7 @@ from models.further_heads import FurtherHead, list_own_heads, read_further_head
 from models.info import ModelDirectoryError, ModelInfo, read_info
 from models.source import find_directory
 from server.api_keys import load_keys
-from server.config import ChatConfig, ConfigError, ModelConfig, ServerConfig
+from server.config import ChatConfig, ConfigError, ModelConfig, ServerConfig, SourceConfig
 from server.errors import InvalidField
 from server.processes.deployment import DeployedModel, Deployment, count_cores, count_threads
 from server.tasks.head import Work
@@ -25,10 +25,9 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
     models = []
     num_cores = count_cores()
     for index, model in enumerate(config.models):
-        source = model.source
         check_name(model.name, model.task)
         try:
-            directory = find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
+            directory = locate(model.source)
             info = read_info(directory, task=model.task, pooling=model.pooling, normalize=model.normalize)
         except ModelDirectoryError as error:
             raise ModelDirectoryError(f"model {model.name}: {error}") from None
@@ -43,16 +42,19 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
     return Deployment(config, tuple(models), run_dir, num_cores, keys)
 
 
+def locate(source: SourceConfig) -> Path:
+    """Raises ModelDirectoryError."""
+    return find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
+
+
 def find_heads(model: ModelConfig, info: ModelInfo, own: Sequence[str]) -> Iterator[FurtherHead]:
     """`own`: names of those that the directory has itself. Raises ConfigError, ModelDirectoryError."""
     for head in model.heads:
         check_name(f"{model.name}, head {head.name}", head.task)
         if head.name in own:
             raise ConfigError(f"model {model.name}: heads: the name {head.name!r} is taken. Choose another")
-        source = head.source
         try:
-            directory = find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
-            yield read_further_head(directory, head.name, head.task, info)
+            yield read_further_head(locate(head.source), head.name, head.task, info)
         except ModelDirectoryError as error:
             raise ModelDirectoryError(f"model {model.name}: heads: {head.name}: {error}") from None
 
@@ -61,9 +63,8 @@ def find_draft(model: ModelConfig) -> Path | None:
     """Raises ModelDirectoryError."""
     if model.speculative is None or model.speculative.draft is None:
         return None
-    source = model.speculative.draft
     try:
-        directory = find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
+        directory = locate(model.speculative.draft)
         if HEADS[read_info(directory).task].work is not Work.DECODE:
             raise ModelDirectoryError(f"{directory} does not generate text; name a small model that does")
     except ModelDirectoryError as error:

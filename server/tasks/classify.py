@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from models.info import ModelInfo
 from runtime.batch import ArraySpec
-from server.config import ConfigError, ModelConfig
-from server.tasks.head import Example, Head, Work
+from server.config import ModelConfig
+from server.tasks.head import Example, Head, Work, refuse_pooling
 from server.tasks.task import Arrays, Task
 
 Rows = npt.NDArray[np.float32]
@@ -59,10 +59,7 @@ def rank_labels(scores: Rows, info: ModelInfo) -> list[list[dict[str, str | floa
 
 
 def check_config(model: ModelConfig) -> None:
-    if model.pooling != "auto" or model.normalize is not None:
-        raise ConfigError(
-            f"model {model.name}: pooling and normalize are for embeddings, and this model classifies. Leave them out"
-        )
+    refuse_pooling(model, "embeddings, and this model classifies")
 
 
 def describe_graph(info: ModelInfo) -> tuple[ArraySpec, ...]:

@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from models.info import ModelInfo
 from runtime.batch import ArraySpec
-from server.config import ConfigError, ModelConfig
+from server.config import ModelConfig
 from server.errors import InvalidField
-from server.tasks.head import Example, Head, Work
+from server.tasks.head import Example, Head, Work, refuse_pooling
 from server.tasks.task import Arrays, Task
 from server.wire.job import Ragged, TokenArray, TokenSequence
 
@@ -86,10 +86,7 @@ def fill_in(sequence: TokenSequence, place: int, token_ids: Sequence[int]) -> li
 
 
 def check_config(model: ModelConfig) -> None:
-    if model.pooling != "auto" or model.normalize is not None:
-        raise ConfigError(
-            f"model {model.name}: pooling and normalize are for embeddings, and this one fills in words. Leave them out"
-        )
+    refuse_pooling(model, "embeddings, and this one fills in words")
 
 
 def describe_graph(info: ModelInfo) -> tuple[ArraySpec, ...]:

@@ -7,7 +7,7 @@ from models.info import ModelInfo
 from runtime.batch import ArraySpec
 from server.config import ConfigError, ModelConfig
 from server.errors import InputTooLong, InvalidField
-from server.tasks.head import Example, Head, Work
+from server.tasks.head import Example, Head, Work, refuse_pooling
 from server.tasks.task import Arrays, Task
 from server.text.bad_words import encode_bad_words
 from server.text.tokenizer import Tokenizer
@@ -93,10 +93,7 @@ def reduce(arrays: Arrays, params: GenerationParams) -> Arrays:
 
 
 def check_config(model: ModelConfig) -> None:
-    if model.pooling != "auto" or model.normalize is not None:
-        raise ConfigError(
-            f"model {model.name}: pooling and normalize are for embeddings, and this model generates. Leave them out"
-        )
+    refuse_pooling(model, "embeddings, and this model generates")
     if model.limits.truncation != "error":
         raise ConfigError(
             f"model {model.name}: limits.truncation is for inputs to be embedded or classified, and this model "

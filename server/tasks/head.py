@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from models.info import ModelInfo
 from runtime.batch import ArraySpec
-from server.config import ModelConfig
+from server.config import ConfigError, ModelConfig
 
 
 class Work(Enum):
@@ -41,3 +41,9 @@ class Head:
     describe_output: Callable[[ModelInfo], str]
     make_example: Callable[[ModelInfo, str, bool, bool], Example]
     """(model, its name, it has a tokenizer, it has a chat template)."""
+
+
+def refuse_pooling(model: ModelConfig, reason: str) -> None:
+    """For heads that make no vector of a text. `reason`: what the keys are for. Raises ConfigError."""
+    if model.pooling != "auto" or model.normalize is not None:
+        raise ConfigError(f"model {model.name}: pooling and normalize are for {reason}. Leave them out")

@@ -4,9 +4,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.info import ModelInfo
-from server.config import ConfigError, ModelConfig
+from server.config import ModelConfig
 from server.tasks import token_embed
-from server.tasks.head import Example, Head, Work
+from server.tasks.head import Example, Head, Work, refuse_pooling
 from server.tasks.task import Task
 from server.wire.job import Ragged
 
@@ -45,11 +45,7 @@ def count_products(queries: Ragged, documents: Ragged) -> int:
 
 
 def check_config(model: ModelConfig) -> None:
-    if model.pooling != "auto" or model.normalize is not None:
-        raise ConfigError(
-            f"model {model.name}: pooling and normalize are for one vector of a text, and this model gives one of each "
-            "token. Leave them out"
-        )
+    refuse_pooling(model, "one vector of a text, and this model gives one of each token")
 
 
 def describe_output(info: ModelInfo) -> str:

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from models.info import ModelInfo
 from runtime.batch import ArraySpec
-from server.config import ConfigError, ModelConfig
+from server.config import ModelConfig
 from server.tasks.classify import Rows
-from server.tasks.head import Example, Head, Work
+from server.tasks.head import Example, Head, Work, refuse_pooling
 from server.tasks.task import Arrays, Task
 from server.text.located import Window
 
@@ -132,11 +132,7 @@ def find_spans(
 
 
 def check_config(model: ModelConfig) -> None:
-    if model.pooling != "auto" or model.normalize is not None:
-        raise ConfigError(
-            f"model {model.name}: pooling and normalize are for embeddings, and this model answers questions. Leave "
-            "them out"
-        )
+    refuse_pooling(model, "embeddings, and this model answers questions")
 
 
 def describe_graph(info: ModelInfo) -> tuple[ArraySpec, ...]:

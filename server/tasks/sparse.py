@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from models.info import ModelInfo
 from runtime.batch import ArraySpec
-from server.config import ConfigError, ModelConfig
-from server.tasks.head import Example, Head, Work
+from server.config import ModelConfig
+from server.tasks.head import Example, Head, Work, refuse_pooling
 from server.tasks.task import Arrays, Task
 from server.wire.job import Ragged, join_rows
 
@@ -59,11 +59,7 @@ def reduce_logits(logits: npt.NDArray[np.float32]) -> Arrays:
 
 
 def check_config(model: ModelConfig) -> None:
-    if model.pooling != "auto" or model.normalize is not None:
-        raise ConfigError(
-            f"model {model.name}: pooling and normalize are for dense embeddings, and this model's are sparse. Leave "
-            "them out"
-        )
+    refuse_pooling(model, "dense embeddings, and this model's are sparse")
 
 
 def describe_graph(info: ModelInfo) -> tuple[ArraySpec, ...]:

@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from models.info import ModelInfo
 from runtime.batch import ArraySpec
-from server.config import ConfigError, ModelConfig
+from server.config import ModelConfig
 from server.tasks.classify import Rows, compute_softmax
-from server.tasks.head import Example, Head, Work
+from server.tasks.head import Example, Head, Work, refuse_pooling
 from server.tasks.task import Arrays, Task
 from server.text.located import Window
 from server.text.tokenizer import Tokenizer
@@ -162,11 +162,7 @@ def measure_entity(entity: Any) -> tuple[int, float]:
 
 
 def check_config(model: ModelConfig) -> None:
-    if model.pooling != "auto" or model.normalize is not None:
-        raise ConfigError(
-            f"model {model.name}: pooling and normalize are for embeddings, and this model classifies tokens. "
-            "Leave them out"
-        )
+    refuse_pooling(model, "embeddings, and this model classifies tokens")
 
 
 def describe_graph(info: ModelInfo) -> tuple[ArraySpec, ...]:

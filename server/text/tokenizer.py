@@ -102,7 +102,7 @@ class Tokenizer:
 
     def find_ids(self, tokens: Iterable[str]) -> tuple[int, ...]:
         """Of tokens as the vocabulary writes them; those that it lacks are left out."""
-        found = [None if self._plain is None else self._plain.token_to_id(token) for token in tokens]
+        found = [self.texts.find_id(token) for token in tokens]
         return tuple(token_id for token_id in found if token_id is not None)
 
     def join_tokens(self, tokens: Sequence[str]) -> str:

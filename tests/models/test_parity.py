@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import CONFIGS, SIZES, Ids, TinyModel, build, make_model, make_sequences, pack, run_padded
+from tiny_models import CONFIGS, FAMILIES, SIZES, Ids, TinyModel, build, make_model, make_sequences, pack, run_padded
 from torch import Tensor
 
 from models.info import read_info
@@ -19,21 +19,6 @@ from runtime.batch import Batch
 from runtime.engine import Engine
 from runtime.engines.transfer import to_tensors
 from tests.tolerances import SAME_ENGINE, check_close
-
-FAMILIES = [
-    "bert",
-    "roberta",
-    "distilbert",
-    "electra",
-    "albert",
-    "ernie-tasks",
-    "mpnet",
-    "modernbert",
-    "eurobert",
-    "nomic_bert",
-    "gte",
-]
-"""One configuration for each file in models/; the others differ in numbers only."""
 
 OFFSET_FAMILIES = ["roberta", "xlm-roberta", "camembert", "mpnet"]
 POSITION_OPS = {"arange", "index_select", "to"}

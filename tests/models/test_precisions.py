@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from tiny_engines import BEST, PRECISIONS, Captured, capture_model, find_tolerances, list_cases
-from tiny_models import CONFIGS, Ids, make_model, make_sequences, pack
+from tiny_models import CONFIGS, FAMILIES, Ids, make_model, make_sequences, pack
 from torch import Tensor
 
 from runtime.batch import Batch
@@ -21,20 +21,6 @@ from runtime.engines.transfer import to_tensors
 from runtime.quantization.simulate import find_linears
 from tests.tolerances import ENCODER_TOLERANCES, SAME_ENGINE, check_close
 
-OFTEN = [
-    "bert",
-    "roberta",
-    "distilbert",
-    "electra",
-    "albert",
-    "ernie-tasks",
-    "mpnet",
-    "modernbert",
-    "eurobert",
-    "nomic_bert",
-    "gte",
-]
-"""One of each file in models/."""
 SEQLENS = [1, 2, 15, 16, 17, 33, 1, 47, 48, 49, 64, 65, 3, 73]
 """Around the borders of tiles, of panels and of blocks of rows."""
 
@@ -57,7 +43,7 @@ def run_module(captured: Captured, batch: Batch, output: str = "embeddings") -> 
     return outputs[output]
 
 
-@pytest.mark.parametrize(("name", "kernels", "precision"), list_cases(CONFIGS, OFTEN))
+@pytest.mark.parametrize(("name", "kernels", "precision"), list_cases(CONFIGS, FAMILIES))
 def test_every_precision(find: Find, name: str, kernels: str, precision: str) -> None:
     captured = find(name)
     engine = captured.build(kernels, precision)
@@ -118,7 +104,7 @@ def test_heads_of_tokens_are_not_quantised(find_token_classifier: Find) -> None:
 
 
 @pytest.mark.parametrize("precision", ["auto", "auto_per_bucket"])
-@pytest.mark.parametrize("name", [OFTEN[0], *(pytest.param(each, marks=pytest.mark.slow) for each in OFTEN[1:])])
+@pytest.mark.parametrize("name", [FAMILIES[0], *(pytest.param(each, marks=pytest.mark.slow) for each in FAMILIES[1:])])
 def test_auto(find: Find, name: str, precision: str) -> None:
     """Where it may choose among all: whatever it takes, the numbers are those of the precision by its name."""
     engine = find(name).build(BEST, precision, has_bf16=True)

@@ -101,6 +101,22 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
 }
 
 
+FAMILIES = [
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "albert",
+    "ernie-tasks",
+    "mpnet",
+    "modernbert",
+    "eurobert",
+    "nomic_bert",
+    "gte",
+]
+"""One configuration for each file in models/; the others differ in numbers only."""
+
+
 @dataclass(frozen=True)
 class TinyModel:
     """A saved model, and the same one in transformers."""

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from models.info import ModelInfo
 from server.http.api.fields import ModelName, TextsOrIds, list_inputs
 from server.http.api.openai_errors import render_error
-from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply
+from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply, count_usage
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, run_job
@@ -69,7 +69,7 @@ async def classify_inputs(call: Call, state: ServerState) -> Reply:
         "object": "list",
         "created": model.created_s,
         "model": model.full_name,
-        "usage": {"prompt_tokens": call.times.num_tokens, "total_tokens": call.times.num_tokens},
+        "usage": count_usage(call.times.num_tokens),
     }
     write = partial(write_answer, head, scores, model.info)
     return await write_reply(write, scores.size, INLINE_ITEMS, model)

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from server.errors import InvalidField
 from server.http.api.fields import Label, ModelName, TextsOrIds, list_inputs
 from server.http.api.openai_errors import render_error
-from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply
+from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply, count_usage
 from server.http.api.vectors import encode_rows
 from server.http.body import parse_body
 from server.http.call import Call, Reply
@@ -69,7 +69,7 @@ async def embed_for_interaction(call: Call, state: ServerState) -> Reply:
     head = {
         "object": "list",
         "model": model.full_name,
-        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        "usage": count_usage(num_tokens),
     }
     return await write_reply(partial(write_answer, head, rows), rows.values.size, INLINE_NUMBERS, model)
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 from server.errors import InvalidField
 from server.http.api.fields import Label, ModelName, TextsOrIds, list_inputs
 from server.http.api.openai_errors import render_error
-from server.http.api.openai_schemas import EmbeddingsReply, ErrorReply
+from server.http.api.openai_schemas import EmbeddingsReply, ErrorReply, count_usage
 from server.http.api.vectors import Vectors, encode_rows
 from server.http.body import parse_body
 from server.http.call import Call, Reply
@@ -130,7 +130,7 @@ async def create_embeddings(call: Call, state: ServerState) -> Reply:
 def format_embeddings(rows: Vectors, model: str, num_tokens: int, *, is_base64: bool) -> bytes:
     values = encode_rows(rows, is_base64=is_base64)
     data = [{"object": "embedding", "index": index, "embedding": value} for index, value in enumerate(values)]
-    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    usage = count_usage(num_tokens)
     content = {"object": "list", "data": data, "model": model, "usage": usage}
     return orjson.dumps(content)
 

@@ -33,6 +33,11 @@ class EmbeddingUsage(TypedDict):
     total_tokens: int
 
 
+def count_usage(num_tokens: int) -> EmbeddingUsage:
+    """Of an answer that generates nothing."""
+    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+
+
 class EmbeddingsReply(TypedDict):
     object: Literal["list"]
     data: list[Embedding]

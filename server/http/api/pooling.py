@@ -15,7 +15,7 @@ from server.errors import InvalidField
 from server.http.api.fields import Label, ModelName, TextsOrIds, list_inputs
 from server.http.api.openai_embeddings import limit_input
 from server.http.api.openai_errors import render_error
-from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply
+from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply, count_usage
 from server.http.api.vectors import encode_base64, encode_numbers, encode_rows
 from server.http.body import parse_body
 from server.http.call import Call, Reply
@@ -100,7 +100,7 @@ async def pool_inputs(call: Call, state: ServerState) -> Reply:
         "object": "list",
         "created": model.created_s,
         "model": model.full_name,
-        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        "usage": count_usage(num_tokens),
     }
     activate = as_they_are if asked.use_activation is False else find_activation(model, task)
     write = partial(write_answer, head, rows, activate, is_base64=asked.encoding_format == "base64")

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from server.errors import InvalidField, ServiceError
 from server.http.api import openai_errors
 from server.http.api.fields import MAX_LIST, MAX_OPTIONS, Label, ModelName
-from server.http.api.openai_schemas import EmbeddingUsage, ErrorDetails
+from server.http.api.openai_schemas import EmbeddingUsage, ErrorDetails, count_usage
 from server.http.body import parse_body
 from server.http.call import Call, Reply, reply_json
 from server.http.ranking import Question, Side, pick_ranker, score
@@ -167,7 +167,7 @@ def describe(call: Call, model: ServedModel, results: list[dict[str, Any]], vers
         "object": "list",
         "model": model.full_name,
         "results": results,
-        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        "usage": count_usage(num_tokens),
         "meta": {
             "api_version": {"version": version},
             "billed_units": {"search_units": 1},

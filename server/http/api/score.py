@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from server.errors import InvalidField
 from server.http.api.fields import ModelName, Texts
 from server.http.api.openai_errors import render_error
-from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply
+from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply, count_usage
 from server.http.body import parse_body
 from server.http.call import Call, Reply, reply_json
 from server.http.ranking import Question, Side, pick_ranker, score
@@ -115,7 +115,7 @@ def describe(call: Call, model: ServedModel, scores: Scores) -> dict[str, Any]:
         "object": "list",
         "model": model.full_name,
         "data": [{"index": index, "object": "score", "score": value} for index, value in enumerate(scores.tolist())],
-        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        "usage": count_usage(num_tokens),
     }
 
 
