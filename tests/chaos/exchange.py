@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from typing import NamedTuple
 
 
@@ -23,12 +24,28 @@ def write_request(path: str, body: object, *headers: str) -> bytes:
     return "\r\n".join([*lines, f"content-length: {len(raw)}", "", ""]).encode() + raw
 
 
+def parse_length(head: bytes) -> int | None:
+    """None: a stream, whose end its last event tells."""
+    found = re.search(rb"\r\ncontent-length: *(\d+)\r\n", head, re.IGNORECASE)
+    return int(found[1]) if found else None
+
+
+async def read_body(reader: asyncio.StreamReader, length: int) -> bytes:
+    """A worker may be killed between the head and the body of an answer: that is no answer, and not an unheard one."""
+    try:
+        return await reader.readexactly(length)
+    except (OSError, EOFError) as error:
+        raise EOFError(f"the answer's body of {length} bytes was cut") from error
+
+
 async def exchange(port: int, request: bytes) -> Answer:
-    """Raises OSError, or EOFError where the connection ends without an answer."""
+    """Raises OSError, or EOFError where the connection ends without an answer or within one that told its length."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
     try:
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
+        if (length := parse_length(head)) is not None:
+            return Answer(int(head.split()[1]), await read_body(reader, length))
         received = bytearray()
         try:
             while chunk := await reader.read(1 << 16):
