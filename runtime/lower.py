@@ -5,6 +5,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -34,6 +35,8 @@ class Lowering:
     """Views, Formulas, Late."""
     constants: dict[int, Tensor] = field(default_factory=dict)
     inputs: dict[str, int] = field(default_factory=dict)
+    formulas: dict[sympy.Expr, Formula | None] = field(default_factory=dict)
+    """Of the few sizes that all tensors have; None for what is no formula."""
     num_roots: int = 0
 
     def lower(self) -> Program:
@@ -102,10 +105,16 @@ class Lowering:
         return View(root, value.dtype, dims, strides, Formula.constant(0))
 
     def to_formulas(self, numbers: Sequence[object]) -> tuple[Formula, ...] | None:
-        try:
-            return tuple(to_formula(number, self.names) for number in numbers)
-        except ValueError:
-            return None
+        found = [self.find_formula(sympify(number)) for number in numbers]
+        return None if None in found else tuple(formula for formula in found if formula is not None)
+
+    def find_formula(self, number: sympy.Expr) -> Formula | None:
+        if number not in self.formulas:
+            try:
+                self.formulas[number] = to_formula(number, self.names)
+            except ValueError:
+                self.formulas[number] = None
+        return self.formulas[number]
 
     def lower_call(self, node: Node, step: int, death: int, dead_after: Mapping[int, Sequence[int]]) -> Instruction:
         value, frees = node.meta["val"], tuple(dead_after.get(step, ()))

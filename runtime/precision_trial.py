@@ -4,9 +4,11 @@ INT8 and BF16 lose to FP32 where a batch is too small for their gain to pay for 
 FasterTransformer publishes show INT8 slower than FP16 at a batch of 1 x 32. So sizes are timed one by one.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +21,7 @@ from runtime.precision_choice import Candidate, ChosenPrecision, choose_one, cho
 from runtime.quantization.accuracy import Accuracy, AgreesOn, measure_accuracy
 
 ROUNDS = 3
-BUDGET_S = 0.75
+BUDGET_S = 0.4
 """No larger size is begun after this. What a size takes doubles from one to the next, and gains level off."""
 SMALLEST = 16
 NUM_RANDOM = 128
@@ -77,15 +79,19 @@ def try_engines(
 def judge_engines(
     engines: Mapping[Precision, Engine], samples: Samples, progress: Progress
 ) -> dict[Precision, Accuracy]:
-    """Each against the first."""
-    rows: dict[Precision, FloatArray] = {}
-    agrees_on: AgreesOn = "neighbours"
-    for index, (name, engine) in enumerate(engines.items()):
-        progress("judging precisions", index, len(engines))
-        output = engine.info.outputs[0].name
-        agrees_on = "labels" if output.endswith("logits") else "neighbours"
-        rows[name] = np.concatenate([np.array(engine.run(batch).arrays[output]) for batch in samples.batches])
-    progress("judging precisions", len(engines), len(engines))
+    """Each against the first. They run side by side, as far as there are cores: nothing is timed here."""
+    progress("judging precisions", 0, 1)
+    exact = next(iter(engines.values()))
+    output = exact.info.outputs[0].name
+    agrees_on: AgreesOn = "labels" if output.endswith("logits") else "neighbours"
+
+    def compute_rows(engine: Engine) -> FloatArray:
+        return np.concatenate([np.array(engine.run(batch).arrays[output]) for batch in samples.batches])
+
+    num_at_once = max(1, len(os.sched_getaffinity(0)) // exact.info.threads)
+    with ThreadPoolExecutor(num_at_once, "judging") as pool:
+        rows = dict(zip(engines, pool.map(compute_rows, engines.values()), strict=True))
+    progress("judging precisions", 1, 1)
     expected = next(iter(rows.values()))
     return {name: measure_accuracy(found, expected, agrees_on) for name, found in rows.items()}
 

@@ -40,7 +40,7 @@ def quantize(
         if not scheme.is_float:
             quantize_linears(graph_module, nodes, scheme, round_weight)
     graph_module.graph.eliminate_dead_code()
-    infer_shapes(graph_module)
+    infer_shapes(graph_module, only_missing=True)
     for node in list(graph_module.graph.nodes):
         quantize_for_readers(node)
 

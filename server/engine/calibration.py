@@ -11,7 +11,7 @@ from server.engine.batchers.packing import pack_sequences
 from server.engine.cost_model import CostModel, StepCost, fit_cost_model
 from server.wire.job import TokenSequence
 
-BUDGET_S = 0.75
+BUDGET_S = 0.4
 """No further shape is begun after this; the first steps of traffic tell the rest."""
 REPEATS = 2
 """The faster of two runs counts: the machine may be busy, the engine is never faster than it is."""

@@ -3,8 +3,9 @@
 The page's scripts come from here, not from the internet.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -37,10 +38,12 @@ def find_version() -> str:
 
 
 def list_doc_routes(routes: Sequence[Route]) -> tuple[Route, ...]:
-    """/docs, what that page loads, and /openapi.json, which describe `routes`."""
-    docs = build_docs(routes)
+    """/docs, what that page loads, and /openapi.json, which describe `routes`: once somebody asks, as it takes half a
+    second to write them."""
+    build = cache(partial(build_docs, routes))
 
     async def answer(call: Call, state: ServerState) -> Reply | None:
+        docs = await asyncio.to_thread(build)
         await docs(call.scope, call.receive, call.forward)
         return None
 

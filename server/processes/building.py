@@ -11,7 +11,7 @@ from server.processes.opening import find_limits, open_model, settle_engine
 def build_model(model: DeployedModel, replica: int, progress: Progress) -> Engine:
     """Raises ModelDirectoryError, UnusableConfig."""
     config = settle_engine(model)
-    if config.kind == "null" or model.is_compiled:
+    if model.is_openable:
         return open_model(model, replica, progress)
     progress("reading weights", 0, 1)
     module, draft = load_model(model.directory, model.info, model.heads), load_draft(model)

@@ -1,7 +1,8 @@
 """A process that the supervisor keeps alive, and how it is known to be alive.
 
 Its standard input is a socket whose other end the supervisor holds. The child writes to it as long as its event loop
-turns, and reads from it the supervisor's end, should that be killed.
+turns, and reads from it the supervisor's end, should that be killed; and before that, where it has to wait for it, a
+byte once the deployment is settled.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -48,6 +50,8 @@ class Child:
     """For engines: the number of their model."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """Of its environment, beside those that all processes have."""
+    settled: asyncio.Event | None = None
+    """For those that start before it is settled what they are to do: they are told when it is."""
     process: asyncio.subprocess.Process | None = None
     num_starts: int = 0
     last_heard_s: float | None = None
@@ -72,11 +76,12 @@ class Child:
             ours.setblocking(False)
             loop = asyncio.get_running_loop()
             loop.add_reader(ours, self.hear, ours)
-            watch = asyncio.create_task(self.watch(on_hang))
+            tasks = [asyncio.create_task(self.watch(on_hang)), asyncio.create_task(self.tell(ours))]
             try:
                 return await self.process.wait()
             finally:
-                watch.cancel()
+                for task in tasks:
+                    task.cancel()
                 loop.remove_reader(ours)
 
     def terminate(self) -> None:
@@ -84,6 +89,12 @@ class Child:
         self.is_ending = True
         if self.process is not None and self.process.returncode is None:
             self.process.terminate()
+
+    async def tell(self, ours: socket.socket) -> None:
+        if self.settled is not None:
+            await self.settled.wait()
+            with suppress(OSError):
+                ours.send(b".")
 
     def hear(self, ours: socket.socket) -> None:
         try:

@@ -54,9 +54,9 @@ class DeployedModel:
     """What it was compiled to, for all replicas: see `server.processes.compiling`."""
 
     @property
-    def is_compiled(self) -> bool:
-        """Whether it was, and that is still there: somebody may have emptied the cache."""
-        return self.compiled is not None and self.compiled.exists()
+    def is_openable(self) -> bool:
+        """Whether it was compiled, and that is still there: somebody may have emptied the cache."""
+        return self.config.engine.kind == "null" or (self.compiled is not None and self.compiled.exists())
 
     @property
     def text_directory(self) -> Path:

@@ -1,6 +1,7 @@
 """An engine's own process: `... engine_process RUN_DIR MODEL_INDEX REPLICA NUM_STARTS`.
 
-Started by the supervisor. Opens the compiled model, and serves calls from a Unix socket until SIGTERM.
+Started by the supervisor, before it is settled what to open: torch takes seconds to import. Then opens the compiled
+model, and serves calls from a Unix socket until SIGTERM.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ from server.processes.deployment import DeployedModel, Deployment, load
 from server.processes.opening import find_costs, open_model
 from server.processes.startup import (
     CRASHED,
+    START_ANEW,
     end_where_it_would_fail_again,
     make_progress,
     set_up_logging,
@@ -161,9 +163,13 @@ async def serve(make_engine: MakeEngine, run_dir: Path, model_index: int, replic
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop)
-    heart = stay_with_parent(stop)
+    settled = asyncio.Event()
+    heart = stay_with_parent(stop, settled.set)
+    await settled.wait()
     deployment = load(run_dir)
     model = deployment.models[model_index]
+    if make_engine is open_model and not model.is_openable:
+        sys.exit(START_ANEW)  # compiling has failed since this process was started
     place = deployment.place(model, replica)
     metrics = Metrics()
     if num_starts > 1:

@@ -9,9 +9,9 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import uvloop
 from server.http.admission import Admission
 from server.http.app import ROUTES, App
 from server.http.connection import bound_connections
-from server.http.grpc_server import build_grpc_server, open_port
 from server.http.state import ServedModel, ServerState, add_heads
 from server.metrics import Metrics
 from server.processes.deployment import DeployedModel, Deployment, load
@@ -43,6 +42,9 @@ logger = logging.getLogger("padless.http")
 DRAIN_POLL_S = 0.02
 CUT_OFF_S = 1.0
 """For telling those whose requests are cut off, after `drain_timeout_s`."""
+
+ServeMore = Callable[[App], AbstractAsyncContextManager[None]]
+"""Serves an application in another way as well, while it lasts."""
 
 
 def build_state(
@@ -136,7 +138,7 @@ def build_admin_server(state: ServerState) -> HttpServer:
     return build_server(App(state, routes, needs_keys=False), timeout_graceful_shutdown=1, lifespan="off")
 
 
-async def serve_http(state: ServerState, listeners: Sequence[socket.socket]) -> None:
+async def serve_http(state: ServerState, listeners: Sequence[socket.socket], serve_more: ServeMore) -> None:
     """Serve until SIGTERM: then readiness turns off, new calls are refused, and accepted ones finish. A second listener
     is the admin port's, which answers until the end."""
     public, *others = listeners
@@ -154,7 +156,7 @@ async def serve_http(state: ServerState, listeners: Sequence[socket.socket]) -> 
         loop.add_signal_handler(signal_number, begin_drain)
     heart = stay_with_parent(begin_drain)
     serving = [asyncio.create_task(admin.serve(sockets=[other])) for admin, other in zip(admins, others, strict=True)]
-    async with serve_grpc(app):
+    async with serve_more(app):
         await server.serve(sockets=[public])
     for admin in admins:
         admin.should_exit = True
@@ -163,19 +165,8 @@ async def serve_http(state: ServerState, listeners: Sequence[socket.socket]) -> 
 
 
 @asynccontextmanager
-async def serve_grpc(app: App) -> AsyncIterator[None]:
-    """Where the configuration has a port for it. Whoever is still served in the end is cut off: the drain is over."""
-    http = app.state.config.server
-    if http.grpc_port is None:
-        yield
-        return
-    server = build_grpc_server(app)
-    open_port(server, http)
-    await server.start()
-    try:
-        yield
-    finally:
-        await server.stop(CUT_OFF_S)
+async def serve_nothing_more(app: App) -> AsyncIterator[None]:
+    yield
 
 
 async def drain(state: ServerState, server: uvicorn.Server) -> None:
@@ -207,13 +198,13 @@ async def wait_for_answers(state: ServerState, until_s: float) -> None:
         await asyncio.sleep(DRAIN_POLL_S)
 
 
-async def serve(run_dir: Path, worker: int, listeners: Sequence[socket.socket]) -> None:
+async def serve(run_dir: Path, worker: int, listeners: Sequence[socket.socket], serve_more: ServeMore) -> None:
     deployment = load(run_dir)
     engines: list[EngineClient] = [await connect(deployment, model) for model in deployment.models]
     with ThreadPoolExecutor(deployment.config.server.tokenizer_threads, "tokenizer") as pool:
         state = build_state(deployment, worker, Metrics(), engines, pool)
         spare_garbage_collector()
-        await serve_http(state, listeners)
+        await serve_http(state, listeners, serve_more)
     for model in state.models.values():
         model.admission.close()
     for engine in engines:
@@ -226,14 +217,14 @@ def raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def main() -> None:
+def run_http(serve_more: ServeMore) -> None:
     run_dir, worker, *descriptors, _ = sys.argv[1:]
     set_up_logging(load(Path(run_dir)).config.server.log_level)
     raise_file_limit()
     listeners = [socket.socket(fileno=int(descriptor)) for descriptor in descriptors]
     with end_where_it_would_fail_again(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(Path(run_dir), int(worker), listeners))
+        runner.run(serve(Path(run_dir), int(worker), listeners, serve_more))
 
 
 if __name__ == "__main__":
-    main()
+    run_http(serve_nothing_more)

@@ -15,6 +15,7 @@ from server.metrics import Metrics
 from server.processes.building import build_model
 from server.processes.deployment import load
 from server.processes.engine_process import build_loop
+from server.processes.grpc_process import serve_grpc
 from server.processes.http_process import build_state, connect, serve_http
 from server.processes.startup import end_where_it_would_fail_again, set_up_logging
 from server.wire.client import EngineClient
@@ -32,7 +33,7 @@ async def serve(run_dir: Path, listeners: Sequence[socket.socket]) -> None:
         else:
             engines.append(await connect(deployment, model))
     with ThreadPoolExecutor(deployment.config.server.tokenizer_threads, "tokenizer") as pool:
-        await serve_http(build_state(deployment, 0, metrics, engines, pool), listeners)
+        await serve_http(build_state(deployment, 0, metrics, engines, pool), listeners, serve_grpc)
     for engine in engines:
         await engine.close()
 

@@ -24,12 +24,12 @@ from server.metrics import METRICS_DIR_VARIABLE, forget_process
 from server.processes.announcement import describe_access, describe_model
 from server.processes.child import HEARTBEAT_PATIENCE_S, Child
 from server.processes.compiling import compile_models
-from server.processes.deployment import DeployedModel, Deployment, save
+from server.processes.deployment import Deployment, save
 from server.processes.listeners import Listeners, fetch, open_listeners
 from server.processes.memory import divide_memory
 from server.processes.resolution import resolve
 from server.processes.run_dir import keep_fresh, make_run_dir
-from server.processes.startup import CANNOT_START, set_up_logging
+from server.processes.startup import CANNOT_START, START_ANEW, set_up_logging
 from server.text.tokenizer import ENVIRONMENT as TOKENIZER_ENVIRONMENT
 
 logger = logging.getLogger("padless")
@@ -56,12 +56,14 @@ class Supervisor:
         self.deployment = deployment
         self.listeners = listeners
         self.own_key = own_key
+        self.settled = asyncio.Event()
         self.engines = [
             Child(
                 f"engine {model.config.name}/{replica}",
                 OPENING,
                 [str(deployment.run_dir), str(model.index), str(replica)],
                 model=model.index,
+                settled=self.settled,
             )
             for model in deployment.models
             if not model.config.engine.inline
@@ -79,7 +81,8 @@ class Supervisor:
         return any(model.config.engine.inline for model in self.deployment.models)
 
     def list_workers(self) -> Iterator[Child]:
-        module = "server.processes.inline_process" if self.is_inline else "server.processes.http_process"
+        name = "inline" if self.is_inline else "http" if self.deployment.config.server.grpc_port is None else "grpc"
+        module = f"server.processes.{name}_process"
         descriptors = self.listeners.descriptors
         for worker in range(self.deployment.config.server.http_workers):
             arguments = [str(self.deployment.run_dir), *map(str, (worker, *descriptors))]
@@ -90,12 +93,13 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self.stopping.set)
-        # HTTP processes start while models are compiled: they answer that nothing is ready yet, and cost nothing then.
-        early = [] if self.is_inline else self.workers
+        # While models are compiled HTTP processes start, which answer that nothing is ready yet, and engines, which
+        # import for seconds and then wait for their model. Whoever computes at once starts when nothing is timed.
+        early = [] if self.is_inline else [*self.workers, *filter(self.opens, self.engines)]
         keepers = [asyncio.create_task(self.keep(child)) for child in early]
         await self.compile_models()
-        late = self.workers if self.is_inline else []
-        keepers += [asyncio.create_task(self.keep(child)) for child in (*self.engines, *late)]
+        late = [child for child in (*self.engines, *self.workers) if child not in early]
+        keepers += [asyncio.create_task(self.keep(child)) for child in late]
         announcer = asyncio.create_task(self.announce())
         keepers.append(asyncio.create_task(self.keep_files()))
         await self.stopping.wait()
@@ -114,6 +118,7 @@ class Supervisor:
         try:
             self.deployment = await compile_models(self.deployment, self.stopping)
             save(self.deployment)
+            self.settled.set()
         except (ConfigError, ModelDirectoryError) as error:
             self.failure = str(error)
             self.stopping.set()
@@ -134,6 +139,9 @@ class Supervisor:
                 self.failure = f"{child.name} cannot be started; the reason is above"
                 self.stopping.set()
                 return
+            if status == START_ANEW:
+                child.num_starts -= 1
+                continue
             logger.error("%s ended with status %s; starting it again", child.name, status)
             pause_s = RESTART_PAUSE_S if monotonic() - started_s > STEADY_S else min(2 * pause_s, MAX_PAUSE_S)
             await asyncio.wait([asyncio.create_task(self.stopping.wait())], timeout=pause_s)
@@ -141,7 +149,7 @@ class Supervisor:
     async def run_child(self, child: Child) -> int:
         """One incarnation, from its start to its end; what it leaves behind is tidied up. Raises OSError."""
         if child.model is not None:
-            child.module = find_engine_module(self.deployment.models[child.model])
+            child.module = OPENING if self.opens(child) else BUILDING
         status = await child.run(self.note_hang)
         assert child.process is not None
         forget_process(child.process.pid)
@@ -149,6 +157,13 @@ class Supervisor:
             for model in self.deployment.models:
                 clear_slot(self.deployment.admission_path(model), child.worker)
         return status
+
+    def opens(self, engine: Child) -> bool:
+        """Whether it has, or while models are compiled will have, something to open. That needs neither the exporter
+        nor the models' code."""
+        assert engine.model is not None
+        model = self.deployment.models[engine.model]
+        return model.is_openable or (model.config.engine.kind == "planned" and not self.settled.is_set())
 
     def note_hang(self, child: Child) -> None:
         logger.error("%s has said nothing for %.0f s; it is killed", child.name, HEARTBEAT_PATIENCE_S)
@@ -197,11 +212,6 @@ class Supervisor:
             if None not in infos:
                 return [msgspec.convert(info, EngineInfo) for info in infos]
             await asyncio.sleep(0.1)
-
-
-def find_engine_module(model: DeployedModel) -> str:
-    """To open what was compiled needs neither the exporter nor the models' code."""
-    return OPENING if model.config.engine.kind == "null" or model.is_compiled else BUILDING
 
 
 def launch(config: ServerConfig) -> int:

@@ -20,6 +20,8 @@ from server.processes.child import HEARTBEAT_PERIOD_S
 CANNOT_START = 2
 """Exit status of a child that would fail again: its configuration or its model cannot be used."""
 CRASHED = 3
+START_ANEW = 4
+"""Of an engine process that was started too early to know that nothing was compiled which it could open."""
 GC_THRESHOLD = 50_000
 """So many new objects before they are looked through. Python's 700 took a tenth of an HTTP process's time."""
 
@@ -85,16 +87,19 @@ def end_where_it_would_fail_again() -> Iterator[None]:
         sys.exit(CANNOT_START)
 
 
-def stay_with_parent(on_end: Callable[[], None]) -> "asyncio.Task[None]":
-    """Show the supervisor, which holds the other end of our standard input, that our event loop turns; and call
-    `on_end` when it is gone. Needs a loop; keep what it returns."""
+def stay_with_parent(on_end: Callable[[], None], on_settled: Callable[[], None] = lambda: None) -> "asyncio.Task[None]":
+    """Show the supervisor, which holds the other end of our standard input, that our event loop turns; call
+    `on_settled` when it says that the deployment is, and `on_end` when it is gone. Needs a loop; keep what it returns.
+    """
     loop = asyncio.get_running_loop()
     stdin = sys.stdin.fileno()
 
     def check() -> None:
-        if not os.read(stdin, 1):
-            loop.remove_reader(stdin)
-            on_end()
+        if os.read(stdin, 1):
+            on_settled()
+            return
+        loop.remove_reader(stdin)
+        on_end()
 
     async def beat() -> None:
         while True:

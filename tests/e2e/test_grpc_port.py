@@ -51,7 +51,7 @@ def test_two_processes_share_the_port(server: RunningServer, certificate: Path) 
     while "gRPC on port" not in server.log:
         time.sleep(0.05)
     port = int(re.findall(r"gRPC on port (\d+)", server.log)[0])
-    for worker in server.children("server.processes.http_process"):
+    for worker in server.children("server.processes.grpc_process"):
         assert port in list_listening(worker)
     for _ in range(10):  # connections of their own, which the kernel deals out
         trust = grpc.ssl_channel_credentials(certificate.read_bytes())

@@ -93,7 +93,7 @@ def test_what_is_damaged_is_dropped_and_built(tiny: DeployedModel, deployment: D
     model = replace(model, compiled=cache.model)
     with pytest.raises(Damaged, match=r"m\.pt cannot be read"):
         open_model(model, 0, lambda *_: None)
-    assert not model.is_compiled
+    assert not model.is_openable
     assert build_model(model, 0, lambda *_: None).info.precision == "fp32"
 
 

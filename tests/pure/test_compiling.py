@@ -14,7 +14,6 @@ from server.config import ConfigError, ModelConfig, ServerConfig
 from server.processes import child, compiling
 from server.processes.compiling import compile_models, find_model_cache, is_measured
 from server.processes.deployment import DeployedModel, Deployment, load, save
-from server.processes.launch import find_engine_module
 
 CHOSEN = ChosenPrecision(((4096, "int8"),), "balanced")
 INFO = ModelInfo("BertModel", "embed", 10, 2, 16, 8)
@@ -84,9 +83,9 @@ def test_one_process_for_all_replicas(tmp_path: Path, commands: list[list[str]])
     assert commands[1:] == [[str(tmp_path / "run"), "0", str(cache.model), str(cache.choice), "1"]]
     save(compiled)
     assert load(tmp_path / "run").models == compiled.models
-    assert find_engine_module(compiled.models[0]) == "server.processes.engine_process"
+    assert compiled.models[0].is_openable
     cache.model.unlink()
-    assert find_engine_module(compiled.models[0]) == "server.processes.building_process"
+    assert not compiled.models[0].is_openable
 
 
 @pytest.mark.usefixtures("caches")

@@ -16,6 +16,7 @@ from server.processes import child, launch, run_dir
 from server.processes.deployment import DeployedModel, Deployment
 from server.processes.launch import Supervisor
 from server.processes.listeners import Listeners, open_listeners
+from server.processes.startup import START_ANEW
 
 MODEL = ModelConfig(name="embedder", source=SourceConfig(path="unused"))
 CONFIG = ServerConfig(server=HttpConfig(port=0), models=(MODEL,))
@@ -47,6 +48,45 @@ def test_told_to_stop_while_a_child_is_being_started(
         return await asyncio.wait_for(supervisor.run(), 10)
 
     assert asyncio.run(run()) == 0
+
+
+def test_an_engine_waits_for_what_is_compiled_and_starts_anew_where_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listeners: Listeners, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its first process ends when it is told that all is settled; nobody calls that a crash."""
+    commands = {launch.OPENING: ["sh", "-c", f"head -c 1; exit {START_ANEW}"], launch.BUILDING: ["sleep", "60"]}
+    started: list[tuple[str, str]] = []
+
+    def build_command(module: str, arguments: list[str]) -> list[str]:
+        if module in commands:
+            started.append((module, arguments[-1]))
+        return commands.get(module, ["sleep", "60"])
+
+    monkeypatch.setattr(child, "build_command", build_command)
+    info = ModelInfo("BertModel", "embed", 10, 2, 16, 8)
+
+    async def run() -> int:
+        supervisor = Supervisor(Deployment(CONFIG, (DeployedModel(0, MODEL, tmp_path, info),), tmp_path), listeners, "")
+
+        async def compile_in_vain(deployment: Deployment, stopping: asyncio.Event) -> Deployment:
+            while not started:
+                await asyncio.sleep(0.01)
+            return deployment
+
+        async def stop_in_the_end() -> None:
+            while len(started) < 2:
+                await asyncio.sleep(0.01)
+            supervisor.stopping.set()
+
+        monkeypatch.setattr(launch, "compile_models", compile_in_vain)
+        end = asyncio.create_task(stop_in_the_end())
+        status = await asyncio.wait_for(supervisor.run(), 10)
+        await end
+        return status
+
+    assert asyncio.run(run()) == 0
+    assert started == [(launch.OPENING, "1"), (launch.BUILDING, "1")]
+    assert "starting it again" not in caplog.text
 
 
 def test_no_place_for_sockets_is_the_operators_business(monkeypatch: pytest.MonkeyPatch) -> None:

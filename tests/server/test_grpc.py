@@ -20,7 +20,7 @@ from server.http.api.oip_messages import ModelInferRequest, ModelInferResponse, 
 from server.http.grpc_server import RPCS, build_grpc_server, open_port
 from server.http.protobuf import write
 from server.http.rpc import CODES
-from server.processes.http_process import serve_grpc
+from server.processes.grpc_process import serve_grpc
 
 pytestmark = pytest.mark.anyio
 
