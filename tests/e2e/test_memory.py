@@ -70,6 +70,7 @@ def has_replaced(server: RunningServer, killed: int) -> bool:
     return len(engines) == 2 and killed not in engines and server.get("/ready")[0] == 200
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_started_again_has_as_many_blocks(llama: Path, tmp_path: Path) -> None:
     """Two replicas, of 40 MB: neither the other's cache nor what has become of the machine since counts."""
     config = write_models(tmp_path / "two.yaml", llama, {"replicas": 2})

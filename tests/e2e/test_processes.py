@@ -62,6 +62,7 @@ def test_workers_share_engine_and_admission(start: StartServer) -> None:
     assert sum_metric(metrics, "padless_batch_tokens_count{") == 4
 
 
+@pytest.mark.slow
 def test_killed_engine_recovers(start: StartServer) -> None:
     """Calls under way get 503 at once, readiness turns off, the engine is started again, and its restart is counted."""
     server = start(engine={"null_step_ms": 5000})
@@ -80,6 +81,7 @@ def test_killed_engine_recovers(start: StartServer) -> None:
     assert sum_metric(server.get("/metrics")[1], "padless_engine_restarts_total{") == 1
 
 
+@pytest.mark.slow
 def test_killed_http_worker_is_replaced_and_frees_its_places(start: StartServer) -> None:
     server = start(server={"http_workers": 1}, engine={"null_step_ms": 3000})
     pid = server.children("server.processes.http_process")[0]
@@ -107,6 +109,7 @@ def can_connect(server: RunningServer) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_sigterm_under_load_loses_nothing(start: StartServer) -> None:
     """Everything accepted before SIGTERM is answered; what comes after is refused, not lost; exit status 0."""
     server = start(engine={"null_step_ms": 800}, limits={"max_batch_requests": 2})
@@ -204,6 +207,7 @@ def test_an_engine_that_never_starts_ends_the_server(tmp_path: Path) -> None:
     assert "left over: stranger" in server.log and "cannot be started" in server.log
 
 
+@pytest.mark.slow
 def test_stuck_engine_is_replaced(start: StartServer) -> None:
     """A process that is alive and silent: readiness turns off, and the supervisor starts another one."""
     server = start()

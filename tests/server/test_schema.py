@@ -77,7 +77,7 @@ PATHS = sorted({route.path for route in ROUTES if route.is_listed})
 
 @pytest.mark.parametrize("path", PATHS)
 def test_answers_are_as_described(app: App, path: str) -> None:
-    assert find_failures(app, path, 40) == []
+    assert find_failures(app, path, 10) == []
 
 
 @pytest.mark.slow
