@@ -37,7 +37,7 @@ def build_environment() -> dict[str, str]:
 class Child:
     """`module` is run with `arguments`, and at last how often it has been started.
 
-    Mutable: `process`, the current incarnation, `num_starts`, when it was last heard, and whether it is to end.
+    Mutable: `process`, the current incarnation, `num_starts`, when it was heard, and whether it is to end.
     """
 
     name: str
@@ -50,6 +50,8 @@ class Child:
     """For engines: the number of their model."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """Of its environment, beside those that all processes have."""
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it has been heard for the first time: its imports are behind it."""
     settled: asyncio.Event | None = None
     """For those that start before it is settled what they are to do: they are told when it is."""
     process: asyncio.subprocess.Process | None = None
@@ -100,6 +102,7 @@ class Child:
         try:
             if ours.recv(4096):
                 self.last_heard_s = monotonic()
+                self.heard.set()
             else:  # it is ending
                 asyncio.get_running_loop().remove_reader(ours)
         except OSError:

@@ -94,7 +94,9 @@ def find_samples(model: DeployedModel) -> Samples | None:
 
 async def run(run_dir: Path, model_index: int, cache: CompileCache) -> None:
     def stop() -> None:
-        os._exit(0)  # nothing to finish, and the thread that computes cannot be interrupted
+        """There is nothing to finish, the thread that computes cannot be interrupted, and to take captured graphs apart
+        would take a second."""
+        os._exit(0)
 
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -105,6 +107,7 @@ async def run(run_dir: Path, model_index: int, cache: CompileCache) -> None:
     work = partial(compile_ahead, deployment, model, cache)
     await asyncio.to_thread(run_in_passing_thread, work)
     heart.cancel()
+    stop()
 
 
 def main() -> None:

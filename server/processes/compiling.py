@@ -33,15 +33,16 @@ VARIABLES = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 small ones that stay: a third more than a large model takes."""
 
 
-async def compile_models(deployment: Deployment, stopping: asyncio.Event) -> Deployment:
-    """With what each model was compiled to, one after another while nothing else runs; as it is once `stopping`.
+async def compile_models(deployment: Deployment, stopping: asyncio.Event, begun: asyncio.Event) -> Deployment:
+    """With what each model was compiled to, one after another while nothing else computes; as it is once `stopping`.
+    `begun` is set when the first process that compiles has imported what it needs, which takes both of two cores' time.
 
     Raises ConfigError where a model cannot be used at all.
     """
     models = []
     for model in deployment.models:
         if model.config.engine.kind == "planned" and not stopping.is_set():
-            model = await find_compiled(deployment, model, stopping)
+            model = await find_compiled(deployment, model, stopping, begun)
         models.append(model)
     return replace(deployment, models=tuple(models))
 
@@ -52,7 +53,9 @@ def is_measured(model: DeployedModel) -> bool:
     return engine.device == "cpu" and engine.named_precision is None and model.head.work is Work.ENCODE
 
 
-async def find_compiled(deployment: Deployment, model: DeployedModel, stopping: asyncio.Event) -> DeployedModel:
+async def find_compiled(
+    deployment: Deployment, model: DeployedModel, stopping: asyncio.Event, begun: asyncio.Event
+) -> DeployedModel:
     """With what an earlier start has made, or what is made now; where that fails, with the exact precision and nothing
     compiled: engines then do it for themselves.
 
@@ -67,7 +70,7 @@ async def find_compiled(deployment: Deployment, model: DeployedModel, stopping: 
     if is_measured(model) and needed > there:
         problem = f"measuring takes {needed / 2**20:.0f} MB and there are {there / 2**20:.0f}"
     else:
-        problem = await compile_ahead(deployment, model, cache, stopping)
+        problem = await compile_ahead(deployment, model, cache, stopping, begun)
     found = read_choice(deployment.choice_path(model))
     for path in (cache.model, deployment.compiled_path(model)):
         if path.exists():
@@ -100,7 +103,7 @@ def find_model_cache(deployment: Deployment, model: DeployedModel) -> CompileCac
 
 
 async def compile_ahead(
-    deployment: Deployment, model: DeployedModel, cache: CompileCache, stopping: asyncio.Event
+    deployment: Deployment, model: DeployedModel, cache: CompileCache, stopping: asyncio.Event, begun: asyncio.Event
 ) -> str:
     """Let a process write what it makes into the cache, or into the run directory. Returns how that went wrong if it
     did.
@@ -109,7 +112,8 @@ async def compile_ahead(
     """
     hangs: list[Child] = []
     arguments = [str(deployment.run_dir), str(model.index), str(cache.model), str(cache.choice)]
-    child = Child(f"compiling {model.config.name}", "server.processes.compile_process", arguments, variables=VARIABLES)
+    module = "server.processes.compile_process"
+    child = Child(f"compiling {model.config.name}", module, arguments, variables=VARIABLES, heard=begun)
     async with started(child, hangs) as ending:
         stop = asyncio.create_task(stopping.wait())
         await asyncio.wait([ending, stop], timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)

@@ -93,11 +93,14 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self.stopping.set)
+        begun = asyncio.Event()
+        compiling = asyncio.create_task(self.compile_models(begun))
+        await begun.wait()
         # While models are compiled HTTP processes start, which answer that nothing is ready yet, and engines, which
         # import for seconds and then wait for their model. Whoever computes at once starts when nothing is timed.
         early = [] if self.is_inline else [*self.workers, *filter(self.opens, self.engines)]
         keepers = [asyncio.create_task(self.keep(child)) for child in early]
-        await self.compile_models()
+        await compiling
         late = [child for child in (*self.engines, *self.workers) if child not in early]
         keepers += [asyncio.create_task(self.keep(child)) for child in late]
         announcer = asyncio.create_task(self.announce())
@@ -113,15 +116,17 @@ class Supervisor:
             logger.error("%s", self.failure)
         return 0 if has_drained and not self.failure else 1
 
-    async def compile_models(self) -> None:
-        """Before any engine: what is timed is to be alone."""
+    async def compile_models(self, begun: asyncio.Event) -> None:
+        """Before any engine computes: what is timed is to be alone. `begun` is set at the end, if not before."""
         try:
-            self.deployment = await compile_models(self.deployment, self.stopping)
+            self.deployment = await compile_models(self.deployment, self.stopping, begun)
             save(self.deployment)
             self.settled.set()
         except (ConfigError, ModelDirectoryError) as error:
             self.failure = str(error)
             self.stopping.set()
+        finally:
+            begun.set()
 
     async def keep(self, child: Child) -> None:
         """Start, wait for the end, tidy up, again; more and more slowly if it ends at once each time."""

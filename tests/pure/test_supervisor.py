@@ -68,7 +68,8 @@ def test_an_engine_waits_for_what_is_compiled_and_starts_anew_where_that_failed(
     async def run() -> int:
         supervisor = Supervisor(Deployment(CONFIG, (DeployedModel(0, MODEL, tmp_path, info),), tmp_path), listeners, "")
 
-        async def compile_in_vain(deployment: Deployment, stopping: asyncio.Event) -> Deployment:
+        async def compile_in_vain(deployment: Deployment, stopping: asyncio.Event, begun: asyncio.Event) -> Deployment:
+            begun.set()
             while not started:
                 await asyncio.sleep(0.01)
             return deployment
