@@ -33,16 +33,15 @@ VARIABLES = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 small ones that stay: a third more than a large model takes."""
 
 
-async def compile_models(deployment: Deployment, stopping: asyncio.Event, begun: asyncio.Event) -> Deployment:
+async def compile_models(deployment: Deployment, stopping: asyncio.Event) -> Deployment:
     """With what each model was compiled to, one after another while nothing else computes; as it is once `stopping`.
-    `begun` is set when the first process that compiles has imported what it needs, which takes both of two cores' time.
 
     Raises ConfigError where a model cannot be used at all.
     """
     models = []
     for model in deployment.models:
         if model.config.engine.kind == "planned" and not stopping.is_set():
-            model = await find_compiled(deployment, model, stopping, begun)
+            model = await find_compiled(deployment, model, stopping)
         models.append(model)
     return replace(deployment, models=tuple(models))
 
@@ -53,9 +52,7 @@ def is_measured(model: DeployedModel) -> bool:
     return engine.device == "cpu" and engine.named_precision is None and model.head.work is Work.ENCODE
 
 
-async def find_compiled(
-    deployment: Deployment, model: DeployedModel, stopping: asyncio.Event, begun: asyncio.Event
-) -> DeployedModel:
+async def find_compiled(deployment: Deployment, model: DeployedModel, stopping: asyncio.Event) -> DeployedModel:
     """With what an earlier start has made, or what is made now; where that fails, with the exact precision and nothing
     compiled: engines then do it for themselves.
 
@@ -70,7 +67,7 @@ async def find_compiled(
     if is_measured(model) and needed > there:
         problem = f"measuring takes {needed / 2**20:.0f} MB and there are {there / 2**20:.0f}"
     else:
-        problem = await compile_ahead(deployment, model, cache, stopping, begun)
+        problem = await compile_ahead(deployment, model, cache, stopping)
     found = read_choice(deployment.choice_path(model))
     for path in (cache.model, deployment.compiled_path(model)):
         if path.exists():
@@ -103,7 +100,7 @@ def find_model_cache(deployment: Deployment, model: DeployedModel) -> CompileCac
 
 
 async def compile_ahead(
-    deployment: Deployment, model: DeployedModel, cache: CompileCache, stopping: asyncio.Event, begun: asyncio.Event
+    deployment: Deployment, model: DeployedModel, cache: CompileCache, stopping: asyncio.Event
 ) -> str:
     """Let a process write what it makes into the cache, or into the run directory. Returns how that went wrong if it
     did.
@@ -112,8 +109,7 @@ async def compile_ahead(
     """
     hangs: list[Child] = []
     arguments = [str(deployment.run_dir), str(model.index), str(cache.model), str(cache.choice)]
-    module = "server.processes.compile_process"
-    child = Child(f"compiling {model.config.name}", module, arguments, variables=VARIABLES, heard=begun)
+    child = Child(f"compiling {model.config.name}", "server.processes.compile_process", arguments, variables=VARIABLES)
     async with started(child, hangs) as ending:
         stop = asyncio.create_task(stopping.wait())
         await asyncio.wait([ending, stop], timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)

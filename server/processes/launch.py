@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from time import monotonic
@@ -41,6 +41,8 @@ STEADY_S = 10.0
 """A child that lived longer has not crashed at its start."""
 FIRST_FAILURES = 3
 """An engine that dies this often before it was ever ready will not get better by trying again."""
+IMPORT_PATIENCE_S = 10.0
+"""The next child starts all the same."""
 KILL_AFTER_S = 5.0
 KEEP_FILES_PERIOD_S = 3600.0
 SPIN_VARIABLE, SPIN_COUNT = "GOMP_SPINCOUNT", "2000"
@@ -50,7 +52,7 @@ process beside the engine a step of 2 ms took 600 (docs/decisions/0014)."""
 
 
 class Supervisor:
-    """Mutable: the children, and whether they are being stopped."""
+    """Mutable: the children, who keeps them running, and whether they are being stopped."""
 
     def __init__(self, deployment: Deployment, listeners: Listeners, own_key: str) -> None:
         self.deployment = deployment
@@ -70,6 +72,7 @@ class Supervisor:
             for replica in range(model.config.engine.replicas)
         ]
         self.workers = list(self.list_workers())
+        self.keepers: dict[str, asyncio.Task[None]] = {}
         self.was_ready = False
         self.stopping = asyncio.Event()
         self.failure = ""
@@ -93,40 +96,53 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self.stopping.set)
-        begun = asyncio.Event()
-        compiling = asyncio.create_task(self.compile_models(begun))
-        await begun.wait()
+        num_cores = self.deployment.num_cores
         # While models are compiled HTTP processes start, which answer that nothing is ready yet, and engines, which
-        # import for seconds and then wait for their model. Whoever computes at once starts when nothing is timed.
-        early = [] if self.is_inline else [*self.workers, *filter(self.opens, self.engines)]
-        keepers = [asyncio.create_task(self.keep(child)) for child in early]
-        await compiling
-        late = [child for child in (*self.engines, *self.workers) if child not in early]
-        keepers += [asyncio.create_task(self.keep(child)) for child in late]
-        announcer = asyncio.create_task(self.announce())
-        keepers.append(asyncio.create_task(self.keep_files()))
+        # import for seconds and then wait for their model. Who computes at once starts when nothing is timed.
+        early = () if self.is_inline else (*self.workers, *filter(self.opens, self.engines))
+        tasks = [asyncio.create_task(self.start_in_turn(early, max(1, num_cores - 1)))]
+        await self.compile_models()
+        tasks[0].cancel()
+        tasks.append(asyncio.create_task(self.start_in_turn((*self.workers, *self.engines), num_cores)))
+        tasks += [asyncio.create_task(self.announce()), asyncio.create_task(self.keep_files())]
         await self.stopping.wait()
-        announcer.cancel()
+        for task in tasks:
+            task.cancel()
         patience_s = self.deployment.config.server.drain_timeout_s + KILL_AFTER_S
         has_drained = await self.stop(self.workers, patience_s)
         self.listeners.close()  # nobody is left to answer: who comes now is refused at once, instead of waiting in vain
         await self.stop(self.engines, KILL_AFTER_S)
-        await asyncio.gather(*keepers, announcer, return_exceptions=True)
+        await asyncio.gather(*self.keepers.values(), *tasks, return_exceptions=True)
         if self.failure:
             logger.error("%s", self.failure)
         return 0 if has_drained and not self.failure else 1
 
-    async def compile_models(self, begun: asyncio.Event) -> None:
-        """Before any engine computes: what is timed is to be alone. `begun` is set at the end, if not before."""
+    async def start_in_turn(self, children: Sequence[Child], num_at_once: int) -> None:
+        """Those that were not yet. So many import at a time, which takes a core for seconds: the first of them are
+        ready sooner than if all did, and the last no later."""
+        free = asyncio.Semaphore(num_at_once)
+
+        async def wait_for(child: Child) -> None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(child.heard.wait(), IMPORT_PATIENCE_S)
+            free.release()
+
+        async with asyncio.TaskGroup() as imports:
+            for child in children:
+                if child.name not in self.keepers:
+                    await free.acquire()
+                    self.keepers[child.name] = asyncio.create_task(self.keep(child))
+                    imports.create_task(wait_for(child))
+
+    async def compile_models(self) -> None:
+        """Before any engine computes: what is timed is to be alone."""
         try:
-            self.deployment = await compile_models(self.deployment, self.stopping, begun)
+            self.deployment = await compile_models(self.deployment, self.stopping)
             save(self.deployment)
             self.settled.set()
         except (ConfigError, ModelDirectoryError) as error:
             self.failure = str(error)
             self.stopping.set()
-        finally:
-            begun.set()
 
     async def keep(self, child: Child) -> None:
         """Start, wait for the end, tidy up, again; more and more slowly if it ends at once each time."""

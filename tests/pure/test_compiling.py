@@ -41,7 +41,7 @@ def run(deployment: Deployment, *, stop_after_s: float | None = None) -> Deploym
         stopping = asyncio.Event()
         if stop_after_s is not None:
             asyncio.get_running_loop().call_later(stop_after_s, stopping.set)
-        return await asyncio.wait_for(compile_models(deployment, stopping, asyncio.Event()), 20)
+        return await asyncio.wait_for(compile_models(deployment, stopping), 20)
 
     return asyncio.run(choose())
 

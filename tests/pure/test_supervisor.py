@@ -60,7 +60,7 @@ def test_an_engine_waits_for_what_is_compiled_and_starts_anew_where_that_failed(
     def build_command(module: str, arguments: list[str]) -> list[str]:
         if module in commands:
             started.append((module, arguments[-1]))
-        return commands.get(module, ["sleep", "60"])
+        return commands.get(module, ["sh", "-c", "echo >&0; exec sleep 60"])
 
     monkeypatch.setattr(child, "build_command", build_command)
     info = ModelInfo("BertModel", "embed", 10, 2, 16, 8)
@@ -68,8 +68,7 @@ def test_an_engine_waits_for_what_is_compiled_and_starts_anew_where_that_failed(
     async def run() -> int:
         supervisor = Supervisor(Deployment(CONFIG, (DeployedModel(0, MODEL, tmp_path, info),), tmp_path), listeners, "")
 
-        async def compile_in_vain(deployment: Deployment, stopping: asyncio.Event, begun: asyncio.Event) -> Deployment:
-            begun.set()
+        async def compile_in_vain(deployment: Deployment, stopping: asyncio.Event) -> Deployment:
             while not started:
                 await asyncio.sleep(0.01)
             return deployment
