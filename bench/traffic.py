@@ -13,13 +13,16 @@ FIRST_TOKEN, LAST_TOKEN = 1000, 30_000
 
 
 def sample_lengths(kind: str, num_seqs: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Tokens per sequence, 8 to 256: constant-N, uniform, lognormal (median 40), or long-tail (1 % of 256)."""
+    """Tokens per sequence, 8 to 256: constant-N, uniform, lognormal (median 40), or long-tail (1 % of 256); or of
+    documents, 32 to 8,192 (median 512)."""
     if kind.startswith("constant-"):
         return np.full(num_seqs, int(kind.removeprefix("constant-")))
     if kind == "uniform":
         return rng.integers(8, MAX_TOKENS + 1, num_seqs)
     if kind == "lognormal":
         return np.clip(np.exp(rng.normal(np.log(40), 0.7, num_seqs)), 8, MAX_TOKENS).astype(np.int64)
+    if kind == "documents":
+        return np.clip(np.exp(rng.normal(np.log(512), 1.0, num_seqs)), 32, 8192).astype(np.int64)
     if kind == "long-tail":
         return np.where(rng.random(num_seqs) < 0.01, MAX_TOKENS, rng.integers(16, 49, num_seqs))
     raise ValueError(f"unknown kind of lengths {kind!r}")

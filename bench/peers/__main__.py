@@ -26,7 +26,10 @@ from bench.peers.weights import MODELS, find_model
 from bench.report import RESULTS, format_table, write_results
 from bench.traffic import sample_lengths, sample_sequences
 
-WORKLOADS = ("lognormal", "constant-32", "constant-256", "long-tail")
+SHORT = ("lognormal", "constant-32", "constant-256", "long-tail")
+LONG = ("documents", "constant-128", "constant-1024", "constant-2048", "constant-8192")
+"""For models that take so much; `--sequences` says how many."""
+WORKLOADS = SHORT + LONG
 
 
 def sample_workload(kind: str, num_seqs: int) -> list[np.ndarray]:
@@ -66,7 +69,7 @@ def measure_cell(cell: Cell, workers: Mapping[str, WorkerProcess], arguments: ar
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS)
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=SHORT)
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=tuple(PEERS), help="default: all")
     add_engines(parser, PEERS)

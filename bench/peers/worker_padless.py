@@ -14,13 +14,14 @@ from runtime.limits import BatchLimits
 from server.engine.batchers.packing import pack_sequences
 from server.wire.job import TokenSequence
 
-LIMITS = BatchLimits(max_batch_tokens=16_384, max_batch_requests=512, max_input_tokens=256)
+MAX_BATCH_TOKENS = 16_384
 
 
 def load(model: Path, converted: Path, options: dict[str, Any], threads: int) -> Embed:
     info = read_info(model, pooling="mean", normalize=True)
     config = EngineConfig.model_validate({"precision": options["precision"], "threads": threads})
-    engine = build_engine(load_model(model, info), config, LIMITS, lambda *_: None)
+    limits = BatchLimits(MAX_BATCH_TOKENS, max_batch_requests=512, max_input_tokens=info.max_input_tokens)
+    engine = build_engine(load_model(model, info), config, limits, lambda *_: None)
 
     def embed(batches: Sequence[Sequences]) -> list[Rows]:
         packed = [pack_sequences([TokenSequence(ids) for ids in batch]) for batch in batches]
