@@ -112,7 +112,26 @@ class TestLimits:
         server = make_server(http={"max_body_items": 1000})
         async with open_grpc(server) as client:
             error = await fail(infer(client, *["word1"] * 200))
-        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and "100 fields" in (error.details() or "")
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and "1000 in all" in (error.details() or "")
+
+    async def test_too_many_packed_numbers(self, make_server: MakeServer) -> None:
+        server = make_server(http={"max_body_items": 1000})
+        contents = TensorContents(int64_contents=np.ones(1000, np.int64))
+        ids = Tensor("input_ids", "INT64", np.array([100, 10]), contents=contents)
+        async with open_grpc(server) as client:
+            error = await fail(client.start(INFER, ModelInferRequest("embedder", inputs=[ids])))
+            other = await fail(client.start("/tei.v1.Tokenize/Decode", tei.DecodeRequest(np.ones(1000, np.int64))))
+        assert error.code() == other.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert not server.embed.jobs
+
+    async def test_large_messages_are_parsed_in_turn(self, server: Server) -> None:
+        async with open_grpc(server) as client:
+            async with server.app.bodies.turn:
+                large = asyncio.ensure_future(infer(client, *["word1 word2"] * 2048, "a" * 70_000))
+                await wait_until(lambda: server.app.bodies.held_bytes > 0)
+                await infer(client, "word1")
+                assert not large.done()
+            assert (await fail(large)).code() == grpc.StatusCode.INVALID_ARGUMENT
 
     async def test_memory_is_shared_with_http(self, make_server: MakeServer) -> None:
         server = make_server()

@@ -30,7 +30,7 @@ from server.http.api.oip_model import (
 from server.http.api.oip_stats import ModelStats, count_models
 from server.http.api.oip_tensors import cut_tensors, write_output
 from server.http.api.statuses import find_status
-from server.http.body import parse_body, receive_body
+from server.http.body import MAX_LENGTH_DIGITS, parse_body, receive_body
 from server.http.body_limits import HeldBody
 from server.http.call import JSON, Call, Reply, reply_json
 from server.http.docs import find_version as find_server_version
@@ -166,7 +166,7 @@ def find_length(call: Call, body: bytes) -> int:
     given = call.header(HEADER_LENGTH.lower().encode())
     if given is None:
         return len(body)
-    if not given.isdecimal() or int(given) > len(body):
+    if not given.isdecimal() or len(given) > MAX_LENGTH_DIGITS or int(given) > len(body):
         raise InvalidField(
             f"{HEADER_LENGTH} must be the length of the JSON, at most {len(body)}, not {given[:20]!r}",
             param=HEADER_LENGTH,
