@@ -12,10 +12,11 @@ from server.errors import EmptyInput, InvalidField
 from server.http.api.fields import MAX_LIST, Label
 from server.http.api.hf_request import InferenceRequest, Labels, read_parameters
 from server.http.call import Call, Reply
-from server.http.endpoint import OpenJob, TextJob, check_places, run_located
+from server.http.endpoint import OpenJob, TextJob, check_places, run_located, take_places
 from server.http.replies import INLINE_ITEMS, write_reply
 from server.http.state import ServedModel
 from server.tasks import fill_mask, question_answering
+from server.text.inputs import Input
 from server.text.located import Window
 from server.wire.job import Ragged, TokenSequence
 
@@ -58,7 +59,8 @@ async def fill_masks(call: Call, model: ServedModel, asked: InferenceRequest) ->
     """Words for the masked place of each text, or lists of them where a text has several places."""
     wanted = read_parameters(FillMask, asked.parameters)
     targets = [wanted.targets] if isinstance(wanted.targets, str) else wanted.targets
-    params = fill_mask.FillMaskParams(wanted.top_k, None if targets is None else await find_targets(targets, model))
+    target_ids = None if targets is None else await find_targets(call, targets, model)
+    params = fill_mask.FillMaskParams(wanted.top_k, target_ids)
 
     async def settle(sequences: Sequence[TokenSequence]) -> fill_mask.FillMaskParams:
         check_work(sequences, model, wanted.top_k)
@@ -76,21 +78,17 @@ async def fill_masks(call: Call, model: ServedModel, asked: InferenceRequest) ->
     return await write_reply(write, wanted.top_k * count_filled(sequences, model), INLINE_ITEMS, model)
 
 
-async def find_targets(targets: Sequence[str], model: ServedModel) -> tuple[int, ...]:
+async def find_targets(call: Call, targets: Sequence[str], model: ServedModel) -> tuple[int, ...]:
     """A word that is no token stands for its first one. Raises InvalidField where one has none."""
-    found: dict[int, None] = {}
-    for index, target in enumerate(targets):
-        token_id = model.tokenizer.texts.find_id(target)
-        if token_id is None:
-            field = f"targets[{index}]"
-            (sequence,) = await model.tokenizer.encode(
-                [target], truncation="right", field=field, add_special_tokens=False, max_tokens=1
-            )
-            token_id = int(sequence.input_ids[0])
-        if token_id >= model.info.vocab_size:
-            raise InvalidField(f"targets[{index}] is a token that this model does not have", param="targets")
-        found[token_id] = None
-    return tuple(found)
+    known = [model.tokenizer.texts.find_id(target) for target in targets]
+    inputs: list[Input] = [
+        target if token_id is None else [token_id] for target, token_id in zip(targets, known, strict=True)
+    ]
+    with take_places(call, model, 1):
+        sequences = await model.tokenizer.encode(
+            inputs, truncation="right", field="targets", add_special_tokens=False, max_tokens=1
+        )
+    return tuple(dict.fromkeys(int(sequence.input_ids[0]) for sequence in sequences))
 
 
 def check_work(sequences: Sequence[TokenSequence], model: ServedModel, top_k: int) -> None:
@@ -139,7 +137,7 @@ def write_words(
 async def answer_questions(call: Call, model: ServedModel, asked: InferenceRequest) -> Reply:
     """The best answer to each question, or a list of them where more than one is wanted."""
     wanted = read_parameters(QuestionAnswering, asked.parameters)
-    questions = await shorten_questions(asked.list_questions(), model, wanted.max_question_len)
+    questions = await shorten_questions(call, asked.list_questions(), model, wanted.max_question_len)
     most = model.tokenizer.limit_tokens(wanted.max_seq_len or USUAL_SEQ_LEN)
     job = TextJob(
         *(question_answering.TASK, questions, "inputs", question_answering.QuestionAnsweringParams()),
@@ -163,7 +161,7 @@ async def answer_questions(call: Call, model: ServedModel, asked: InferenceReque
 
 
 async def shorten_questions(
-    pairs: Sequence[tuple[str, str]], model: ServedModel, max_tokens: int
+    call: Call, pairs: Sequence[tuple[str, str]], model: ServedModel, max_tokens: int
 ) -> list[tuple[str, str]]:
     """Raises InvalidField where there are too many; EmptyInput where one, or its context, is empty."""
     check_places(len(pairs), model, "inputs")
@@ -171,7 +169,8 @@ async def shorten_questions(
         if not all(pair):
             place = f"inputs[{index}]" if len(pairs) > 1 else "inputs"
             raise EmptyInput(f"{place} must have a question and a context, and neither may be empty", param="inputs")
-    questions = await model.tokenizer.shorten([question for question, _ in pairs], max_tokens, field="inputs")
+    with take_places(call, model, len(pairs)):
+        questions = await model.tokenizer.shorten([question for question, _ in pairs], max_tokens, field="inputs")
     return [(question, context) for question, (_, context) in zip(questions, pairs, strict=True)]
 
 
