@@ -183,6 +183,7 @@ async def test_statistics_and_the_repository(server: Server) -> None:
     times = stats.inference_stats
     assert stats.inference_count == 2 and times is not None and times.success is not None and times.success.count == 1
     assert times.queue is not None and times.queue.ns == 1_000_000
+    assert times.compute_output is not None and times.compute_output.count == 1 and times.cache_hit is not None
     assert [each.name for each in everything.model_stats] == ["embedder", "classifier"]
     assert [(model.name, model.state) for model in index.models] == [("embedder", "READY"), ("classifier", "READY")]
     assert error.code() == grpc.StatusCode.FAILED_PRECONDITION and "cannot be loaded" in (error.details() or "")

@@ -109,11 +109,11 @@ async def get_model_ready(call: Call, state: ServerState) -> Reply:
 
 
 async def get_model_stats(call: Call, state: ServerState) -> Reply:
-    return reply_json({"model_stats": count_models([find_model(call.rest, state).name], state.metrics)})
+    return reply_json({"model_stats": await count_models([find_model(call.rest, state).name], state.metrics)})
 
 
 async def get_all_stats(call: Call, state: ServerState) -> Reply:
-    return reply_json({"model_stats": count_models(list(state.models), state.metrics)})
+    return reply_json({"model_stats": await count_models(list(state.models), state.metrics)})
 
 
 async def index_repository(call: Call, state: ServerState) -> Reply:

@@ -90,7 +90,7 @@ async def tell_statistics(call: Call, state: ServerState) -> Reply:
     """Of all models where none is named."""
     asked = await parse_question(call, state, proto.NamedModel)
     names = [find_version(asked.name, asked.version, state).name] if asked.name else list(state.models)
-    stats = [write_stats(found) for found in count_models(names, state.metrics)]
+    stats = [write_stats(found) for found in await count_models(names, state.metrics)]
     return reply_message(proto.ModelStatisticsResponse(stats))
 
 
@@ -101,7 +101,8 @@ def write_stats(found: ModelStats) -> proto.ModelStatistics:
     times = found["inference_stats"]
     stats = proto.InferStatistics(
         *(write(times["success"]), write(times["fail"]), write(times["queue"])),
-        *(write(times["compute_input"]), write(times["compute_infer"])),
+        *(write(times["compute_input"]), write(times["compute_infer"]), write(times["compute_output"])),
+        *(write(times["cache_hit"]), write(times["cache_miss"])),
     )
     counts = (found["inference_count"], found["execution_count"])
     return proto.ModelStatistics(found["name"], found["version"], *counts, stats)
