@@ -1,6 +1,6 @@
 """Hugging Face's inference payloads for models that find words: for masked places, and as answers in texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from server.http.api.fields import MAX_LIST, Label
 from server.http.api.hf_request import InferenceRequest, Labels, read_parameters
 from server.http.call import Call, Reply
 from server.http.endpoint import OpenJob, TextJob, check_places, run_located, take_places
-from server.http.replies import INLINE_ITEMS, write_reply
+from server.http.replies import INLINE_ITEMS, make_parts, write_reply
 from server.http.state import ServedModel
 from server.tasks import fill_mask, question_answering
 from server.text.inputs import Input
@@ -30,6 +30,7 @@ ITEMS_PER_TOKEN = 4
 """To find answers takes about as long by token."""
 
 TopK = Annotated[StrictInt, Field(ge=1, le=MAX_TOP_K)]
+Word = dict[str, str | int | float]
 Count = Annotated[StrictInt, Field(ge=1, le=MAX_LIST)]
 
 
@@ -74,8 +75,11 @@ async def fill_masks(call: Call, model: ServedModel, asked: InferenceRequest) ->
     )
     async with OpenJob(call, model, job) as opened:
         arrays, sequences = await opened.collect(), opened.sequences
-    write = partial(write_words, sequences, model, arrays["token_ids"], arrays["scores"], asked)
-    return await write_reply(write, wanted.top_k * count_filled(sequences, model), INLINE_ITEMS, model)
+    size = wanted.top_k * count_filled(sequences, model)
+    words = read_words(sequences, model, arrays["token_ids"], arrays["scores"])
+    places = iter(await make_parts(words, size, INLINE_ITEMS, model))
+    write = partial(write_words, sequences, model, places, asked)
+    return await write_reply(write, size, INLINE_ITEMS, model)
 
 
 async def find_targets(call: Call, targets: Sequence[str], model: ServedModel) -> tuple[int, ...]:
@@ -112,26 +116,29 @@ def count_filled(sequences: Sequence[TokenSequence], model: ServedModel) -> int:
     return sum(each.num_tokens * len(fill_mask.find_masks(each, model.info)) for each in sequences)
 
 
-def write_words(
-    sequences: Sequence[TokenSequence], model: ServedModel, ids: Ragged, scores: Ragged, asked: InferenceRequest
-) -> bytes:
-    texts, info = model.tokenizer.texts, model.info
-    answers: list[Any] = []
+def read_words(
+    sequences: Sequence[TokenSequence], model: ServedModel, ids: Ragged, scores: Ragged
+) -> Iterator[list[Word]]:
+    """For one masked place after the other."""
+    texts = model.tokenizer.texts
     for index, sequence in enumerate(sequences):
-        masks = fill_mask.find_masks(sequence, info).tolist()
-        lists: list[list[dict[str, str | int | float]]] = []
+        masks = fill_mask.find_masks(sequence, model.info).tolist()
         for place, row, numbers in zip(masks, ids.row(index).tolist(), scores.row(index).tolist(), strict=True):
             names = texts.write([[token_id] for token_id in row], skip_special_tokens=False)
             # Of several places the others stay masked, which is a special token.
             filled = texts.write(fill_mask.fill_in(sequence, place, row), skip_special_tokens=len(masks) == 1)
-            lists.append(
-                [
-                    {"score": score, "token": token_id, "token_str": name, "sequence": text}
-                    for score, token_id, name, text in zip(numbers, row, names, filled, strict=True)
-                ]
-            )
-        answers.append(lists if len(lists) > 1 else lists[0])
-    return orjson.dumps(asked.unwrap(answers))
+            yield [
+                {"score": score, "token": token_id, "token_str": name, "sequence": text}
+                for score, token_id, name, text in zip(numbers, row, names, filled, strict=True)
+            ]
+
+
+def write_words(
+    sequences: Sequence[TokenSequence], model: ServedModel, places: Iterator[list[Word]], asked: InferenceRequest
+) -> bytes:
+    """`places`: the words for each."""
+    lists = [list(islice(places, len(fill_mask.find_masks(each, model.info)))) for each in sequences]
+    return orjson.dumps(asked.unwrap([each if len(each) > 1 else each[0] for each in lists]))
 
 
 async def answer_questions(call: Call, model: ServedModel, asked: InferenceRequest) -> Reply:
@@ -156,8 +163,9 @@ async def answer_questions(call: Call, model: ServedModel, asked: InferenceReque
     reader = question_answering.Reader(
         wanted.top_k, wanted.max_answer_len, wanted.handle_impossible_answer, wanted.align_to_words
     )
-    write = partial(write_answers, reader, windows, arrays["token_logits"], asked)
-    return await write_reply(write, call.times.num_tokens * ITEMS_PER_TOKEN, INLINE_ITEMS, model)
+    size = call.times.num_tokens * ITEMS_PER_TOKEN
+    answers = await make_parts(read_answers(reader, windows, arrays["token_logits"]), size, INLINE_ITEMS, model)
+    return await write_reply(lambda: orjson.dumps(asked.unwrap(answers)), size, INLINE_ITEMS, model)
 
 
 async def shorten_questions(
@@ -174,16 +182,12 @@ async def shorten_questions(
     return [(question, context) for question, (_, context) in zip(questions, pairs, strict=True)]
 
 
-def write_answers(
-    reader: question_answering.Reader, windows: list[list[Window]], logits: Ragged, asked: InferenceRequest
-) -> bytes:
-    """Raises EmptyInput where there is nothing to choose an answer from."""
+def read_answers(reader: question_answering.Reader, windows: list[list[Window]], logits: Ragged) -> Iterator[Any]:
+    """To one question after the other. Raises EmptyInput where there is nothing to choose an answer from."""
     rows = (logits.row(index) for index in range(len(logits)))
-    answers: list[Any] = []
     for index, each in enumerate(windows):
         found = reader.read(each, list(islice(rows, len(each))))
         if not found:
             place = f"inputs[{index}]" if len(windows) > 1 else "inputs"
             raise EmptyInput(f"{place} has a context without a token to answer with", param="inputs")
-        answers.append(found[0] if reader.top_k == 1 else found)
-    return orjson.dumps(asked.unwrap(answers))
+        yield found[0] if reader.top_k == 1 else found
