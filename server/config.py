@@ -51,7 +51,8 @@ class HttpConfig(Section):
     max_body_mb: Annotated[float, Field(gt=0)] = 4.0
     """Largest request body, counted after decompression."""
     max_body_items: Positive = 300_000
-    """Most values in one body: items of lists (texts count 3); objects, lists and members of objects count 20 each."""
+    """Most values in one body: items of lists (texts count 3); objects, lists and members of objects count 20 each, and
+    fields of gRPC's messages 10."""
     max_bodies_mb: Annotated[float, Field(gt=0)] = 256.0
     """What an HTTP process holds of bodies, and of what they said, at one time; beyond that 429. The first 64 KiB of
     each do not count."""

@@ -35,10 +35,10 @@ class Ticket:
         self._num_inputs = num_inputs
         self._num_tokens = num_tokens
 
-    def correct(self, num_tokens: int) -> None:
-        """Replace the estimate by the true number of tokens."""
-        self._admission.add(0, num_tokens - self._num_tokens)
-        self._num_tokens = num_tokens
+    def correct(self, num_inputs: int, num_tokens: int) -> None:
+        """Replace the estimates by the true numbers: a text may have become several windows."""
+        self._admission.add(num_inputs - self._num_inputs, num_tokens - self._num_tokens)
+        self._num_inputs, self._num_tokens = num_inputs, num_tokens
 
     def release(self) -> None:
         """Once; no effect after that."""

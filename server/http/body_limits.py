@@ -80,9 +80,9 @@ class HeldBody:
         self.num_bytes += num_bytes
         self.budget.held_bytes += count_large(self.num_bytes) - count_large(before)
 
-    async def settle(self, json: bytes) -> None:
-        """Before the body, or what of it is JSON, is parsed, in the step of the event loop that comes back from here:
-        large ones take turns, and between two of them everybody else has one. Raises BodyTooLarge."""
+    async def settle(self, json: bytes = b"") -> None:
+        """Before the body is parsed, in the step of the event loop that comes back from here: large ones take turns,
+        and between two of them everybody else has one. `json`: what of it is that. Raises BodyTooLarge."""
         if self.num_bytes > SMALL_BYTES:
             async with self.budget.turn:
                 await asyncio.sleep(0)

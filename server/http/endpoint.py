@@ -152,8 +152,9 @@ class OpenJob:
         now_s = monotonic()
         call.times.note_tokens(len(self.sequences), num_tokens, now_s - begin_s)
         assert self.ticket is not None and self.charge is not None
-        self.ticket.correct(num_tokens + self.num_expected * len(self.sequences))
-        self.charge.correct(num_tokens + self.num_expected * len(self.sequences))
+        num_tokens_in_all = num_tokens + self.num_expected * len(self.sequences)
+        self.ticket.correct(len(self.sequences) * job.num_answers, num_tokens_in_all)
+        self.charge.correct(num_tokens_in_all)
         if self.size.num_chars:
             self.model.admission.estimator.learn(self.size.num_chars, num_tokens)
         if now_s >= call.deadline_s:
@@ -311,6 +312,13 @@ def check_places(num_inputs: int, model: ServedModel, field: str) -> None:
         raise InvalidField(
             f"{field} has {num_inputs} items; the limit is {limit} per request, send several", param=field
         )
+
+
+def take_places(call: Call, model: ServedModel, num_inputs: int) -> Ticket:
+    """For work on texts that goes before the job's own, and costs as much as tokenising does. Raises EngineUnavailable,
+    Overloaded."""
+    check_engine(model)
+    return model.admission.admit(num_inputs, 0, deadline_s=call.deadline_s, tokens_per_s=0.0)
 
 
 def check_engine(model: ServedModel) -> float:

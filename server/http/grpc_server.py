@@ -15,7 +15,9 @@ import orjson
 from starlette.types import Message, Scope
 
 from server.config import HttpConfig
+from server.errors import Kind, Unauthenticated
 from server.http.api import grpc_health, oip_rpc, tei_rpc
+from server.http.api.statuses import find_status
 from server.http.app import App
 from server.http.deadline import MAX_TIMEOUT_MS, TIMEOUT_HEADER
 from server.http.rpc import Rpc, join_messages
@@ -24,6 +26,7 @@ RPCS = (*oip_rpc.RPCS, *tei_rpc.RPCS, *grpc_health.RPCS)
 Metadata = tuple[tuple[str, str], ...]
 STREAM_WINDOW = 64
 """Messages of one stream that are computed at one time."""
+OVERLOADED_STATUS = find_status(Kind.OVERLOADED)
 MAX_STREAMS = 1024
 """RPCs of one connection at one time."""
 LEAST_TIMEOUT_MS = 0.001
@@ -103,35 +106,51 @@ class Front:
         return exchange
 
     async def call_each(self, rpc: Rpc, requests: AsyncIterator[bytes], context: Any) -> AsyncGenerator[Exchange]:
-        """In the order of the requests, some of which are always under way."""
-        calls: asyncio.Queue[asyncio.Task[Exchange] | None] = asyncio.Queue(STREAM_WINDOW)
-        started: set[asyncio.Task[Any]] = set()
+        """In the order of the requests, some of which are always under way. One that finds no place asks again when
+        another one of the stream has ended; without others under way its refusal is the answer."""
+        calls: asyncio.Queue[tuple[bytes, asyncio.Task[Exchange]] | None] = asyncio.Queue(STREAM_WINDOW)
+        places = asyncio.Semaphore(self.count_places(build_scope(rpc, context)))
+        running: set[asyncio.Task[Exchange]] = set()
 
-        def start(work: Any) -> "asyncio.Task[Any]":
-            task = asyncio.create_task(work)
-            started.add(task)
-            task.add_done_callback(started.discard)
-            return task
+        def end(task: "asyncio.Task[Exchange]") -> None:
+            running.discard(task)
+            places.release()
 
         async def read() -> None:
             async for request in requests:
-                await calls.put(start(self.call(rpc, request, context)))
+                await places.acquire()
+                task = asyncio.create_task(self.call(rpc, request, context))
+                running.add(task)
+                task.add_done_callback(end)
+                await calls.put((request, task))
             await calls.put(None)
 
-        reading = start(read())
+        reading = asyncio.create_task(read())
         try:
-            while (call := await calls.get()) is not None:
-                yield await call
+            while (started := await calls.get()) is not None:
+                request, task = started
+                exchange = await task
+                while exchange.status == OVERLOADED_STATUS and running:
+                    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    exchange = await self.call(rpc, request, context)
+                yield exchange
             await reading
         finally:
-            await cancel(started)
+            await cancel({reading, *running})
+
+    def count_places(self, scope: Scope) -> int:
+        """Of messages of a stream that may be under way: no more than the key allows, for it would refuse the rest."""
+        try:
+            key = self.app.keyring.identify(scope["headers"])
+        except Unauthenticated:  # which the first message is told
+            return 1
+        return min(key.max_calls or STREAM_WINDOW, STREAM_WINDOW)
 
 
 async def cancel(tasks: set["asyncio.Task[Any]"]) -> None:
-    left = list(tasks)
-    for task in left:
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def collect(requests: AsyncIterator[bytes], http: HttpConfig) -> list[bytes]:

@@ -64,7 +64,8 @@ class Key:
         self.salt = rights.name if rights.cache == "own" else ""
         self.num_calls = 0
         limit = rights.concurrent_requests
-        self._max_calls = None if limit is None else max(limit // num_workers, 1)
+        self.max_calls = None if limit is None else max(limit // num_workers, 1)
+        """At one time; None: any number."""
         per_minute = (rights.requests_per_minute, rights.tokens_per_minute)
         self._calls, self._tokens = (
             None if limit is None else Bucket(limit / num_workers, clock) for limit in per_minute
@@ -72,7 +73,7 @@ class Key:
 
     def enter(self) -> "Visit":
         """For the time of a call; a context manager. Raises Overloaded."""
-        if self._max_calls is not None and self.num_calls >= self._max_calls:
+        if self.max_calls is not None and self.num_calls >= self.max_calls:
             raise Overloaded(
                 f"this key has {self.num_calls} requests under way, its limit; send the next when one has ended",
                 retry_after_s=BUSY_RETRY_S,

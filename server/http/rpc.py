@@ -32,8 +32,6 @@ CODES: Mapping[Kind, str] = {
     Kind.INTERNAL: "INTERNAL",
 }
 """gRPC's status of an error, in every protocol; of other kinds INVALID_ARGUMENT. `grpc.StatusCode` has the names."""
-FIELD_WEIGHT = 10
-"""What a field costs, in items of a list of JSON (`body_limits`): 1 us."""
 ITEM_NUMBER = 1
 """The field that `Joined` messages have their items in."""
 
@@ -81,6 +79,7 @@ async def read_message(call: Call, held: HeldBody) -> bytes:
     """Raises BodyTooLarge, Overloaded."""
     body = await receive_message(call)
     held.add(len(body))
+    await held.settle()
     return body
 
 
@@ -92,7 +91,7 @@ async def parse_question(call: Call, state: ServerState, message: type[Parsed]) 
 
 def parse_message(call: Call, state: ServerState, message: type[Parsed]) -> Parsed:
     """Raises InvalidBody, BodyTooLarge."""
-    return Reader(state.config.server.max_body_items // FIELD_WEIGHT).read(message, call.take_body())
+    return Reader(state.config.server.max_body_items).read(message, call.take_body())
 
 
 def join_messages(messages: list[bytes]) -> bytes:

@@ -1,7 +1,10 @@
 """Jobs for a vector of each token, whatever protocol asks: ColBERTs have rules for queries and documents."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+from server.errors import InvalidField
 from server.http.endpoint import TextJob
 from server.http.state import ServedModel
 from server.tasks import token_embed
@@ -9,6 +12,12 @@ from server.text.inputs import Input
 from server.text.late_interaction import Side, find_rules
 from server.text.prompts import find_default
 from server.text.work import Truncation
+from server.wire.job import TokenSequence
+
+MAX_NUMBERS = 1 << 26
+"""Of all tokens of a call, which are held as fp32: 268 MB."""
+MAX_WRITTEN_NUMBERS = 1 << 24
+"""Of those that are the answer: 67 MB, and as JSON 12 bytes each."""
 
 
 def build_job(
@@ -23,14 +32,15 @@ def build_job(
 ) -> TextJob:
     """`prompt`, `truncation`: where the call chooses them. A ColBERT cuts what is longer than it was trained with."""
     if model.info.late_interaction is None:
-        return TextJob(
+        job = TextJob(
             *(token_embed.TASK, inputs, field, token_embed.TokenEmbedParams()),
             prompt=find_default(model.info) if prompt is None else prompt,
             truncation=truncation or model.config.limits.truncation,
             priority=priority,
         )
+        return bound_numbers(job, model, MAX_NUMBERS)
     rules = find_rules(model.info, model.tokenizer, side)
-    return TextJob(
+    job = TextJob(
         *(token_embed.TASK, inputs, field, token_embed.TokenEmbedParams(rules.skipped_ids)),
         prompt=rules.prompt if prompt is None else prompt,
         truncation=truncation or "right",
@@ -38,6 +48,24 @@ def build_job(
         filling=rules.filling,
         priority=priority,
     )
+    return bound_numbers(job, model, MAX_NUMBERS)
+
+
+def bound_numbers(job: TextJob, model: ServedModel, most: int = MAX_WRITTEN_NUMBERS) -> TextJob:
+    """The job, refused once it is known to have more tokens than `most` numbers are for: a body of 1 MB can ask for
+    gigabytes."""
+
+    async def settle(sequences: Sequence[TokenSequence]) -> Any:
+        num_tokens, width = sum(sequence.num_tokens for sequence in sequences), model.info.output_dim
+        if num_tokens * width > most:
+            raise InvalidField(
+                f"{job.field} has {num_tokens:,} tokens, each of which gives {width:,} numbers; the limit is {most:,} "
+                "numbers per request: send several",
+                param=job.field,
+            )
+        return job.params
+
+    return replace(job, settle=settle)
 
 
 def is_mean(model: ServedModel) -> bool:

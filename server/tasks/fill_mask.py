@@ -17,6 +17,8 @@ from server.wire.job import Ragged, TokenArray, TokenSequence
 
 MAX_MASKS = 64
 """In one text: each is a row of numbers for all words of the vocabulary, as much to compute as many tokens."""
+BLOCK_WORDS = 512
+"""Whose largest is looked for first, where there are many words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ def reduce(arrays: Arrays, params: FillMaskParams) -> Arrays:
     is found.
     """
     logits = arrays["masked_logits"]
-    found = [rank_words(row, params) for row in logits.values]
+    exps = np.empty(logits.values.shape[1], np.float32)  # memory that is new for each row takes most of its time
+    found = [rank_words(row, params, exps) for row in logits.values]
     num_words = logits.values.shape[1] if params.target_ids is None else len(params.target_ids)
     shape = (-1, min(params.top_k, num_words))
     ids = np.array([ids for ids, _ in found], np.int32).reshape(shape)
@@ -44,23 +47,35 @@ def reduce(arrays: Arrays, params: FillMaskParams) -> Arrays:
 
 
 def rank_words(
-    logits: npt.NDArray[np.float32], params: FillMaskParams
+    logits: npt.NDArray[np.float32], params: FillMaskParams, exps: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-    """Ids and probabilities of one place, from `[vocab_size]`."""
+    """Ids and probabilities of one place, from `[vocab_size]`. `exps`: room for as many numbers."""
     candidates = logits if params.target_ids is None else logits[list(params.target_ids)]
     best = pick_largest(candidates, params.top_k)
     largest = logits.max()
-    scores = np.exp(candidates[best] - largest) / np.exp(logits - largest).sum()
+    np.exp(np.subtract(logits, largest, out=exps), out=exps)
+    scores = np.exp(candidates[best] - largest) / exps.sum()
     return best if params.target_ids is None else np.array(params.target_ids)[best], scores
 
 
 def pick_largest(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.intp]:
     """Places of the `count` largest, in order; the first of equal ones. Only those are sorted."""
     count = min(count, len(values))
-    least = np.partition(values, len(values) - count)[len(values) - count]
-    places = np.flatnonzero(~(values < least))
+    places = find_candidates(values, count)
+    found = values[places]
+    least = np.partition(found, len(found) - count)[len(found) - count]
+    places = places[~(found < least)]
     order: npt.NDArray[np.intp] = places[np.argsort(-values[places], kind="stable")][:count]
     return order
+
+
+def find_candidates(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.intp]:
+    """Places, in order, among which the `count` largest are: of all that are not below so many blocks' largest ones."""
+    num_blocks = len(values) // BLOCK_WORDS
+    if num_blocks < count:
+        return np.arange(len(values))
+    largest = values[: num_blocks * BLOCK_WORDS].reshape(num_blocks, BLOCK_WORDS).max(axis=1)
+    return np.flatnonzero(~(values < np.partition(largest, num_blocks - count)[num_blocks - count]))
 
 
 def find_masks(sequence: TokenSequence, info: ModelInfo) -> TokenArray:

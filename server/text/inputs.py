@@ -71,5 +71,6 @@ def split_chunks(inputs: Sequence[Input]) -> list[tuple[int, int]]:
         if size > CHUNK_CHARS:
             chunks.append((first, index))
             first, size = index, 0
-        size += measure((item,)).num_chars + ITEM_CHARS
+        part = measure((item,))
+        size += part.num_chars + part.num_ids // IDS_PER_CHAR + ITEM_CHARS
     return [*chunks, (first, len(inputs))]

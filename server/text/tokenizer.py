@@ -187,25 +187,16 @@ class Tokenizer:
         return sequence.num_tokens - self.texts.is_special(int(sequence.input_ids[-1]))
 
     async def shorten(self, texts: Sequence[str], max_tokens: int, *, field: str) -> list[str]:
-        """Each up to the end of its `max_tokens`-th token, special ones not counted. Raises InvalidField."""
-        loop = asyncio.get_running_loop()
-        shortened = []
-        for index, text in enumerate(texts):
-            try:
-                shortened.append(
-                    await loop.run_in_executor(self._choose_pool([text]), self._shorten_text, text, max_tokens)
-                )
-            except InvalidField as error:
-                raise type(error)(f"{field}[{index}] {error.message}", param=field) from None
-        return shortened
+        """Each up to the end of its `max_tokens`-th token, special ones not counted. Raises InvalidField's kinds."""
+        return await self._map(self._shorten_text, texts, Work("right", field, False, False, max_tokens))
 
-    def _shorten_text(self, text: str, max_tokens: int) -> str:
+    def _shorten_text(self, text: str, work: Work) -> str:
         """Reads no more of it than it takes."""
-        reach = max_tokens * CHARS_PER_TOKEN
+        reach = work.max_tokens * CHARS_PER_TOKEN
         while True:
             head = cut_text(text, reach, "right", self._borders)
-            encoding = self._find_plain().encode_batch([head.text], add_special_tokens=False)[0]
-            places = Reading(encoding, [head]).choose_tokens(max_tokens, "right")
+            encoding = self._read([head], work)
+            places = Reading(encoding, [head]).choose_tokens(work.max_tokens, "right")
             if places is not None:
                 is_all = head.is_whole and len(places) == len(encoding)
                 return text if is_all else text[: find_chars(encoding, places[-1])[1]]
@@ -259,7 +250,8 @@ class Tokenizer:
             raise InvalidField(problem)
         if types is not None and (types.min() < 0 or types.max() >= self._type_vocab_size):
             raise InvalidField(f"has token types outside 0 to {self._type_vocab_size - 1}, which this model has")
-        return TokenSequence(ids.astype(np.int32), None if types is None or not types.any() else types[part])
+        has_types = types is not None and types.any()
+        return TokenSequence(ids.astype(np.int32), types[part].astype(np.int32) if has_types else None)
 
     def _find_foreign(self, low: int, high: int) -> str:
         """What is wrong with ids from `low` to `high`; empty where the model has them all."""
@@ -360,35 +352,26 @@ class Tokenizer:
         """The texts of lists of ids, as the tokenizer's own decoder has them. Raises InvalidField and its kinds."""
         if self._plain is None:
             raise InvalidField(f"{field} cannot be read: this model has no tokenizer", param=field)
-        texts: list[str] = []
-        for first, last in split_chunks(lists):
-            texts += await self.run(partial(self._decode_chunk, lists[first:last], first, skip_special_tokens, field))
-        return texts
+        work = Work("error", field, False, False, self.max_input_tokens)
+        return await self._map(partial(self._decode_ids, skip_special_tokens=skip_special_tokens), lists, work)
 
-    def _decode_chunk(self, lists: Sequence[list[int]], first: int, skip_special_tokens: bool, field: str) -> list[str]:
-        for index, ids in enumerate(lists, first):
-            place = f"{field}[{index}]"
-            if not ids:
-                raise EmptyInput(f"{place} must not be empty", param=field)
-            if problem := self._find_foreign(min(ids), max(ids)):
-                raise InvalidField(f"{place} {problem}", param=field)
-        return self._find_plain().decode_batch(list(lists), skip_special_tokens=skip_special_tokens)
+    def _decode_ids(self, ids: list[int], work: Work, *, skip_special_tokens: bool) -> str:
+        if not ids:
+            raise EmptyInput("must not be empty")
+        if problem := self._find_foreign(min(ids), max(ids)):
+            raise InvalidField(problem)
+        return self._find_plain().decode_batch([ids], skip_special_tokens=skip_special_tokens)[0]
 
     async def describe(self, texts: Sequence[str], *, add_special_tokens: bool, field: str) -> list[list[Piece]]:
         """All tokens with their place in the text: the body bounds them. Raises InvalidField and its kinds."""
-        loop = asyncio.get_running_loop()
-        described = []
-        for index, text in enumerate(texts):
-            if self._plain is None:
-                raise InvalidField(f"{field}[{index}] {NO_TEXTS}", param=field)
-            if not text:
-                raise EmptyInput(f"{field}[{index}] must not be empty", param=field)
-            pool = self._choose_pool([text])
-            described.append(await loop.run_in_executor(pool, self._describe_text, text, add_special_tokens))
-        return described
+        work = Work("error", field, add_special_tokens, False, self.max_input_tokens)
+        return await self._map(self._describe_text, texts, work)
 
-    def _describe_text(self, text: str, add_special_tokens: bool) -> list[Piece]:
-        encoding = self._find_plain().encode_batch([text], add_special_tokens=add_special_tokens)[0]
+    def _describe_text(self, text: str, work: Work) -> list[Piece]:
+        plain = self._find_plain()
+        if not text:
+            raise EmptyInput("must not be empty")
+        encoding = plain.encode_batch([text], add_special_tokens=work.add_special_tokens)[0]
         pieces = []
         parts = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
         for token_id, token, is_special, (start, stop) in parts:

@@ -98,6 +98,14 @@ def test_the_largest_are_picked_in_order(size: int, count: int, num_different: i
     np.testing.assert_array_equal(fill_mask.pick_largest(values, count), expected)
 
 
+@pytest.mark.parametrize(("num_values", "count"), [(5_000, 9), (5_000, 10), (5_120, 3), (512, 1)])
+def test_the_largest_of_many(num_values: int, count: int) -> None:
+    """More than are looked at one by one, and some of them equal."""
+    values = np.random.default_rng(num_values + count).integers(0, 2_000, num_values).astype(np.float32)
+    expected = np.argsort(-values, kind="stable")[:count]
+    np.testing.assert_array_equal(fill_mask.pick_largest(values, count), expected)
+
+
 logits = st.lists(st.sampled_from([-3.0, 0.0, 0.5, 2.0]), min_size=7, max_size=7)
 
 

@@ -29,8 +29,8 @@ def test_counts_and_releases() -> None:
     admission = Admission(10)
     with admit(admission, 3, 30) as ticket:
         assert (admission.num_inputs, admission.num_tokens) == (3, 30)
-        ticket.correct(45)
-        assert (admission.num_inputs, admission.num_tokens) == (3, 45)
+        ticket.correct(5, 45)
+        assert (admission.num_inputs, admission.num_tokens) == (5, 45)
     assert (admission.num_inputs, admission.num_tokens) == (0, 0)
 
 
@@ -103,7 +103,7 @@ def test_never_over_the_limit_and_never_off(steps: list[tuple[int, int, bool]]) 
             except Overloaded:
                 assert sum(inputs for _, inputs, _ in held) + num_inputs > 12
                 continue
-            ticket.correct(num_tokens)
+            ticket.correct(num_inputs, num_tokens)
             held.append((ticket, num_inputs, num_tokens))
         assert admission.num_inputs == sum(inputs for _, inputs, _ in held) <= 12
         assert admission.num_tokens == sum(tokens for _, _, tokens in held)

@@ -112,7 +112,26 @@ class TestLimits:
         server = make_server(http={"max_body_items": 1000})
         async with open_grpc(server) as client:
             error = await fail(infer(client, *["word1"] * 200))
-        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and "100 fields" in (error.details() or "")
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and "1000 in all" in (error.details() or "")
+
+    async def test_too_many_packed_numbers(self, make_server: MakeServer) -> None:
+        server = make_server(http={"max_body_items": 1000})
+        contents = TensorContents(int64_contents=np.ones(1000, np.int64))
+        ids = Tensor("input_ids", "INT64", np.array([100, 10]), contents=contents)
+        async with open_grpc(server) as client:
+            error = await fail(client.start(INFER, ModelInferRequest("embedder", inputs=[ids])))
+            other = await fail(client.start("/tei.v1.Tokenize/Decode", tei.DecodeRequest(np.ones(1000, np.int64))))
+        assert error.code() == other.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert not server.embed.jobs
+
+    async def test_large_messages_are_parsed_in_turn(self, server: Server) -> None:
+        async with open_grpc(server) as client:
+            async with server.app.bodies.turn:
+                large = asyncio.ensure_future(infer(client, *["word1 word2"] * 2048, "a" * 70_000))
+                await wait_until(lambda: server.app.bodies.held_bytes > 0)
+                await infer(client, "word1")
+                assert not large.done()
+            assert (await fail(large)).code() == grpc.StatusCode.INVALID_ARGUMENT
 
     async def test_memory_is_shared_with_http(self, make_server: MakeServer) -> None:
         server = make_server()
@@ -165,6 +184,31 @@ class TestStreams:
         assert [len(answer.embeddings) for answer in answers] == [EMBED_DIM] * 150
         assert all((one.embeddings == other.embeddings).all() for one, other in zip(answers, alone, strict=False))
         assert server.count(route=STREAM, outcome="ok") == 150
+
+    async def test_no_more_than_a_key_allows_are_under_way(self, server: Server) -> None:
+        lock(server, {"concurrent_requests": 2})
+        server.embed.gate = asyncio.Event()
+        metadata = (("x-api-key", SECRET),)
+        texts = [tei.EmbedRequest(f"word{index}") for index in range(40)]
+        async with open_grpc(server) as client:
+            asking = asyncio.create_task(client.ask_each(STREAM, texts, tei.EmbedResponse, metadata=metadata))
+            await wait_until(lambda: server.embed.num_running == 2)
+            error = await fail(infer(client, "word1", metadata=metadata))
+            assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            server.embed.gate.set()
+            assert len(await asking) == 40
+        assert server.count(route=STREAM, outcome="ok") == 40 == server.count(route=STREAM)
+
+    async def test_places_are_waited_for_while_others_of_the_stream_run(self, make_server: MakeServer) -> None:
+        server = make_server(max_concurrent_requests=3, max_client_batch_size=3)
+        texts = [tei.EmbedRequest(f"word{index}") for index in range(40)]
+        async with open_grpc(server) as client:
+            answers = await client.ask_each(STREAM, texts, tei.EmbedResponse)
+            alone = await client.ask(EMBED, texts[-1], tei.EmbedResponse)
+            assert len(answers) == 40 and (answers[-1].embeddings == alone.embeddings).all()
+            with server.state.models["embedder"].admission.admit(3, 0, deadline_s=9e9, tokens_per_s=0.0):
+                error = await fail(client.ask_each(STREAM, texts[:2], tei.EmbedResponse))
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and "the queue is full" in (error.details() or "")
 
     async def test_the_first_error_ends_it(self, server: Server) -> None:
         async with open_grpc(server) as client:

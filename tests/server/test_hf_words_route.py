@@ -1,5 +1,6 @@
 """Fill-mask and question answering as Hugging Face's clients ask for them: errors, limits, the unmodified client."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -7,10 +8,13 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pytest
-from conftest import EMBEDDER, MAX_TOKENS, SPARSE, UNK, MakeServer, Server
+from conftest import EMBEDDER, MAX_TOKENS, SPARSE, UNK, MakeServer, Server, wait_until
 from huggingface_hub.errors import HfHubHTTPError
 from test_hf_route import connect
 from test_openai_client import Live, run_live
+
+from server.text.tokenizer import Tokenizer
+from server.wire.job import EngineStatus
 
 pytestmark = pytest.mark.anyio
 
@@ -86,6 +90,37 @@ async def test_bad_requests(server: Server, case: str) -> None:
     assert list(response.json()) == ["error"]
     assert told in response.json()["error"]
     assert (await server.client.post("/models/reader", json={"inputs": ASKED})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [("reader", {"inputs": ASKED}), ("filler", {"inputs": "?", "parameters": {"targets": ["unable", "word1"]}})],
+)
+async def test_nothing_is_tokenised_without_a_place(
+    server: Server, model: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it is tokenised all the same")
+
+    for name in ("shorten", "encode"):
+        monkeypatch.setattr(Tokenizer, name, refuse)
+    admission = server.state.models[model].admission
+    with admission.admit(admission.max_inputs, 0, deadline_s=9e9, tokens_per_s=0.0):
+        assert (await server.client.post(f"/models/{model}", json=body)).status_code == 429
+    server.engines[model].reported = (EngineStatus(is_ready=False, reason="it is starting"),)
+    assert (await server.client.post(f"/models/{model}", json=body)).status_code == 503
+
+
+async def test_windows_take_a_place_each(server: Server) -> None:
+    server.engines["reader"].gate = asyncio.Event()
+    body = {"inputs": {"question": "word1", "context": "word2 " * 40}, "parameters": {"doc_stride": 2}}
+    asking = asyncio.create_task(server.client.post("/models/reader", json=body))
+    await wait_until(lambda: server.engines["reader"].num_running == 1)
+    (job,) = server.engines["reader"].jobs
+    admission = server.state.models["reader"].admission
+    assert job.num_inputs > 1 and admission.num_inputs == job.num_inputs
+    server.engines["reader"].gate.set()
+    assert (await asking).status_code == 200 and admission.num_inputs == 0
 
 
 async def test_masks_in_one_text_are_limited(make_server: MakeServer) -> None:

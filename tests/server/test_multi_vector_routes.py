@@ -1,5 +1,6 @@
 """`/v1/multi-vector`, `/embed_all` and ranking over a ColBERT: which tokens go to the engine, and what comes back."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -153,3 +154,24 @@ def test_scores_do_not_depend_on_how_many_there_are() -> None:
     np.testing.assert_array_equal(together, alone)
     expected = [(query.values @ documents.row(1).T).max(1).sum(), 0.0]
     np.testing.assert_allclose(together[[1, 4]], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/multi-vector", {"input": ["word1 word3 word4"], "model": "wide"}),
+        ("/embed_all", {"inputs": "word1 word3 word4", "model": "wide"}),
+        ("/pooling", {"input": "word1 word3 word4", "model": "wide", "task": "token_embed"}),
+        ("/pooling", {"input": "word1 word3 word4", "model": "tagger", "truncate_prompt_tokens": 5}),
+        ("/rerank", {"query": "word1", "texts": ["word1 word3 word4"], "model": "wide"}),
+    ],
+)
+async def test_numbers_of_an_answer_are_bounded(make_server: MakeServer, path: str, body: dict[str, Any]) -> None:
+    """Before anything is computed: the memory for more would not be there."""
+    wide = replace(COLBERT, output_dim=1 << 24)
+    tagger = replace(EMBEDDER, task="token_classify", output_dim=1 << 24, id2label={})
+    server = make_server(others={"wide": wide, "tagger": tagger})
+    server.engines["wide"].gate = server.engines["tagger"].gate = asyncio.Event()
+    response = await server.client.post(path, json=body, headers={"x-request-timeout-ms": "5000"})
+    assert response.status_code in (400, 422) and "numbers per request" in response.text
+    assert all(not model.admission.num_inputs for model in server.state.models.values())

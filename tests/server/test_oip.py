@@ -121,6 +121,10 @@ ONES = tensor("input_ids", "INT64", [[CLS, SEP]])
         ({"inputs": [ONES, tensor("attention_mask", "INT64", [[1]])]}, "input_ids [1, 2], attention_mask [1, 1]"),
         ({"inputs": [ONES, tensor("attention_mask", "INT64", [[0, 0]])]}, "must not be empty"),
         ({"inputs": [ONES, tensor("token_type_ids", "INT64", [[0, 2]])]}, "token types outside 0 to 1"),
+        ({"inputs": [ONES, tensor("token_type_ids", "INT64", [[0, 2**32]])]}, "token types outside 0 to 1"),
+        ({"inputs": [tensor("input_ids", "UINT8", [[300, -5]])]}, "input_ids must be UINT8, from 0 to 255"),
+        ({"inputs": [tensor("input_ids", "UINT64", [[2**63 + 5]])]}, "input_ids must be UINT64, from 0 to 9223"),
+        ({"inputs": [ONES, tensor("attention_mask", "BOOL", [[1, 2]])]}, "attention_mask must be BOOL, from 0 to 1"),
         ({"inputs": [tensor("input_ids", "FP32", [[1.0]])]}, "inputs[0]: should be 'BOOL'"),
         ({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1]}]}, "either data or the parameter"),
         ({"inputs": [TEXT], "outputs": [{"name": "logits"}]}, "outputs: there is no 'logits'; there are embeddings"),
@@ -148,7 +152,13 @@ async def test_bad_bytes_are_told_why(server: Server, size: int, blob: bytes, wo
     assert response.status_code == 400 and words in response.json()["error"]
 
 
-@pytest.mark.parametrize("length", ["0", "x", "100000"])
+async def test_numbers_behind_the_json_that_are_too_large(server: Server) -> None:
+    ids = {"name": "input_ids", "datatype": "UINT64", "shape": [1, 1], "parameters": {"binary_data_size": 8}}
+    response = await infer_binary(server, {"inputs": [ids]}, np.array([2**64 - 5], "<u8").tobytes())
+    assert response.status_code == 400 and "must be UINT64, from 0 to" in response.json()["error"]
+
+
+@pytest.mark.parametrize("length", ["0", "x", "100000", "9" * 5000])
 async def test_a_length_that_cannot_be(server: Server, length: str) -> None:
     response = await server.client.post("/v2/models/embedder/infer", content=b"{}", headers={HEADER: length})
     assert response.status_code == 400 and HEADER in response.json()["error"]

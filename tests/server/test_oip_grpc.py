@@ -46,7 +46,11 @@ IDS = (
 
 
 def ids(**contents: Any) -> Tensor:
-    return Tensor("input_ids", "INT64", np.array([1, 2]), contents=TensorContents(**contents))
+    return typed("INT64", **contents)
+
+
+def typed(datatype: str, **contents: Any) -> Tensor:
+    return Tensor("input_ids", datatype, np.array([1, 2]), contents=TensorContents(**contents))
 
 
 async def test_tritonclients_texts(server: Server) -> None:
@@ -77,7 +81,7 @@ async def test_tritonclients_ids(server: Server) -> None:
     ],
 )
 async def test_typed_contents_are_answered_so(server: Server, datatype: str, contents: dict[str, Any]) -> None:
-    tensor = Tensor("input_ids", datatype, np.array([1, 2]), contents=TensorContents(**contents))
+    tensor = typed(datatype, **contents)
     async with open_grpc(server) as client:
         answer = await client.ask(INFER, ModelInferRequest("embedder", inputs=[tensor]), ModelInferResponse)
     assert server.embed.calls == [[[5, 6]]] and not answer.raw_output_contents
@@ -105,6 +109,11 @@ async def test_typed_contents_are_answered_so(server: Server, datatype: str, con
             ModelInferRequest("embedder", inputs=[ids(int64_contents=np.array([1]))]),
             grpc.StatusCode.INVALID_ARGUMENT,
             "input_ids has 1 elements, and [1, 2] are 2",
+        ),
+        (
+            ModelInferRequest("embedder", inputs=[typed("UINT8", uint_contents=np.array([5, 261]))]),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "input_ids must be UINT8, from 0 to 255",
         ),
         (
             ModelInferRequest("embedder", inputs=[Tensor("input_ids", "FP32", np.array([1, 1]))]),
@@ -174,6 +183,7 @@ async def test_statistics_and_the_repository(server: Server) -> None:
     times = stats.inference_stats
     assert stats.inference_count == 2 and times is not None and times.success is not None and times.success.count == 1
     assert times.queue is not None and times.queue.ns == 1_000_000
+    assert times.compute_output is not None and times.compute_output.count == 1 and times.cache_hit is not None
     assert [each.name for each in everything.model_stats] == ["embedder", "classifier"]
     assert [(model.name, model.state) for model in index.models] == [("embedder", "READY"), ("classifier", "READY")]
     assert error.code() == grpc.StatusCode.FAILED_PRECONDITION and "cannot be loaded" in (error.details() or "")

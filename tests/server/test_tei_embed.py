@@ -140,7 +140,7 @@ async def test_decode(server: Server) -> None:
     [
         ({"ids": []}, 400, "ids"),
         ({"ids": [[5], []]}, 400, "ids[1] must not be empty"),
-        ({"ids": [-1]}, 422, "ids[0] has the token id -1"),
+        ({"ids": [-1]}, 422, "ids has the token id -1"),
         ({"ids": [[5], [len(VOCAB)]]}, 422, "ids[1] has the token id"),
         ({"ids": "word1"}, 422, "ids"),
         ({"ids": [5, [6]]}, 422, "ids"),

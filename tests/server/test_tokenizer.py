@@ -27,6 +27,7 @@ from server.text.tokenizer import (
     split_chunks,
 )
 from server.text.tokenizer_file import load_tokenizer
+from server.text.work import Work
 from server.wire.job import TokenSequence
 
 
@@ -202,12 +203,19 @@ def test_a_panic_of_the_library_is_the_callers_error(tokenizer: Tokenizer, monke
         def encode(self, *_: object, **__: object) -> object:
             raise Panic("index out of bounds")
 
-        encode_batch = encode
+        encode_batch = decode_batch = encode
 
     monkeypatch.setattr(tokenizer, "_plain", Broken())
     for text in ("word1", "word1 " * 1000):
         with pytest.raises(TokenizerFailure, match=r"input\[0\] .* index out of bounds"):
             encode(tokenizer, text, truncation="right")
+    for work in (
+        tokenizer.shorten(["word1"], 3, field="input"),
+        tokenizer.describe(["word1"], add_special_tokens=True, field="input"),
+        tokenizer.decode([[1]], skip_special_tokens=True, field="input"),
+    ):
+        with pytest.raises(TokenizerFailure, match=r"input\[0\] .* index out of bounds"):
+            asyncio.run(work)
 
 
 def test_other_threads_go_on_meanwhile(tokenizer: Tokenizer) -> None:
@@ -221,7 +229,7 @@ def test_other_threads_go_on_meanwhile(tokenizer: Tokenizer) -> None:
     thread = threading.Thread(target=count)
     thread.start()
     first = next(counts)
-    pieces = tokenizer._describe_text("word1 unables " * 20_000, True)
+    pieces = tokenizer._describe_text("word1 unables " * 20_000, Work("error", "input", True, False, MAX_TOKENS))
     last = next(counts)
     has_ended.set()
     thread.join()

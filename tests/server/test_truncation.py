@@ -221,7 +221,7 @@ def test_a_shared_query_changes_no_token(
 @settings(max_examples=40, deadline=None)
 @given(text=TEXTS, limit=st.integers(1, 20))
 def test_a_text_is_shortened_to_so_many_tokens(kind: str, text: str, limit: int) -> None:
-    short = build_ours(kind, 40)._shorten_text(text, limit)
+    short = build_ours(kind, 40)._shorten_text(text, Work("right", "input", False, False, limit))
     assert text.startswith(short)
     encoding = build(kind).encode(text, add_special_tokens=False)
     if len(encoding) <= limit:

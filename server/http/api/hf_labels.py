@@ -1,6 +1,6 @@
 """Hugging Face's inference payloads for models that label: tokens, texts, and texts with labels of the client's own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Annotated, Literal
@@ -13,7 +13,7 @@ from server.http.api.fields import MAX_LIST, MAX_NAME_CHARS, Label
 from server.http.api.hf_request import InferenceRequest, Labels, read_parameters
 from server.http.call import Call, Reply, reply_json
 from server.http.endpoint import TextJob, check_places, run_job, run_located
-from server.http.replies import INLINE_ITEMS, write_reply
+from server.http.replies import INLINE_ITEMS, make_parts, write_reply
 from server.http.state import ServedModel
 from server.tasks import classify, token_classify, zero_shot
 from server.text.inputs import Text
@@ -73,16 +73,18 @@ async def classify_tokens(call: Call, model: ServedModel, asked: InferenceReques
     reader = token_classify.Reader(
         model.info, model.tokenizer, wanted.aggregation_strategy, frozenset(wanted.ignore_labels)
     )
-    write = partial(write_entities, reader, windows, arrays["token_logits"], asked)
-    return await write_reply(write, call.times.num_tokens * ITEMS_PER_TOKEN, INLINE_ITEMS, model)
+    size = call.times.num_tokens * ITEMS_PER_TOKEN
+    answers = await make_parts(read_entities(reader, windows, arrays["token_logits"]), size, INLINE_ITEMS, model)
+    return await write_reply(lambda: orjson.dumps(asked.unwrap(answers)), size, INLINE_ITEMS, model)
 
 
-def write_entities(
-    reader: token_classify.Reader, windows: list[list[Window]], logits: Ragged, asked: InferenceRequest
-) -> bytes:
+def read_entities(
+    reader: token_classify.Reader, windows: list[list[Window]], logits: Ragged
+) -> Iterator[list[token_classify.Entity]]:
+    """Of one text after the other."""
     rows = (logits.row(index) for index in range(len(logits)))
-    answers = [reader.read(each, list(islice(rows, len(each)))) for each in windows]
-    return orjson.dumps(asked.unwrap(answers))
+    for each in windows:
+        yield reader.read(each, list(islice(rows, len(each))))
 
 
 async def classify_texts(call: Call, model: ServedModel, asked: InferenceRequest) -> Reply:

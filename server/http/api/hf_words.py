@@ -1,6 +1,6 @@
 """Hugging Face's inference payloads for models that find words: for masked places, and as answers in texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Annotated, Any
@@ -12,10 +12,11 @@ from server.errors import EmptyInput, InvalidField
 from server.http.api.fields import MAX_LIST, Label
 from server.http.api.hf_request import InferenceRequest, Labels, read_parameters
 from server.http.call import Call, Reply
-from server.http.endpoint import OpenJob, TextJob, check_places, run_located
-from server.http.replies import INLINE_ITEMS, write_reply
+from server.http.endpoint import OpenJob, TextJob, check_places, run_located, take_places
+from server.http.replies import INLINE_ITEMS, make_parts, write_reply
 from server.http.state import ServedModel
 from server.tasks import fill_mask, question_answering
+from server.text.inputs import Input
 from server.text.located import Window
 from server.wire.job import Ragged, TokenSequence
 
@@ -29,6 +30,7 @@ ITEMS_PER_TOKEN = 4
 """To find answers takes about as long by token."""
 
 TopK = Annotated[StrictInt, Field(ge=1, le=MAX_TOP_K)]
+Word = dict[str, str | int | float]
 Count = Annotated[StrictInt, Field(ge=1, le=MAX_LIST)]
 
 
@@ -58,7 +60,8 @@ async def fill_masks(call: Call, model: ServedModel, asked: InferenceRequest) ->
     """Words for the masked place of each text, or lists of them where a text has several places."""
     wanted = read_parameters(FillMask, asked.parameters)
     targets = [wanted.targets] if isinstance(wanted.targets, str) else wanted.targets
-    params = fill_mask.FillMaskParams(wanted.top_k, None if targets is None else await find_targets(targets, model))
+    target_ids = None if targets is None else await find_targets(call, targets, model)
+    params = fill_mask.FillMaskParams(wanted.top_k, target_ids)
 
     async def settle(sequences: Sequence[TokenSequence]) -> fill_mask.FillMaskParams:
         check_work(sequences, model, wanted.top_k)
@@ -72,25 +75,24 @@ async def fill_masks(call: Call, model: ServedModel, asked: InferenceRequest) ->
     )
     async with OpenJob(call, model, job) as opened:
         arrays, sequences = await opened.collect(), opened.sequences
-    write = partial(write_words, sequences, model, arrays["token_ids"], arrays["scores"], asked)
-    return await write_reply(write, wanted.top_k * count_filled(sequences, model), INLINE_ITEMS, model)
+    size = wanted.top_k * count_filled(sequences, model)
+    words = read_words(sequences, model, arrays["token_ids"], arrays["scores"])
+    places = iter(await make_parts(words, size, INLINE_ITEMS, model))
+    write = partial(write_words, sequences, model, places, asked)
+    return await write_reply(write, size, INLINE_ITEMS, model)
 
 
-async def find_targets(targets: Sequence[str], model: ServedModel) -> tuple[int, ...]:
+async def find_targets(call: Call, targets: Sequence[str], model: ServedModel) -> tuple[int, ...]:
     """A word that is no token stands for its first one. Raises InvalidField where one has none."""
-    found: dict[int, None] = {}
-    for index, target in enumerate(targets):
-        token_id = model.tokenizer.texts.find_id(target)
-        if token_id is None:
-            field = f"targets[{index}]"
-            (sequence,) = await model.tokenizer.encode(
-                [target], truncation="right", field=field, add_special_tokens=False, max_tokens=1
-            )
-            token_id = int(sequence.input_ids[0])
-        if token_id >= model.info.vocab_size:
-            raise InvalidField(f"targets[{index}] is a token that this model does not have", param="targets")
-        found[token_id] = None
-    return tuple(found)
+    known = [model.tokenizer.texts.find_id(target) for target in targets]
+    inputs: list[Input] = [
+        target if token_id is None else [token_id] for target, token_id in zip(targets, known, strict=True)
+    ]
+    with take_places(call, model, 1):
+        sequences = await model.tokenizer.encode(
+            inputs, truncation="right", field="targets", add_special_tokens=False, max_tokens=1
+        )
+    return tuple(dict.fromkeys(int(sequence.input_ids[0]) for sequence in sequences))
 
 
 def check_work(sequences: Sequence[TokenSequence], model: ServedModel, top_k: int) -> None:
@@ -114,32 +116,35 @@ def count_filled(sequences: Sequence[TokenSequence], model: ServedModel) -> int:
     return sum(each.num_tokens * len(fill_mask.find_masks(each, model.info)) for each in sequences)
 
 
-def write_words(
-    sequences: Sequence[TokenSequence], model: ServedModel, ids: Ragged, scores: Ragged, asked: InferenceRequest
-) -> bytes:
-    texts, info = model.tokenizer.texts, model.info
-    answers: list[Any] = []
+def read_words(
+    sequences: Sequence[TokenSequence], model: ServedModel, ids: Ragged, scores: Ragged
+) -> Iterator[list[Word]]:
+    """For one masked place after the other."""
+    texts = model.tokenizer.texts
     for index, sequence in enumerate(sequences):
-        masks = fill_mask.find_masks(sequence, info).tolist()
-        lists: list[list[dict[str, str | int | float]]] = []
+        masks = fill_mask.find_masks(sequence, model.info).tolist()
         for place, row, numbers in zip(masks, ids.row(index).tolist(), scores.row(index).tolist(), strict=True):
             names = texts.write([[token_id] for token_id in row], skip_special_tokens=False)
             # Of several places the others stay masked, which is a special token.
             filled = texts.write(fill_mask.fill_in(sequence, place, row), skip_special_tokens=len(masks) == 1)
-            lists.append(
-                [
-                    {"score": score, "token": token_id, "token_str": name, "sequence": text}
-                    for score, token_id, name, text in zip(numbers, row, names, filled, strict=True)
-                ]
-            )
-        answers.append(lists if len(lists) > 1 else lists[0])
-    return orjson.dumps(asked.unwrap(answers))
+            yield [
+                {"score": score, "token": token_id, "token_str": name, "sequence": text}
+                for score, token_id, name, text in zip(numbers, row, names, filled, strict=True)
+            ]
+
+
+def write_words(
+    sequences: Sequence[TokenSequence], model: ServedModel, places: Iterator[list[Word]], asked: InferenceRequest
+) -> bytes:
+    """`places`: the words for each."""
+    lists = [list(islice(places, len(fill_mask.find_masks(each, model.info)))) for each in sequences]
+    return orjson.dumps(asked.unwrap([each if len(each) > 1 else each[0] for each in lists]))
 
 
 async def answer_questions(call: Call, model: ServedModel, asked: InferenceRequest) -> Reply:
     """The best answer to each question, or a list of them where more than one is wanted."""
     wanted = read_parameters(QuestionAnswering, asked.parameters)
-    questions = await shorten_questions(asked.list_questions(), model, wanted.max_question_len)
+    questions = await shorten_questions(call, asked.list_questions(), model, wanted.max_question_len)
     most = model.tokenizer.limit_tokens(wanted.max_seq_len or USUAL_SEQ_LEN)
     job = TextJob(
         *(question_answering.TASK, questions, "inputs", question_answering.QuestionAnsweringParams()),
@@ -158,12 +163,13 @@ async def answer_questions(call: Call, model: ServedModel, asked: InferenceReque
     reader = question_answering.Reader(
         wanted.top_k, wanted.max_answer_len, wanted.handle_impossible_answer, wanted.align_to_words
     )
-    write = partial(write_answers, reader, windows, arrays["token_logits"], asked)
-    return await write_reply(write, call.times.num_tokens * ITEMS_PER_TOKEN, INLINE_ITEMS, model)
+    size = call.times.num_tokens * ITEMS_PER_TOKEN
+    answers = await make_parts(read_answers(reader, windows, arrays["token_logits"]), size, INLINE_ITEMS, model)
+    return await write_reply(lambda: orjson.dumps(asked.unwrap(answers)), size, INLINE_ITEMS, model)
 
 
 async def shorten_questions(
-    pairs: Sequence[tuple[str, str]], model: ServedModel, max_tokens: int
+    call: Call, pairs: Sequence[tuple[str, str]], model: ServedModel, max_tokens: int
 ) -> list[tuple[str, str]]:
     """Raises InvalidField where there are too many; EmptyInput where one, or its context, is empty."""
     check_places(len(pairs), model, "inputs")
@@ -171,20 +177,17 @@ async def shorten_questions(
         if not all(pair):
             place = f"inputs[{index}]" if len(pairs) > 1 else "inputs"
             raise EmptyInput(f"{place} must have a question and a context, and neither may be empty", param="inputs")
-    questions = await model.tokenizer.shorten([question for question, _ in pairs], max_tokens, field="inputs")
+    with take_places(call, model, len(pairs)):
+        questions = await model.tokenizer.shorten([question for question, _ in pairs], max_tokens, field="inputs")
     return [(question, context) for question, (_, context) in zip(questions, pairs, strict=True)]
 
 
-def write_answers(
-    reader: question_answering.Reader, windows: list[list[Window]], logits: Ragged, asked: InferenceRequest
-) -> bytes:
-    """Raises EmptyInput where there is nothing to choose an answer from."""
+def read_answers(reader: question_answering.Reader, windows: list[list[Window]], logits: Ragged) -> Iterator[Any]:
+    """To one question after the other. Raises EmptyInput where there is nothing to choose an answer from."""
     rows = (logits.row(index) for index in range(len(logits)))
-    answers: list[Any] = []
     for index, each in enumerate(windows):
         found = reader.read(each, list(islice(rows, len(each))))
         if not found:
             place = f"inputs[{index}]" if len(windows) > 1 else "inputs"
             raise EmptyInput(f"{place} has a context without a token to answer with", param="inputs")
-        answers.append(found[0] if reader.top_k == 1 else found)
-    return orjson.dumps(asked.unwrap(answers))
+        yield found[0] if reader.top_k == 1 else found

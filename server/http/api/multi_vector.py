@@ -18,7 +18,7 @@ from server.http.endpoint import run_job
 from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.route import Route
 from server.http.state import ServerState
-from server.http.token_vectors import build_job
+from server.http.token_vectors import bound_numbers, build_job
 from server.tasks import multi_vector
 from server.text.late_interaction import Side
 from server.wire.job import Ragged
@@ -64,7 +64,7 @@ async def embed_for_interaction(call: Call, state: ServerState) -> Reply:
         )
     inputs = list_inputs(asked.input)
     job = build_job(model, inputs, "input", side=asked.input_type, priority=asked.priority or 0)
-    rows = (await run_job(call, model, job))["token_embeddings"]
+    rows = (await run_job(call, model, bound_numbers(job, model)))["token_embeddings"]
     num_tokens = call.times.num_tokens
     head = {
         "object": "list",

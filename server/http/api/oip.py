@@ -30,7 +30,7 @@ from server.http.api.oip_model import (
 from server.http.api.oip_stats import ModelStats, count_models
 from server.http.api.oip_tensors import cut_tensors, write_output
 from server.http.api.statuses import find_status
-from server.http.body import parse_body, receive_body
+from server.http.body import MAX_LENGTH_DIGITS, parse_body, receive_body
 from server.http.body_limits import HeldBody
 from server.http.call import JSON, Call, Reply, reply_json
 from server.http.docs import find_version as find_server_version
@@ -109,11 +109,11 @@ async def get_model_ready(call: Call, state: ServerState) -> Reply:
 
 
 async def get_model_stats(call: Call, state: ServerState) -> Reply:
-    return reply_json({"model_stats": count_models([find_model(call.rest, state).name], state.metrics)})
+    return reply_json({"model_stats": await count_models([find_model(call.rest, state).name], state.metrics)})
 
 
 async def get_all_stats(call: Call, state: ServerState) -> Reply:
-    return reply_json({"model_stats": count_models(list(state.models), state.metrics)})
+    return reply_json({"model_stats": await count_models(list(state.models), state.metrics)})
 
 
 async def index_repository(call: Call, state: ServerState) -> Reply:
@@ -166,7 +166,7 @@ def find_length(call: Call, body: bytes) -> int:
     given = call.header(HEADER_LENGTH.lower().encode())
     if given is None:
         return len(body)
-    if not given.isdecimal() or int(given) > len(body):
+    if not given.isdecimal() or len(given) > MAX_LENGTH_DIGITS or int(given) > len(body):
         raise InvalidField(
             f"{HEADER_LENGTH} must be the length of the JSON, at most {len(body)}, not {given[:20]!r}",
             param=HEADER_LENGTH,

@@ -181,6 +181,9 @@ class InferStatistics(Message):
     queue: Duration | None = optional(3, Duration)
     compute_input: Duration | None = optional(4, Duration)
     compute_infer: Duration | None = optional(5, Duration)
+    compute_output: Duration | None = optional(6, Duration)
+    cache_hit: Duration | None = optional(7, Duration)
+    cache_miss: Duration | None = optional(8, Duration)
 
 
 @dataclass(slots=True, eq=False)

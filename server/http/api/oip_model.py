@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from server.errors import InvalidField, UnknownModel, Unservable
 from server.http.api.fields import Label, Options
-from server.http.api.oip_tensors import InputTensor, read_numbers, read_texts
+from server.http.api.oip_tensors import Given, InputTensor, read_numbers, read_texts
 from server.http.call import Call
 from server.http.endpoint import TextJob, check_places, describe_statuses, run_job
 from server.http.state import ServedModel, ServerState
@@ -191,10 +191,8 @@ def find_outputs(model: ServedModel) -> dict[str, int]:
     return {name: head.info.output_dim for head in heads for name in head.outputs.values()}
 
 
-async def infer_rows(
-    call: Call, model: ServedModel, asked: InferRequest, parts: Sequence[memoryview | None]
-) -> dict[str, Rows]:
-    """float32 `[n, width]` of each output that is wanted. `parts`: each input's bytes, None where it has `data`.
+async def infer_rows(call: Call, model: ServedModel, asked: InferRequest, parts: Sequence[Given]) -> dict[str, Rows]:
+    """float32 `[n, width]` of each output that is wanted. `parts`: each input's values, None where they are its `data`.
 
     Raises ServiceError's kinds.
     """
@@ -218,7 +216,7 @@ async def infer_rows(
     return {name: arrays[name].values for name in wanted}
 
 
-def list_inputs(tensors: Sequence[InputTensor], parts: Sequence[memoryview | None], model: ServedModel) -> list[Input]:
+def list_inputs(tensors: Sequence[InputTensor], parts: Sequence[Given], model: ServedModel) -> list[Input]:
     """One for each row. A tensor without elements may say any number of them, so they are counted before they are made.
 
     Raises InvalidField, EmptyInput.
@@ -252,6 +250,5 @@ def list_rows(arrays: Mapping[str, npt.NDArray[np.int64]]) -> list[TokenSequence
     keeps = arrays[MASK] != 0 if MASK in arrays else np.ones(ids.shape, np.bool_)
     types = arrays.get(TYPES)
     return [
-        TokenSequence(ids[row][keep], None if types is None else types[row][keep].astype(np.int32))
-        for row, keep in enumerate(keeps)
+        TokenSequence(ids[row][keep], None if types is None else types[row][keep]) for row, keep in enumerate(keeps)
     ]

@@ -23,10 +23,11 @@ from server.http.api.oip_model import (
     refuse_loading,
 )
 from server.http.api.oip_stats import Duration, ModelStats, count_models
-from server.http.api.oip_tensors import decode
+from server.http.api.oip_tensors import Given, decode
 from server.http.body import check_object
 from server.http.call import Call, Reply
 from server.http.docs import find_version as find_server_version
+from server.http.protobuf import Numbers
 from server.http.rpc import list_questions, list_rpcs, parse_message, parse_question, reply_message
 from server.http.state import ServerState
 
@@ -37,9 +38,8 @@ CONTENTS: Mapping[str, str] = {
     "INT64": "int64_contents",
     **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
     "UINT64": "uint64_contents",
-    "BYTES": "bytes_contents",
 }
-"""Where the values of an input are, by its datatype."""
+"""Where the numbers of an input are, by its datatype."""
 DATA_TYPES: Mapping[str, int] = {"TYPE_INT64": 9, "TYPE_FP32": 11, "TYPE_STRING": 13}
 """Triton's numbers."""
 
@@ -90,7 +90,7 @@ async def tell_statistics(call: Call, state: ServerState) -> Reply:
     """Of all models where none is named."""
     asked = await parse_question(call, state, proto.NamedModel)
     names = [find_version(asked.name, asked.version, state).name] if asked.name else list(state.models)
-    stats = [write_stats(found) for found in count_models(names, state.metrics)]
+    stats = [write_stats(found) for found in await count_models(names, state.metrics)]
     return reply_message(proto.ModelStatisticsResponse(stats))
 
 
@@ -101,7 +101,8 @@ def write_stats(found: ModelStats) -> proto.ModelStatistics:
     times = found["inference_stats"]
     stats = proto.InferStatistics(
         *(write(times["success"]), write(times["fail"]), write(times["queue"])),
-        *(write(times["compute_input"]), write(times["compute_infer"])),
+        *(write(times["compute_input"]), write(times["compute_infer"]), write(times["compute_output"])),
+        *(write(times["cache_hit"]), write(times["cache_miss"])),
     )
     counts = (found["inference_count"], found["execution_count"])
     return proto.ModelStatistics(found["name"], found["version"], *counts, stats)
@@ -129,41 +130,45 @@ async def infer_message(call: Call, state: ServerState) -> Reply:
     return reply_message(answer)
 
 
-def read_request(message: proto.ModelInferRequest) -> tuple[InferRequest, Sequence[memoryview | None]]:
-    """As the body of REST has it, and each input's bytes where it is raw. Raises InvalidField."""
-    parts: Sequence[memoryview | None] = message.raw_input_contents or [None] * len(message.inputs)
-    if len(parts) != len(message.inputs):
+def read_request(message: proto.ModelInferRequest) -> tuple[InferRequest, Sequence[Given]]:
+    """As the body of REST has it, and each input's values where they are bytes or numbers. Raises InvalidField."""
+    raw = message.raw_input_contents
+    if raw and len(raw) != len(message.inputs):
         raise InvalidField(
             f"raw_input_contents must have one entry for each of the {len(message.inputs)} inputs, or none; it has "
-            f"{len(parts)}",
+            f"{len(raw)}",
             param="raw_input_contents",
         )
-    pairs = zip(message.inputs, parts, strict=True)
     asked = check_object(
         InferRequest,
         {
             "id": message.id or None,
             "parameters": read_parameters(message.parameters),
-            "inputs": [read_tensor(tensor, is_raw=part is not None) for tensor, part in pairs],
+            "inputs": [read_tensor(tensor, is_raw=bool(raw)) for tensor in message.inputs],
             "outputs": [{"name": wish.name} for wish in message.outputs] or None,
         },
     )
-    return asked, parts
+    return asked, raw or [find_numbers(tensor) for tensor in message.inputs]
 
 
 def read_tensor(tensor: proto.Tensor, *, is_raw: bool) -> dict[str, Any]:
-    """Raises InvalidField."""
+    """With its texts, if it has any. Raises InvalidField."""
     if is_raw and tensor.contents is not None:
         raise InvalidField(
             f"inputs: {tensor.name[:100]} must have either contents or an entry of raw_input_contents", param="inputs"
         )
     values = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape.tolist()}
-    kind = CONTENTS.get(tensor.datatype)
-    if is_raw or kind is None:
+    if is_raw or tensor.datatype != "BYTES":
         return values
-    given = getattr(tensor.contents or proto.TensorContents(), kind)
-    data = [decode(memoryview(each)) for each in given] if kind == "bytes_contents" else given.tolist()
-    return {**values, "data": data}
+    given = tensor.contents.bytes_contents if tensor.contents else []
+    return {**values, "data": [decode(memoryview(each)) for each in given]}
+
+
+def find_numbers(tensor: proto.Tensor) -> Numbers | None:
+    """As they lie in the message. None where it holds texts."""
+    kind = CONTENTS.get(tensor.datatype)
+    numbers: Numbers | None = getattr(tensor.contents or proto.TensorContents(), kind) if kind else None
+    return numbers
 
 
 def read_parameters(entries: Sequence[proto.NamedParameter]) -> dict[str, Any]:

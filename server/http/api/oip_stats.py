@@ -1,6 +1,7 @@
 """Statistics as Triton's extension of the Open Inference Protocol tells them, out of what `/metrics` counts: of all
 routes, all HTTP processes and all replicas, since the server was started."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -19,13 +20,17 @@ class Duration(TypedDict):
 
 
 class InferStats(TypedDict):
-    """`success` has the time of all requests: it is counted of all together."""
+    """`success` has the time of all requests: it is counted of all together. Outputs come with what computes them, and
+    no answer is taken from a cache: clients such as perf_analyzer want to read so."""
 
     success: Duration
     fail: Duration
     queue: Duration
     compute_input: Duration
     compute_infer: Duration
+    compute_output: Duration
+    cache_hit: Duration
+    cache_miss: Duration
 
 
 class ModelStats(TypedDict):
@@ -38,8 +43,9 @@ class ModelStats(TypedDict):
     inference_stats: InferStats
 
 
-def count_models(names: Sequence[str], metrics: Metrics) -> list[ModelStats]:
-    sums = sum_samples(metrics)
+async def count_models(names: Sequence[str], metrics: Metrics) -> list[ModelStats]:
+    # Some milliseconds with many processes: not on the event loop.
+    sums = await asyncio.to_thread(sum_samples, metrics)
     return [describe_counts(name, sums[name]) for name in names]
 
 
@@ -59,6 +65,7 @@ def describe_counts(name: str, sums: Sums) -> ModelStats:
     def read(seconds: str) -> Duration:
         return {"count": int(sums[f"{seconds}_count"]), "ns": round(sums[f"{seconds}_sum"] * 1e9)}
 
+    infer = read(STAGES["compute_infer"])
     return {
         "name": name,
         "version": "1",
@@ -69,6 +76,9 @@ def describe_counts(name: str, sums: Sums) -> ModelStats:
             "fail": {"count": int(sums["requests_total:False"]), "ns": 0},
             "queue": read(STAGES["queue"]),
             "compute_input": read(STAGES["compute_input"]),
-            "compute_infer": read(STAGES["compute_infer"]),
+            "compute_infer": infer,
+            "compute_output": {"count": infer["count"], "ns": 0},
+            "cache_hit": {"count": 0, "ns": 0},
+            "cache_miss": {"count": 0, "ns": 0},
         },
     }

@@ -25,8 +25,12 @@ DTYPES = {
     )
 }
 """Of inputs that are numbers: ids, masks, types."""
+Given = memoryview | npt.NDArray[Any] | None
+"""What an input's values came as: bytes, or numbers; None: they are its `data`."""
 LENGTH = struct.Struct("<I")
 MAX_DIMS = 8
+MAX_INT64 = 2**63 - 1
+"""No id, type or mask is as large, and that of all datatypes fits into it."""
 Datatype = Literal["BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BYTES"]
 
 
@@ -57,13 +61,15 @@ class InputTensor(BaseModel):
         return size
 
 
-def read_numbers(tensor: InputTensor, raw: memoryview | None) -> npt.NDArray[np.int64]:
+def read_numbers(tensor: InputTensor, given: Given) -> npt.NDArray[np.int64]:
     """In the tensor's shape; of bytes a view, if they are int64. Raises InvalidField."""
     if tensor.datatype == "BYTES":
         raise InvalidField(f"inputs: {tensor.name} must hold whole numbers, and not BYTES", param="inputs")
-    dtype = DTYPES[tensor.datatype]
     try:
-        values = np.array(tensor.data) if raw is None else np.frombuffer(raw, dtype)
+        if isinstance(given, memoryview):
+            values = np.frombuffer(given, DTYPES[tensor.datatype])
+        else:
+            values = np.array(tensor.data) if given is None else given
     except (ValueError, OverflowError):
         raise InvalidField(
             f"inputs: the data of {tensor.name} must be whole numbers, in rows of one length", param="inputs"
@@ -75,15 +81,26 @@ def read_numbers(tensor: InputTensor, raw: memoryview | None) -> npt.NDArray[np.
         )
     if values.dtype.kind not in "biu" and values.size:
         raise InvalidField(f"inputs: the data of {tensor.name} must be whole numbers", param="inputs")
+    check_range(tensor, values)
     return values.reshape(tensor.shape).astype(np.int64, copy=False)
 
 
-def read_texts(tensor: InputTensor, raw: memoryview | None) -> list[str]:
+def check_range(tensor: InputTensor, values: npt.NDArray[Any]) -> None:
+    """Of numbers that may be any, whatever the datatype says. Raises InvalidField."""
+    dtype = DTYPES[tensor.datatype]
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, min(np.iinfo(dtype).max, MAX_INT64))
+    if values.size and (int(values.min()) < low or int(values.max()) > high):
+        raise InvalidField(
+            f"inputs: the data of {tensor.name} must be {tensor.datatype}, from {low} to {high}", param="inputs"
+        )
+
+
+def read_texts(tensor: InputTensor, raw: Given) -> list[str]:
     """Row by row. Raises InvalidField."""
     if tensor.datatype != "BYTES":
         raise InvalidField(f"inputs: {tensor.name} must be BYTES, which are texts", param="inputs")
     most = tensor.num_elements + 1  # one too many is enough to see that there are
-    given = flatten(tensor.data or []) if raw is None else map(decode, split_bytes(raw))
+    given = map(decode, split_bytes(raw)) if isinstance(raw, memoryview) else flatten(tensor.data or [])
     texts = list(islice(given, most))
     if len(texts) != tensor.num_elements:
         count = f"{'over ' if len(texts) == most else ''}{min(len(texts), tensor.num_elements)}"
@@ -125,9 +142,9 @@ def decode(part: memoryview) -> str:
         raise InvalidField("inputs: an element of a BYTES tensor is not UTF-8", param="inputs") from None
 
 
-def cut_tensors(tensors: Sequence[InputTensor], rest: memoryview) -> list[memoryview | None]:
+def cut_tensors(tensors: Sequence[InputTensor], rest: memoryview) -> list[Given]:
     """The bytes of each tensor that has any behind the JSON. Raises InvalidField where there are more, or fewer."""
-    parts: list[memoryview | None] = []
+    parts: list[Given] = []
     place = 0
     for tensor in tensors:
         size = tensor.binary_size

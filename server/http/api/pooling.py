@@ -23,7 +23,7 @@ from server.http.endpoint import TextJob, run_job
 from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.route import Route
 from server.http.state import ServedModel, ServerState
-from server.http.token_vectors import build_job
+from server.http.token_vectors import bound_numbers, build_job
 from server.tasks import classify, embed, token_classify, token_embed
 from server.tasks.task import Task
 from server.tasks.vector_types import scale_rows
@@ -136,6 +136,8 @@ def check_fields(asked: PoolingRequest, model: ServedModel, task: Task) -> None:
 
 def describe_job(asked: PoolingRequest, model: ServedModel, task: Task) -> TextJob:
     job = describe_whole(asked, model, task)
+    if task in (token_embed.TASK, token_classify.TASK):
+        job = bound_numbers(job, model)
     if asked.truncate_prompt_tokens is None:
         return job
     truncation, most = limit_input(asked.truncate_prompt_tokens, asked.truncation_side, model)

@@ -14,7 +14,7 @@ from server.http.endpoint import run_job
 from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.route import Route
 from server.http.state import ServedModel, ServerState
-from server.http.token_vectors import build_job
+from server.http.token_vectors import bound_numbers, build_job
 from server.tasks import token_embed
 from server.text.prompts import find_prompt
 from server.wire.job import Ragged
@@ -46,7 +46,7 @@ async def compute_token_rows(call: Call, state: ServerState, asked: EmbedAllRequ
         truncation=None if asked.truncate is None else asked.choose_truncation("error"),
     )
     with offer_truncation():
-        return (await run_job(call, model, job))["token_embeddings"], model
+        return (await run_job(call, model, bound_numbers(job, model)))["token_embeddings"], model
 
 
 def write_token_rows(rows: Ragged) -> bytes:

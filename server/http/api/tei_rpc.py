@@ -69,10 +69,15 @@ async def embed_message(call: Call, state: ServerState) -> Reply:
 async def embed_sparse_message(call: Call, state: ServerState) -> Reply:
     message = parse_message(call, state, proto.EmbedSparseRequest)
     values = {"inputs": message.inputs, "prompt_name": message.prompt_name, **read_truncation(call, message)}
-    arrays, _ = await compute_weights(call, state, check_object(SparseRequest, values))
-    pairs = zip(arrays["indices"].row(0).tolist(), arrays["weights"].row(0).tolist(), strict=True)
-    weights = [proto.SparseValue(index, value) for index, value in pairs]
-    return reply_message(proto.EmbedSparseResponse(weights, describe_call(call, message.inputs)))
+    arrays, model = await compute_weights(call, state, check_object(SparseRequest, values))
+    indices, weights = arrays["indices"].row(0), arrays["weights"].row(0)
+    write = partial(write_weights, indices, weights, describe_call(call, message.inputs))
+    return await write_reply(write, len(weights), INLINE_PIECES, model)
+
+
+def write_weights(indices: Vectors, weights: Vectors, metadata: proto.Metadata) -> Reply:
+    pairs = zip(indices.tolist(), weights.tolist(), strict=True)
+    return reply_message(proto.EmbedSparseResponse([proto.SparseValue(*pair) for pair in pairs], metadata))
 
 
 async def embed_all_message(call: Call, state: ServerState) -> Reply:
