@@ -13,8 +13,8 @@ from server.http.call import Call
 from server.http.endpoint import OpenJob, TextJob, check_places, run_job
 from server.http.state import ServedModel, ServerState
 from server.tasks import multi_vector, rerank
-from server.text import judgement
 from server.text.inputs import Input
+from server.text.judgement import Judge
 from server.text.prompts import find_by_type, find_default
 from server.text.work import Truncation
 from server.wire.job import Ragged
@@ -87,23 +87,22 @@ async def score_pairs(call: Call, model: ServedModel, question: Question) -> rer
     each = queries if len(queries) == len(documents) else [queries[0]] * len(documents)
     pairs = list(zip(each, documents, strict=True))
     job = build_job(question, pairs, question.documents.field, find_default(model.info))
-    if model.info.answer_token_ids:
-        job = ask_judge(model, job, pairs)
+    if model.judge is not None:
+        job = ask_judge(model.judge, job, pairs)
     logits = (await run_job(call, model, job))["logits"].values
     return rerank.score_logits(logits, model.info, question.scale)
 
 
-def ask_judge(model: ServedModel, job: TextJob, pairs: Sequence[tuple[str, str]]) -> TextJob:
-    """The job with each pair as a question to a language model. Raises InvalidField."""
-    template, opens_answer = model.tokenizer.chat_template, model.info.opens_answer
-    frames = {query: judgement.frame(template, query, opens_answer=opens_answer) for query in dict(pairs)}
-    endings = {ending for _, ending in frames.values()}
-    if len(endings) > 1:
+def ask_judge(judge: Judge, job: TextJob, pairs: Sequence[tuple[str, str]]) -> TextJob:
+    """The job with each pair as a question, whose prompt is in the judge's wording. Raises InvalidField."""
+    if job.truncation == "left":
         raise InvalidField(
-            "the model's chat template ends differently for these queries; send them apart", param="model"
+            "truncation_direction left would cut the question off, which stands before the document; leave it out",
+            param="truncation_direction",
         )
-    texts = [frames[query][0] + document for query, document in pairs]
-    return replace(job, inputs=texts, prompt="", ending=endings.pop())
+    frames = {query: judge.frame(query) for query in dict(pairs)}
+    texts = [f"{frames[query].before}{document}{frames[query].between}" for query, document in pairs]
+    return replace(job, inputs=texts, prompt="", ending=judge.ending_ids)
 
 
 async def compare_vectors(call: Call, model: ServedModel, question: Question) -> rerank.Scores:

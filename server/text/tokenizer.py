@@ -105,6 +105,10 @@ class Tokenizer:
         found = [self.texts.find_id(token) for token in tokens]
         return tuple(token_id for token_id in found if token_id is not None)
 
+    def list_ids(self, text: str) -> list[int]:
+        """Of a short text, without special tokens around it. Raises InvalidField where there is no tokenizer."""
+        return self._find_plain().encode(text, add_special_tokens=False).ids
+
     def join_tokens(self, tokens: Sequence[str]) -> str:
         """Text of tokens as the vocabulary writes them, as transformers' convert_tokens_to_string has it."""
         return " ".join(tokens) if self._decoder is None else str(self._decoder.decode(list(tokens)))
@@ -177,14 +181,6 @@ class Tokenizer:
             ]
             found.extend(chain.from_iterable(await asyncio.gather(*futures)))
         return found
-
-    async def count_prompt_tokens(self, prompt: str) -> int:
-        """How many of a text's tokens are its prompt's, special ones before it included. It must not be empty.
-
-        As Transformer._get_prompt_length of sentence-transformers 6: the prompt by itself, without what ends it.
-        """
-        (sequence,) = await self.encode([prompt], truncation="right", field="prompt")
-        return sequence.num_tokens - self.texts.is_special(int(sequence.input_ids[-1]))
 
     async def shorten(self, texts: Sequence[str], max_tokens: int, *, field: str) -> list[str]:
         """Each up to the end of its `max_tokens`-th token, special ones not counted. Raises InvalidField."""

@@ -352,6 +352,8 @@ def test_cut_between_words(side: Side) -> None:
     assert head.text[head.first : head.last] == ("one two three" if side == "right" else " four five six")
     assert cut_text("x" * 50, 12, side, borders).is_whole
     assert cut_text(text, 100, side, borders) == (text, True, 0, len(text))
+    with pytest.raises(AssertionError, match="Nothing could be read"):
+        cut_text(text, 0, side, borders)  # once it never ended
 
 
 @given(counts=st.lists(st.integers(0, 12), min_size=1, max_size=2), budget=st.integers(1, 20))
