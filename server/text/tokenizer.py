@@ -138,7 +138,7 @@ class Tokenizer:
         `cuts_first`: truncation leaves the second text of a pair whole, instead of cutting the longer one first.
         """
         most = self.limit_tokens(max_tokens)
-        shared = find_shared(inputs) if self._can_join and not cuts_first else None
+        shared = find_shared(inputs) if self._can_join else {}
         work = Work(truncation, field, add_special_tokens, is_short(inputs), most, cuts_first, shared=shared)
         return await self._map(self._encode_input, inputs, work)
 
@@ -302,8 +302,9 @@ class Tokenizer:
         side: Side = "left" if work.truncation == "left" else "right"
         chars_per_token = GUARD_CHARS_PER_TOKEN if work.truncation == "error" else CHARS_PER_TOKEN
         reach = work.max_tokens * chars_per_token
-        if work.shared is not None and isinstance(text, tuple) and max(map(len, text)) <= reach:
-            return self._join(work.shared, text[1], side, work)
+        shared = work.shared.get(parts[0]) if len(parts) > 1 else None
+        if shared is not None and max(map(len, parts)) <= reach:
+            return self._join(shared, parts[1], side, work)
         while True:
             heads = [cut_text(part, reach, side, self._borders) for part in parts]
             encoding = self._read(heads, work)
@@ -328,7 +329,11 @@ class Tokenizer:
         if work.truncation == "error" and num_tokens > work.max_tokens:
             raise make_too_long(str(num_tokens), work)
         encoding = join_pair(
-            plain, pair, max_tokens=work.max_tokens, side=side, add_special_tokens=work.add_special_tokens
+            *(plain, pair),
+            max_tokens=work.max_tokens,
+            side=side,
+            add_special_tokens=work.add_special_tokens,
+            cuts_first=work.cuts_first,
         )
         return Kept(encoding, slice(None))
 
