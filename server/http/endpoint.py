@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from server.errors import DeadlineExceeded, EmptyInput, EngineUnavailable, InvalidAnswer, InvalidField
+from server.errors import DeadlineExceeded, EmptyInput, EngineUnavailable, InvalidAnswer, InvalidField, Overloaded
 from server.http.admission import Ticket
 from server.http.call import Call
 from server.http.keys import Charge
@@ -96,9 +96,11 @@ class OpenJob:
         tokens_per_s = check_engine(self.model)
         self.inputs = put_before(self.job.prompt, self.job.inputs)
         self.size = measure(self.inputs)
+        self.check_cut()
         self.num_expected = self.estimate_answers()
         num_tokens = self.estimate_inputs() + self.num_expected * len(self.job.inputs)
-        self.charge = self.call.key.charge(num_tokens)
+        self.charge = self.call.key.charge(num_tokens, has_begun=self.call.is_charged)
+        self.call.is_charged = True
         try:
             self.ticket = self.model.admission.admit(
                 len(self.job.inputs) * self.job.num_answers,
@@ -118,9 +120,21 @@ class OpenJob:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self.ticket is not None and self.results is not None
+        assert self.ticket is not None and self.results is not None and self.charge is not None
         self.results.cancel()
         self.ticket.release()
+        if isinstance(error, InvalidField | Overloaded):  # as the next job of the call: it costs nothing
+            self.charge.correct(0)
+
+    def check_cut(self) -> None:
+        """Pooling leaves out as many tokens as the prompt has, wherever it has gone. Raises InvalidField."""
+        is_lost = self.job.prompt and not self.model.info.pools_prompt and self.job.truncation == "left"
+        if is_lost and self.size.num_chars:
+            raise InvalidField(
+                f"{self.job.field} cannot be cut on the left (truncation_side, truncation_direction or truncate): that "
+                "cuts the prompt, which this model's pooling leaves out. Have it cut on the right",
+                param=self.job.field,
+            )
 
     def estimate_inputs(self) -> int:
         """Exact for token ids, guessed from the characters for text."""

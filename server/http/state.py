@@ -158,6 +158,6 @@ class ServerState:
         if not fitting:
             raise UnknownModel(f"no model here has the task {task.name if task else ''}", param="model")
         raise InvalidField(
-            f"several models could answer; name one of them in 'model': {', '.join(m.name for m in fitting)}",
+            f"several models could answer; name one of them in 'model': {', '.join(m.full_name for m in fitting)}",
             param="model",
         )
