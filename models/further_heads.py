@@ -70,6 +70,8 @@ def read_further_head(directory: Path, name: str, task: str, trunk: ModelInfo) -
     info = read_info(directory, task=task)
     if info.task not in ENCODER_TASKS or trunk.task not in ENCODER_TASKS:
         raise ModelDirectoryError(f"{directory}: a head cannot be for {info.task} on a model for {trunk.task}")
+    if info.question_format:
+        raise ModelDirectoryError(f"{directory}: a head that is asked about pairs by a chat template is not supported")
     for what in ("vocab_size", "type_vocab_size", "do_lower_case"):
         if getattr(info, what) != getattr(trunk, what):
             raise ModelDirectoryError(

@@ -15,7 +15,7 @@ from models.module_chain import check_is_whole, check_scorer, find_module, find_
 from models.settings import FILE_NAME, read_matryoshka_dimensions, read_prompts, read_settings, read_truncate_dim
 from models.sparse_modules import check_sparse, is_sparse
 from models.special_tokens import find_mask_token, find_special_token
-from models.tokenization import count_positions, read_tokenization
+from models.tokenization import Tokenization, count_positions, read_tokenization
 
 __all__ = [
     "CLASSIFIER_SUFFIX",
@@ -93,6 +93,9 @@ class ModelInfo:
     """Generators: the tokens that end an answer."""
     answer_token_ids: tuple[int, ...] = ()
     """Language models that judge pairs: yes and no, whose logits' difference is the score, or yes alone."""
+    question_format: str = ""
+    """How a ranker is asked about a pair: empty, the pair as it is; `flat` or `structured`, by its chat template, of
+    messages whose contents are texts or lists of parts; `qwen3`, by that if it can, else in Qwen3-Reranker's words."""
     opens_answer: bool = False
     """Of those: their chat template is to end where the answer begins."""
     late_interaction: LateInteraction | None = None
@@ -117,6 +120,7 @@ def read_info(
     architecture = read_architecture(keys)
     task = choose_task(path, architecture, find_module_task(directory, keys) if task == "auto" else task)
     tokenization = read_tokenization(folder, keys)
+    check_plain_texts(folder, task, tokenization)
     info = ModelInfo(
         architecture=architecture,
         task=task,
@@ -125,6 +129,7 @@ def read_info(
         type_vocab_size=count_types(path, keys) if tokenization.has_token_types else 1,
         max_input_tokens=tokenization.max_input_tokens,
         do_lower_case=tokenization.do_lower_case,
+        question_format=tokenization.message_format,
         opens_answer=tokenization.opens_answer,
         output_dim=require_number(path, keys, "hidden_size"),
     )
@@ -162,6 +167,15 @@ def find_module_task(directory: Path, keys: Keys) -> str:
     return "embed" if is_generator and find_module(directory, "Pooling") is not None else "auto"
 
 
+def check_plain_texts(folder: Path, task: str, tokenization: Tokenization) -> None:
+    """Raises ModelDirectoryError for texts that sentence-transformers would make messages of, if they are no pairs."""
+    if tokenization.message_format and task not in ("classify", "generate"):
+        raise ModelDirectoryError(
+            f"{folder}: modality_config has message, so that texts are read by the chat template; that is supported "
+            "for rerankers only. Take message out where the model was trained on plain texts"
+        )
+
+
 def count_types(path: Path, keys: Keys) -> int:
     return require_number(path, keys, "type_vocab_size", least=0) or 1
 
@@ -182,11 +196,17 @@ def complete_classifier(info: ModelInfo, directory: Path, keys: Keys, settings: 
     path = folder / "config.json"
     if info.architecture.endswith(GENERATOR_SUFFIXES):
         activation = read_score_activation(path, keys, directory / FILE_NAME, settings)
-        answers = read_answers(directory, folder)
-        return replace(info, output_dim=1, id2label={0: "LABEL_0"}, activation=activation, answer_token_ids=answers)
+        judge = replace(info, answer_token_ids=read_answers(directory, folder), activation=activation)
+        question_format = info.question_format if find_logit_score(directory) is not None else "qwen3"
+        return replace(judge, output_dim=1, id2label={0: "LABEL_0"}, question_format=question_format)
     if settings:
         check_scorer(directory)
     labels = read_labels(path, keys)
+    if info.question_format and len(labels) > 1:
+        raise ModelDirectoryError(
+            f"{folder}: modality_config has message, so that pairs are read by the chat template; that is supported "
+            f"for one label, not {len(labels)}"
+        )
     return replace(
         info,
         output_dim=len(labels),

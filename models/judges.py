@@ -10,6 +10,7 @@ from models.module_chain import find_module
 from models.special_tokens import list_added_tokens
 
 LOGIT_SCORE = "LogitScore"
+REQUIRED_ANSWER, OPTIONAL_ANSWER = "true_token_id", "false_token_id"
 YES, NO = "yes", "no"
 """The answers of Qwen3-Reranker, whose directory does not name them."""
 
@@ -29,7 +30,7 @@ def read_answers(directory: Path, transformer: Path) -> tuple[int, ...]:
     keys = read_object(path)
     if keys.get("module_input_name", "causal_logits") != "causal_logits":
         raise ModelDirectoryError(f"{path}: module_input_name {keys['module_input_name']!r} is not supported")
-    names = [name for name in ("true_token_id", "false_token_id") if keys.get(name) is not None or name[0] == "t"]
+    names = (REQUIRED_ANSWER, *((OPTIONAL_ANSWER,) if keys.get(OPTIONAL_ANSWER) is not None else ()))
     return tuple(require_number(path, keys, name, least=0) for name in names)
 
 

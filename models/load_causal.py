@@ -20,6 +20,8 @@ from models.weights import check_weights, open_checkpoint, rename_tensors
 from runtime.lazy_module import LazyModule, LazyWeight
 
 SCORE: Renames = ((r"score\.weight", "score.weight"),)
+TASKS = ("embed", "token_embed", "classify")
+"""What a decoder can read for."""
 LM_HEAD, TABLE = "lm_head.weight", "embedding.weight"
 
 
@@ -28,6 +30,7 @@ def load_causal(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead] =
     folder = directory / info.transformer
     config = read_decoder_config(folder)
     family = find_decoder(info.architecture, config.model_type)
+    check_tasks(folder, [info, *(head.info for head in heads)])
     check_served(folder, config, directory, heads)
     with torch.device("meta"):
         head = build_causal_head(directory, config, info)
@@ -39,6 +42,13 @@ def load_causal(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead] =
     named = {f"head.{name}": value for name, value in open_causal_head(directory, config, info, tensors).items()}
     named |= {f"encoder.decoder.{name}": value for name, value in tensors.items()}
     return LazyModule(model.eval(), check_weights(model, named, directory))
+
+
+def check_tasks(folder: Path, infos: Sequence[ModelInfo]) -> None:
+    """Raises ModelDirectoryError."""
+    for info in infos:
+        if info.task not in TASKS:
+            raise ModelDirectoryError(f"{folder}: the task {info.task} needs an encoder, and this is a language model")
 
 
 def check_served(folder: Path, config: DecoderConfig, directory: Path, heads: Sequence[FurtherHead]) -> None:

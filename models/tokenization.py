@@ -41,6 +41,9 @@ class Tokenization:
     """False: all types are 0, in pairs too."""
     opens_answer: bool
     """Chat templates are to end where an answer begins."""
+    message_format: str
+    """`flat` or `structured`: texts become messages of the chat template, whose contents are texts or lists of parts.
+    Empty: texts are read as they are."""
 
 
 def read_tokenization(folder: Path, keys: Keys) -> Tokenization:
@@ -57,6 +60,7 @@ def read_tokenization(folder: Path, keys: Keys) -> Tokenization:
         do_lower_case=bool(own.get("do_lower_case")),
         has_token_types=has_token_types(tokenizer_path, tokenizer),
         opens_answer=own.get("processing_kwargs") == OPENING,
+        message_format=read_message_format(own_path, own),
     )
 
 
@@ -84,6 +88,17 @@ def check_own_settings(path: Path, own: Keys) -> None:
     for name, values in OWN_KEYS.items():
         if own.get(name) not in (None, *values):
             raise ModelDirectoryError(f"{path}: {name} {own[name]!r} is not supported; leave it out")
+
+
+def read_message_format(path: Path, own: Keys) -> str:
+    """sentence-transformers 6 renders the chat template wherever its own file has `message`, beside `text` or not."""
+    config = own.get("modality_config") or {}
+    if not isinstance(config, dict):
+        raise ModelDirectoryError(f"{path}: modality_config is {config!r}; it must be an object")
+    if "message" not in config:
+        return ""
+    message = config["message"]
+    return "structured" if isinstance(message, dict) and message.get("format") == "structured" else "flat"
 
 
 def read_own_limit(path: Path, own: Keys) -> int | None:

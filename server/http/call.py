@@ -69,6 +69,8 @@ class Call:
     """A stream: all of it has been sent."""
     extra_headers: Headers = ()
     """Of every answer, whatever it is."""
+    is_charged: bool = False
+    """A job of it has been charged to the key; those after it are part of the same question."""
     path: str = field(init=False)
     request_headers: Mapping[bytes, bytes] = field(init=False)
     """The first one of each name; names are in lower case."""

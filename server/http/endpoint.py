@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from server.errors import DeadlineExceeded, EmptyInput, EngineUnavailable, InvalidAnswer, InvalidField
+from server.errors import DeadlineExceeded, EmptyInput, EngineUnavailable, InvalidAnswer, InvalidField, Overloaded
 from server.http.admission import Ticket
 from server.http.call import Call
 from server.http.keys import Charge
@@ -18,7 +18,7 @@ from server.tasks.task import Task
 from server.text.inputs import Input, Size, measure
 from server.text.late_interaction import Filling, fill_up
 from server.text.located import Window
-from server.text.prompts import put_before
+from server.text.prompts import count_prompt_tokens, put_before
 from server.text.work import Truncation
 from server.wire.job import EngineStatus, Job, Ragged, Result, TokenArray, TokenSequence, join_rows, write_inputs
 from server.wire.result_stream import ResultStream
@@ -44,8 +44,8 @@ class TextJob:
     settle: Settle | None = None
     prompt: str = ""
     """Stands before each text."""
-    ending: str = ""
-    """Stands behind each text, as special tokens make it, and is never cut off. With it texts get no others."""
+    ending: TokenArray | None = None
+    """Stands behind each text's tokens and is never cut off. With it texts get no special tokens around them."""
     truncation: Truncation = "error"
     cuts_first: bool = False
     """Of pairs truncation cuts the first text only."""
@@ -96,9 +96,11 @@ class OpenJob:
         tokens_per_s = check_engine(self.model)
         self.inputs = put_before(self.job.prompt, self.job.inputs)
         self.size = measure(self.inputs)
+        self.check_cut()
         self.num_expected = self.estimate_answers()
         num_tokens = self.estimate_inputs() + self.num_expected * len(self.job.inputs)
-        self.charge = self.call.key.charge(num_tokens)
+        self.charge = self.call.key.charge(num_tokens, has_begun=self.call.is_charged)
+        self.call.is_charged = True
         try:
             self.ticket = self.model.admission.admit(
                 len(self.job.inputs) * self.job.num_answers,
@@ -118,9 +120,21 @@ class OpenJob:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self.ticket is not None and self.results is not None
+        assert self.ticket is not None and self.results is not None and self.charge is not None
         self.results.cancel()
         self.ticket.release()
+        if isinstance(error, InvalidField | Overloaded):  # as the next job of the call: it costs nothing
+            self.charge.correct(0)
+
+    def check_cut(self) -> None:
+        """Pooling leaves out as many tokens as the prompt has, wherever it has gone. Raises InvalidField."""
+        is_lost = self.job.prompt and not self.model.info.pools_prompt and self.job.truncation == "left"
+        if is_lost and self.size.num_chars:
+            raise InvalidField(
+                f"{self.job.field} cannot be cut on the left (truncation_side, truncation_direction or truncate): that "
+                "cuts the prompt, which this model's pooling leaves out. Have it cut on the right",
+                param=self.job.field,
+            )
 
     def estimate_inputs(self) -> int:
         """Exact for token ids, guessed from the characters for text."""
@@ -139,13 +153,13 @@ class OpenJob:
 
     async def tokenise(self) -> None:
         begin_s = monotonic()
-        call, job, tokenizer = self.call, self.job, self.model.tokenizer
+        call, job = self.call, self.job
         self.sequences = await self.encode()
         if job.filling is not None:
             self.num_keys = [] if job.filling.is_attended else [sequence.num_tokens for sequence in self.sequences]
             self.sequences = fill_up(self.sequences, job.filling)
         if job.prompt and not self.model.info.pools_prompt:
-            self.num_prompt_tokens = await tokenizer.count_prompt_tokens(job.prompt)
+            self.num_prompt_tokens = await self.count_prompt()
         if job.settle is not None:
             self.params = await job.settle(self.sequences)
         self.num_tokens = num_tokens = sum([len(sequence.input_ids) for sequence in self.sequences])
@@ -160,11 +174,24 @@ class OpenJob:
         if now_s >= call.deadline_s:
             raise DeadlineExceeded("the deadline passed while the text was tokenised")
 
+    async def count_prompt(self) -> int:
+        """Tokens of the prompt; of the directory's own ones they are counted once."""
+        prompt, known = self.job.prompt, self.model.prompt_lengths
+        key = (prompt, self.job.add_special_tokens)
+        if key in known:
+            return known[key]
+        num_tokens = await count_prompt_tokens(
+            self.model.tokenizer, prompt, add_special_tokens=self.job.add_special_tokens
+        )
+        if prompt in self.model.info.prompts.values():
+            known[key] = num_tokens
+        return num_tokens
+
     async def encode(self) -> list[TokenSequence]:
         """Raises InvalidField, also where windows are more than a call may have inputs."""
         job, tokenizer = self.job, self.model.tokenizer
-        if job.ending:
-            return await self.encode_with_ending()
+        if job.ending is not None:
+            return await self.encode_with_ending(job.ending)
         if not job.wants_places:
             return await tokenizer.encode(
                 self.inputs,
@@ -184,17 +211,16 @@ class OpenJob:
             )
         return [window.sequence for windows in self.windows for window in windows]
 
-    async def encode_with_ending(self) -> list[TokenSequence]:
+    async def encode_with_ending(self, ending: TokenArray) -> list[TokenSequence]:
         job, tokenizer = self.job, self.model.tokenizer
-        (ending,) = await tokenizer.encode([job.ending], truncation="error", field=job.field, add_special_tokens=False)
         sequences = await tokenizer.encode(
             self.inputs,
             truncation=job.truncation,
             field=job.field,
             add_special_tokens=False,
-            max_tokens=tokenizer.limit_tokens(job.max_input_tokens) - ending.num_tokens,
+            max_tokens=tokenizer.limit_tokens(job.max_input_tokens) - len(ending),
         )
-        return [TokenSequence(np.concatenate([each.input_ids, ending.input_ids])) for each in sequences]
+        return [TokenSequence(np.concatenate([each.input_ids, ending])) for each in sequences]
 
     def build_job(self) -> Job:
         return Job(

@@ -84,10 +84,10 @@ class Key:
             self._calls.take(1)
         return Visit(self)
 
-    def charge(self, num_tokens: int) -> Charge:
+    def charge(self, num_tokens: int, *, has_begun: bool = False) -> Charge:
         """`num_tokens` may be an estimate, and more than is left: nobody could ask a long question otherwise. Who owes
-        some has to wait. Raises Overloaded."""
-        if self._tokens is not None:
+        some has to wait, but for the rest of a call that `has_begun`. Raises Overloaded."""
+        if self._tokens is not None and not has_begun:
             check_bucket(self._tokens, "tokens")
         charge = Charge(self._tokens)
         charge.correct(num_tokens)

@@ -13,8 +13,8 @@ from server.http.call import Call
 from server.http.endpoint import OpenJob, TextJob, check_places, run_job
 from server.http.state import ServedModel, ServerState
 from server.tasks import multi_vector, rerank
-from server.text import judgement
 from server.text.inputs import Input
+from server.text.judgement import Judge
 from server.text.prompts import find_by_type, find_default
 from server.text.work import Truncation
 from server.wire.job import Ragged
@@ -32,12 +32,13 @@ class Side(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`queries`: one for all documents, or one for each. `prompts`: before queries and before documents; None: those
-    that the model has for them. `max_document_tokens`: what is behind so many is not read; None: all is."""
+    """`queries`: one for all documents, or one for each. `truncation` None: nobody has said. `prompts`: before queries
+    and before documents; None: those that the model has for them. `max_document_tokens`: what is behind so many is not
+    read; None: all is."""
 
     queries: Side
     documents: Side
-    truncation: Truncation
+    truncation: Truncation | None
     scale: rerank.Scale = "sigmoid"
     prompts: tuple[str, str] | None = None
     max_document_tokens: int | None = None
@@ -50,14 +51,16 @@ def pick_ranker(state: ServerState, name: str | None) -> ServedModel:
     Raises UnknownModel, InvalidField, WrongTask.
     """
     if name is None:
-        rankers = {
-            each: model
-            for each, model in state.models.items()
-            if any(rerank.TASK.can_use(head.info) and rerank.is_cross_encoder(head.info) for head in model.heads)
-        }
+        rankers = {each: found for each, model in state.models.items() if (found := find_cross_encoder(model))}
         if rankers:
             state = replace(state, models=rankers)
     return state.pick_model(name, rerank.TASK)
+
+
+def find_cross_encoder(model: ServedModel) -> ServedModel | None:
+    """The first of its heads that is one and ranks."""
+    heads = (head for head in model.heads if rerank.TASK.can_use(head.info))
+    return next((head for head in heads if rerank.is_cross_encoder(head.info)), None)
 
 
 async def score(call: Call, model: ServedModel, question: Question) -> rerank.Scores:
@@ -86,24 +89,23 @@ async def score_pairs(call: Call, model: ServedModel, question: Question) -> rer
     queries, documents = question.queries.texts, question.documents.texts
     each = queries if len(queries) == len(documents) else [queries[0]] * len(documents)
     pairs = list(zip(each, documents, strict=True))
-    job = build_job(question, pairs, question.documents.field, find_default(model.info))
-    if model.info.answer_token_ids:
-        job = ask_judge(model, job, pairs)
+    job = build_job(model, question, pairs, question.documents.field, find_default(model.info))
+    if model.judge is not None:
+        job = ask_judge(model.judge, job, pairs)
     logits = (await run_job(call, model, job))["logits"].values
     return rerank.score_logits(logits, model.info, question.scale)
 
 
-def ask_judge(model: ServedModel, job: TextJob, pairs: Sequence[tuple[str, str]]) -> TextJob:
-    """The job with each pair as a question to a language model. Raises InvalidField."""
-    template, opens_answer = model.tokenizer.chat_template, model.info.opens_answer
-    frames = {query: judgement.frame(template, query, opens_answer=opens_answer) for query in dict(pairs)}
-    endings = {ending for _, ending in frames.values()}
-    if len(endings) > 1:
+def ask_judge(judge: Judge, job: TextJob, pairs: Sequence[tuple[str, str]]) -> TextJob:
+    """The job with each pair as a question, whose prompt is in the judge's wording. Raises InvalidField."""
+    if job.truncation == "left":
         raise InvalidField(
-            "the model's chat template ends differently for these queries; send them apart", param="model"
+            "truncation_direction left would cut the question off, which stands before the document; leave it out",
+            param="truncation_direction",
         )
-    texts = [frames[query][0] + document for query, document in pairs]
-    return replace(job, inputs=texts, prompt="", ending=endings.pop())
+    frames = {query: judge.frame(query) for query in dict(pairs)}
+    texts = [f"{frames[query].before}{document}{frames[query].between}" for query, document in pairs]
+    return replace(job, inputs=texts, prompt="", ending=judge.ending_ids)
 
 
 async def compare_vectors(call: Call, model: ServedModel, question: Question) -> rerank.Scores:
@@ -111,21 +113,21 @@ async def compare_vectors(call: Call, model: ServedModel, question: Question) ->
     check_places_of_both(queries, documents, model)
     prompts = question.prompts or (find_by_type(model.info, "query"), find_by_type(model.info, "document"))
     jobs = (
-        build_job(question, queries.texts, queries.field, prompts[0]),
-        build_job(question, documents.texts, documents.field, prompts[1]),
+        build_job(model, question, queries.texts, queries.field, prompts[0]),
+        build_job(model, question, documents.texts, documents.field, prompts[1]),
     )
     query_rows, document_rows = await run_both(call, model, jobs)
     return rerank.compute_cosines(query_rows["embeddings"].values, document_rows["embeddings"].values)
 
 
 async def compare_tokens(call: Call, model: ServedModel, question: Question) -> rerank.Scores:
-    """Both sides are cut as the model has it."""
+    """Both sides are cut as the model has it, where nobody has said."""
     queries, documents = question.queries, question.documents
     check_places_of_both(queries, documents, model)
-    priority = question.priority
+    build = partial(token_vectors.build_job, truncation=question.truncation, priority=question.priority)
     jobs = (
-        token_vectors.build_job(model, queries.texts, queries.field, side="query", priority=priority),
-        token_vectors.build_job(model, documents.texts, documents.field, priority=priority),
+        build(model, queries.texts, queries.field, side="query"),
+        build(model, documents.texts, documents.field),
     )
     rows = [arrays["token_embeddings"] for arrays in await run_both(call, model, jobs)]
     score_rows = partial(multi_vector.score_rows, *rows, is_mean=token_vectors.is_mean(model))
@@ -141,14 +143,14 @@ async def run_both(
         return await first.collect(), await second.collect()
 
 
-def build_job(question: Question, inputs: Sequence[Input], field: str, prompt: str) -> TextJob:
+def build_job(model: ServedModel, question: Question, inputs: Sequence[Input], field: str, prompt: str) -> TextJob:
     return TextJob(
         rerank.TASK,
         inputs,
         field,
         rerank.RerankParams(),
         prompt=prompt,
-        truncation=question.truncation,
+        truncation=question.truncation or model.config.limits.truncation,
         priority=question.priority,
     )
 

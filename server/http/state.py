@@ -15,6 +15,7 @@ from server.metrics import Metrics
 from server.tasks.head import Head
 from server.tasks.registry import HEADS, list_tasks
 from server.tasks.task import Task
+from server.text.judgement import Judge
 from server.text.tokenizer import Tokenizer
 from server.wire.client import EngineClient
 
@@ -32,6 +33,10 @@ class ServedModel:
     engine: EngineClient
     created_s: int = field(default_factory=lambda: int(time()))
     """Unix time, for `/v1/models`."""
+    judge: Judge | None = None
+    """Of rankers that are asked about pairs; None: they read them as they are."""
+    prompt_lengths: dict[tuple[str, bool], int] = field(default_factory=dict)
+    """Tokens of the directory's own prompts, with special ones or without, once somebody has counted them."""
     others: tuple["ServedModel", ...] = ()
     """The same with a further head of it instead."""
 
@@ -73,7 +78,7 @@ class ServedModel:
 
 def add_heads(model: ServedModel, infos: Iterable[ModelInfo]) -> ServedModel:
     """With further heads, which share everything but what they are made for."""
-    others = tuple(replace(model, head=HEADS[info.task], info=info) for info in infos)
+    others = tuple(replace(model, head=HEADS[info.task], info=info, judge=None) for info in infos)
     return replace(model, others=others)
 
 
@@ -153,6 +158,6 @@ class ServerState:
         if not fitting:
             raise UnknownModel(f"no model here has the task {task.name if task else ''}", param="model")
         raise InvalidField(
-            f"several models could answer; name one of them in 'model': {', '.join(m.name for m in fitting)}",
+            f"several models could answer; name one of them in 'model': {', '.join(m.full_name for m in fitting)}",
             param="model",
         )

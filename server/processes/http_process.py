@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from server.processes.startup import (
 )
 from server.tasks.head import Work
 from server.text.chat_template import load_chat_template
+from server.text.judgement import build_judge
 from server.text.late_interaction import check_expansion
 from server.text.tokenizer_file import load_tokenizer
 from server.wire.client import EngineClient, SocketClient
@@ -79,6 +81,7 @@ def build_state(
             engine=engine,
         )
         check_expansion(model.info, served.tokenizer)
+        served = replace(served, judge=build_judge(model.info, served.tokenizer))
         models[model.config.name] = add_heads(served, [head.info for head in model.heads])
     return ServerState(deployment.config, models, metrics, deployment.keys)
 

@@ -89,6 +89,11 @@ def check_limits(deployed: DeployedModel) -> None:
             f"model {model.name}: limits.truncation left would cut the prompt off, which this model's pooling leaves "
             "out. Set truncation to right or error"
         )
+    if model.limits.truncation == "left" and info.question_format:
+        raise ConfigError(
+            f"model {model.name}: limits.truncation left would cut off the question that this model is asked about a "
+            "document. Set truncation to right or error"
+        )
     if wanted is not None and wanted > max_batch_tokens:
         raise ConfigError(
             f"model {model.name}: limits.max_input_tokens ({wanted}) is over limits.max_batch_tokens "

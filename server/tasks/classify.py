@@ -77,8 +77,8 @@ def make_example(info: ModelInfo, name: str, has_tokenizer: bool, has_chat_templ
 
 
 def suits(info: ModelInfo) -> bool:
-    """A language model that judges pairs has no labels for texts."""
-    return not info.answer_token_ids
+    """What judges pairs has no labels for texts."""
+    return not info.answer_token_ids and not info.question_format
 
 
 HEAD = Head("classify", Work.ENCODE, check_config, describe_graph, describe_output, make_example)

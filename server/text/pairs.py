@@ -1,32 +1,32 @@
-"""Pairs that share their first text, a query and its documents: that one is tokenised once.
+"""Pairs that share their first text, a query and its documents, or a text and its labels: that one is tokenised once.
 
 Exact, special tokens and types included, where a post-processor puts pairs together: the library itself tokenises both
 texts apart, cuts them, and has it do so. Without one, types come from how a text was handed over.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import tokenizers
 
 from server.text.inputs import Input
-from server.text.truncation import Side, share_budget
+from server.text.truncation import Side, leave_second, share_budget
 
 
 class SharedText:
-    """The first text of all pairs of a call. Mutable: `encoding`, without special tokens, from when it is needed."""
+    """The first text of several pairs. Mutable: `encoding`, without special tokens, from when it is needed."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.encoding: tokenizers.Encoding | None = None
 
 
-def find_shared(inputs: Sequence[Input]) -> SharedText | None:
-    """None where there are no two pairs, or not all inputs are pairs with the same first text."""
-    first = inputs[0] if len(inputs) > 1 else None
-    if not isinstance(first, tuple):
-        return None
-    is_shared = all(isinstance(item, tuple) and item[0] == first[0] for item in inputs)
-    return SharedText(first[0]) if is_shared else None
+def find_shared(inputs: Sequence[Input]) -> dict[str, SharedText]:
+    """By the text. None of inputs that do not begin with a pair, as calls have either pairs or none."""
+    if len(inputs) < 2 or not isinstance(inputs[0], tuple):
+        return {}
+    counts = Counter(item[0] for item in inputs if isinstance(item, tuple))
+    return {text: SharedText(text) for text, count in counts.items() if count > 1}
 
 
 def join_pair(
@@ -36,10 +36,13 @@ def join_pair(
     max_tokens: int,
     side: Side,
     add_special_tokens: bool,
+    cuts_first: bool,
 ) -> tokenizers.Encoding:
-    """Of two encodings without special tokens, cut longest first; neither is changed. Who owns a token is lost."""
+    """Of two encodings without special tokens, cut longest first, or the first only; neither is changed. Who owns a
+    token is lost. Raises InputTooLong where only the first is cut and the second fills the limit."""
     budget = max_tokens - count_special(plain, add_special_tokens=add_special_tokens)
-    counts = share_budget([len(encoding) for encoding in pair], budget)
+    counts = [len(encoding) for encoding in pair]
+    counts = leave_second(counts, budget) if cuts_first else share_budget(counts, budget)
     first, second = (cut(plain, encoding, count, side) for encoding, count in zip(pair, counts, strict=True))
     return plain.post_process(first, second, add_special_tokens)
 

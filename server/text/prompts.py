@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from models.info import ModelInfo
 from server.errors import InvalidField
 from server.text.inputs import Input
+from server.text.tokenizer import Tokenizer
 
 ALWAYS_KNOWN = ("query", "document")
 """Names that every model of sentence-transformers has, empty where its directory says nothing of them."""
@@ -70,6 +71,17 @@ def find_by_type(info: ModelInfo, input_type: str) -> str:
         )
     names = (input_type, *INPUT_TYPES.get(input_type, ()))
     return next((prompt for name in names if (prompt := info.prompts.get(name))), "")
+
+
+async def count_prompt_tokens(tokenizer: Tokenizer, prompt: str, *, add_special_tokens: bool) -> int:
+    """How many of a text's tokens are its prompt's, special ones before it included. It must not be empty.
+
+    As Transformer._get_prompt_length of sentence-transformers 6: the prompt by itself, without what ends it.
+    """
+    (sequence,) = await tokenizer.encode(
+        [prompt], truncation="right", field="prompt", add_special_tokens=add_special_tokens
+    )
+    return sequence.num_tokens - tokenizer.texts.is_special(int(sequence.input_ids[-1]))
 
 
 def put_before(prompt: str, inputs: Sequence[Input]) -> Sequence[Input]:

@@ -105,6 +105,10 @@ class Tokenizer:
         found = [self.texts.find_id(token) for token in tokens]
         return tuple(token_id for token_id in found if token_id is not None)
 
+    def list_ids(self, text: str) -> list[int]:
+        """Of a short text, without special tokens around it. Raises InvalidField where there is no tokenizer."""
+        return self._find_plain().encode(text, add_special_tokens=False).ids
+
     def join_tokens(self, tokens: Sequence[str]) -> str:
         """Text of tokens as the vocabulary writes them, as transformers' convert_tokens_to_string has it."""
         return " ".join(tokens) if self._decoder is None else str(self._decoder.decode(list(tokens)))
@@ -134,7 +138,7 @@ class Tokenizer:
         `cuts_first`: truncation leaves the second text of a pair whole, instead of cutting the longer one first.
         """
         most = self.limit_tokens(max_tokens)
-        shared = find_shared(inputs) if self._can_join and not cuts_first else None
+        shared = find_shared(inputs) if self._can_join else {}
         work = Work(truncation, field, add_special_tokens, is_short(inputs), most, cuts_first, shared=shared)
         return await self._map(self._encode_input, inputs, work)
 
@@ -177,14 +181,6 @@ class Tokenizer:
             ]
             found.extend(chain.from_iterable(await asyncio.gather(*futures)))
         return found
-
-    async def count_prompt_tokens(self, prompt: str) -> int:
-        """How many of a text's tokens are its prompt's, special ones before it included. It must not be empty.
-
-        As Transformer._get_prompt_length of sentence-transformers 6: the prompt by itself, without what ends it.
-        """
-        (sequence,) = await self.encode([prompt], truncation="right", field="prompt")
-        return sequence.num_tokens - self.texts.is_special(int(sequence.input_ids[-1]))
 
     async def shorten(self, texts: Sequence[str], max_tokens: int, *, field: str) -> list[str]:
         """Each up to the end of its `max_tokens`-th token, special ones not counted. Raises InvalidField's kinds."""
@@ -298,8 +294,9 @@ class Tokenizer:
         side: Side = "left" if work.truncation == "left" else "right"
         chars_per_token = GUARD_CHARS_PER_TOKEN if work.truncation == "error" else CHARS_PER_TOKEN
         reach = work.max_tokens * chars_per_token
-        if work.shared is not None and isinstance(text, tuple) and max(map(len, text)) <= reach:
-            return self._join(work.shared, text[1], side, work)
+        shared = work.shared.get(parts[0]) if len(parts) > 1 else None
+        if shared is not None and max(map(len, parts)) <= reach:
+            return self._join(shared, parts[1], side, work)
         while True:
             heads = [cut_text(part, reach, side, self._borders) for part in parts]
             encoding = self._read(heads, work)
@@ -324,7 +321,11 @@ class Tokenizer:
         if work.truncation == "error" and num_tokens > work.max_tokens:
             raise make_too_long(str(num_tokens), work)
         encoding = join_pair(
-            plain, pair, max_tokens=work.max_tokens, side=side, add_special_tokens=work.add_special_tokens
+            *(plain, pair),
+            max_tokens=work.max_tokens,
+            side=side,
+            add_special_tokens=work.add_special_tokens,
+            cuts_first=work.cuts_first,
         )
         return Kept(encoding, slice(None))
 

@@ -42,6 +42,7 @@ def cut_text(text: str, reach: int, side: Side, borders: Borders) -> Head:
 
     Raises InputTooLong where there are none for UNBROKEN_CHARS.
     """
+    assert reach > 0, "Nothing could be read. This is a bug."
     while len(text) > reach:
         # Near the cut there nearly always is a border, and to list all of half a megabyte takes time.
         for size in (min(WINDOW_CHARS, reach // 2), reach // 2):

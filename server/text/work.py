@@ -1,5 +1,6 @@
 """How a call wants its inputs as tokens, and what is too long for that."""
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from server.errors import EmptyInput, InputTooLong
@@ -11,7 +12,7 @@ Truncation = Literal["error", "right", "left"]
 
 class Work(NamedTuple):
     """How a call wants its inputs: of up to `max_tokens`. `is_inline`: on the event loop's thread. `cuts_first`,
-    `stride`: see `Tokenizer.encode` and `locate_all`. `shared`: what all pairs begin with."""
+    `stride`: see `Tokenizer.encode` and `locate_all`. `shared`: what several pairs begin with."""
 
     truncation: Truncation
     field: str
@@ -21,7 +22,7 @@ class Work(NamedTuple):
     cuts_first: bool = False
     stride: int | None = None
     max_windows: int = 0
-    shared: SharedText | None = None
+    shared: Mapping[str, SharedText] = {}
 
 
 def choose_part(num_tokens: int, work: Work) -> slice:

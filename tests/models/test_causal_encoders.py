@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from tiny_models import Ids, TinyModel, pack
 from torch import Tensor
 from torch.nn import functional
 
-from models.further_heads import list_own_heads
+from models.further_heads import FurtherHead, list_own_heads
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
+from models.load_causal import load_causal
 from tests.tolerances import DECODER_TOLERANCES, ENCODER_TOLERANCES, LAST_TOKEN_TOLERANCES, check_close
 
 SEQLENS = [1, 2, 15, 16, 17, 33, 48, 7, 79]
@@ -168,3 +170,14 @@ def test_what_only_generates_is_refused(tmp_path: Path) -> None:
     make_decoder("gemma2", tmp_path)
     with pytest.raises(ModelDirectoryError, match="attn_logit_softcapping is served to generate only"):
         load_model(tmp_path, read_info(tmp_path, task="embed"))
+
+
+@pytest.mark.parametrize("task", ["multi_vector", "token_weights"])
+def test_tasks_that_need_an_encoder(task: str, tmp_path: Path) -> None:
+    make_decoder("qwen3", tmp_path)
+    info = read_info(tmp_path, task="embed")
+    with pytest.raises(ModelDirectoryError, match=f"the task {task} needs an encoder"):
+        load_causal(tmp_path, replace(info, task=task))
+    head = FurtherHead(tmp_path, replace(info, task=task, head="more"))
+    with pytest.raises(ModelDirectoryError, match=f"the task {task} needs an encoder"):
+        load_causal(tmp_path, info, [head])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import CLASSIFIER, EMBED_DIM, EMBEDDER, LABELS, MakeServer, Server, compute_row
+from conftest import CLASSIFIER, EMBED_DIM, EMBEDDER, LABELS, RANKER, MakeServer, Server, compute_row
 
 pytestmark = pytest.mark.anyio
 
@@ -107,3 +107,16 @@ async def test_labels_are_for_the_head_that_classifies(make_server: MakeServer) 
     assert [set(each) for each in answer.json()] == [{"label", "score"}] * 2
     answer = await make_server().client.post("/models/embedder", json=body)
     assert answer.status_code == 400 and "its task is embed" in answer.json()["error"]
+
+
+async def test_the_head_that_reads_pairs_ranks(make_server: MakeServer) -> None:
+    """And not the embedder that it is beside."""
+    server = make_server(heads={"embedder": [replace(RANKER, head="ranker")]})
+    body = {"query": "word1", "documents": ["word2"]}
+    answer = await server.client.post("/v1/rerank", json=body)
+    assert answer.json()["model"] == "embedder/ranker"
+    assert server.embed.jobs[-1].outputs == {"logits": "ranker.logits"}
+    assert (await server.client.post("/v1/rerank", json={**body, "model": "embedder"})).json()["model"] == "embedder"
+    server = make_server(heads={"embedder": [replace(RANKER, head="ranker")]}, others={"other": RANKER})
+    answer = await server.client.post("/v1/rerank", json=body)
+    assert "name one of them in 'model': embedder/ranker, other" in answer.json()["message"]

@@ -195,6 +195,19 @@ class TestLimits:
             assert (await server.embed_text("word1 " * 17, headers=BEARER)).status_code == 400  # too long
         assert (await server.embed_text("word1 word2", headers=BEARER)).status_code == 200
 
+    async def test_a_call_is_one_question_however_many_jobs_it_takes(self, server: Server) -> None:
+        """An embedder reads a query and documents by themselves."""
+        lock(server, {"tokens_per_minute": 10})
+        body = {"model": "embedder", "query": "word1 " * 12, "texts": ["word2"]}
+        assert (await server.client.post("/rerank", json=body, headers=BEARER)).status_code == 200
+        assert (await server.client.post("/rerank", json=body, headers=BEARER)).status_code == 429
+
+    async def test_a_call_whose_second_job_is_refused_costs_nothing(self, server: Server) -> None:
+        lock(server, {"tokens_per_minute": 10})
+        body = {"model": "embedder", "query": "word1 " * 4, "texts": ["word2 " * 20]}
+        assert (await server.client.post("/rerank", json=body, headers=BEARER)).status_code == 422
+        assert server.app.keyring.find(SECRET)._tokens._level == pytest.approx(10, abs=0.1)
+
     async def test_answers_cost_what_they_have(self, make_generator: MakeGenerator) -> None:
         generator = lock(make_generator(), {"tokens_per_minute": 1000})
         generator.say("Once upon a time")

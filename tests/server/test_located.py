@@ -1,6 +1,7 @@
 """Tokens with their places: each is where the text says it, in whole texts, truncated ones and windows."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from server.errors import EmptyInput, InputTooLong, InvalidField
 from server.text.located import Window
 from server.text.tokenizer import Tokenizer
 from server.text.truncation import UNBROKEN_CHARS
+from server.wire.job import fill_types
 
 pytestmark = pytest.mark.anyio
 
@@ -97,3 +99,21 @@ async def test_of_a_pair_only_the_first_text_is_cut(tokenizer: Tokenizer) -> Non
     np.testing.assert_array_equal(cut.input_ids[:4], first.input_ids[:4])
     with pytest.raises(InputTooLong, match="in its second text alone"):
         await tokenizer.encode([(short, long)], truncation="right", field="inputs", cuts_first=True)
+
+
+async def test_texts_are_read_once_for_all_their_labels(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And cut as if each pair were alone."""
+    texts, labels = ("Clara wohnte in Leipzig. " * 3, "in Leipzig"), ("a", "in Leipzig", "wohnte")
+    pairs = [(text, label) for text in texts for label in labels]
+    encode = partial(tokenizer.encode, truncation="right", field="inputs", cuts_first=True)
+    alone = [(await encode([pair]))[0] for pair in pairs]
+    read = []
+    monkeypatch.setattr(
+        tokenizer, "_read", lambda heads, work, f=tokenizer._read: read.append(heads[0].text) or f(heads, work)
+    )
+    for found, expected in zip(await encode(pairs), alone, strict=True):
+        np.testing.assert_array_equal(found.input_ids, expected.input_ids)
+        np.testing.assert_array_equal(fill_types(found), fill_types(expected))
+    assert [read.count(text) for text in texts] == [1, 1 + 2]
+    with pytest.raises(InputTooLong, match=r"\[1\] has \d+ tokens in its second text alone"):
+        await encode([("a", "b"), ("a", "." * 300)])

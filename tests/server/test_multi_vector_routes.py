@@ -106,6 +106,15 @@ async def test_ranking(make_server: MakeServer, is_mean: bool) -> None:
     assert [each["index"] for each in best["results"]] == [int(np.argmax(scores))]
 
 
+async def test_ranking_cuts_unless_the_call_says_no(server: Server) -> None:
+    body = {"model": "colbert", "query": "word1", "texts": ["word3 " * 9]}
+    for more in ({}, {"truncate": True}):
+        await ask(server, "/rerank", **body, **more)
+        assert server.engines["colbert"].jobs[-1].input_ids.lengths.tolist() == [6]
+    response = await server.client.post("/rerank", json={**body, "truncate": False})
+    assert response.status_code == 422 and "has 11 tokens; the limit is 6" in response.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -128,3 +128,32 @@ async def test_tokens_that_are_not_pooled_are_counted(server: Server) -> None:
     assert server.embed.jobs[-1].inputs["num_prompt_tokens"].values.tolist() == [0]
     await server.embed_text("word1", prompt="")
     assert "num_prompt_tokens" not in server.embed.jobs[-1].inputs
+
+
+@pytest.mark.anyio
+async def test_prompts_that_are_not_pooled_are_not_cut_off(server: Server) -> None:
+    """Nor the text's own tokens taken for theirs."""
+    with_prompts(server, "embedder", pools_prompt=False)
+    cut = {"truncate_prompt_tokens": -1, "truncation_side": "left"}
+    response = await server.embed_text("word1 " * 20, **cut)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "input")
+    assert "input cannot be cut on the left" in error["message"]
+    for given, fields in (("word1 " * 20, {"prompt": ""}), ([7] * 20, {})):
+        assert (await server.embed_text(given, **cut, **fields)).status_code == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("given", "num_tokens"), [({}, 2), ({"add_special_tokens": False}, 1)])
+async def test_special_tokens_are_of_the_prompt_if_there_are_any(
+    server: Server, given: dict[str, Any], num_tokens: int
+) -> None:
+    """The same when it has been counted before."""
+    with_prompts(server, "embedder", pools_prompt=False)
+    for _ in range(2):
+        await server.embed_text("word1", **given)
+        assert server.embed.jobs[-1].inputs["num_prompt_tokens"].values.tolist() == [num_tokens]
+    assert list(server.state.models["embedder"].prompt_lengths.values()) == [num_tokens]
+    await server.embed_text("word1", prompt="word2 word3 word4 ", **given)
+    assert server.embed.jobs[-1].inputs["num_prompt_tokens"].values.tolist() == [num_tokens + 2]
+    assert len(server.state.models["embedder"].prompt_lengths) == 1

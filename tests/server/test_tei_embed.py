@@ -5,7 +5,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLASSIFIER, CLS, EMBED_DIM, LABELS, MAX_TOKENS, RANKER, SEP, VOCAB, MakeServer, Server, compute_row
+from conftest import (
+    CLASSIFIER,
+    CLS,
+    EMBED_DIM,
+    LABELS,
+    MAX_TOKENS,
+    RANKER,
+    SEP,
+    SPARSE,
+    VOCAB,
+    MakeServer,
+    Server,
+    compute_row,
+)
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models
 
@@ -204,3 +217,7 @@ async def test_info_of_others(make_server: MakeServer) -> None:
     assert (await get_info(server, "ranker"))["model_type"] == {
         "reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     }
+    server = make_server(others={"judge": replace(RANKER, answer_token_ids=(7, 8)), "splade": SPARSE})
+    assert (await get_info(server, "judge"))["model_type"].keys() == {"reranker"}
+    server = make_server(others={"splade": SPARSE})
+    assert (await get_info(server, "splade"))["model_type"] == {"sparse": {}}

@@ -197,3 +197,12 @@ async def test_info(server: Server) -> None:
         named = await client.ask(INFO, b"", proto.InfoResponse, metadata=CLASSIFIER)
     assert (first.model_type, named.model_type) == (0, 1)
     assert first.max_input_length == 16 and first.max_batch_tokens == 4096 and first.model_sha is None
+
+
+async def test_info_has_a_type_for_three_kinds_of_models_only(make_server: MakeServer) -> None:
+    server = make_server(others={"judge": replace(RANKER, answer_token_ids=(7, 8)), "splade": SPARSE})
+    async with open_grpc(server) as client:
+        judge = await client.ask(INFO, b"", proto.InfoResponse, metadata=(("model", "judge"),))
+        error = await fail(client.start(INFO, b"", metadata=(("model", "splade"),)))
+    assert judge.model_type == 2
+    assert error.code() == grpc.StatusCode.FAILED_PRECONDITION and "ask GET /info" in (error.details() or "")

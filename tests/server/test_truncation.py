@@ -203,8 +203,8 @@ def test_a_shared_query_changes_no_token(
 ) -> None:
     ours = build_ours(kind, limit)
     pairs = [(query, document) for document in documents]
-    shared = find_shared(pairs) if ours._can_join else None
-    assert (shared is None) is (kind in WITHOUT_POST_PROCESSOR)
+    shared = find_shared(pairs) if ours._can_join else {}
+    assert (not shared) is (kind in WITHOUT_POST_PROCESSOR)
     work = Work(truncation, "input", True, is_inline, limit, shared=shared)
     encode = partial(ours._map_chunk, ours._encode_input, pairs, 0, work)
     expected = [encode_and_cut(kind, limit, list(pair), truncation) for pair in pairs]
@@ -231,9 +231,9 @@ def test_a_text_is_shortened_to_so_many_tokens(kind: str, text: str, limit: int)
 
 
 def test_only_pairs_share_their_query() -> None:
-    assert find_shared([("a", "b"), ("a", "c")]) is not None
+    assert [*find_shared([("a", "b"), ("a", "c"), ("b", "c"), "c", ("d", "c"), ("d", "e")])] == ["a", "d"]
     for inputs in ([("a", "b")], ["a", "a"], [("a", "b"), ("b", "c")], [("a", "b"), "a"], [[1], [1]]):
-        assert find_shared(inputs) is None
+        assert not find_shared(inputs)
 
 
 def test_a_shared_query_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +249,7 @@ def test_a_shared_query_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pairs_with_a_shared_query_are_refused_alike(kind: str) -> None:
     pairs = [("the dragons", "there lived three dragons in a land " * count) for count in (1, 5)]
     num_tokens = len(build(kind).encode(*pairs[1]).ids)
-    for shared in (find_shared(pairs), None):
+    for shared in (find_shared(pairs), {}):
         ours, work = (
             build_ours(kind, num_tokens - 1),
             Work("error", "input", True, False, num_tokens - 1, shared=shared),
@@ -352,6 +352,8 @@ def test_cut_between_words(side: Side) -> None:
     assert head.text[head.first : head.last] == ("one two three" if side == "right" else " four five six")
     assert cut_text("x" * 50, 12, side, borders).is_whole
     assert cut_text(text, 100, side, borders) == (text, True, 0, len(text))
+    with pytest.raises(AssertionError, match="Nothing could be read"):
+        cut_text(text, 0, side, borders)  # once it never ended
 
 
 @given(counts=st.lists(st.integers(0, 12), min_size=1, max_size=2), budget=st.integers(1, 20))

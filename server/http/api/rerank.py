@@ -149,9 +149,9 @@ def write_document(document: Document, text: str) -> Any:
     return {"text": text} if isinstance(document, str) else {"text": text, **document}
 
 
-def choose_truncation(configured: Truncation) -> Truncation:
-    """Who asks here expects long documents to be cut."""
-    return "right" if configured == "error" else configured
+def choose_truncation(configured: Truncation) -> Truncation | None:
+    """Who asks here expects long documents to be cut; None: as it is configured."""
+    return "right" if configured == "error" else None
 
 
 def list_results(scores: Scores, top_n: int | None) -> list[dict[str, Any]]:

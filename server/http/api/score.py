@@ -95,17 +95,17 @@ def list_texts(given: str | list[str]) -> Sequence[str]:
     return [given] if isinstance(given, str) else given
 
 
-def choose_truncation(max_tokens: int | None, model: ServedModel) -> Truncation:
-    """The request's word, else the server's. Raises InvalidField where less is wanted than the model takes."""
+def choose_truncation(max_tokens: int | None, model: ServedModel) -> Truncation | None:
+    """None: as it is configured. Raises InvalidField where less is wanted than the model takes."""
     most, configured = model.tokenizer.max_input_tokens, model.config.limits.truncation
     if max_tokens is None:
-        return configured
+        return None
     if 0 <= max_tokens < most:
         raise InvalidField(
             f"truncate_prompt_tokens is {max_tokens}; it must be -1 or {most}, as many as the model takes",
             param="truncate_prompt_tokens",
         )
-    return "right" if configured == "error" else configured
+    return "right" if configured == "error" else None
 
 
 def describe(call: Call, model: ServedModel, scores: Scores) -> dict[str, Any]:

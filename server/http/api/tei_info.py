@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 from models.info import ModelInfo
 from server.config import HttpConfig, SourceConfig
 from server.http.state import ServedModel
-from server.tasks import classify, embed
+from server.tasks import classify, embed, rerank
 
 DTYPES: Mapping[str, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 POOLINGS: Mapping[str, str] = {"last": "last_token"}
@@ -70,10 +70,11 @@ def find_dtype(model: ServedModel) -> str:
 def describe_type(info: ModelInfo) -> dict[str, dict[str, Any]]:
     if embed.TASK.can_use(info):
         return {"embedding": {"pooling": "+".join(POOLINGS.get(name, name) for name in info.pooling)}}
-    if not classify.TASK.can_use(info):
+    is_reranker = rerank.TASK.can_use(info) and rerank.is_cross_encoder(info)
+    if not is_reranker and not classify.TASK.can_use(info):
         return {info.task: {}}
     labels = {
         "id2label": {str(index): label for index, label in info.id2label.items()},
         "label2id": {label: index for index, label in info.id2label.items()},
     }
-    return {"reranker" if info.output_dim == 1 else "classifier": labels}
+    return {"reranker" if is_reranker else "classifier": labels}

@@ -74,7 +74,7 @@ async def rank_texts(call: Call, state: ServerState, asked: RerankRequest, queri
     question = Question(
         Side(queries, "query"),
         Side(asked.texts, "texts"),
-        asked.choose_truncation(model.config.limits.truncation),
+        None if asked.truncate is None else asked.choose_truncation("error"),
         "raw" if asked.raw_scores else "sigmoid",
     )
     scores = await score_or_advise(call, model, question)

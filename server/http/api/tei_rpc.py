@@ -6,7 +6,7 @@ Requests name no model: where several could answer, the metadata `model` does.
 from functools import partial
 from time import monotonic
 
-from server.errors import InvalidField
+from server.errors import InvalidField, WrongTask
 from server.http.api import tei_messages as proto
 from server.http.api.tei import PredictRequest, TokenizeRequest, compute_scores, describe_tokens
 from server.http.api.tei_embed import DecodeRequest, EmbedRequest, compute_vectors, decode_ids
@@ -29,17 +29,23 @@ INLINE_PIECES = 1000
 
 
 async def tell_info(call: Call, state: ServerState) -> Reply:
-    """Of the first model, where none is named."""
+    """Of the first model, where none is named. Raises WrongTask for what the message has no type for."""
     model = state.find_model(find_name(call) or next(iter(state.models), ""))
     info = describe_served(model, state.config.server)
     (model_type,) = info["model_type"]
+    if model_type not in proto.MODEL_TYPES:
+        raise WrongTask(
+            f"model {model.full_name!r} has the task {model_type}, and tei.v1.Info knows only "
+            f"{', '.join(proto.MODEL_TYPES)}; ask GET /info",
+            param="model",
+        )
     return reply_message(
         proto.InfoResponse(
             version=find_version(),
             model_id=info["model_id"],
             model_sha=info["model_sha"],
             model_dtype=info["model_dtype"],
-            model_type=proto.MODEL_TYPES.get(model_type, 0),
+            model_type=proto.MODEL_TYPES[model_type],
             max_concurrent_requests=info["max_concurrent_requests"],
             max_input_length=info["max_input_length"],
             max_batch_tokens=info["max_batch_tokens"],
