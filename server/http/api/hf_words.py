@@ -17,7 +17,7 @@ from server.http.replies import INLINE_ITEMS, write_reply
 from server.http.state import ServedModel
 from server.tasks import fill_mask, question_answering
 from server.text.located import Window
-from server.wire.job import Ragged, TokenSequence
+from server.wire.job import Ragged, TokenArray, TokenSequence
 
 MAX_TOP_K = 1024
 MAX_ANSWER_TOKENS = 256
@@ -59,9 +59,11 @@ async def fill_masks(call: Call, model: ServedModel, asked: InferenceRequest) ->
     wanted = read_parameters(FillMask, asked.parameters)
     targets = [wanted.targets] if isinstance(wanted.targets, str) else wanted.targets
     params = fill_mask.FillMaskParams(wanted.top_k, None if targets is None else await find_targets(targets, model))
+    masks: list[TokenArray] = []
 
     async def settle(sequences: Sequence[TokenSequence]) -> fill_mask.FillMaskParams:
-        check_work(sequences, model, wanted.top_k)
+        masks.extend(fill_mask.find_masks(each, model.info) for each in sequences)
+        check_work(sequences, masks, model, wanted.top_k)
         return params
 
     job = TextJob(
@@ -72,8 +74,8 @@ async def fill_masks(call: Call, model: ServedModel, asked: InferenceRequest) ->
     )
     async with OpenJob(call, model, job) as opened:
         arrays, sequences = await opened.collect(), opened.sequences
-    write = partial(write_words, sequences, model, arrays["token_ids"], arrays["scores"], asked)
-    return await write_reply(write, wanted.top_k * count_filled(sequences, model), INLINE_ITEMS, model)
+    write = partial(write_words, sequences, masks, model, arrays["token_ids"], arrays["scores"], asked)
+    return await write_reply(write, wanted.top_k * count_filled(sequences, masks), INLINE_ITEMS, model)
 
 
 async def find_targets(targets: Sequence[str], model: ServedModel) -> tuple[int, ...]:
@@ -93,39 +95,41 @@ async def find_targets(targets: Sequence[str], model: ServedModel) -> tuple[int,
     return tuple(found)
 
 
-def check_work(sequences: Sequence[TokenSequence], model: ServedModel, top_k: int) -> None:
-    """Raises InvalidField where a text has no masked place, or there are too many."""
-    info = model.info
-    assert info.mask_token_id is not None, "A model without one cannot be configured for this. This is a bug."
-    mask = model.tokenizer.name_token(info.mask_token_id)
+def check_work(sequences: Sequence[TokenSequence], masks: Sequence[TokenArray], model: ServedModel, top_k: int) -> None:
+    """`masks`: the masked places of each. Raises InvalidField where a text has none, or there are too many."""
     max_masks = min(fill_mask.MAX_MASKS, model.config.limits.max_batch_requests)
-    fill_mask.check_masks(sequences, info, mask, max_masks, "inputs")
-    num_written = top_k * count_filled(sequences, model)
+    fill_mask.check_masks(masks, model.info, max_masks, "inputs")
+    num_written = top_k * count_filled(sequences, masks)
     if num_written > MAX_WRITTEN_TOKENS:
         raise InvalidField(
-            f"top_k is {top_k}, which makes texts of {num_written:,} tokens with all {mask} filled in; the limit is "
-            f"{MAX_WRITTEN_TOKENS:,} per request: lower top_k, or send several",
+            f"top_k is {top_k}, which makes texts of {num_written:,} tokens with all {model.info.mask_token} filled "
+            f"in; the limit is {MAX_WRITTEN_TOKENS:,} per request: lower top_k, or send several",
             param="top_k",
         )
 
 
-def count_filled(sequences: Sequence[TokenSequence], model: ServedModel) -> int:
+def count_filled(sequences: Sequence[TokenSequence], masks: Sequence[TokenArray]) -> int:
     """Tokens of all texts, each written once for each of its masked places."""
-    return sum(each.num_tokens * len(fill_mask.find_masks(each, model.info)) for each in sequences)
+    return sum(each.num_tokens * len(places) for each, places in zip(sequences, masks, strict=True))
 
 
 def write_words(
-    sequences: Sequence[TokenSequence], model: ServedModel, ids: Ragged, scores: Ragged, asked: InferenceRequest
+    sequences: Sequence[TokenSequence],
+    masks: Sequence[TokenArray],
+    model: ServedModel,
+    ids: Ragged,
+    scores: Ragged,
+    asked: InferenceRequest,
 ) -> bytes:
-    texts, info = model.tokenizer.texts, model.info
+    texts = model.tokenizer.texts
     answers: list[Any] = []
     for index, sequence in enumerate(sequences):
-        masks = fill_mask.find_masks(sequence, info).tolist()
+        places = masks[index].tolist()
         lists: list[list[dict[str, str | int | float]]] = []
-        for place, row, numbers in zip(masks, ids.row(index).tolist(), scores.row(index).tolist(), strict=True):
+        for place, row, numbers in zip(places, ids.row(index).tolist(), scores.row(index).tolist(), strict=True):
             names = texts.write([[token_id] for token_id in row], skip_special_tokens=False)
             # Of several places the others stay masked, which is a special token.
-            filled = texts.write(fill_mask.fill_in(sequence, place, row), skip_special_tokens=len(masks) == 1)
+            filled = texts.write(fill_mask.fill_in(sequence, place, row), skip_special_tokens=len(places) == 1)
             lists.append(
                 [
                     {"score": score, "token": token_id, "token_str": name, "sequence": text}
