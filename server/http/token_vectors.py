@@ -6,7 +6,7 @@ from server.http.endpoint import TextJob
 from server.http.state import ServedModel
 from server.tasks import token_embed
 from server.text.inputs import Input
-from server.text.late_interaction import Side, find_rules
+from server.text.late_interaction import Side
 from server.text.prompts import find_default
 from server.text.work import Truncation
 
@@ -29,7 +29,7 @@ def build_job(
             truncation=truncation or model.config.limits.truncation,
             priority=priority,
         )
-    rules = find_rules(model.info, model.tokenizer, side)
+    rules = model.rules[side]
     return TextJob(
         *(token_embed.TASK, inputs, field, token_embed.TokenEmbedParams(rules.skipped_ids)),
         prompt=rules.prompt if prompt is None else prompt,
