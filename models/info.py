@@ -89,6 +89,8 @@ class ModelInfo:
     """Masked language models: their output table is that of the tokens."""
     mask_token_id: int | None = None
     """Masked language models: what stands in place of a word that is to be guessed."""
+    mask_token: str = ""
+    """How that is written."""
     eos_token_ids: tuple[int, ...] = ()
     """Generators: the tokens that end an answer."""
     answer_token_ids: tuple[int, ...] = ()
@@ -141,17 +143,24 @@ def read_info(
     if task == "question_answering":
         return replace(info, output_dim=NUM_BORDERS)
     if task == "fill_mask":
-        return complete_words(replace(info, mask_token_id=find_mask_token(folder)), keys)
+        mask_token, mask_token_id = find_mask_token(folder)
+        return complete_words(replace(info, mask_token=mask_token, mask_token_id=mask_token_id), keys)
     if task == "multi_vector":
         return complete_multi_vector(info, directory, keys)
-    settings = read_settings(directory, task)
+    return complete_pooled(info, directory, keys, pooling, normalize)
+
+
+def complete_pooled(info: ModelInfo, directory: Path, keys: Keys, pooling: str, normalize: bool | None) -> ModelInfo:
+    """What sentence-transformers' files are read for: sparse vectors, classifiers and embedders."""
+    settings = read_settings(directory, info.task)
     prompts = read_prompts(directory / FILE_NAME, settings)
     info = replace(info, prompts=prompts.texts, default_prompt_name=prompts.default_name)
-    if task == "sparse":
+    if info.task == "sparse":
         return complete_sparse(info, directory, keys)
-    if task == "classify":
+    if info.task == "classify":
         return complete_classifier(info, directory, keys, settings)
-    info = replace(info, matryoshka_dimensions=read_matryoshka_dimensions(path, keys))
+    dimensions = read_matryoshka_dimensions(directory / info.transformer / "config.json", keys)
+    info = replace(info, matryoshka_dimensions=dimensions)
     return complete_embedder(info, directory, settings, pooling, normalize)
 
 

@@ -10,24 +10,27 @@ USUAL_MASKS = ("[MASK]", "<mask>")
 
 def find_special_token(directory: Path, role: str) -> int | None:
     """The id of tokenizer_config.json's `eos_token`, `mask_token` and so on among the added tokens."""
+    content = read_content(directory, role)
+    return None if content is None else list_added_tokens(directory).get(content)
+
+
+def find_mask_token(directory: Path) -> tuple[str, int]:
+    """How it is written, and its id. Raises ModelDirectoryError where there is none."""
+    added = list_added_tokens(directory)
+    for content in (read_content(directory, "mask_token"), *USUAL_MASKS):
+        if content in added:
+            return content, added[content]
+    raise ModelDirectoryError(
+        f"{directory / 'tokenizer_config.json'}: task fill_mask needs a mask_token among the tokenizer's added "
+        "tokens, and there is none. Take the tokenizer that the model was trained with"
+    )
+
+
+def read_content(directory: Path, role: str) -> str | None:
+    """What tokenizer_config.json calls the token of a role; None where it does not say."""
     token = read_optional(directory / "tokenizer_config.json").get(role)
     content = token.get("content") if isinstance(token, dict) else token
-    return list_added_tokens(directory).get(content) if isinstance(content, str) else None
-
-
-def find_mask_token(directory: Path) -> int:
-    """Raises ModelDirectoryError where there is none."""
-    found = find_special_token(directory, "mask_token")
-    if found is not None:
-        return found
-    added = list_added_tokens(directory)
-    usual = next((added[content] for content in USUAL_MASKS if content in added), None)
-    if usual is None:
-        raise ModelDirectoryError(
-            f"{directory / 'tokenizer_config.json'}: task fill_mask needs a mask_token among the tokenizer's added "
-            "tokens, and there is none. Take the tokenizer that the model was trained with"
-        )
-    return usual
+    return content if isinstance(content, str) else None
 
 
 def list_added_tokens(directory: Path) -> dict[str, int]:

@@ -169,15 +169,43 @@ def test_server_has_these_folders_and_no_others() -> None:
 
 
 def test_only_tasks_know_their_names() -> None:
-    """A new task is its file, its line in the registry, and its routes: nobody else asks which task it is."""
+    """A new task is its file, its line in the registry, and its routes: nobody else asks which task it is.
+
+    What a protocol calls an operation may be the same word.
+    """
     names = {"embed", "sparse", "classify", "token_classify", "question_answering", "fill_mask", "generate"}
-    wrong = [
-        f"{module}:{node.lineno}"
-        for module, path in modules().items()
-        if module.startswith("server.") and not module.startswith("server.tasks.")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and node.value in names
-    ]
+    wrong = []
+    for module, path in modules().items():
+        if not module.startswith("server.") or module.startswith("server.tasks."):
+            continue
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        operations = {node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "operation_id"}
+        constants = [node for node in nodes if isinstance(node, ast.Constant) and node not in operations]
+        wrong += [f"{module}:{node.lineno}" for node in constants if node.value in names]
+    assert not wrong
+
+
+SHARED = {
+    *("fields", "pooling_fields", "generation_fields", "generation_params"),
+    *("statuses", "messages", "vectors", "logprobs", "health", "openai_errors", "openai_schemas", "cohere_schemas"),
+}
+"""Files of `server.http.api` that are no protocol's own: kinds of fields, and what errors look like."""
+ON_ONE_PATH = {"rerank_either": {"rerank", "tei"}, "admin": {"tei"}}
+"""Those that decide who is asked, and answer for two protocols at once."""
+
+
+def test_no_protocol_knows_another() -> None:
+    """A protocol's files have the same first word."""
+    api = "server.http.api."
+    wrong = []
+    for module in modules():
+        if not module.startswith(api):
+            continue
+        name = module.removeprefix(api)
+        own = {name.partition("_")[0]} | ON_ONE_PATH.get(name, set())
+        known = {found.removeprefix(api) for found in ours(module) if found.startswith(api)}
+        others = {each for each in known - SHARED if each.partition("_")[0] not in own}
+        wrong += [f"{name} imports {other}" for other in sorted(others)]
     assert not wrong
 
 

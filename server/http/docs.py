@@ -68,14 +68,21 @@ def build_docs(routes: Sequence[Route]) -> FastAPI:
                 route.path,
                 never_called,
                 methods=[route.method],
-                operation_id=route.answer.__name__,
+                operation_id=route.operation_id or route.answer.__name__,
                 summary=route.summary,
                 tags=[route.tag],
                 response_class=Response,
                 responses=describe_answers(route),
                 openapi_extra=describe_request(route),
             )
+    # `docs` keeps this document, and shows it whenever it is asked for.
+    docs.openapi()["components"]["schemas"].update(name_bodies(routes))
     return docs
+
+
+def name_bodies(routes: Sequence[Route]) -> dict[str, Any]:
+    """The bodies that have a name in the document, by that."""
+    return {route.schema_name: inline_parts(route) for route in routes if route.schema_name}
 
 
 async def never_called() -> None:
@@ -86,19 +93,27 @@ def describe_request(route: Route) -> dict[str, Any]:
     """Parameters, and the body where there is one."""
     described: dict[str, Any] = {"parameters": list(list_parameters(route))}
     if route.schema is not None:
-        schema = inline(route.schema, route.schema.get("$defs", {}))
+        schema = {"$ref": f"#/components/schemas/{route.schema_name}"} if route.schema_name else inline_parts(route)
         described["requestBody"] = {"required": route.needs_body, "content": {"application/json": {"schema": schema}}}
     return described
 
 
+def inline_parts(route: Route) -> Any:
+    """A body's schema that stands by itself."""
+    assert route.schema is not None
+    return inline(route.schema, route.schema.get("$defs", {}))
+
+
 def inline(schema: Any, parts: Mapping[str, Any]) -> Any:
-    """With each reference to one of its parts replaced by that: in the document it would lead nowhere."""
+    """With each reference to one of its parts replaced by that: in the document it would lead nowhere. What stands
+    beside a reference, such as a description, wins over what the part says."""
     if isinstance(schema, list):
         return [inline(item, parts) for item in schema]
     if not isinstance(schema, Mapping):
         return schema
     if "$ref" in schema:
-        return inline(parts[schema["$ref"].rpartition("/")[2]], parts)
+        part = parts[schema["$ref"].rpartition("/")[2]]
+        schema = {**part, **{key: value for key, value in schema.items() if key != "$ref"}}
     return {key: inline(value, parts) for key, value in schema.items() if key != "$defs"}
 
 

@@ -80,6 +80,8 @@ class OpenJob:
         self.num_prompt_tokens = 0
         """That pooling leaves out of each text."""
         self.num_tokens = 0
+        self.num_expected = 0
+        """Tokens of the answers to one input."""
         self.sequences: list[TokenSequence] = []
         self.num_keys: list[int] = []
         """Tokens of each input that are attended to; empty where all are."""

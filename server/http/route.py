@@ -32,6 +32,8 @@ class Route:
     The OpenAPI document says of the answers: `reply`, the type of a 200's JSON, None where it is none; `other_replies`,
     by their media types; `error_reply`, the type of an error's JSON; `errors`, the kinds of them that a GET may answer:
     of a POST they are all possible.
+    `operation_id`, `schema_name`: what clients made from that document call the route and the body; the answer
+    function's name where empty, and none.
     `deadline`: which of the server's settings limits it; None: none does.
     `media_types`: of the body. `read_body`: within its limits; None: as HTTP's are.
     `is_open`: needs no key. `is_admin`: belongs on the port of its own, where there is one.
@@ -49,6 +51,8 @@ class Route:
     other_replies: Mapping[str, Any] = field(default_factory=dict)
     error_reply: Any = dict[str, Any]
     errors: tuple[Kind, ...] = ()
+    operation_id: str = ""
+    schema_name: str = ""
     deadline: Literal["default", "generation"] | None = None
     media_types: tuple[str, ...] = (JSON,)
     read_body: ReadBody | None = None

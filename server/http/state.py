@@ -1,6 +1,6 @@
 """What an HTTP process serves: its models, each with everything a request needs on the way, and its metrics."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from time import time
 
@@ -16,6 +16,7 @@ from server.tasks.head import Head
 from server.tasks.registry import HEADS, list_tasks
 from server.tasks.task import Task
 from server.text.judgement import Judge
+from server.text.late_interaction import SIDES, Side, SideRules, find_rules
 from server.text.tokenizer import Tokenizer
 from server.wire.client import EngineClient
 
@@ -39,6 +40,21 @@ class ServedModel:
     """Tokens of the directory's own prompts, with special ones or without, once somebody has counted them."""
     others: tuple["ServedModel", ...] = ()
     """The same with a further head of it instead."""
+    outputs: Mapping[str, str] = field(init=False)
+    """What the head computes, and the names that this has in the graph."""
+    skipped_ids: tuple[int, ...] = field(init=False)
+    """Of `info.skipped_tokens`."""
+    rules: Mapping[Side, SideRules] = field(init=False)
+    """How texts of both sides are read; empty where the model knows no sides."""
+
+    def __post_init__(self) -> None:
+        """What follows from the rest is not computed for each request."""
+        info = self.info
+        outputs = {spec.name: name_output(info.head, spec.name) for spec in self.head.describe_graph(info)}
+        object.__setattr__(self, "outputs", outputs)
+        object.__setattr__(self, "skipped_ids", self.tokenizer.find_ids(info.skipped_tokens))
+        sides = () if info.late_interaction is None else SIDES
+        object.__setattr__(self, "rules", {side: find_rules(info, self.tokenizer, side) for side in sides})
 
     @property
     def heads(self) -> tuple["ServedModel", ...]:
@@ -53,11 +69,6 @@ class ServedModel:
     def is_listed(self) -> bool:
         """A model, or a head that was configured for it."""
         return self.info.head != TOKENS
-
-    @property
-    def outputs(self) -> dict[str, str]:
-        """What the head computes, and the names that this has in the graph."""
-        return {spec.name: name_output(self.info.head, spec.name) for spec in self.head.describe_graph(self.info)}
 
     def find_head(self, task: Task) -> "ServedModel | None":
         """The first of its heads that can do that."""

@@ -9,7 +9,7 @@ from server.http.endpoint import TextJob
 from server.http.state import ServedModel
 from server.tasks import token_embed
 from server.text.inputs import Input
-from server.text.late_interaction import Side, find_rules
+from server.text.late_interaction import Side
 from server.text.prompts import find_default
 from server.text.work import Truncation
 from server.wire.job import TokenSequence
@@ -39,7 +39,7 @@ def build_job(
             priority=priority,
         )
         return bound_numbers(job, model, MAX_NUMBERS)
-    rules = find_rules(model.info, model.tokenizer, side)
+    rules = model.rules[side]
     job = TextJob(
         *(token_embed.TASK, inputs, field, token_embed.TokenEmbedParams(rules.skipped_ids)),
         prompt=rules.prompt if prompt is None else prompt,

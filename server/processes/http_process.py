@@ -34,7 +34,6 @@ from server.processes.startup import (
 from server.tasks.head import Work
 from server.text.chat_template import load_chat_template
 from server.text.judgement import build_judge
-from server.text.late_interaction import check_expansion
 from server.text.tokenizer_file import load_tokenizer
 from server.wire.client import EngineClient, SocketClient
 from server.wire.replica_set import ReplicaSet
@@ -80,7 +79,6 @@ def build_state(
             ),
             engine=engine,
         )
-        check_expansion(model.info, served.tokenizer)
         served = replace(served, judge=build_judge(model.info, served.tokenizer))
         models[model.config.name] = add_heads(served, [head.info for head in model.heads])
     return ServerState(deployment.config, models, metrics, deployment.keys)

@@ -31,32 +31,29 @@ def build_params(
     normalize: bool | None = None,
     types: tuple[OutputType, ...] = ("float",),
     dimensions_field: str = "dimensions",
+    normalize_field: str = "normalize",
 ) -> EmbedParams:
-    """`normalize`: whether vectors have length 1; None: as the model has it.
+    """`normalize`: whether vectors have length 1; None: as the model has it. `..._field`: what the request calls them.
 
     The cut undoes a model's scaling, and so it is done again; vectors that never had length 1 are only cut, as
     sentence-transformers' `truncate_dim` does. Raises InvalidField.
     """
     check_dimensions(dimensions, info, dimensions_field)
-    if normalize is False and info.normalize:
-        raise InvalidField(
-            "normalize cannot be false: this model scales its vectors to length 1 itself, which cannot be undone. "
-            "Leave it out, or have the model served with normalize: false",
-            param="normalize",
-        )
+    check_scaling(normalize, info, normalize_field)
     is_cut = dimensions is not None and dimensions < info.output_dim
-    return EmbedParams(dimensions, (info.normalize and is_cut) if normalize is None else normalize, types)
+    return EmbedParams(dimensions, is_cut if info.normalize else bool(normalize), types)
 
 
 def reduce(arrays: Arrays, params: EmbedParams) -> Arrays:
     """What is not wanted does not cross the wire. An array for each type, by the name that `name_array` gives it.
 
-    `norms`, fp32 `[num_seqs]`, stands beside types that cannot say that a vector holds no numbers.
+    `norms`, fp32 `[num_seqs]`, stands beside types that cannot say that a vector holds no numbers, or that
+    one is too large for half precision.
     """
     rows: Rows = shorten(arrays["embeddings"].values, params.dimensions)
     rows = scale_rows(rows) if params.rescale else rows
     written = {name_array(kind): Ragged(WRITERS[kind](rows)) for kind in params.types}
-    if all(array.values.dtype.kind != "f" for array in written.values()):
+    if "float" not in params.types:
         written["norms"] = Ragged(measure_rows(rows))
     return written
 
@@ -83,6 +80,16 @@ def check_dimensions(dimensions: int | None, info: ModelInfo, field: str = "dime
     if trained and dimensions not in trained:
         listed = ", ".join(map(str, sorted({*trained, info.output_dim})))
         raise InvalidField(f"{field} is {dimensions}; this model was trained for {listed}", param=field)
+
+
+def check_scaling(normalize: bool | None, info: ModelInfo, field: str) -> None:
+    """Raises InvalidField where vectors are wanted as they were before the model scaled them."""
+    if normalize is False and info.normalize:
+        raise InvalidField(
+            f"{field} cannot be false: this model scales its vectors to length 1 itself, which cannot be undone. "
+            "Leave it out, or have the model served with normalize: false",
+            param=field,
+        )
 
 
 def check_config(model: ModelConfig) -> None:

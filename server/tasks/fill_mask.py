@@ -83,15 +83,14 @@ def find_masks(sequence: TokenSequence, info: ModelInfo) -> TokenArray:
     return np.flatnonzero(sequence.input_ids == info.mask_token_id).astype(np.int32)
 
 
-def check_masks(sequences: Sequence[TokenSequence], info: ModelInfo, mask: str, max_masks: int, field: str) -> None:
-    """Raises InvalidField where a text has no masked place, or more than `max_masks`. `mask`: how one is written."""
-    for index, sequence in enumerate(sequences):
-        place = f"{field}[{index}]" if len(sequences) > 1 else field
-        num_masks = len(find_masks(sequence, info))
-        if not num_masks:
-            raise InvalidField(f"{place} has no {mask}: put one where a word is to be filled in", param=field)
-        if num_masks > max_masks:
-            raise InvalidField(f"{place} has {num_masks} {mask}; the limit is {max_masks}", param=field)
+def check_masks(masks: Sequence[TokenArray], info: ModelInfo, max_masks: int, field: str) -> None:
+    """`masks`: the masked places of each input. Raises InvalidField where there is none, or more than `max_masks`."""
+    for index, places in enumerate(masks):
+        name = f"{field}[{index}]" if len(masks) > 1 else field
+        if not len(places):
+            raise InvalidField(f"{name} has no {info.mask_token}: put one where a word is to be filled in", param=field)
+        if len(places) > max_masks:
+            raise InvalidField(f"{name} has {len(places)} {info.mask_token}; the limit is {max_masks}", param=field)
 
 
 def fill_in(sequence: TokenSequence, place: int, token_ids: Sequence[int]) -> list[list[int]]:
@@ -113,7 +112,7 @@ def describe_output(info: ModelInfo) -> str:
 
 
 def make_example(info: ModelInfo, name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
-    return Example(f"/models/{name}", {"inputs": "Paris is the [MASK] of France."})
+    return Example(f"/models/{name}", {"inputs": f"Paris is the {info.mask_token} of France."})
 
 
 HEAD = Head("fill_mask", Work.ENCODE, check_config, describe_graph, describe_output, make_example)

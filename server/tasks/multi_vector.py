@@ -64,5 +64,5 @@ TASK = Task(
     params=token_embed.TokenEmbedParams,
     routes=("POST /v1/multi-vector",),
     reduce=token_embed.reduce,
-    reads=("input_ids",),
+    reads=token_embed.read_skipped,
 )

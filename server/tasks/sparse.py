@@ -34,6 +34,11 @@ def reduce(arrays: Arrays, params: SparseParams) -> Arrays:
     return reduce_logits(arrays["max_logits"].values)
 
 
+def read_ids(params: SparseParams) -> tuple[str, ...]:
+    """Weights of tokens are those of their ids."""
+    return ("input_ids",)
+
+
 def reduce_tokens(weights: Ragged, input_ids: Ragged, params: SparseParams) -> Arrays:
     """Of a token that an input has several times the largest counts. Row by row, by token id."""
     rows = [largest(input_ids.row(row), weights.row(row)[:, 0], params.skipped_ids) for row in range(len(weights))]
@@ -90,5 +95,5 @@ TASK = Task(
     params=SparseParams,
     routes=("POST /embed_sparse",),
     reduce=reduce,
-    reads=("input_ids",),
+    reads=read_ids,
 )

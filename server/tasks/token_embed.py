@@ -27,6 +27,11 @@ def reduce(arrays: Arrays, params: TokenEmbedParams) -> Arrays:
     }
 
 
+def read_skipped(params: TokenEmbedParams) -> tuple[str, ...]:
+    """Without tokens to skip nobody asks which ones there are."""
+    return ("input_ids",) if params.skipped_ids else ()
+
+
 def skip_rows(rows: Ragged, input_ids: Ragged, skipped_ids: tuple[int, ...]) -> Ragged:
     """Without those of these tokens; an input may have none left."""
     is_kept = ~np.isin(input_ids.values, skipped_ids)
@@ -57,5 +62,5 @@ TASK = Task(
     params=TokenEmbedParams,
     routes=("POST /embed_all", "POST /pooling"),
     reduce=reduce,
-    reads=("input_ids",),
+    reads=read_skipped,
 )

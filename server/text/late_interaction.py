@@ -13,6 +13,7 @@ from server.text.tokenizer import Tokenizer
 from server.wire.job import TokenSequence
 
 Side = Literal["query", "document"]
+SIDES: tuple[Side, ...] = ("query", "document")
 
 
 class Filling(NamedTuple):
@@ -33,7 +34,7 @@ class SideRules(NamedTuple):
 
 
 def find_rules(info: ModelInfo, tokenizer: Tokenizer, side: Side) -> SideRules:
-    """Of a model that has `late_interaction`."""
+    """Of a model that has `late_interaction`. Raises ModelDirectoryError."""
     late = info.late_interaction
     assert late is not None, "Only such models tell sides apart. This is a bug."
     filling = find_filling(late, tokenizer) if side == "query" else None
@@ -43,21 +44,16 @@ def find_rules(info: ModelInfo, tokenizer: Tokenizer, side: Side) -> SideRules:
 
 
 def find_filling(late: LateInteraction, tokenizer: Tokenizer) -> Filling | None:
-    """No longer than what is served of the model."""
+    """No longer than what is served of the model. Raises ModelDirectoryError where the vocabulary lacks the token."""
     if late.expansion is None:
         return None
-    (token_id,) = tokenizer.find_ids([late.expansion.token])
-    return Filling(token_id, tokenizer.limit_tokens(late.expansion.length), late.expansion.is_attended)
-
-
-def check_expansion(info: ModelInfo, tokenizer: Tokenizer) -> None:
-    """Raises ModelDirectoryError where the vocabulary lacks the token that queries are filled up with."""
-    expansion = None if info.late_interaction is None else info.late_interaction.expansion
-    if expansion is not None and not tokenizer.find_ids([expansion.token]):
+    found = tokenizer.find_ids([late.expansion.token])
+    if not found:
         raise ModelDirectoryError(
-            f"tokenizer.json has no token {expansion.token!r}, with which queries are filled up; name another as "
+            f"tokenizer.json has no token {late.expansion.token!r}, with which queries are filled up; name another as "
             "query_expansion.token"
         )
+    return Filling(found[0], tokenizer.limit_tokens(late.expansion.length), late.expansion.is_attended)
 
 
 def fill_up(sequences: Sequence[TokenSequence], filling: Filling) -> list[TokenSequence]:

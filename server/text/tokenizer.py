@@ -246,8 +246,8 @@ class Tokenizer:
             raise InvalidField(problem)
         if types is not None and (types.min() < 0 or types.max() >= self._type_vocab_size):
             raise InvalidField(f"has token types outside 0 to {self._type_vocab_size - 1}, which this model has")
-        has_types = types is not None and types.any()
-        return TokenSequence(ids.astype(np.int32), types[part].astype(np.int32) if has_types else None)
+        own_types = types[part].astype(np.int32) if types is not None and types.any() else None
+        return TokenSequence(ids.astype(np.int32), own_types)
 
     def _find_foreign(self, low: int, high: int) -> str:
         """What is wrong with ids from `low` to `high`; empty where the model has them all."""
@@ -296,7 +296,7 @@ class Tokenizer:
         reach = work.max_tokens * chars_per_token
         shared = work.shared.get(parts[0]) if len(parts) > 1 else None
         if shared is not None and max(map(len, parts)) <= reach:
-            return self._join(shared, parts[1], side, work)
+            return self._join(shared, parts[-1], side, work)
         while True:
             heads = [cut_text(part, reach, side, self._borders) for part in parts]
             encoding = self._read(heads, work)

@@ -185,7 +185,8 @@ def test_the_mask_token_is_what_the_tokenizer_calls_so(tmp_path: Path, setting: 
     make_masked("bert", tmp_path)
     added = {"4": {"content": "[MASK]"}, "7": {"content": "<mask>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"mask_token": setting, "added_tokens_decoder": added}))
-    assert read_info(tmp_path, task="fill_mask").mask_token_id == 7
+    info = read_info(tmp_path, task="fill_mask")
+    assert (info.mask_token_id, info.mask_token) == (7, "<mask>")
 
 
 def test_other_directories_are_refused(tmp_path: Path) -> None:

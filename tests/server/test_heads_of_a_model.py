@@ -72,6 +72,31 @@ async def test_models_are_listed_with_their_named_heads(server: Server) -> None:
     assert (await server.client.get("/v1/models/embedder/topic")).json()["id"] == "embedder/topic"
 
 
+async def test_embeddings_name_the_head(make_server: MakeServer) -> None:
+    server = make_server(heads={"classifier": [replace(EMBEDDER, head="vectors")]})
+    body = {"input": "word1", "model": "classifier/vectors"}
+    assert (await server.client.post("/v1/embeddings", json=body)).json()["model"] == "classifier/vectors"
+
+
+async def test_info_lists_the_heads_that_have_names(server: Server) -> None:
+    model = (await server.client.get("/info")).json()["models"][0]
+    assert [(each["name"], each["task"], each["output_dim"]) for each in model["heads"]] == [
+        ("embedder/mood", "classify", len(LABELS)),
+        ("embedder/topic", "classify", 2),
+    ]
+    assert model["heads"][1]["id2label"] == {"0": "sport", "1": "art"}
+
+
+def test_what_does_not_change_is_computed_once(server: Server) -> None:
+    model = server.state.models["embedder"]
+    for head in model.heads:
+        assert head.outputs is head.outputs
+    assert [head.outputs for head in model.heads[:2]] == [
+        {"embeddings": "embeddings"},
+        {"token_embeddings": "tokens.token_embeddings"},
+    ]
+
+
 async def test_a_head_goes_by_its_name_in_the_open_inference_protocol(server: Server) -> None:
     path = "/v2/models/embedder/mood"
     for question in ("", "/config", "/ready"):

@@ -140,6 +140,20 @@ async def test_options_and_nulls_change_nothing(server: Server) -> None:
     assert (await server.client.post("/models/tagger", json=body)).json() == expected
 
 
+async def test_labels_that_are_null_are_not_asked_for(server: Server) -> None:
+    expected = (await server.client.post("/models/embedder", json={"inputs": "word1"})).json()
+    body = {"inputs": "word1", "parameters": {"candidate_labels": None}}
+    assert (await server.client.post("/models/embedder", json=body)).json() == expected
+
+
+async def test_fewer_dimensions_have_the_models_length(server: Server) -> None:
+    """1, where the model has it; as `/v1/embeddings` answers."""
+    for model, normalize, is_scaled in (("embedder", None, True), ("plain", None, False), ("plain", True, True)):
+        body = {"inputs": "word1", "dimensions": 3, "normalize": normalize}
+        (row,) = (await server.client.post(f"/models/{model}", json=body)).json()
+        assert bool(np.isclose(np.linalg.norm(row), 1)) is is_scaled
+
+
 @pytest.fixture
 def live(server: Server) -> Iterator[Live]:
     with run_live(server) as running:

@@ -13,12 +13,13 @@ from huggingface_hub.errors import HfHubHTTPError
 from test_hf_route import connect
 from test_openai_client import Live, run_live
 
+from server.tasks.registry import HEADS
 from server.text.tokenizer import Tokenizer
 from server.wire.job import EngineStatus
 
 pytestmark = pytest.mark.anyio
 
-FILLER = replace(SPARSE, task="fill_mask", mask_token_id=UNK)
+FILLER = replace(SPARSE, task="fill_mask", mask_token_id=UNK, mask_token="[UNK]")
 """Whatever the tokenizer does not know is a masked place."""
 READER = replace(EMBEDDER, architecture="BertForQuestionAnswering", task="question_answering", output_dim=2)
 LONG = " ".join(["word1"] * (MAX_TOKENS + 1))
@@ -151,6 +152,12 @@ async def test_other_routes_name_this_one(server: Server) -> None:
     for model in ("filler", "reader"):
         response = await server.client.post("/v1/embeddings", json={"model": model, "input": "word1"})
         assert response.status_code == 400 and "POST /models/{name}" in response.json()["error"]["message"]
+
+
+async def test_the_example_has_the_models_own_mask(server: Server) -> None:
+    example = HEADS["fill_mask"].make_example(FILLER, "filler", True, False)
+    response = await server.client.post(example.route, json=example.body)
+    assert response.status_code == 200, response.text
 
 
 async def test_numbers_that_are_none(server: Server) -> None:

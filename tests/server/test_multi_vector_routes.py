@@ -11,8 +11,8 @@ from conftest import CLS, EMBED_DIM, EMBEDDER, SEP, VOCAB, MakeServer, Server, c
 from models.info import ModelInfo
 from models.keys import ModelDirectoryError
 from models.late_interaction import Expansion, LateInteraction
-from server.tasks import multi_vector
-from server.text.late_interaction import Filling, check_expansion, fill_up
+from server.tasks import multi_vector, token_embed
+from server.text.late_interaction import Filling, fill_up, find_rules
 from server.text.tokenizer import Tokenizer
 from server.wire.job import Ragged, TokenSequence
 
@@ -133,10 +133,16 @@ async def test_what_is_refused(server: Server, body: dict[str, Any], words: str)
 
 def test_a_token_that_the_vocabulary_lacks_is_refused(tokenizer: Tokenizer) -> None:
     info: ModelInfo = replace(COLBERT, late_interaction=replace(LATE, expansion=Expansion(8, "[MASK]")))
-    check_expansion(COLBERT, tokenizer)
-    check_expansion(EMBEDDER, tokenizer)
+    assert find_rules(COLBERT, tokenizer, "query").filling is not None
     with pytest.raises(ModelDirectoryError, match=r"has no token '\[MASK\]', with which queries are filled up"):
-        check_expansion(info, tokenizer)
+        find_rules(info, tokenizer, "query")
+
+
+def test_ids_are_read_where_some_are_skipped() -> None:
+    """Else they would be copied for each step's rows."""
+    for task in (token_embed.TASK, multi_vector.TASK):
+        assert task.reads(token_embed.TokenEmbedParams()) == ()
+        assert task.reads(token_embed.TokenEmbedParams((5,))) == ("input_ids",)
 
 
 def test_filling_keeps_types_and_long_sequences() -> None:

@@ -83,6 +83,14 @@ async def test_base64(server: Server, model: str, shape: tuple[int, ...]) -> Non
     np.testing.assert_allclose(found, await ask(server, model), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("model", "shape"), [("embedder", (EMBED_DIM,)), ("tagger", (3, 3)), ("colbert", (3, 8))])
+async def test_half_precision(server: Server, model: str, shape: tuple[int, ...]) -> None:
+    data = await ask(server, model, encoding_format="base64", embed_dtype="float16", endianness="little")
+    found = np.frombuffer(base64.b64decode(data), "<f2").reshape(shape)
+    np.testing.assert_allclose(found, await ask(server, model, embed_dtype="float32"), rtol=1e-3)
+    np.testing.assert_array_equal(found, np.float16(await ask(server, model, embed_dtype="float16")))
+
+
 async def test_truncation(server: Server) -> None:
     long = "word1 " * 30
     assert len(await ask(server, "tagger", input=long, truncate_prompt_tokens=-1)) == 16
@@ -113,6 +121,8 @@ async def test_without_special_tokens(server: Server) -> None:
         ({"model": "embedder", "input": "a", "use_activation": False}, "use_activation cannot be false"),
         ({"model": "colbert", "input": "a", "use_activation": False}, "use_activation cannot be false"),
         ({"model": "embedder", "input": "a", "encoding_format": "bytes"}, "encoding_format"),
+        ({"model": "embedder", "input": "a", "embed_dtype": "bfloat16"}, "embed_dtype"),
+        ({"model": "embedder", "input": "a", "endianness": "big"}, "endianness"),
         ({"model": "tagger", "input": "word1 " * 30}, "has 32 tokens; the limit is 16"),
         ({"input": "a"}, "several models could answer"),
     ],

@@ -23,7 +23,7 @@ LABELS = {0: "O", 1: "PER"}
 ENTITIES = replace(
     EMBEDDER, architecture="BertForTokenClassification", task="token_classify", output_dim=2, id2label=LABELS
 )
-FILLER = replace(SPARSE, task="fill_mask", mask_token_id=UNK)
+FILLER = replace(SPARSE, task="fill_mask", mask_token_id=UNK, mask_token="[UNK]")
 """The tokenizer knows no [MASK]."""
 ANSWERER = replace(EMBEDDER, architecture="BertForQuestionAnswering", task="question_answering", output_dim=2)
 SERVED: Mapping[str, Mapping[str, ModelInfo]] = {

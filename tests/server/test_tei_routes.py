@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLS, LABELS, MAX_TOKENS, SEP, VOCAB, MakeServer, Server, compute_row
+from conftest import CLS, EMBEDDER, LABELS, MAX_TOKENS, SEP, VOCAB, MakeServer, Server, compute_row
 
 pytestmark = pytest.mark.anyio
 
@@ -129,6 +129,13 @@ async def test_tokenize_refuses(server: Server, inputs: Any) -> None:
     assert (response.status_code, response.json()["error_type"]) in ((400, "Empty"), (422, "Validation"))
     assert "inputs" in response.json()["error"]
     assert server.state.models["embedder"].admission.num_inputs == 0
+
+
+async def test_a_prompt_does_not_hide_an_empty_text(make_server: MakeServer) -> None:
+    server = make_server(others={"prompted": replace(EMBEDDER, prompts={"query": "word9 "})})
+    body = {"inputs": ["word1", ""], "prompt_name": "query", "model": "prompted"}
+    response = await server.client.post("/tokenize", json=body)
+    assert response.status_code == 400 and "inputs[1] must not be empty" in response.json()["error"]
 
 
 async def test_all_tokens_of_a_long_text(server: Server) -> None:

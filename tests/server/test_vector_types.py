@@ -80,7 +80,14 @@ def test_what_is_no_number_shows_in_every_type() -> None:
         assert np.all(finite, axis=0).tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize("types", [("float",), ("int8",), ("float", "ubinary"), ("binary", "uint8")])
+def test_halves_do_not_hide_infinity() -> None:
+    rows = draw_rows(3)
+    rows[1, 5] = np.inf
+    arrays = reduce_rows(rows, EmbedParams(types=("float16",)))
+    assert np.isfinite(arrays["norms"]).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("types", [("float",), ("float16",), ("int8",), ("float", "ubinary"), ("binary", "uint8")])
 def test_what_crosses_the_wire(types: tuple[OutputType, ...]) -> None:
     rows, params = draw_rows(), EmbedParams(64, True, types)
     params = msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=EmbedParams)
@@ -109,6 +116,8 @@ def test_normalize() -> None:
     assert build_params(EMBEDDER) == EmbedParams()
     assert not build_params(EMBEDDER, dimensions=EMBEDDER.output_dim).rescale
     assert build_params(EMBEDDER, dimensions=3).rescale and not build_params(UNSCALED, dimensions=3).rescale
+    assert not build_params(EMBEDDER, normalize=True).rescale, "It has length 1 already."
+    assert build_params(EMBEDDER, normalize=True, dimensions=3).rescale
     assert build_params(UNSCALED, normalize=True).rescale and not build_params(UNSCALED, normalize=False).rescale
     with pytest.raises(InvalidField, match=r"^normalize cannot be false") as caught:
         build_params(EMBEDDER, normalize=False)

@@ -6,6 +6,7 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from models.info import ModelInfo
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_schemas import ErrorReply
 from server.http.api.tei_info import TeiInfo, describe_served
@@ -40,17 +41,32 @@ async def get_info(call: Call, state: ServerState) -> Reply:
 
 
 def describe_model(model: ServedModel) -> dict[str, Any]:
-    info = asdict(model.info)
-    info["id2label"] = {str(index): label for index, label in model.info.id2label.items()}
     return {
         "name": model.name,
-        **info,
+        **asdict(model.info),
+        "id2label": write_labels(model.info),
         "task": model.head.name,
         "max_input_tokens": model.tokenizer.max_input_tokens,
         "admitted_inputs": model.admission.num_inputs,
         "admitted_tokens": model.admission.num_tokens,
         "replicas": [asdict(status) for status in model.engine.statuses()],
+        "heads": [describe_head(head) for head in model.others if head.is_listed],
     }
+
+
+def describe_head(head: ServedModel) -> dict[str, Any]:
+    """What is its own: the rest it shares with the model's first."""
+    return {
+        "name": head.full_name,
+        "task": head.head.name,
+        "output_dim": head.info.output_dim,
+        "id2label": write_labels(head.info),
+    }
+
+
+def write_labels(info: ModelInfo) -> dict[str, str]:
+    """With keys as JSON has them."""
+    return {str(index): label for index, label in info.id2label.items()}
 
 
 async def get_metrics(call: Call, state: ServerState) -> Reply:
@@ -66,12 +82,14 @@ async def get_metrics(call: Call, state: ServerState) -> Reply:
 ROUTES = (
     Route(
         *("GET", "/info", get_info, render_error, "Models, engines and the effective configuration", "admin"),
+        operation_id="get_model_info",
         reply=Info,
         error_reply=ErrorReply,
         is_admin=True,
     ),
     Route(
         *("GET", "/metrics", get_metrics, render_error, "Prometheus metrics of all processes", "admin"),
+        operation_id="metrics",
         other_replies={"text/plain": {"schema": {"type": "string"}}},
         error_reply=ErrorReply,
         is_admin=True,

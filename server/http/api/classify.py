@@ -1,16 +1,18 @@
 """vLLM's classification: for each input its best label, and what all labels have."""
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from time import time
+from typing import Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import Field, StrictBool
 from typing_extensions import TypedDict
 
 from models.info import ModelInfo
 from server.http.api.fields import ModelName, TextsOrIds, list_inputs
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply, count_usage
+from server.http.api.pooling_fields import PoolingFields
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, run_job
@@ -21,18 +23,13 @@ from server.tasks import classify
 from server.text.prompts import find_default
 
 
-class ClassifyRequest(BaseModel):
+class ClassifyRequest(PoolingFields):
     """Body of `POST /classify`."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     model: ModelName | None = Field(None, description="Needed only where several models classify.")
     input: TextsOrIds
     use_activation: StrictBool | None = Field(None, description="false: logits in place of probabilities.")
     add_special_tokens: StrictBool = True
-    priority: Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)] | None = Field(
-        None, description="Lower is earlier; 0 if absent."
-    )
 
 
 class Classified(TypedDict):
@@ -53,13 +50,16 @@ class ClassifyReply(TypedDict):
 
 async def classify_inputs(call: Call, state: ServerState) -> Reply:
     asked = parse_body(ClassifyRequest, call.take_body())
+    call.adopt_request_id(asked.request_id)
     model = state.pick_model(asked.model, classify.TASK)
     call.model = model.name
+    truncation, max_input_tokens = asked.limit_inputs(model)
     job = TextJob(
         *(classify.TASK, list_inputs(asked.input), "input", classify.ClassifyParams()),
         prompt=find_default(model.info),
-        truncation=model.config.limits.truncation,
+        truncation=truncation,
         add_special_tokens=asked.add_special_tokens,
+        max_input_tokens=max_input_tokens,
         priority=asked.priority or 0,
     )
     logits = (await run_job(call, model, job))["logits"].values
@@ -67,7 +67,7 @@ async def classify_inputs(call: Call, state: ServerState) -> Reply:
     head = {
         "id": f"classify-{call.request_id.decode()}",
         "object": "list",
-        "created": model.created_s,
+        "created": int(time()),
         "model": model.full_name,
         "usage": count_usage(call.times.num_tokens),
     }

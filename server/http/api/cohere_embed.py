@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from typing_extensions import TypedDict
 
 from server.errors import InvalidField
-from server.http.api.cohere_errors import CohereErrorReply, render_error
+from server.http.api.cohere_schemas import ApiVersion, CohereErrorReply, render_error
 from server.http.api.fields import MAX_LIST, MAX_OPTIONS, ModelName, Options, Texts
 from server.http.api.messages import read_content
 from server.http.api.vectors import Vectors, encode_rows
@@ -80,10 +80,6 @@ class EmbedRequestV2(EmbedFields):
         description='a list of {"content": [{"type": "text", "text": ...}]}, in place of texts; several parts of one '
         "are joined by line breaks",
     )
-
-
-class ApiVersion(TypedDict):
-    version: str
 
 
 class BilledUnits(TypedDict):

@@ -2,11 +2,12 @@
 what is made of it; lists stop at their first error, for an error costs a hundred times what an item does.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator
 
 from server.text.inputs import Input
+from server.text.work import Truncation
 
 MAX_NAME_CHARS, MAX_LABEL_CHARS = 4096, 1024
 MAX_LIST = 65_536
@@ -29,6 +30,32 @@ TextsOrIds = Annotated[
     ),
 ]
 Options = Annotated[dict[str, Any], Field(max_length=MAX_OPTIONS)]
+Priority = Annotated[
+    Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)] | None,
+    Field(description="Lower is earlier; 0 if absent. Where the server allows it."),
+]
+
+
+class TruncationFields(BaseModel):
+    """What happens to long inputs."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    truncate: StrictBool | None = Field(None, description="What the server's configuration says if absent.")
+    truncation_direction: Literal["left", "right"] = Field(
+        "right", description="The end that is cut off; `Left` and `Right` are understood as well."
+    )
+
+    @field_validator("truncation_direction", mode="before")
+    @classmethod
+    def lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    def choose_truncation(self, configured: Truncation) -> Truncation:
+        """The request's word, else the server's."""
+        if self.truncate is None:
+            return configured
+        return self.truncation_direction if self.truncate else "error"
 
 
 def list_inputs(given: str | list[Any]) -> list[Input]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from server.http.api.fields import Label, ModelName, Options, TokenIds
+from server.http.api.fields import Label, ModelName, Options, Priority, TokenIds
 
 MAX_SEQUENCES = 128
 """Most answers to one prompt."""
@@ -90,9 +90,7 @@ class GenerationFields(BaseModel):
         None, description="an object; include_usage true: one more chunk before the end holds the number of tokens"
     )
     return_token_ids: StrictBool | None = Field(None, description="Choices also have token_ids.")
-    priority: Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)] | None = Field(
-        None, description="Lower is earlier; 0 if absent."
-    )
+    priority: Priority = None
     user: Label | None = None
 
     @property

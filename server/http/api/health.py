@@ -50,6 +50,7 @@ def find_problems(state: ServerState) -> list[str]:
 
 HEALTH = Route(
     *("GET", "/health", get_health, render_error, "The server is able to serve", "health"),
+    operation_id="health",
     reply=Alive,
     error_reply=ErrorReply,
     is_open=True,

@@ -8,8 +8,8 @@ import numpy as np
 import orjson
 from typing_extensions import TypedDict
 
-from server.errors import InvalidField, ServiceError
-from server.http.api.hf_labels import classify_texts, classify_tokens
+from server.errors import ServiceError
+from server.http.api.hf_labels import classify_texts, classify_tokens, classify_without_training
 from server.http.api.hf_request import FeatureExtraction, InferenceRequest, read_parameters
 from server.http.api.hf_similarity import compare_sentences, is_comparison
 from server.http.api.hf_words import answer_questions, fill_masks
@@ -45,8 +45,8 @@ async def infer_with_model(call: Call, state: ServerState) -> Reply:
 async def serve(call: Call, model: ServedModel, asked: InferenceRequest) -> Reply:
     """Raises WrongTask where the model does none of what can be asked for here, or not what the body is about."""
     call.model = model.name
-    if "candidate_labels" in (asked.parameters or {}):  # which every other task would ignore
-        return await classify_texts(call, model.pick_head(classify.TASK), asked)
+    if (asked.parameters or {}).get("candidate_labels") is not None:  # which every other task would ignore
+        return await classify_without_training(call, model.pick_head(classify.TASK), asked)
     for head in model.heads:
         for task, answer in ANSWERS:
             if task.can_use(head.info):
@@ -59,24 +59,13 @@ async def extract_features(call: Call, model: ServedModel, asked: InferenceReque
     """A vector of each text, always as a list, or cosines. The client's parameters stand beside `inputs`."""
     beside = {name: getattr(asked, name) for name in FeatureExtraction.model_fields}
     wanted = read_parameters(FeatureExtraction, beside | (asked.parameters or {}))
-    embed.check_dimensions(wanted.dimensions, model.info)
-    if model.info.normalize and wanted.normalize is False:
-        raise InvalidField("normalize must not be false: this model's vectors have length 1", param="normalize")
+    params = embed.build_params(model.info, dimensions=wanted.dimensions, normalize=wanted.normalize)
     prompt = choose_prompt(model.info, name=wanted.prompt_name)
     truncation = wanted.choose_truncation(model.config.limits.truncation)
     if is_comparison(asked.inputs):
         return await compare_sentences(call, model, asked.inputs, prompt, truncation)
-    job = TextJob(
-        embed.TASK,
-        asked.list_texts(),
-        "inputs",
-        embed.EmbedParams(wanted.dimensions),
-        prompt=prompt,
-        truncation=truncation,
-    )
+    job = TextJob(embed.TASK, asked.list_texts(), "inputs", params, prompt=prompt, truncation=truncation)
     rows = (await run_job(call, model, job))["embeddings"].values
-    if wanted.normalize:
-        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     write = partial(orjson.dumps, np.ascontiguousarray(rows), option=orjson.OPT_SERIALIZE_NUMPY)
     return await write_reply(write, rows.size, INLINE_NUMBERS, model)
 

@@ -89,8 +89,6 @@ def read_entities(
 
 async def classify_texts(call: Call, model: ServedModel, asked: InferenceRequest) -> Reply:
     """Labels of each input, always as a list of lists: the client takes the first of a single text's."""
-    if "candidate_labels" in (asked.parameters or {}):
-        return await classify_without_training(call, model, asked)
     wanted = read_parameters(TextClassification, asked.parameters)
     logits = await compute_logits(call, model, asked.list_inputs())
     scores = apply_function(logits, wanted.function_to_apply, model)

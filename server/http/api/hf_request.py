@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from server.errors import InvalidField
-from server.http.api.fields import MAX_LIST, Label, ModelName, Options, Texts
+from server.http.api.fields import MAX_LIST, Label, ModelName, Options, Texts, TruncationFields
 from server.http.api.hf_similarity import Sentences, is_comparison
-from server.http.body import explain_error
+from server.http.body import check_object
 from server.text.inputs import Text
-from server.text.work import Truncation
 
 MAX_LABELS = 1024
 
@@ -24,28 +23,17 @@ Question = Annotated[dict[Literal["question", "context"], str], Field(min_length
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-class FeatureExtraction(BaseModel):
+class FeatureExtraction(TruncationFields):
     """Parameters for embedders."""
 
     normalize: StrictBool | None = None
     prompt_name: ModelName | None = None
-    truncate: StrictBool | None = None
-    truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
     dimensions: Annotated[StrictInt, Field(ge=1, le=MAX_LIST)] | None = None
     encoding_format: Literal["float"] | None = None
-
-    def choose_truncation(self, configured: Truncation) -> Truncation:
-        """The request's word, else the server's."""
-        if self.truncate is None:
-            return configured
-        direction: Truncation = "left" if self.truncation_direction.lower() == "left" else "right"
-        return direction if self.truncate else "error"
 
 
 class InferenceRequest(FeatureExtraction):
     """Body of `POST /models/{name}` and `POST /`; parameters of feature extraction may also stand beside `inputs`."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     inputs: Annotated[
         str | TextPair | Question | Sentences | Texts | Many[TextPair] | Many[Question],
@@ -107,8 +95,4 @@ class InferenceRequest(FeatureExtraction):
 
 def read_parameters(schema: type[Schema], given: dict[str, Any] | None) -> Schema:
     """What is null is not said. Raises InvalidField naming the parameter."""
-    said = {name: value for name, value in (given or {}).items() if value is not None}
-    try:
-        return schema.model_validate(said)
-    except ValidationError as error:
-        raise explain_error(schema, error, b"") from None
+    return check_object(schema, {name: value for name, value in (given or {}).items() if value is not None})

@@ -18,7 +18,7 @@ from server.http.state import ServedModel
 from server.tasks import fill_mask, question_answering
 from server.text.inputs import Input
 from server.text.located import Window
-from server.wire.job import Ragged, TokenSequence
+from server.wire.job import Ragged, TokenArray, TokenSequence
 
 MAX_TOP_K = 1024
 MAX_ANSWER_TOKENS = 256
@@ -62,9 +62,11 @@ async def fill_masks(call: Call, model: ServedModel, asked: InferenceRequest) ->
     targets = [wanted.targets] if isinstance(wanted.targets, str) else wanted.targets
     target_ids = None if targets is None else await find_targets(call, targets, model)
     params = fill_mask.FillMaskParams(wanted.top_k, target_ids)
+    masks: list[TokenArray] = []
 
     async def settle(sequences: Sequence[TokenSequence]) -> fill_mask.FillMaskParams:
-        check_work(sequences, model, wanted.top_k)
+        masks.extend(fill_mask.find_masks(each, model.info) for each in sequences)
+        check_work(sequences, masks, model, wanted.top_k)
         return params
 
     job = TextJob(
@@ -75,10 +77,10 @@ async def fill_masks(call: Call, model: ServedModel, asked: InferenceRequest) ->
     )
     async with OpenJob(call, model, job) as opened:
         arrays, sequences = await opened.collect(), opened.sequences
-    size = wanted.top_k * count_filled(sequences, model)
-    words = read_words(sequences, model, arrays["token_ids"], arrays["scores"])
+    size = wanted.top_k * count_filled(sequences, masks)
+    words = read_words(sequences, masks, model, arrays["token_ids"], arrays["scores"])
     places = iter(await make_parts(words, size, INLINE_ITEMS, model))
-    write = partial(write_words, sequences, model, places, asked)
+    write = partial(write_words, masks, places, asked)
     return await write_reply(write, size, INLINE_ITEMS, model)
 
 
@@ -95,49 +97,44 @@ async def find_targets(call: Call, targets: Sequence[str], model: ServedModel) -
     return tuple(dict.fromkeys(int(sequence.input_ids[0]) for sequence in sequences))
 
 
-def check_work(sequences: Sequence[TokenSequence], model: ServedModel, top_k: int) -> None:
-    """Raises InvalidField where a text has no masked place, or there are too many."""
-    info = model.info
-    assert info.mask_token_id is not None, "A model without one cannot be configured for this. This is a bug."
-    mask = model.tokenizer.name_token(info.mask_token_id)
+def check_work(sequences: Sequence[TokenSequence], masks: Sequence[TokenArray], model: ServedModel, top_k: int) -> None:
+    """`masks`: the masked places of each. Raises InvalidField where a text has none, or there are too many."""
     max_masks = min(fill_mask.MAX_MASKS, model.config.limits.max_batch_requests)
-    fill_mask.check_masks(sequences, info, mask, max_masks, "inputs")
-    num_written = top_k * count_filled(sequences, model)
+    fill_mask.check_masks(masks, model.info, max_masks, "inputs")
+    num_written = top_k * count_filled(sequences, masks)
     if num_written > MAX_WRITTEN_TOKENS:
         raise InvalidField(
-            f"top_k is {top_k}, which makes texts of {num_written:,} tokens with all {mask} filled in; the limit is "
-            f"{MAX_WRITTEN_TOKENS:,} per request: lower top_k, or send several",
+            f"top_k is {top_k}, which makes texts of {num_written:,} tokens with all {model.info.mask_token} filled "
+            f"in; the limit is {MAX_WRITTEN_TOKENS:,} per request: lower top_k, or send several",
             param="top_k",
         )
 
 
-def count_filled(sequences: Sequence[TokenSequence], model: ServedModel) -> int:
+def count_filled(sequences: Sequence[TokenSequence], masks: Sequence[TokenArray]) -> int:
     """Tokens of all texts, each written once for each of its masked places."""
-    return sum(each.num_tokens * len(fill_mask.find_masks(each, model.info)) for each in sequences)
+    return sum(each.num_tokens * len(places) for each, places in zip(sequences, masks, strict=True))
 
 
 def read_words(
-    sequences: Sequence[TokenSequence], model: ServedModel, ids: Ragged, scores: Ragged
+    sequences: Sequence[TokenSequence], masks: Sequence[TokenArray], model: ServedModel, ids: Ragged, scores: Ragged
 ) -> Iterator[list[Word]]:
     """For one masked place after the other."""
     texts = model.tokenizer.texts
     for index, sequence in enumerate(sequences):
-        masks = fill_mask.find_masks(sequence, model.info).tolist()
-        for place, row, numbers in zip(masks, ids.row(index).tolist(), scores.row(index).tolist(), strict=True):
+        places = masks[index].tolist()
+        for place, row, numbers in zip(places, ids.row(index).tolist(), scores.row(index).tolist(), strict=True):
             names = texts.write([[token_id] for token_id in row], skip_special_tokens=False)
             # Of several places the others stay masked, which is a special token.
-            filled = texts.write(fill_mask.fill_in(sequence, place, row), skip_special_tokens=len(masks) == 1)
+            filled = texts.write(fill_mask.fill_in(sequence, place, row), skip_special_tokens=len(places) == 1)
             yield [
                 {"score": score, "token": token_id, "token_str": name, "sequence": text}
                 for score, token_id, name, text in zip(numbers, row, names, filled, strict=True)
             ]
 
 
-def write_words(
-    sequences: Sequence[TokenSequence], model: ServedModel, places: Iterator[list[Word]], asked: InferenceRequest
-) -> bytes:
-    """`places`: the words for each."""
-    lists = [list(islice(places, len(fill_mask.find_masks(each, model.info)))) for each in sequences]
+def write_words(masks: Sequence[TokenArray], words: Iterator[list[Word]], asked: InferenceRequest) -> bytes:
+    """`words`: for each masked place."""
+    lists = [list(islice(words, len(places))) for places in masks]
     return orjson.dumps(asked.unwrap([each if len(each) > 1 else each[0] for each in lists]))
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from typing_extensions import TypedDict
 
 from server.errors import InvalidField
-from server.http.api.fields import Label, ModelName, TextsOrIds, list_inputs
+from server.http.api.fields import Label, ModelName, Priority, TextsOrIds, list_inputs
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply, count_usage
 from server.http.api.vectors import encode_rows
@@ -34,9 +34,7 @@ class MultiVectorRequest(BaseModel):
     input_type: Side = Field("document", description="Which side of a search the texts are on.")
     embedding_type: Literal["float"] | None = None
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="As many as the model has.")
-    priority: Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)] | None = Field(
-        None, description="Lower is earlier; 0 if absent."
-    )
+    priority: Priority = None
     user: Label | None = None
 
 

@@ -6,23 +6,23 @@ from functools import partial
 from typing import Annotated, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import Field, StrictBool, StrictInt
 
 from server.errors import InvalidField
 from server.http.api.fields import Label, ModelName, TextsOrIds, list_inputs
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_schemas import EmbeddingsReply, ErrorReply, count_usage
+from server.http.api.pooling_fields import PoolingFields
 from server.http.api.vectors import Vectors, encode_rows
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, run_job
 from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.route import Route
-from server.http.state import ServedModel, ServerState
+from server.http.state import ServerState
 from server.tasks import embed
 from server.tasks.vector_types import OutputType
 from server.text.prompts import choose_prompt
-from server.text.work import Truncation
 
 MAX_PROMPT_CHARS = 4096
 """It is read once for each text."""
@@ -38,10 +38,8 @@ TYPES: Mapping[TypeName, OutputType] = {
 }
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(PoolingFields):
     """Body of `POST /v1/embeddings`."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     model: ModelName | None = Field(None, description="Needed only where several models embed.")
     input: TextsOrIds
@@ -63,18 +61,10 @@ class EmbeddingsRequest(BaseModel):
     )
     embed_dtype: TypeName | None = Field(None, description="vLLM's name of `output_dtype`.")
     endianness: Literal["native", "little"] | None = Field(None, description="Of base64, which is always little.")
-    truncate_prompt_tokens: Annotated[StrictInt, Field(ge=-1, lt=2**31)] | None = Field(
-        None, description="Cut longer inputs to so many tokens; -1: to as many as the model takes."
-    )
-    truncation_side: Literal["left", "right"] | None = Field(
-        None, description="The end that is then cut off; what the server's configuration says if absent, or right."
+    use_activation: StrictBool | None = Field(
+        None, description="Scale vectors to length 1; `false` only where the model does not do so itself."
     )
     add_special_tokens: StrictBool = Field(True, description="As the model wants them around a text.")
-    priority: Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)] | None = Field(
-        None, description="Lower is earlier. Where the server allows it."
-    )
-    request_id: Label | None = Field(None, description="As the header x-request-id, which goes before.")
-    user: Label | None = None
 
 
 def check_types(asked: EmbeddingsRequest) -> OutputType:
@@ -85,31 +75,20 @@ def check_types(asked: EmbeddingsRequest) -> OutputType:
     return given.pop() if given else "float"
 
 
-def limit_input(
-    num_tokens: int | None, side: Literal["left", "right"] | None, model: ServedModel
-) -> tuple[Truncation, int | None]:
-    """What happens to inputs of more than so many tokens; None: than the model takes. Raises InvalidField."""
-    configured = model.config.limits.truncation
-    if num_tokens is None:
-        return configured, None
-    side = side or ("right" if configured == "error" else configured)
-    most = model.tokenizer.max_input_tokens
-    if num_tokens == 0 or num_tokens > most:
-        raise InvalidField(
-            f"truncate_prompt_tokens is {num_tokens}; it must be -1, for all that the model takes, or from 1 to {most}",
-            param="truncate_prompt_tokens",
-        )
-    return side, None if num_tokens == -1 else num_tokens
-
-
 async def create_embeddings(call: Call, state: ServerState) -> Reply:
     asked = parse_body(EmbeddingsRequest, call.take_body())
     call.adopt_request_id(asked.request_id)
     model = state.pick_model(asked.model, embed.TASK)
     call.model = model.name
     kind = check_types(asked)
-    params = embed.build_params(model.info, dimensions=asked.dimensions, types=(kind,))
-    truncation, max_input_tokens = limit_input(asked.truncate_prompt_tokens, asked.truncation_side, model)
+    params = embed.build_params(
+        model.info,
+        dimensions=asked.dimensions,
+        normalize=asked.use_activation,
+        types=(kind,),
+        normalize_field="use_activation",
+    )
+    truncation, max_input_tokens = asked.limit_inputs(model)
     job = TextJob(
         embed.TASK,
         list_inputs(asked.input),
@@ -123,7 +102,7 @@ async def create_embeddings(call: Call, state: ServerState) -> Reply:
     )
     rows = (await run_job(call, model, job))[embed.name_array(kind)].values
     is_base64 = asked.encoding_format == "base64"
-    write = partial(format_embeddings, rows, model.name, call.times.num_tokens, is_base64=is_base64)
+    write = partial(format_embeddings, rows, model.full_name, call.times.num_tokens, is_base64=is_base64)
     return await write_reply(write, rows.size, INLINE_NUMBERS, model)
 
 
@@ -143,6 +122,7 @@ ROUTE = Route(
     "Embed texts or token ids",
     "openai",
     schema=EmbeddingsRequest.model_json_schema(),
+    operation_id="openai_embed",
     reply=EmbeddingsReply,
     error_reply=ErrorReply,
     deadline="default",

@@ -3,20 +3,21 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from time import time
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import Field, StrictBool, StrictInt
 from typing_extensions import TypedDict
 
 from server.errors import InvalidField
 from server.http.api.fields import Label, ModelName, TextsOrIds, list_inputs
-from server.http.api.openai_embeddings import limit_input
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply, count_usage
-from server.http.api.vectors import encode_base64, encode_numbers, encode_rows
+from server.http.api.pooling_fields import PoolingFields
+from server.http.api.vectors import Vectors, encode_base64, encode_numbers, encode_rows
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, run_job
@@ -26,13 +27,14 @@ from server.http.state import ServedModel, ServerState
 from server.http.token_vectors import bound_numbers, build_job
 from server.tasks import classify, embed, token_classify, token_embed
 from server.tasks.task import Task
-from server.tasks.vector_types import scale_rows
+from server.tasks.vector_types import WRITERS, scale_rows
 from server.text.late_interaction import Side
 from server.text.prompts import find_default
 from server.wire.job import Ragged
 
 Rows = npt.NDArray[np.float32]
 Activation = Callable[[Rows], Rows]
+Convert = Callable[[Rows], Vectors]
 TASKS: Mapping[str, Task] = {
     task.name: task for task in (embed.TASK, classify.TASK, token_embed.TASK, token_classify.TASK)
 }
@@ -40,10 +42,8 @@ TASKS: Mapping[str, Task] = {
 NAMES = ", ".join(TASKS)
 
 
-class PoolingRequest(BaseModel):
+class PoolingRequest(PoolingFields):
     """Body of `POST /pooling`."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     model: ModelName | None = Field(None, description="Needed only where several models could answer.")
     input: TextsOrIds
@@ -53,22 +53,16 @@ class PoolingRequest(BaseModel):
         json_schema_extra={"enum": [*TASKS, None]},
     )
     encoding_format: Literal["float", "base64"] = Field(
-        "float", description="`base64`: the bytes of all numbers of an input, fp32, little-endian."
+        "float", description="`base64`: the bytes of all numbers of an input, little-endian."
     )
+    embed_dtype: Literal["float32", "float16"] = "float32"
+    endianness: Literal["native", "little"] | None = Field(None, description="Of base64, which is always little.")
     use_activation: StrictBool | None = Field(
         None, description="false: logits, and vectors as they are; else probabilities, and vectors of length 1."
     )
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="Of `embed` only.")
     input_type: Side | None = Field(None, description="Of models for late interaction; `document` if absent.")
-    truncate_prompt_tokens: Annotated[StrictInt, Field(ge=-1, lt=2**31)] | None = Field(
-        None, description="Cut longer inputs to so many tokens; -1: to as many as the model takes."
-    )
-    truncation_side: Literal["left", "right"] | None = None
     add_special_tokens: StrictBool = True
-    priority: Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)] | None = Field(
-        None, description="Lower is earlier; 0 if absent."
-    )
-    user: Label | None = None
 
 
 class Pooled(TypedDict):
@@ -90,6 +84,7 @@ class PoolingReply(TypedDict):
 
 async def pool_inputs(call: Call, state: ServerState) -> Reply:
     asked = parse_body(PoolingRequest, call.take_body())
+    call.adopt_request_id(asked.request_id)
     model, task = pick_task(state, asked)
     call.model = model.name
     check_fields(asked, model, task)
@@ -98,12 +93,13 @@ async def pool_inputs(call: Call, state: ServerState) -> Reply:
     head = {
         "id": f"pool-{call.request_id.decode()}",
         "object": "list",
-        "created": model.created_s,
+        "created": int(time()),
         "model": model.full_name,
         "usage": count_usage(num_tokens),
     }
     activate = as_they_are if asked.use_activation is False else find_activation(model, task)
-    write = partial(write_answer, head, rows, activate, is_base64=asked.encoding_format == "base64")
+    convert = WRITERS["float16" if asked.embed_dtype == "float16" else "float"]
+    write = partial(write_answer, head, rows, activate, convert, is_base64=asked.encoding_format == "base64")
     return await write_reply(write, rows.values.size, INLINE_NUMBERS, model)
 
 
@@ -126,12 +122,8 @@ def check_fields(asked: PoolingRequest, model: ServedModel, task: Task) -> None:
         )
     if asked.input_type is not None and model.info.late_interaction is None:
         raise InvalidField("input_type is for models for late interaction; leave it out", param="input_type")
-    if asked.use_activation is False and model.info.normalize and task in (embed.TASK, token_embed.TASK):
-        raise InvalidField(
-            "use_activation cannot be false: this model scales its vectors to length 1 itself, which cannot be undone. "
-            "Leave it out",
-            param="use_activation",
-        )
+    if task is token_embed.TASK:
+        embed.check_scaling(asked.use_activation, model.info, "use_activation")
 
 
 def describe_job(asked: PoolingRequest, model: ServedModel, task: Task) -> TextJob:
@@ -140,7 +132,7 @@ def describe_job(asked: PoolingRequest, model: ServedModel, task: Task) -> TextJ
         job = bound_numbers(job, model)
     if asked.truncate_prompt_tokens is None:
         return job
-    truncation, most = limit_input(asked.truncate_prompt_tokens, asked.truncation_side, model)
+    truncation, most = asked.limit_inputs(model)
     limits = [limit for limit in (most, job.max_input_tokens) if limit is not None]
     return replace(job, truncation=truncation, max_input_tokens=min(limits, default=None))
 
@@ -151,9 +143,8 @@ def describe_whole(asked: PoolingRequest, model: ServedModel, task: Task) -> Tex
     if task is token_embed.TASK:
         job = build_job(model, inputs, "input", side=asked.input_type or "document", priority=priority)
         return replace(job, add_special_tokens=asked.add_special_tokens)
-    params = embed.build_params(model.info, dimensions=asked.dimensions) if task is embed.TASK else task.params()
     return TextJob(
-        *(task, inputs, "input", params),
+        *(task, inputs, "input", build_params(asked, model, task)),
         prompt=find_default(model.info),
         truncation=model.config.limits.truncation,
         add_special_tokens=asked.add_special_tokens,
@@ -161,8 +152,20 @@ def describe_whole(asked: PoolingRequest, model: ServedModel, task: Task) -> Tex
     )
 
 
+def build_params(asked: PoolingRequest, model: ServedModel, task: Task) -> Any:
+    """Raises InvalidField."""
+    if task is not embed.TASK:
+        return task.params()
+    return embed.build_params(
+        model.info,
+        dimensions=asked.dimensions,
+        normalize=asked.use_activation,
+        normalize_field="use_activation",
+    )
+
+
 def find_activation(model: ServedModel, task: Task) -> Activation:
-    """As vLLM's poolers: an input's vector is as the directory has it."""
+    """As vLLM's poolers: an input's vector has been scaled where that is wanted."""
     if task is classify.TASK:
         return partial(classify.compute_scores, info=model.info)
     if task is token_classify.TASK:
@@ -174,9 +177,11 @@ def as_they_are(rows: Rows) -> Rows:
     return rows
 
 
-def write_answer(head: dict[str, Any], rows: Ragged, activate: Activation, *, is_base64: bool) -> bytes:
-    values = activate(rows.values)
-    parts: Sequence[Rows] = list(values) if rows.row_splits is None else np.split(values, rows.row_splits[1:-1])
+def write_answer(
+    head: dict[str, Any], rows: Ragged, activate: Activation, convert: Convert, *, is_base64: bool
+) -> bytes:
+    values = convert(activate(rows.values))
+    parts: Sequence[Vectors] = list(values) if rows.row_splits is None else np.split(values, rows.row_splits[1:-1])
     data = [
         {"index": index, "object": "pooling", "data": encode_base64(part) if is_base64 else encode_part(part)}
         for index, part in enumerate(parts)
@@ -184,7 +189,7 @@ def write_answer(head: dict[str, Any], rows: Ragged, activate: Activation, *, is
     return orjson.dumps({**head, "data": data})
 
 
-def encode_part(part: Rows) -> Any:
+def encode_part(part: Vectors) -> Any:
     return encode_numbers(part) if part.ndim == 1 else encode_rows(part)
 
 

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import Field, StrictBool, StrictInt
 from typing_extensions import TypedDict
 
 from server.errors import InvalidField, ServiceError
 from server.http.api import openai_errors
+from server.http.api.cohere_schemas import ApiVersion
 from server.http.api.fields import MAX_LIST, MAX_OPTIONS, Label, ModelName
 from server.http.api.openai_schemas import EmbeddingUsage, ErrorDetails, count_usage
+from server.http.api.pooling_fields import PoolingFields
 from server.http.body import parse_body
 from server.http.call import Call, Reply, reply_json
 from server.http.ranking import Question, Side, pick_ranker, score
@@ -28,10 +30,8 @@ from server.text.work import Truncation
 Document = str | Annotated[dict[str, str], Field(max_length=MAX_OPTIONS)]
 
 
-class RerankRequest(BaseModel):
+class RerankRequest(PoolingFields):
     """Body of `POST /v1/rerank` and `POST /v2/rerank`."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     model: ModelName | None = Field(None, description="Needed only where several models rank.")
     query: str = Field(examples=["What is the capital of France?"])
@@ -53,9 +53,7 @@ class RerankRequest(BaseModel):
         None, description="Of documents that are objects: what is read, a line each; `text` if absent."
     )
     raw_scores: StrictBool | None = Field(None, description="Logits instead of numbers between 0 and 1.")
-    priority: Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)] | None = Field(
-        None, description="Lower is earlier; 0 if absent."
-    )
+    use_activation: StrictBool | None = Field(None, description="false: vLLM's way to ask for logits.")
 
 
 class DocumentReply(TypedDict):
@@ -70,11 +68,7 @@ class RankedDocument(TypedDict):
     document: NotRequired[DocumentReply]
 
 
-class ApiVersion(TypedDict):
-    version: str
-
-
-class BilledUnits(TypedDict):
+class SearchUnits(TypedDict):
     search_units: int
 
 
@@ -85,7 +79,7 @@ class TokenCounts(TypedDict):
 
 class Meta(TypedDict):
     api_version: ApiVersion
-    billed_units: BilledUnits
+    billed_units: SearchUnits
     tokens: TokenCounts
 
 
@@ -116,14 +110,15 @@ async def rerank_v2(call: Call, state: ServerState) -> Reply:
 async def rank_documents(call: Call, state: ServerState, *, version: str, returns_documents: bool) -> Reply:
     """`returns_documents`: unless the body says otherwise."""
     asked = parse_body(RerankRequest, call.take_body())
+    call.adopt_request_id(asked.request_id)
     model = pick_ranker(state, asked.model)
     call.model = model.name
     texts = [read_document(document, asked.rank_fields, index) for index, document in enumerate(asked.documents)]
     question = Question(
         Side([asked.query], "query"),
         Side(texts, "documents"),
-        choose_truncation(model.config.limits.truncation),
-        "raw" if asked.raw_scores else "sigmoid",
+        choose_truncation(asked, model),
+        "raw" if asked.raw_scores or asked.use_activation is False else "sigmoid",
         max_document_tokens=asked.max_tokens_per_doc,
         priority=asked.priority or 0,
     )
@@ -149,9 +144,10 @@ def write_document(document: Document, text: str) -> Any:
     return {"text": text} if isinstance(document, str) else {"text": text, **document}
 
 
-def choose_truncation(configured: Truncation) -> Truncation | None:
-    """Who asks here expects long documents to be cut; None: as it is configured."""
-    return "right" if configured == "error" else None
+def choose_truncation(asked: RerankRequest, model: ServedModel) -> Truncation | None:
+    """Who asks here expects long documents to be cut; None: as it is configured. Raises InvalidField."""
+    asked.limit_pairs(model)
+    return asked.choose_side(model)
 
 
 def list_results(scores: Scores, top_n: int | None) -> list[dict[str, Any]]:

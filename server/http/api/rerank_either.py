@@ -58,6 +58,7 @@ ROUTES = (
         schema={
             "anyOf": [tei_rerank.RerankRequest.model_json_schema(), rerank.RerankRequest.model_json_schema()],
         },
+        operation_id="rerank",
         reply=list[tei_rerank.Rank] | rerank.RerankReply,
         error_reply=EitherErrorReply,
         deadline="default",

@@ -2,32 +2,31 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from time import time
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import Field, StrictBool
 from typing_extensions import TypedDict
 
 from server.errors import InvalidField
 from server.http.api.fields import ModelName, Texts
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply, count_usage
+from server.http.api.pooling_fields import PoolingFields
 from server.http.body import parse_body
 from server.http.call import Call, Reply, reply_json
 from server.http.ranking import Question, Side, pick_ranker, score
 from server.http.route import Route
 from server.http.state import ServedModel, ServerState
 from server.tasks.rerank import Scores
-from server.text.work import Truncation
 
 NAMES = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
 """Of the two sides, oldest first."""
 GivenTexts = Annotated[str | Texts, Field(union_mode="left_to_right", description="a text or a list of texts")]
 
 
-class ScoreRequest(BaseModel):
+class ScoreRequest(PoolingFields):
     """Body of `POST /score`."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     model: ModelName | None = Field(None, description="Needed only where several models rank.")
     text_1: GivenTexts | None = Field(None, examples=["What is the capital of France?"])
@@ -38,12 +37,6 @@ class ScoreRequest(BaseModel):
     data_1: GivenTexts | None = None
     data_2: GivenTexts | None = None
     use_activation: StrictBool | None = Field(None, description="false: logits.")
-    truncate_prompt_tokens: Annotated[StrictInt, Field(ge=-1)] | None = Field(
-        None, description="-1, or as many as the model takes: what is too long is cut."
-    )
-    priority: Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)] | None = Field(
-        None, description="Lower is earlier; 0 if absent."
-    )
 
 
 class Score(TypedDict):
@@ -55,6 +48,7 @@ class Score(TypedDict):
 class ScoreReply(TypedDict):
     id: str
     object: Literal["list"]
+    created: int
     model: str
     data: list[Score]
     usage: EmbeddingUsage
@@ -63,6 +57,7 @@ class ScoreReply(TypedDict):
 async def score_texts(call: Call, state: ServerState) -> Reply:
     """One text against all others, or each against the one in its place."""
     asked = parse_body(ScoreRequest, call.take_body())
+    call.adopt_request_id(asked.request_id)
     model = pick_ranker(state, asked.model)
     call.model = model.name
     first, second = find_sides(asked)
@@ -75,7 +70,7 @@ async def score_texts(call: Call, state: ServerState) -> Reply:
     question = Question(
         first,
         second,
-        choose_truncation(asked.truncate_prompt_tokens, model),
+        asked.limit_pairs(model),
         "raw" if asked.use_activation is False else "own",
         priority=asked.priority or 0,
     )
@@ -95,24 +90,12 @@ def list_texts(given: str | list[str]) -> Sequence[str]:
     return [given] if isinstance(given, str) else given
 
 
-def choose_truncation(max_tokens: int | None, model: ServedModel) -> Truncation | None:
-    """None: as it is configured. Raises InvalidField where less is wanted than the model takes."""
-    most, configured = model.tokenizer.max_input_tokens, model.config.limits.truncation
-    if max_tokens is None:
-        return None
-    if 0 <= max_tokens < most:
-        raise InvalidField(
-            f"truncate_prompt_tokens is {max_tokens}; it must be -1 or {most}, as many as the model takes",
-            param="truncate_prompt_tokens",
-        )
-    return "right" if configured == "error" else None
-
-
 def describe(call: Call, model: ServedModel, scores: Scores) -> dict[str, Any]:
     num_tokens = call.times.num_tokens
     return {
         "id": f"score-{call.request_id.decode()}",
         "object": "list",
+        "created": int(time()),
         "model": model.full_name,
         "data": [{"index": index, "object": "score", "score": value} for index, value in enumerate(scores.tolist())],
         "usage": count_usage(num_tokens),

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from typing_extensions import TypedDict
 
 from models.info import ModelInfo
 from server.errors import InputTooLong, InvalidField, Kind, ServiceError
-from server.http.api.fields import MAX_LIST, ModelName, Texts
+from server.http.api.fields import MAX_LIST, ModelName, Texts, TruncationFields
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, check_places, run_job
@@ -20,34 +20,11 @@ from server.http.route import Route, Shape
 from server.http.state import ServedModel, ServerState
 from server.tasks import classify
 from server.text.inputs import Input, Text
-from server.text.prompts import choose_prompt, find_default
+from server.text.prompts import find_default, find_prompt
 from server.text.tokenizer import Piece
-from server.text.work import Truncation
 
 PART_PIECES = 1000
 """Written at a time, in less than 1 ms."""
-
-
-class TruncationFields(BaseModel):
-    """What happens to long inputs."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
-
-    truncate: StrictBool | None = Field(None, description="What the server's configuration says if absent.")
-    truncation_direction: Literal["left", "right"] = Field(
-        "right", description="The end that is cut off; `Left` and `Right` are understood as well."
-    )
-
-    @field_validator("truncation_direction", mode="before")
-    @classmethod
-    def lower(cls, value: Any) -> Any:
-        return value.lower() if isinstance(value, str) else value
-
-    def choose_truncation(self, configured: Truncation) -> Truncation:
-        """The request's word, else the server's."""
-        if self.truncate is None:
-            return configured
-        return self.truncation_direction if self.truncate else "error"
 
 
 @contextmanager
@@ -84,19 +61,19 @@ class TokenizeRequest(BaseModel):
     model: ModelName | None = Field(None, description="Needed only where several models are served.")
 
 
-class TeiErrorReply(TypedDict):
+class ErrorResponse(TypedDict):
     """Of every route here."""
 
     error: str
     error_type: str
 
 
-class Label(TypedDict):
+class Prediction(TypedDict):
     label: str
     score: float
 
 
-class PieceReply(TypedDict):
+class SimpleToken(TypedDict):
     """One token; `start` and `stop` count characters, and are null for special tokens."""
 
     id: int
@@ -169,8 +146,8 @@ async def describe_tokens(
     call.model = model.name
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
     if asked.prompt_name is not None:
-        prompt = choose_prompt(model.info, name=asked.prompt_name)
-        texts = [prompt + text for text in texts]
+        prompt = find_prompt(model.info, asked.prompt_name)
+        texts = [prompt + text if text else text for text in texts]
     check_places(len(texts), model, "inputs")
     with model.admission.admit(len(texts), 0, deadline_s=call.deadline_s, tokens_per_s=0.0):
         pieces = await model.tokenizer.describe(texts, add_special_tokens=asked.add_special_tokens, field="inputs")
@@ -224,8 +201,9 @@ ROUTES = (
         "Classify texts or pairs of texts",
         "text-embeddings-inference",
         schema=PredictRequest.model_json_schema(),
-        reply=list[Label] | list[list[Label]],
-        error_reply=TeiErrorReply,
+        schema_name="PredictRequest",
+        reply=list[Prediction] | list[list[Prediction]],
+        error_reply=ErrorResponse,
         deadline="default",
     ),
     Route(
@@ -236,8 +214,9 @@ ROUTES = (
         "Show the tokens of texts",
         "text-embeddings-inference",
         schema=TokenizeRequest.model_json_schema(),
-        reply=list[list[PieceReply]],
-        error_reply=TeiErrorReply,
+        schema_name="TokenizeRequest",
+        reply=list[list[SimpleToken]],
+        error_reply=ErrorResponse,
         deadline="default",
     ),
 )

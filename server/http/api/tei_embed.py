@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from server.http.api.fields import Label, ModelName, TextsOrIds, TokenIds, TokenLists, list_inputs
-from server.http.api.tei import TeiErrorReply, TruncationFields, offer_truncation, render_error
+from server.http.api.fields import Label, ModelName, TextsOrIds, TokenIds, TokenLists, TruncationFields, list_inputs
+from server.http.api.tei import ErrorResponse, offer_truncation, render_error
 from server.http.api.vectors import Vectors, encode_rows
 from server.http.body import parse_body
 from server.http.call import Call, Reply
@@ -101,8 +101,10 @@ ROUTES = (
         "Embed texts or token ids",
         "text-embeddings-inference",
         schema=EmbedRequest.model_json_schema(),
+        operation_id="embed",
+        schema_name="EmbedRequest",
         reply=list[list[float]],
-        error_reply=TeiErrorReply,
+        error_reply=ErrorResponse,
         deadline="default",
     ),
     Route(
@@ -113,8 +115,9 @@ ROUTES = (
         "Turn token ids into texts",
         "text-embeddings-inference",
         schema=DecodeRequest.model_json_schema(),
+        schema_name="DecodeRequest",
         reply=list[str],
-        error_reply=TeiErrorReply,
+        error_reply=ErrorResponse,
         deadline="default",
     ),
 )

@@ -5,8 +5,8 @@ from functools import partial
 import orjson
 from pydantic import Field
 
-from server.http.api.fields import Label, ModelName, TextsOrIds, list_inputs
-from server.http.api.tei import TeiErrorReply, TruncationFields, offer_truncation, render_error
+from server.http.api.fields import Label, ModelName, TextsOrIds, TruncationFields, list_inputs
+from server.http.api.tei import ErrorResponse, offer_truncation, render_error
 from server.http.api.vectors import encode_rows
 from server.http.body import parse_body
 from server.http.call import Call, Reply
@@ -57,8 +57,10 @@ ROUTES = (
     Route(
         *("POST", "/embed_all", embed_tokens, render_error, "Embed every token", "text-embeddings-inference"),
         schema=EmbedAllRequest.model_json_schema(),
+        operation_id="embed_all",
+        schema_name="EmbedAllRequest",
         reply=list[list[list[float]]],
-        error_reply=TeiErrorReply,
+        error_reply=ErrorResponse,
         deadline="default",
     ),
 )

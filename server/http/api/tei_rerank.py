@@ -1,13 +1,13 @@
 """text-embeddings-inference's reranker and similarity routes, as its clients speak them."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NotRequired
+from collections.abc import Sequence
+from typing import Annotated, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from typing_extensions import TypedDict
 
-from server.http.api.fields import Label, ModelName, Texts
-from server.http.api.tei import TeiErrorReply, TruncationFields, offer_truncation, render_error
+from server.http.api.fields import Label, ModelName, Texts, TruncationFields
+from server.http.api.tei import ErrorResponse, offer_truncation, render_error
 from server.http.body import parse_body
 from server.http.call import Call, Reply, reply_json
 from server.http.ranking import Question, Side, pick_ranker, score
@@ -107,22 +107,6 @@ async def score_or_advise(call: Call, model: ServedModel, question: Question) ->
         return await score(call, model, question)
 
 
-def inline_objects(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """With the objects it refers to in place: its references would be looked for in the whole OpenAPI document."""
-    objects = schema.get("$defs", {})
-
-    def inline(part: Any) -> Any:
-        if isinstance(part, list):
-            return [inline(each) for each in part]
-        if not isinstance(part, dict):
-            return part
-        found = objects.get(part.get("$ref", "").removeprefix("#/$defs/"), {})
-        return {key: inline(value) for key, value in {**found, **part}.items() if key not in ("$ref", "$defs")}
-
-    whole: dict[str, Any] = inline(schema)
-    return whole
-
-
 SIMILARITY = Route(
     "POST",
     "/similarity",
@@ -130,9 +114,11 @@ SIMILARITY = Route(
     render_error,
     "Tell how alike sentences are to another one",
     "text-embeddings-inference",
-    schema=inline_objects(SimilarityRequest.model_json_schema()),
+    schema=SimilarityRequest.model_json_schema(),
+    operation_id="similarity",
+    schema_name="SimilarityRequest",
     reply=list[float],
-    error_reply=TeiErrorReply,
+    error_reply=ErrorResponse,
     deadline="default",
 )
 ROUTES = (SIMILARITY,)

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from functools import partial
 
-import numpy as np
 import orjson
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from server.http.api.fields import Label, ModelName, TextsOrIds, list_inputs
-from server.http.api.tei import TeiErrorReply, TruncationFields, offer_truncation, render_error
+from server.http.api.fields import Label, ModelName, TextsOrIds, TruncationFields, list_inputs
+from server.http.api.tei import ErrorResponse, offer_truncation, render_error
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob, run_job
@@ -29,7 +28,7 @@ class SparseRequest(TruncationFields):
     model: ModelName | None = Field(None, description="Needed only where several such models are served.")
 
 
-class Weight(TypedDict):
+class SparseValue(TypedDict):
     index: int
     value: float
 
@@ -47,7 +46,7 @@ async def compute_weights(
     """`indices` and `weights`, a row for each input, and who computed them."""
     model = state.pick_model(asked.model, sparse.TASK)
     call.model = model.name
-    params = sparse.SparseParams(model.tokenizer.find_ids(model.info.skipped_tokens))
+    params = sparse.SparseParams(model.skipped_ids)
     job = TextJob(
         *(sparse.TASK, list_inputs(asked.inputs), "inputs", params),
         prompt=choose_prompt(model.info, name=asked.prompt_name),
@@ -61,7 +60,7 @@ def write_weights(indices: Ragged, weights: Ragged) -> bytes:
     """By token id, row after row."""
     rows = [
         [{"index": index, "value": value} for index, value in zip(ids.tolist(), values.tolist(), strict=True)]
-        for ids, values in ((indices.row(row), weights.row(row).astype(np.float64)) for row in range(len(indices)))
+        for ids, values in ((indices.row(row), weights.row(row)) for row in range(len(indices)))
     ]
     return orjson.dumps(rows)
 
@@ -75,8 +74,9 @@ ROUTES = (
         "Embed texts or token ids sparsely",
         "text-embeddings-inference",
         schema=SparseRequest.model_json_schema(),
-        reply=list[list[Weight]],
-        error_reply=TeiErrorReply,
+        schema_name="EmbedSparseRequest",
+        reply=list[list[SparseValue]],
+        error_reply=ErrorResponse,
         deadline="default",
     ),
 )

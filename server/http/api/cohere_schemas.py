@@ -1,10 +1,14 @@
-"""Errors as Cohere's clients parse them: a status, and one message."""
+"""What Cohere's answers have in common, and errors as its clients parse them: a status, and one message."""
 
 from typing_extensions import TypedDict
 
 from server.errors import ServiceError
 from server.http.api.statuses import find_status
 from server.http.route import Shape
+
+
+class ApiVersion(TypedDict):
+    version: str
 
 
 class CohereErrorReply(TypedDict):
