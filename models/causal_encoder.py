@@ -23,7 +23,7 @@ class CausalEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, sequences: Sequences) -> Tensor:
         decoder = self.decoder
-        reading = Reading(position_ids, sequences, decoder.rotary, self.is_causal)
+        reading = Reading(position_ids, sequences, decoder.find_tables(), self.is_causal)
         hidden_states = decoder.embed(input_ids, position_ids)
         for layer in decoder.layers:
             hidden_states = layer(hidden_states, reading)

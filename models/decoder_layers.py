@@ -15,6 +15,9 @@ from models.rotary import build_table
 from runtime.kv_cache.layout import KVLayout
 from runtime.ops import paged_attention, rotate, varlen_attention
 
+Tables = tuple[Tensor | None, ...]
+"""Of each layer: what turns heads by their positions, see `models.rotary`."""
+
 
 class Step(NamedTuple):
     """What every layer's attention needs to know of a batch that goes on from what a cache holds; see
@@ -26,7 +29,7 @@ class Step(NamedTuple):
     slot_mapping: Tensor
     block_table: Tensor
     cache_seqlens: Tensor
-    rotary: Tensor | None
+    tables: Tables
     kv_cache: Tensor
 
     def attend(self, layer: "CausalAttention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -43,7 +46,7 @@ class Step(NamedTuple):
             self.max_seqlen,
             layer.softmax_scale,
             self.position_ids,
-            self.rotary,
+            self.tables[layer.layer],
             layer.window,
             layer.softcap,
         )
@@ -54,12 +57,13 @@ class Reading(NamedTuple):
 
     position_ids: Tensor
     sequences: Sequences
-    rotary: Tensor | None
+    tables: Tables
     is_causal: bool
 
     def attend(self, layer: "CausalAttention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.rotary is not None:
-            q, k = (rotate.OP(x, self.position_ids, self.rotary) for x in (q, k))
+        table = self.tables[layer.layer]
+        if table is not None:
+            q, k = (rotate.OP(x, self.position_ids, table) for x in (q, k))
         borders, longest = self.sequences.cu_seqlens, self.sequences.max_seqlen
         return varlen_attention.OP(
             *(q, k, v, borders, borders, longest, longest, layer.softmax_scale, self.is_causal, layer.window),
@@ -81,14 +85,24 @@ class CausalAttention(nn.Module):
         self.q = nn.Linear(config.hidden_size, width, config.has_qkv_bias)
         self.k = nn.Linear(config.hidden_size, kv_width, config.has_qkv_bias)
         self.v = nn.Linear(config.hidden_size, kv_width, config.has_qkv_bias)
-        self.q_norm = nn.RMSNorm(config.head_dim, config.norm_eps) if config.has_qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(config.head_dim, config.norm_eps) if config.has_qk_norm else nn.Identity()
+        self.qk_norm = config.layout.qk_norm
+        self.q_norm, self.k_norm = (build_qk_norm(config, each) for each in (width, kv_width))
         self.o = nn.Linear(width, config.hidden_size, config.has_o_bias)
 
     def forward(self, hidden_states: Tensor, step: Step | Reading) -> Tensor:
-        q, k, v = (linear(hidden_states).unflatten(1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))
-        attended = step.attend(self, self.q_norm(q), self.k_norm(k), v)
-        return self.o(attended.flatten(1))
+        q, k, v = (linear(hidden_states) for linear in (self.q, self.k, self.v))
+        if self.qk_norm == "row":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (each.unflatten(1, (-1, self.head_dim)) for each in (q, k, v))
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        return self.o(step.attend(self, q, k, v).flatten(1))
+
+
+def build_qk_norm(config: DecoderConfig, width: int) -> nn.Module:
+    """`width`: of all heads."""
+    sizes = {"head": config.head_dim, "row": width}
+    return nn.RMSNorm(sizes[config.layout.qk_norm], config.norm_eps) if config.layout.qk_norm else nn.Identity()
 
 
 class DecoderFeedForward(nn.Module):
@@ -97,7 +111,7 @@ class DecoderFeedForward(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         width, has_bias = config.intermediate_size, config.has_mlp_bias
-        self.gate = nn.Linear(config.hidden_size, width, has_bias) if config.is_gated else None
+        self.gate = nn.Linear(config.hidden_size, width, has_bias) if config.layout.is_gated else None
         self.up = nn.Linear(config.hidden_size, width, has_bias)
         self.activation = ACTIVATIONS[config.activation]
         self.down = nn.Linear(width, config.hidden_size, has_bias)
@@ -109,16 +123,18 @@ class DecoderFeedForward(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Pre-LN: each of the two blocks gets its input normalised, and what it gives is added to that input."""
+    """Each of the two blocks gets its input normalised, and what it gives, normalised too in some families, is added to
+    that input."""
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
-        self.attention_norm = build_norm(config)
+        has_pre_norms, has_post_norms = config.layout.has_pre_norms, config.layout.has_post_norms
+        self.attention_norm = build_norm(config) if has_pre_norms else nn.Identity()
         self.attention = CausalAttention(config, layer)
-        self.attention_post_norm = build_norm(config) if config.has_post_norms else nn.Identity()
-        self.feed_forward_norm = build_norm(config)
+        self.attention_post_norm = build_norm(config) if has_post_norms else nn.Identity()
+        self.feed_forward_norm = build_norm(config) if has_pre_norms else nn.Identity()
         self.feed_forward = DecoderFeedForward(config)
-        self.feed_forward_post_norm = build_norm(config) if config.has_post_norms else nn.Identity()
+        self.feed_forward_post_norm = build_norm(config) if has_post_norms else nn.Identity()
 
     def forward(self, hidden_states: Tensor, step: Step | Reading) -> Tensor:
         attended = self.attention(self.attention_norm(hidden_states), step)
@@ -127,9 +143,29 @@ class DecoderLayer(nn.Module):
         return hidden_states + self.feed_forward_post_norm(fed)
 
 
+class ParallelLayer(nn.Module):
+    """Both blocks read the layer's input, normalised for both or for each, and both are added to it (Wang and
+    Komatsuzaki, 2021: GPT-J)."""
+
+    def __init__(self, config: DecoderConfig, layer: int):
+        super().__init__()
+        self.attention_norm = build_norm(config)
+        self.attention = CausalAttention(config, layer)
+        self.feed_forward_norm = build_norm(config) if config.layout.num_parallel_norms > 1 else None
+        self.feed_forward = DecoderFeedForward(config)
+
+    def forward(self, hidden_states: Tensor, step: Step | Reading) -> Tensor:
+        normed = self.attention_norm(hidden_states)
+        attended = hidden_states + self.attention(normed, step)
+        if self.feed_forward_norm is not None:
+            normed = self.feed_forward_norm(hidden_states)
+        return attended + self.feed_forward(normed)
+
+
 def build_norm(config: DecoderConfig) -> nn.Module:
-    kind = nn.RMSNorm if config.has_rms_norm else nn.LayerNorm
-    return kind(config.hidden_size, config.norm_eps)
+    if config.layout.has_rms_norm:
+        return nn.RMSNorm(config.hidden_size, config.norm_eps)
+    return nn.LayerNorm(config.hidden_size, config.norm_eps, bias=config.layout.has_norm_bias)
 
 
 class Decoder(nn.Module):
@@ -142,19 +178,27 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_layers))
+        build_layer = ParallelLayer if config.layout.num_parallel_norms else DecoderLayer
+        self.layers = nn.ModuleList(build_layer(config, layer) for layer in range(config.num_layers))
         self.norm = build_norm(config)
         self.lm_head = None if config.is_tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        rotary = None if config.rotary is None else build_table(config.rotary, config.max_position_embeddings)
-        self.rotary: Tensor | None
-        self.register_buffer("rotary", rotary, persistent=False)
+        # Layers of the same settings share one.
+        distinct = [each for each in dict.fromkeys(config.rotaries) if each is not None]
+        names = {each: f"rotary_{index}" for index, each in enumerate(distinct)}
+        for each, name in names.items():
+            self.register_buffer(name, build_table(each, config.max_position_embeddings), persistent=False)
+        self.table_names = [None if each is None else names[each] for each in config.rotaries]
+
+    def find_tables(self) -> Tables:
+        return tuple(None if name is None else self.get_buffer(name) for name in self.table_names)
 
     def kv_layout(self, dtype: torch.dtype) -> KVLayout:
         return KVLayout(self.config.num_layers, self.config.num_kv_heads, self.config.head_dim, dtype)
 
     def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         """[num_tokens, hidden_size]; families whose positions are rows add those here."""
-        return self.embedding(input_ids)
+        rows: Tensor = self.embedding(input_ids)
+        return rows if self.config.embedding_scale == 1 else rows * self.config.embedding_scale
 
     def forward(
         self,
@@ -169,15 +213,16 @@ class Decoder(nn.Module):
         kv_cache: Tensor,
     ) -> dict[str, Tensor]:
         """`logits`: fp32 [num_logits, vocab_size], of the tokens `logit_rows`."""
-        step = Step(
-            position_ids, cu_seqlens, max_seqlen, slot_mapping, block_table, cache_seqlens, self.rotary, kv_cache
-        )
+        tables = self.find_tables()
+        step = Step(position_ids, cu_seqlens, max_seqlen, slot_mapping, block_table, cache_seqlens, tables, kv_cache)
         hidden_states = self.embed(input_ids, position_ids)
         for layer in self.layers:
             hidden_states = layer(hidden_states, step)
         chosen = self.norm(hidden_states.index_select(0, logit_rows))
         head = self.embedding if self.lm_head is None else self.lm_head
         logits = functional.linear(chosen, head.weight).float()
+        if self.config.logit_scale != 1:
+            logits = logits * self.config.logit_scale
         if self.config.logit_softcap:
             logits = torch.tanh(logits / self.config.logit_softcap) * self.config.logit_softcap
         return {"logits": logits}

@@ -1,11 +1,11 @@
 """What config.json leaves unsaid: defaults and other names of its keys, per model type.
 
-The values are those of transformers' configuration classes. Pure data and no imports, so every side can read it.
+The values are those of transformers' configuration classes. Pure data, so every side can read it. Decoders' are in
+`models.decoder_defaults`.
 """
 
-from typing import Any
-
-Keys = dict[str, Any]
+from models import decoder_defaults
+from models.decoder_defaults import Keys as Keys
 
 BERT: Keys = {
     "hidden_act": "gelu",
@@ -15,28 +15,6 @@ BERT: Keys = {
     "type_vocab_size": 2,
 }
 ROBERTA = BERT | {"pad_token_id": 1}
-
-LLAMA: Keys = {
-    "hidden_act": "silu",
-    "layer_norm_eps": 1e-6,
-    "max_position_embeddings": 2048,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "type_vocab_size": 0,
-}
-QWEN = LLAMA | {
-    "max_position_embeddings": 32768,
-    "max_window_layers": 28,
-    "num_key_value_heads": 32,
-    "sliding_window": 4096,
-    "use_sliding_window": False,
-}
-GEMMA = LLAMA | {
-    "head_dim": 256,
-    "hidden_act": "gelu_pytorch_tanh",
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
 
 ROTARY: Keys = {"attention_bias": False, "mlp_bias": False, "type_vocab_size": 0}
 """Encoders with rotary positions, as far as they agree."""
@@ -59,25 +37,7 @@ DEFAULTS: dict[str, Keys] = {
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
     },
-    "gemma": GEMMA | {"num_key_value_heads": 16},
-    "gemma2": GEMMA
-    | {
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-        "num_key_value_heads": 4,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 4096,
-    },
-    "gpt2": {
-        "hidden_act": "gelu_new",
-        "layer_norm_eps": 1e-5,
-        "max_position_embeddings": 1024,
-        "tie_word_embeddings": True,
-        "type_vocab_size": 0,
-    },
     "gte": GTE,
-    "llama": LLAMA,
-    "mistral": LLAMA | {"max_position_embeddings": 4096 * 32, "num_key_value_heads": 8, "sliding_window": 4096},
     "modernbert": ROTARY
     | {
         "classifier_activation": "gelu",
@@ -104,10 +64,9 @@ DEFAULTS: dict[str, Keys] = {
         "max_trained_positions": 2048,
         "rope_theta": 1000.0,
     },
-    "qwen2": QWEN,
-    "qwen3": QWEN | {"head_dim": 128},
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
+    **decoder_defaults.DEFAULTS,
 }
 """By `model_type`; those listed are the ones served."""
 
@@ -117,35 +76,21 @@ FIXED: dict[str, Keys] = {
     # DistilBERT and MPNet have no token types, and transformers writes these numbers into their code.
     "distilbert": {"layer_norm_eps": 1e-12, "type_vocab_size": 0},
     "mpnet": {"pad_token_id": 1, "type_vocab_size": 0},
-    # So are these of decoders; keys of the same names change nothing there.
-    "gemma": {"mlp_bias": False},
-    "gemma2": {"mlp_bias": False},
-    "gpt2": {"attention_bias": True, "mlp_bias": True},
     **{model_type: {"attention_bias": True, "mlp_bias": False, "norm_bias": True} for model_type in ("gte", "new")},
-    "mistral": {"attention_bias": False, "mlp_bias": False},
     **{model_type: {"type_vocab_size": 0} for model_type in ("eurobert", "modernbert")},
     "nomic_bert": {"attention_bias": False, "mlp_bias": False, "norm_bias": True},
-    "qwen2": {"attention_bias": False, "mlp_bias": False},
-    "qwen3": {"mlp_bias": False},
+    **decoder_defaults.FIXED,
 }
 """Wins over config.json."""
 
 OTHER_NAMES: dict[str, dict[str, str]] = {
+    "eurobert": {"rms_norm_eps": "layer_norm_eps"},
     "distilbert": {
         "dim": "hidden_size",
         "n_layers": "num_hidden_layers",
         "n_heads": "num_attention_heads",
         "hidden_dim": "intermediate_size",
         "activation": "hidden_act",
-    },
-    "gpt2": {
-        "n_embd": "hidden_size",
-        "n_layer": "num_hidden_layers",
-        "n_head": "num_attention_heads",
-        "n_inner": "intermediate_size",
-        "n_positions": "max_position_embeddings",
-        "activation_function": "hidden_act",
-        "layer_norm_epsilon": "layer_norm_eps",
     },
     "modernbert": {"hidden_activation": "hidden_act", "norm_eps": "layer_norm_eps"},
     "nomic_bert": {
@@ -157,9 +102,7 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
         "layer_norm_epsilon": "layer_norm_eps",
         "rotary_emb_base": "rope_theta",
     },
-} | {
-    model_type: {"rms_norm_eps": "layer_norm_eps"}
-    for model_type in ("eurobert", "gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
+    **decoder_defaults.OTHER_NAMES,
 }
 
 STRAY: dict[str, tuple[str, ...]] = {
@@ -168,6 +111,7 @@ STRAY: dict[str, tuple[str, ...]] = {
     "new": ("num_key_value_heads",),
     "nomic_bert": ("num_key_value_heads", "position_embedding_type"),
     "modernbert": ("hidden_act", "layer_norm_eps", "num_key_value_heads", "position_embedding_type"),
+    **decoder_defaults.STRAY,
 }
 """Keys that mean nothing there, though files have them, and that are another's name for us."""
 
@@ -193,15 +137,7 @@ SUPPORTED: Keys = {
 }
 """Keys that change what is computed, and the values we compute. An empty tuple: the key must not be there."""
 
-DECODER: Keys = {"is_decoder": (False, True), "partial_rotary_factor": (1,)}
-GEMMA_GATE: Keys = {
-    # The first checkpoints say gelu and mean the other: transformers has read it so ever since.
-    "hidden_act": ("gelu_pytorch_tanh", "gelu"),
-    "hidden_activation": ("gelu_pytorch_tanh",),
-    "use_bidirectional_attention": (False,),
-}
-
-OWN_CODE = ("eurobert", "gte", "new", "nomic_bert")
+OWN_CODE = ("eurobert", "falcon", "gte", "new", "nomic_bert", "phi3")
 """Model types published with code of their own, which is not run: their files here compute the same."""
 
 GTE_CODE: Keys = {
@@ -234,20 +170,13 @@ NOMIC_BERT: Keys = {
 SUPPORTED_BY_TYPE: dict[str, Keys] = {
     "albert": {"down_scale_factor": (1,), "gap_size": (0,), "net_structure_type": (0,), "num_memory_blocks": (0,)},
     "eurobert": {"partial_rotary_factor": (1,)},
-    "gemma": DECODER | GEMMA_GATE,
-    "gemma2": DECODER | GEMMA_GATE,
-    "gpt2": DECODER,
     "gte": GTE_CODE,
-    "llama": DECODER,
     "modernbert": {"head_dim": (None,), "partial_rotary_factor": (1,)},
-    # transformers lets every layer of it look back as far, whatever this key says.
-    "mistral": DECODER | {"layer_types": ()},
     # transformers writes 32 into MPNet's code, so no other number was ever trained with it.
     "mpnet": {"relative_attention_num_buckets": (32,)},
     "new": GTE_CODE,
     "nomic_bert": NOMIC_BERT,
-    "qwen2": DECODER,
-    "qwen3": DECODER,
+    **decoder_defaults.SUPPORTED,
 }
 
 

@@ -12,8 +12,12 @@ from runtime.lazy_module import LazyWeight
 
 Renames = tuple[tuple[str, str], ...]
 """(regular expression over a checkpoint's name, replacement), tried in order; the first full match counts."""
-Adjust = Callable[[dict[str, LazyWeight]], dict[str, LazyWeight]]
+Adjust = Callable[[dict[str, LazyWeight], DecoderConfig], dict[str, LazyWeight]]
 """A checkpoint's values under our names to ours: some are stored turned round, fused or shifted."""
+
+
+def keep(tensors: dict[str, LazyWeight], _: DecoderConfig) -> dict[str, LazyWeight]:
+    return tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,4 +55,4 @@ class DecoderFamily:
     prefix: str
     renames: Renames
     ignored: tuple[str, ...] = ()
-    adjust: Adjust = dict
+    adjust: Adjust = keep

@@ -19,7 +19,7 @@ class Gpt2(Decoder):
         return self.embedding(input_ids) + self.position(position_ids)
 
 
-def adjust_linears(tensors: dict[str, LazyWeight]) -> dict[str, LazyWeight]:
+def adjust_linears(tensors: dict[str, LazyWeight], _: DecoderConfig) -> dict[str, LazyWeight]:
     """Their weights lie [in, out], and those of queries, keys and values beside one another."""
     adjusted: dict[str, LazyWeight] = {}
     for name, value in tensors.items():

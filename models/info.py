@@ -190,13 +190,24 @@ def count_types(path: Path, keys: Keys) -> int:
 
 
 def complete_generator(info: ModelInfo, folder: Path, keys: Keys) -> ModelInfo:
-    """A tokenizer's limit is for inputs, and does not bound the context."""
+    """A tokenizer's limit is for inputs, and does not bound the context. Raises ModelDirectoryError."""
+    check_generates(folder / "config.json", keys)
     return replace(
         info,
         max_input_tokens=count_positions(folder / "config.json", keys),
         output_dim=info.vocab_size,
         eos_token_ids=read_eos_token_ids(folder, keys),
     )
+
+
+def check_generates(path: Path, keys: Keys) -> None:
+    """Raises ModelDirectoryError where tokens see those behind them, which are not there yet."""
+    for name, value in (("is_causal", False), ("use_bidirectional_attention", True)):
+        if keys.get(name) is value:
+            raise ModelDirectoryError(
+                f"{path}: {name} is {value}: each token sees all of its text, so this model cannot generate. "
+                "Set task: embed"
+            )
 
 
 def complete_classifier(info: ModelInfo, directory: Path, keys: Keys, settings: Keys) -> ModelInfo:

@@ -73,7 +73,7 @@ def load_decoder(directory: Path, info: ModelInfo) -> LazyModule:
     tensors = rename_tensors(open_checkpoint(folder), family.prefix, family.renames, family.ignored)
     if config.is_tied:
         resolve_tied_head(tensors, "lm_head.weight", "embedding.weight", folder)
-    return LazyModule(model.eval(), check_weights(model, family.adjust(tensors), folder))
+    return LazyModule(model.eval(), check_weights(model, family.adjust(tensors, config), folder))
 
 
 def load_encoder(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead]) -> LazyModule:

@@ -38,7 +38,7 @@ def load_causal(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead] =
         # The head that a language model has for its next tokens is not built: nothing reads it.
         decoder = family.decoder(replace(config, is_tied=True))
         model = TextModel(CausalEncoder(decoder, config.is_causal), head, further)
-    tensors = open_trunk(folder, family)
+    tensors = open_trunk(folder, family, config)
     named = {f"head.{name}": value for name, value in open_causal_head(directory, config, info, tensors).items()}
     named |= {f"encoder.decoder.{name}": value for name, value in tensors.items()}
     return LazyModule(model.eval(), check_weights(model, named, directory))
@@ -55,8 +55,6 @@ def check_served(folder: Path, config: DecoderConfig, directory: Path, heads: Se
     """Raises ModelDirectoryError."""
     if config.attention_softcap:
         raise ModelDirectoryError(f"{folder}: attn_logit_softcapping is served to generate only")
-    if not config.is_causal and max(config.windows) >= 0:
-        raise ModelDirectoryError(f"{folder}: windows of attention that looks both ways are not supported")
     if others := [head.info.head for head in heads if head.directory != directory]:
         raise ModelDirectoryError(f"{folder}: heads of other directories ({', '.join(others)}) need an encoder")
 
@@ -69,10 +67,10 @@ def build_causal_head(directory: Path, config: DecoderConfig, info: ModelInfo) -
     return build_embedding_head(directory, config.hidden_size, info)
 
 
-def open_trunk(folder: Path, family: DecoderFamily) -> dict[str, LazyWeight]:
+def open_trunk(folder: Path, family: DecoderFamily, config: DecoderConfig) -> dict[str, LazyWeight]:
     """All tensors of the checkpoint, by the decoder's own names."""
     renamed = rename_tensors(open_checkpoint(folder), family.prefix, family.renames + SCORE, family.ignored)
-    return family.adjust(renamed)
+    return family.adjust(renamed, config)
 
 
 def open_causal_head(

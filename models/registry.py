@@ -3,17 +3,22 @@
 from models import (
     albert,
     bert,
+    cohere,
     distilbert,
     electra,
     ernie,
     eurobert,
     gemma,
     gpt2,
+    gpt_neox,
+    granite,
     gte,
     llama,
     modernbert,
     mpnet,
     nomic_bert,
+    olmo,
+    phi3,
     qwen,
     roberta,
 )
@@ -41,13 +46,25 @@ FAMILIES: dict[str, Family] = {
 """By the architecture's name without its suffix: Model, ForSequenceClassification and the others of SUFFIXES."""
 
 DECODERS: dict[str, DecoderFamily] = {
+    "Cohere": cohere.FAMILY,
+    "Cohere2": cohere.FAMILY,
+    "Falcon": gpt_neox.FALCON_FAMILY,
     "GPT2": gpt2.FAMILY,
+    "GPTNeoX": gpt_neox.FAMILY,
     "Gemma": gemma.FAMILY,
     "Gemma2": gemma.GEMMA2_FAMILY,
+    "Gemma3": gemma.GEMMA3_FAMILY,
+    "Gemma3Text": gemma.GEMMA3_FAMILY,
+    "Granite": granite.FAMILY,
     "Llama": llama.FAMILY,
     "Mistral": llama.FAMILY,
+    "Olmo2": olmo.FAMILY,
+    "Olmo3": olmo.FAMILY,
+    "Phi3": phi3.FAMILY,
     "Qwen2": qwen.FAMILY,
     "Qwen3": qwen.FAMILY,
+    "SmolLM3": llama.FAMILY,
+    "StableLm": llama.FAMILY,
 }
 """The same of those that can generate, with the endings of DECODER_SUFFIXES."""
 

@@ -28,14 +28,29 @@ def read_heads(path: Path, keys: Keys, hidden_size: int) -> tuple[int, int, int]
     return num_heads, num_kv_heads, hidden_size // num_heads
 
 
-def read_rotary(path: Path, keys: Keys, head_dim: int) -> RotaryConfig:
-    """From `rope_parameters`, or from `rope_theta` and `rope_scaling` as before transformers 5."""
+def read_rotary(path: Path, keys: Keys, head_dim: int, *, can_be_partial: bool = False) -> RotaryConfig:
+    """From `rope_parameters`, or from `rope_theta` and `rope_scaling` as before transformers 5.
+
+    `can_be_partial`: `partial_rotary_factor` of each head is turned.
+    """
     name = "rope_scaling" if keys.get("rope_scaling") else "rope_parameters"
     given = keys.get(name) or {}
     if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
         raise ModelDirectoryError(f"{path}: {name} must be one set of settings for all layers, but is {given!r}")
     given = {"rope_theta": keys["rope_theta"]} | {key: value for key, value in given.items() if value is not None}
+    if can_be_partial:
+        head_dim = count_turned(path, given.pop("partial_rotary_factor", keys["partial_rotary_factor"]), head_dim)
     return build_rotary(path, keys, name, given, head_dim)
+
+
+def count_turned(path: Path, partial: object, head_dim: int) -> int:
+    """Elements of a head. Raises ModelDirectoryError where they are no pairs."""
+    num_turned = int(head_dim * partial) if is_positive(partial) else 0  # type: ignore[operator]
+    if not 0 < num_turned <= head_dim or num_turned % 2:
+        raise ModelDirectoryError(
+            f"{path}: partial_rotary_factor {partial!r} must turn an even number of the {head_dim} elements of a head"
+        )
+    return num_turned
 
 
 def build_rotary(path: Path, keys: Keys, name: str, given: Keys, head_dim: int) -> RotaryConfig:

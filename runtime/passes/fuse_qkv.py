@@ -1,10 +1,15 @@
-"""Linear layers that read the same tensor become one, its result cut into columns: one GEMM for Q, K and V."""
+"""Linear layers that read the same tensor become one, its result cut into columns: one GEMM for Q, K and V.
+
+A gate and what it lets through become another, which `fuse_gated_act` reads whole, and an activation keeps its layer to
+itself: the two blocks of a layer may read one tensor.
+"""
 
 import torch
 from torch.fx import GraphModule, Node
 
 from runtime.capture import as_weight
 from runtime.lazy_module import concatenate
+from runtime.passes.fuse_linear_act import ACTIVATIONS
 from runtime.passes.rewriting import LINEAR, add_constant, insert_call, is_call, read
 
 
@@ -15,11 +20,21 @@ def fuse_qkv(graph_module: GraphModule) -> None:
 
 
 def group_linears(source: Node) -> list[list[Node]]:
-    """Linears over `source`, with and without bias apart; groups of one are left alone."""
-    readers = [user for user in source.users if is_call(user, LINEAR) and read(user).input is source]
-    with_bias = [linear for linear in readers if read(linear).bias is not None]
-    without = [linear for linear in readers if linear not in with_bias]
-    return [group for group in (with_bias, without) if len(group) > 1]
+    """Linears over `source`, with and without bias apart, and those of a feed-forward block from others; groups of one
+    are left alone."""
+    groups: dict[tuple[bool, bool], list[Node]] = {}
+    for user in source.users:
+        if is_call(user, LINEAR) and read(user).input is source:
+            groups.setdefault((read(user).bias is not None, feeds_activation(user)), []).append(user)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def feeds_activation(linear: Node) -> bool:
+    """Whether an activation reads it, or a product with one."""
+    products = [user for user in linear.users if is_call(user, torch.ops.aten.mul.Tensor)]
+    return any(
+        is_call(node, *ACTIVATIONS) for node in (*linear.users, *(arg for each in products for arg in each.args))
+    )
 
 
 def fuse_group(graph_module: GraphModule, linears: list[Node]) -> None:

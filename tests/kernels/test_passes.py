@@ -74,6 +74,13 @@ class TestFuseQkv:
         counts, _ = check_pass(body, "fuse_qkv", fuse_qkv)
         assert (counts["linear"], counts["slice"]) == (2, 2)
 
+    def test_feed_forward_stays_apart(self) -> None:
+        """Both blocks of a layer may read one tensor: what is gated is one GEMM by itself, an activation keeps its."""
+        gated = check_pass(lambda m, x, _: m.a(x) + functional.silu(m.b(x)) * m.c(x), "fuse_qkv", fuse_qkv)[0]
+        assert (gated["linear"], gated["slice"]) == (2, 2)
+        plain = check_pass(lambda m, x, _: m.a(x) * m.b(x) + functional.gelu(m.c(x)), "fuse_qkv", fuse_qkv)[0]
+        assert (plain["linear"], plain["slice"]) == (2, 2)
+
     def test_shared_weights_stay_shared(self) -> None:
         """As ALBERT's: layers that use the same weights fuse into the same constant."""
 

@@ -69,20 +69,13 @@ LLAMA_CONFIG = DecoderConfig(
     activation="silu",
     norm_eps=1e-5,
     max_position_embeddings=MAX_POSITIONS,
-    rotary=RotaryConfig(dim=8, theta=10000.0),
+    rotaries=(RotaryConfig(dim=8, theta=10000.0),) * 2,
     windows=(-1, -1),
     softmax_scales=(8**-0.5, 8**-0.5),
-    has_rms_norm=True,
-    has_post_norms=False,
-    has_qk_norm=False,
-    is_gated=True,
     has_qkv_bias=False,
     has_o_bias=False,
     has_mlp_bias=False,
     is_tied=True,
-    is_causal=True,
-    attention_softcap=0.0,
-    logit_softcap=0.0,
 )
 
 

@@ -34,8 +34,8 @@ def test_defaults_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     """A config.json that says no more than it must."""
     base = CONFIGS[name]()
     architecture = type(base).__name__.replace("Config", "LMHeadModel" if name == "gpt2" else "ForCausalLM")
-    renamed = {new: old for old, new in OTHER_NAMES[base.model_type].items()}
-    least = {"vocab_size": 64, "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 32}
+    renamed = {new: old for old, new in OTHER_NAMES.get(base.model_type, {}).items()}
+    least = {"vocab_size": 64, "num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 32}
     if base.model_type != "gpt2":
         least |= {"intermediate_size": 48}
     least = {renamed.get(key, key): value for key, value in least.items()}
@@ -45,10 +45,10 @@ def test_defaults_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     assert find_decoder(architecture, ours.model_type).model_types.count(ours.model_type) == 1
     assert ours.max_position_embeddings == theirs.max_position_embeddings == read_info(tmp_path).max_input_tokens
     assert ours.norm_eps == getattr(theirs, "rms_norm_eps", 1e-5)
-    assert ours.num_kv_heads == getattr(theirs, "num_key_value_heads", 32)
-    assert ours.head_dim == getattr(theirs, "head_dim", 2)
+    assert ours.num_kv_heads == getattr(theirs, "num_key_value_heads", 1 if name == "falcon" else 32)
+    assert ours.head_dim == getattr(theirs, "head_dim", 8)
     assert ours.is_tied == theirs.tie_word_embeddings
-    assert ours.intermediate_size == getattr(theirs, "intermediate_size", 256)
+    assert ours.intermediate_size == getattr(theirs, "intermediate_size", 1024 if name == "gpt2" else 48)
     # The same with every default written out.
     theirs.architectures = [architecture]
     theirs.save_pretrained(tmp_path)
@@ -178,7 +178,9 @@ def test_configs_that_are_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_unknown_architecture() -> None:
-    with pytest.raises(ModelDirectoryError, match=r"'OPTForCausalLM' cannot generate\. Those that can are GPT2, Gemma"):
+    with pytest.raises(
+        ModelDirectoryError, match=r"'OPTForCausalLM' cannot generate\. Those that can are Cohere, Cohere2, Falcon"
+    ):
         find_decoder("OPTForCausalLM", "opt")
     with pytest.raises(ModelDirectoryError, match="contradicts model_type 'qwen2'; it goes with llama, mistral"):
         find_decoder("LlamaForCausalLM", "qwen2")

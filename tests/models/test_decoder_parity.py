@@ -3,7 +3,7 @@
 import pytest
 import torch
 from paging import Steps, chunks, compute_logits, then_tokens, whole
-from tiny_decoders import CONFIGS, make_decoder, make_ids, run_alone
+from tiny_decoders import CONFIGS, RARE, make_decoder, make_ids, run_alone
 from tiny_models import Ids, TinyModel
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from tests.tolerances import SAME_ENGINE, check_close
 SEQLENS = [17, 33, 5, 80, 6, 16]
 """Around the borders of blocks, and as long as the models take."""
 
+CASES = [pytest.param(name, marks=pytest.mark.slow if name in RARE else ()) for name in CONFIGS]
 WAYS: dict[str, Steps] = {
     "whole": whole(SEQLENS),
     "chunks": chunks(SEQLENS, [17, 8, 2, 19, 1, 16]),
@@ -22,7 +23,7 @@ WAYS: dict[str, Steps] = {
 }
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=CASES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return make_decoder(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -49,6 +50,17 @@ def test_logits_match_transformers(module: Decoder, ids: list[Ids], expected: Te
     check_close(compute_logits(module, ids, WAYS[way]), expected, what=way)
 
 
+def test_greedy_answers_match_transformers(model: TinyModel, module: Decoder, ids: list[Ids]) -> None:
+    """Token by token over the cache."""
+    prompt, num_tokens = torch.from_numpy(ids[0]), 20
+    model.theirs.generation_config.eos_token_id = None
+    with torch.no_grad():
+        answer = model.theirs.generate(prompt[None], do_sample=False, max_new_tokens=num_tokens, pad_token_id=0)[0]
+    length = len(prompt) + num_tokens
+    logits = compute_logits(module, [answer.numpy()], then_tokens([length], [len(prompt)]))
+    assert logits.argmax(1)[len(prompt) - 1 : -1].tolist() == answer[len(prompt) :].tolist()
+
+
 def test_logits_of_chosen_rows(module: Decoder, ids: list[Ids], expected: Tensor) -> None:
     """In any order, and one twice: as for several answers to one prompt."""
     first = ids[0][:5]
@@ -68,8 +80,11 @@ def test_logits_of_chosen_rows(module: Decoder, ids: list[Ids], expected: Tensor
 def test_layout_of_the_cache(model: TinyModel, module: Decoder) -> None:
     config = model.theirs.config
     num_kv_heads = getattr(config, "num_key_value_heads", 4)
+    if config.model_type == "falcon":
+        num_kv_heads = config.num_kv_heads if config.new_decoder_architecture or not config.multi_query else 1
     head_dim = getattr(config, "head_dim", 8)
-    assert module.kv_layout(torch.int8) == KVLayout(3, num_kv_heads, head_dim, torch.int8)
+    expected = KVLayout(config.num_hidden_layers, num_kv_heads, head_dim, torch.int8)
+    assert module.kv_layout(torch.int8) == expected
 
 
 def test_cache_of_another_type(module: Decoder, ids: list[Ids], expected: Tensor) -> None:

@@ -125,6 +125,11 @@ FAULTS: dict[str, tuple[str, Edit, str]] = {
         lambda t: t.update({"transformer.h.0.attn.c_attn.weight": torch.tensor(1.0)}),
         r"missing: .*; left over: layers\.0\.attention\.qkv\.weight$",
     ),
+    "fused heads": (
+        "falcon",
+        lambda t: t.update({"transformer.h.0.self_attention.query_key_value.weight": torch.ones(40, 32)}),
+        r"missing: .*; left over: layers\.0\.attention\.qkv\.weight$",
+    ),
     "quantised": (
         "gpt2",
         lambda t: t.update({"transformer.h.0.mlp.c_fc.weight": torch.ones(32, 128, dtype=torch.int8)}),
@@ -188,7 +193,7 @@ def test_layers_share_one_table(tmp_path: Path) -> None:
     """It is no weight of the checkpoint, and there from the start."""
     module = load(make_decoder("llama-yarn", tmp_path))
     buffers = dict(module.named_buffers())
-    assert list(buffers) == ["rotary"]
-    assert buffers["rotary"].shape == (80, 8)
-    assert "rotary" not in module.state_dict()
+    assert list(buffers) == ["rotary_0"]
+    assert buffers["rotary_0"].shape == (80, 8)
+    assert "rotary_0" not in module.state_dict()
     assert not list(load(make_decoder("gpt2", tmp_path / "gpt2")).buffers())

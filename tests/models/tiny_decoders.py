@@ -30,6 +30,15 @@ GPT2_SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+FALCON_SIZES: dict[str, Any] = {
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "ffn_hidden_size": 48,
+    "max_position_embeddings": 80,
+}
+UNGROUPED = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
 GROUPED = SIZES | {"num_key_value_heads": 2}
 LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 
@@ -90,7 +99,87 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
         attn_logit_softcapping=2.0,
         final_logit_softcapping=4.0,
     ),
+    "gemma3_text": lambda: transformers.Gemma3TextConfig(
+        **GROUPED | {"num_hidden_layers": 4},
+        head_dim=16,
+        sliding_window=6,
+        query_pre_attn_scalar=24,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 900.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    ),
+    "gemma3_text-biased": lambda: transformers.Gemma3TextConfig(
+        **GROUPED,
+        head_dim=16,
+        sliding_window=6,
+        attention_bias=True,
+        final_logit_softcapping=4.0,
+        tie_word_embeddings=False,
+    ),
+    "smollm3": lambda: transformers.SmolLM3Config(
+        **GROUPED, pad_token_id=0, no_rope_layer_interval=2, attention_bias=True, rope_parameters={"rope_theta": 90.0}
+    ),
+    "smollm3-sliding": lambda: transformers.SmolLM3Config(
+        **GROUPED, pad_token_id=0, no_rope_layers=[0, 1, 0], use_sliding_window=True, sliding_window=6
+    ),
+    "olmo2": lambda: transformers.Olmo2Config(**GROUPED),
+    "olmo3": lambda: transformers.Olmo3Config(**GROUPED, sliding_window=6, layer_types=LAYER_TYPES),
+    "granite": lambda: transformers.GraniteConfig(
+        **GROUPED,
+        attention_multiplier=0.2,
+        embedding_multiplier=3.0,
+        logits_scaling=4.0,
+        residual_multiplier=0.6,
+        mlp_bias=True,
+    ),
+    "phi3": lambda: transformers.Phi3Config(
+        **GROUPED, pad_token_id=0, sliding_window=7, rope_parameters={"partial_rotary_factor": 0.5, "rope_theta": 90.0}
+    ),
+    "phi3-longrope": lambda: transformers.Phi3Config(
+        **GROUPED,
+        pad_token_id=0,
+        original_max_position_embeddings=4,
+        rope_parameters={
+            "rope_type": "longrope",
+            "factor": 4.0,
+            "short_factor": [1.0, 1.1, 1.2],
+            "long_factor": [1.0, 2.0, 3.0],
+            "partial_rotary_factor": 0.75,
+        },
+    ),
+    "stablelm": lambda: transformers.StableLmConfig(**GROUPED),
+    "stablelm-parallel": lambda: transformers.StableLmConfig(
+        **GROUPED,
+        use_parallel_residual=True,
+        use_qkv_bias=True,
+        rope_parameters={"partial_rotary_factor": 0.5, "rope_theta": 90.0},
+    ),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(**UNGROUPED),
+    "gpt_neox-serial": lambda: transformers.GPTNeoXConfig(
+        **UNGROUPED,
+        use_parallel_residual=False,
+        attention_bias=False,
+        rope_parameters={"partial_rotary_factor": 0.5, "rope_theta": 90.0},
+    ),
+    "falcon": lambda: transformers.FalconConfig(**FALCON_SIZES),
+    "falcon-grouped": lambda: transformers.FalconConfig(
+        **FALCON_SIZES, new_decoder_architecture=True, num_kv_heads=2, bias=True, tie_word_embeddings=False
+    ),
+    "falcon-one-norm": lambda: transformers.FalconConfig(
+        **FALCON_SIZES, new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1
+    ),
+    "falcon-serial": lambda: transformers.FalconConfig(**FALCON_SIZES, multi_query=False, parallel_attn=False),
+    "cohere": lambda: transformers.CohereConfig(**GROUPED, logit_scale=0.5, rope_parameters={"rope_theta": 90.0}),
+    "cohere2": lambda: transformers.Cohere2Config(
+        **GROUPED, sliding_window=6, attention_bias=True, layer_types=LAYER_TYPES, rope_parameters={"rope_theta": 90.0}
+    ),
 }
+
+RARE = ["gemma3_text-biased", "smollm3-sliding", "olmo3", "phi3-longrope", "stablelm-parallel", "gpt_neox-serial"]
+RARE += ["falcon-grouped", "falcon-one-norm", "falcon-serial", "cohere"]
+"""What only slow tests are about: settings of families that have others above."""
 
 
 def make_decoder(name: str, directory: Path) -> TinyModel:
@@ -112,7 +201,7 @@ def randomize(model: torch.nn.Module) -> None:
         elif parameter.ndim == 1:
             parameter.add_(torch.randn_like(parameter) * 0.3)
         elif ".h." in name or ".layers." in name or "lm_head" in name:
-            fan_in = parameter.shape[0 if ".h." in name else 1]
+            fan_in = parameter.shape[0 if ".c_" in name else 1]  # GPT-2's lie [in, out].
             parameter.normal_(0, 1.5 * fan_in**-0.5)
         else:
             parameter.normal_()

@@ -34,20 +34,22 @@ BEST = CONFIGURABLE[1] if len(CONFIGURABLE) > 1 else "torch"
 """The kernels that `auto` takes here."""
 
 
-def list_cases(names: Collection[str], often: Sequence[str]) -> list[Any]:
-    """Models by kernels by precision. Slow are all but `often` with the best kernels, and the first of those with any
-    that this CPU has. The instruction sets that it lacks are for `often` only, and slow."""
+def list_cases(names: Collection[str], often: Sequence[str], in_int8: Collection[str] = ()) -> list[Any]:
+    """Models by kernels by precision. Slow are all but `often` with the best kernels, `in_int8` with these in that
+    precision, and the first of `often` with any kernels that this CPU has. The instruction sets that it lacks are for
+    `often` only, and slow."""
     cases: list[Any] = []
     lacking = [case.values[0] for case in COMPILED if not isinstance(case, str)]
     for name in names:
         for kernels in [*CONFIGURABLE, *(lacking if name in often else [])]:
             is_quick = kernels in CONFIGURABLE and name in (often if kernels == BEST else often[:1])
-            marks = [] if is_quick else [pytest.mark.slow]
-            cases += [make_case(name, kernels, precision, marks) for precision in PRECISIONS]
+            quick = PRECISIONS if is_quick else ["int8"] if name in in_int8 and kernels == BEST else []
+            cases += [make_case(name, kernels, precision, precision in quick) for precision in PRECISIONS]
     return cases
 
 
-def make_case(name: str, kernels: object, precision: str, marks: Collection[Any]) -> Any:
+def make_case(name: str, kernels: object, precision: str, is_quick: bool) -> Any:
+    marks = [] if is_quick else [pytest.mark.slow]
     return pytest.param(name, kernels, precision, marks=marks, id=f"{name}-{kernels}-{precision}")
 
 
