@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.activations import read_activation
+from models.deberta_config import DebertaConfig, read_deberta
 from models.defaults import OWN_CODE, ROTARY_ENCODERS, SUPPORTED, SUPPORTED_BY_TYPE, Keys
 from models.head_config import HeadConfig, read_head_config
 from models.keys import ModelDirectoryError, read_architecture, read_keys, require_number
@@ -38,6 +39,7 @@ class EncoderConfig:
     num_labels: int
     rotary: RotaryLayersConfig | None = None
     """None: positions are learned rows, or a bias of scores."""
+    deberta: DebertaConfig | None = None
     head: HeadConfig = field(default_factory=HeadConfig)
 
     @property
@@ -61,8 +63,8 @@ def read_config(directory: Path) -> EncoderConfig:
         raise ModelDirectoryError(
             f"{path}: hidden_size {hidden_size} is no multiple of num_attention_heads {num_heads}"
         )
-    is_albert = keys["model_type"] == "albert"
-    has_narrow_tables = is_albert or keys["model_type"] == "electra"
+    is_albert, is_deberta = (keys["model_type"] == name for name in ("albert", "deberta-v2"))
+    has_narrow_tables = is_albert or keys["model_type"] == "electra" or (is_deberta and "embedding_size" in keys)
     is_rotary = keys["model_type"] in ROTARY_ENCODERS
     has_task_types = keys["model_type"] == "ernie" and keys["use_task_id"]
     return EncoderConfig(
@@ -84,6 +86,7 @@ def read_config(directory: Path) -> EncoderConfig:
         task_type_vocab_size=number("task_type_vocab_size") if has_task_types else 0,
         num_labels=len(read_labels(path, keys)),
         rotary=read_rotary_layers(path, keys, num_layers) if is_rotary else None,
+        deberta=read_deberta(path, keys) if is_deberta else None,
         head=read_head_config(path, keys),
     )
 

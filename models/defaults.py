@@ -47,6 +47,21 @@ DEFAULTS: dict[str, Keys] = {
     "albert": BERT | {"embedding_size": 128, "hidden_act": "gelu_new", "num_hidden_groups": 1, "inner_group_num": 1},
     "bert": BERT,
     "camembert": ROBERTA,
+    "deberta-v2": BERT
+    | {
+        "conv_act": "tanh",
+        "conv_kernel_size": 0,
+        "layer_norm_eps": 1e-7,
+        "max_relative_positions": -1,
+        "norm_rel_ebd": "none",
+        "pooler_hidden_act": "gelu",
+        "pos_att_type": [],
+        "position_biased_input": True,
+        "position_buckets": -1,
+        "relative_attention": False,
+        "share_att_key": False,
+        "type_vocab_size": 0,
+    },
     "distilbert": BERT,
     "electra": BERT | {"embedding_size": 128},
     "ernie": BERT | {"task_type_vocab_size": 3, "use_task_id": False},
@@ -233,6 +248,7 @@ NOMIC_BERT: Keys = {
 
 SUPPORTED_BY_TYPE: dict[str, Keys] = {
     "albert": {"down_scale_factor": (1,), "gap_size": (0,), "net_structure_type": (0,), "num_memory_blocks": (0,)},
+    "deberta-v2": {"conv_groups": (1,), "norm_rel_ebd": ("none", "layer_norm")},
     "eurobert": {"partial_rotary_factor": (1,)},
     "gemma": DECODER | GEMMA_GATE,
     "gemma2": DECODER | GEMMA_GATE,

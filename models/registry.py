@@ -3,6 +3,7 @@
 from models import (
     albert,
     bert,
+    deberta,
     distilbert,
     electra,
     ernie,
@@ -26,6 +27,7 @@ FAMILIES: dict[str, Family] = {
     "Albert": albert.FAMILY,
     "Bert": bert.FAMILY,
     "Camembert": roberta.FAMILY,
+    "DebertaV2": deberta.FAMILY,
     "DistilBert": distilbert.FAMILY,
     "Electra": electra.FAMILY,
     "Ernie": ernie.FAMILY,
