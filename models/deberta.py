@@ -142,7 +142,8 @@ class Convolution(nn.Module):
 
     def forward(self, embedded: Tensor, hidden_states: Tensor, sequences: Sequences) -> Tensor:
         neighbours = unfold.OP(embedded, sequences.cu_seqlens, self.conv.kernel_size[0])
-        weight = self.conv.weight.permute(0, 2, 1).flatten(1).contiguous()
+        # A copy, which engines make once: passes take a linear layer's weight for a constant of its own.
+        weight = self.conv.weight.permute(0, 2, 1).flatten(1).clone()
         rows: Tensor = self.norm(self.activation(functional.linear(neighbours, weight, self.conv.bias)) + hidden_states)
         return rows
 
