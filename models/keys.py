@@ -17,12 +17,15 @@ BARE_ENCODERS = {
     "ernie": "ErnieModel",
     "eurobert": "EuroBertModel",
     "gte": "GteModel",
+    "jina_bert": "JinaBertModel",
+    "jina_bert_qk_norm": "JinaBertModel",
     "modernbert": "ModernBertModel",
     "mpnet": "MPNetModel",
     "new": "NewModel",
     "nomic_bert": "NomicBertModel",
     "roberta": "RobertaModel",
     "xlm-roberta": "XLMRobertaModel",
+    "xlm-roberta-xl": "XLMRobertaXLModel",
 }
 
 

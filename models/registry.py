@@ -11,12 +11,14 @@ from models import (
     gemma,
     gpt2,
     gte,
+    jina_bert,
     llama,
     modernbert,
     mpnet,
     nomic_bert,
     qwen,
     roberta,
+    roberta_xl,
 )
 from models.family import DecoderFamily, Family
 from models.info import CLASSIFIER_SUFFIX, GENERATOR_SUFFIXES, QUESTION_ANSWERER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX
@@ -33,12 +35,14 @@ FAMILIES: dict[str, Family] = {
     "Ernie": ernie.FAMILY,
     "EuroBert": eurobert.FAMILY,
     "Gte": gte.FAMILY,
+    "JinaBert": jina_bert.FAMILY,
     "MPNet": mpnet.FAMILY,
     "ModernBert": modernbert.FAMILY,
     "New": gte.NEW_FAMILY,
     "NomicBert": nomic_bert.FAMILY,
     "Roberta": roberta.FAMILY,
     "XLMRoberta": roberta.FAMILY,
+    "XLMRobertaXL": roberta_xl.FAMILY,
 }
 """By the architecture's name without its suffix: Model, ForSequenceClassification and the others of SUFFIXES."""
 

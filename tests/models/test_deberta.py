@@ -6,13 +6,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from test_parity import compute_rows
-from tiny_engines import BEST, PRECISIONS, Captured, capture_model, find_tolerances
+from tiny_engines import BEST, PRECISIONS, Captured, capture_model, check_planned
 from tiny_models import DEBERTA_SIZES, TinyModel, build, make_model, make_sequences, pack, randomize, run_padded
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
@@ -21,7 +20,7 @@ from models.deberta import bucket_distances
 from models.deberta_config import DebertaConfig
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
-from tests.tolerances import ENCODER_TOLERANCES, check_close
+from tests.tolerances import check_close
 
 SEQLENS = [1, 2, 9, 15, 16, 17, 33, 1, 48, 64, 65, 3, 80]
 """Around the exact buckets, tiles of queries, the distances that are told apart, and the convolution's kernel."""
@@ -76,20 +75,11 @@ def find(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Captured]:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["deberta-v2", "deberta-v2-conv"])
 def test_planned(find: Callable[[str], Captured], name: str, precision: str) -> None:
-    """Nothing is computed outside of the plan, and a text's numbers do not depend on its batch, bit for bit."""
     captured = find(name)
-    engine = captured.build(BEST, precision)
-    assert engine.info.precision == precision and not engine.info.unplanned_ops
     ids, types = make_sequences(captured.model, SEQLENS)
     hidden_states, mask = run_padded(captured.model.theirs, ids, types)
     expected = (hidden_states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-    together = engine.run(pack(ids, types)).arrays["embeddings"].copy()
-    check_close(together, expected, tolerance=find_tolerances(captured, ENCODER_TOLERANCES)[precision])
-    if BEST != "torch":
-        alone = [
-            engine.run(pack([x], [kinds])).arrays["embeddings"].copy() for x, kinds in zip(ids, types, strict=True)
-        ]
-        np.testing.assert_array_equal(np.concatenate(alone), together)
+    check_planned(captured, precision, ids, types, expected)
 
 
 def test_tables_of_distances_are_computed_once(find: Callable[[str], Captured]) -> None:

@@ -48,6 +48,7 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "bert": lambda: transformers.BertConfig(**SIZES),
     "roberta": lambda: transformers.RobertaConfig(**SIZES, type_vocab_size=1, layer_norm_eps=1e-5),
     "xlm-roberta": lambda: transformers.XLMRobertaConfig(**SIZES, pad_token_id=5),
+    "xlm-roberta-xl": lambda: transformers.XLMRobertaXLConfig(**SIZES, type_vocab_size=2, pad_token_id=2),
     "camembert": lambda: transformers.CamembertConfig(**SIZES, hidden_act="gelu_new", layer_norm_eps=1e-2),
     "distilbert": lambda: transformers.DistilBertConfig(**DISTILBERT_SIZES),
     "distilbert-relu": lambda: transformers.DistilBertConfig(
