@@ -25,6 +25,10 @@ EMBEDDING_RENAMES: Renames = (
     (r"embeddings\.LayerNorm\.(\w+)", r"embeddings.norm.\1"),
 )
 LAYER_RENAMES: Renames = (
+    (
+        r"encoder\.layer\.(\d+)\.attention\.self\.distance_embedding\.weight",
+        r"stack.layers.\1.attention.distance.rows.weight",
+    ),
     (r"encoder\.layer\.(\d+)\.attention\.self\.(q|k|v)[a-z]+\.(\w+)", r"stack.layers.\1.attention.\2.\3"),
     (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"stack.layers.\1.attention.o.\2"),
     (r"encoder\.layer\.(\d+)\.attention\.output\.LayerNorm\.(\w+)", r"stack.layers.\1.attention_norm.\2"),
@@ -42,6 +46,8 @@ WORD_HEAD_RENAMES: Renames = (
     (r"cls\.predictions\.transform\.LayerNorm\.(weight|bias)", r"norm.\1"),
     (r"cls\.predictions\.bias", r"bias"),
 )
+UNUSED_POSITIONS = r"embeddings\.position\.weight"
+"""Where distances take their place: transformers saved them all the same."""
 POOLER = r"pooler\.dense\.(weight|bias)"
 POSITION_IDS = r"embeddings\.position_ids"
 """A buffer that transformers saved before 4.31: the numbers from 0 on."""
@@ -55,5 +61,6 @@ FAMILY = Family(
     head_activation="tanh",
     word_head_renames=WORD_HEAD_RENAMES,
     ignored=(POSITION_IDS, POOLER, r"cls\.(predictions|seq_relationship)\..*"),
+    spare=(UNUSED_POSITIONS,),
     tied_head="cls.predictions.decoder.weight",
 )

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from models.activations import read_activation
-from models.defaults import OWN_CODE, ROTARY_ENCODERS, SUPPORTED, SUPPORTED_BY_TYPE, Keys
+from models.activations import read_activation, read_gate
+from models.deberta_config import DebertaConfig, read_deberta
+from models.defaults import JINA_BERT, OWN_CODE, ROTARY_ENCODERS, SUPPORTED, SUPPORTED_BY_TYPE, Keys
 from models.head_config import HeadConfig, read_head_config
 from models.keys import ModelDirectoryError, read_architecture, read_keys, require_number
 from models.labels import read_labels
@@ -36,8 +37,11 @@ class EncoderConfig:
     task_type_vocab_size: int
     """ERNIE's task embedding; 0 for none."""
     num_labels: int
+    positions: str = "absolute"
+    """HF's position_embedding_type: absolute (learned rows), alibi, relative_key or relative_key_query."""
     rotary: RotaryLayersConfig | None = None
-    """None: positions are learned rows, or a bias of scores."""
+    """None: positions are not rotary."""
+    deberta: DebertaConfig | None = None
     head: HeadConfig = field(default_factory=HeadConfig)
 
     @property
@@ -61,8 +65,9 @@ def read_config(directory: Path) -> EncoderConfig:
         raise ModelDirectoryError(
             f"{path}: hidden_size {hidden_size} is no multiple of num_attention_heads {num_heads}"
         )
-    is_albert = keys["model_type"] == "albert"
-    has_narrow_tables = is_albert or keys["model_type"] == "electra"
+    is_albert, is_deberta = (keys["model_type"] == name for name in ("albert", "deberta-v2"))
+    is_jina = keys["model_type"] in JINA_BERT
+    has_narrow_tables = is_albert or keys["model_type"] == "electra" or (is_deberta and "embedding_size" in keys)
     is_rotary = keys["model_type"] in ROTARY_ENCODERS
     has_task_types = keys["model_type"] == "ernie" and keys["use_task_id"]
     return EncoderConfig(
@@ -73,7 +78,7 @@ def read_config(directory: Path) -> EncoderConfig:
         num_layers=num_layers,
         num_heads=num_heads,
         intermediate_size=number("intermediate_size"),
-        activation=read_activation(path, keys["hidden_act"]),
+        activation=(read_gate if is_jina else read_activation)(path, keys["hidden_act"]),
         max_position_embeddings=number("max_position_embeddings"),
         type_vocab_size=number("type_vocab_size", least=0),
         norm_eps=float(keys["layer_norm_eps"]),
@@ -83,7 +88,9 @@ def read_config(directory: Path) -> EncoderConfig:
         layers_per_group=number("inner_group_num") if is_albert else 1,
         task_type_vocab_size=number("task_type_vocab_size") if has_task_types else 0,
         num_labels=len(read_labels(path, keys)),
+        positions="absolute" if is_rotary else keys.get("position_embedding_type", "absolute"),
         rotary=read_rotary_layers(path, keys, num_layers) if is_rotary else None,
+        deberta=read_deberta(path, keys) if is_deberta else None,
         head=read_head_config(path, keys),
     )
 

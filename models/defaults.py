@@ -25,6 +25,21 @@ DEFAULTS: dict[str, Keys] = {
     "albert": BERT | {"embedding_size": 128, "hidden_act": "gelu_new", "num_hidden_groups": 1, "inner_group_num": 1},
     "bert": BERT,
     "camembert": ROBERTA,
+    "deberta-v2": BERT
+    | {
+        "conv_act": "tanh",
+        "conv_kernel_size": 0,
+        "layer_norm_eps": 1e-7,
+        "max_relative_positions": -1,
+        "norm_rel_ebd": "none",
+        "pooler_hidden_act": "gelu",
+        "pos_att_type": [],
+        "position_biased_input": True,
+        "position_buckets": -1,
+        "relative_attention": False,
+        "share_att_key": False,
+        "type_vocab_size": 0,
+    },
     "distilbert": BERT,
     "electra": BERT | {"embedding_size": 128},
     "ernie": BERT | {"task_type_vocab_size": 3, "use_task_id": False},
@@ -38,6 +53,9 @@ DEFAULTS: dict[str, Keys] = {
         "tie_word_embeddings": False,
     },
     "gte": GTE,
+    # BERT's own, of which find_model_type says what it is.
+    "jina_bert": BERT | {"hidden_act": "geglu", "position_embedding_type": "alibi"},
+    "jina_bert_qk_norm": BERT | {"hidden_act": "geglu", "position_embedding_type": "alibi"},
     "modernbert": ROTARY
     | {
         "classifier_activation": "gelu",
@@ -66,9 +84,13 @@ DEFAULTS: dict[str, Keys] = {
     },
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
+    "xlm-roberta-xl": ROBERTA | {"layer_norm_eps": 1e-5, "max_position_embeddings": 514, "type_vocab_size": 1},
     **decoder_defaults.DEFAULTS,
 }
 """By `model_type`; those listed are the ones served."""
+
+JINA_BERT = ("jina_bert", "jina_bert_qk_norm")
+"""Model types of which config.json says that they are BERT."""
 
 ROTARY_ENCODERS = ("eurobert", "gte", "modernbert", "new", "nomic_bert")
 
@@ -92,6 +114,7 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
         "hidden_dim": "intermediate_size",
         "activation": "hidden_act",
     },
+    **{model_type: {"feed_forward_type": "hidden_act"} for model_type in JINA_BERT},
     "modernbert": {"hidden_activation": "hidden_act", "norm_eps": "layer_norm_eps"},
     "nomic_bert": {
         "n_embd": "hidden_size",
@@ -106,6 +129,7 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
 }
 
 STRAY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(JINA_BERT, ("hidden_act",)),
     "eurobert": ("layer_norm_eps", "position_embedding_type"),
     "gte": ("num_key_value_heads",),
     "new": ("num_key_value_heads",),
@@ -124,7 +148,7 @@ MEANT_BY_NULL = (
 )
 """Keys whose null says none of it, or what follows from others; anywhere else null leaves the default."""
 
-OFFSET_POSITIONS = ("camembert", "mpnet", "roberta", "xlm-roberta")
+OFFSET_POSITIONS = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
 """Model types whose positions start behind the padding id: that many rows of the table, and one, are not for tokens."""
 
 SUPPORTED: Keys = {
@@ -137,9 +161,11 @@ SUPPORTED: Keys = {
 }
 """Keys that change what is computed, and the values we compute. An empty tuple: the key must not be there."""
 
-OWN_CODE = ("eurobert", "falcon", "gte", "new", "nomic_bert", "phi3")
+OWN_CODE = ("eurobert", "falcon", "gte", *JINA_BERT, "new", "nomic_bert", "phi3")
 """Model types published with code of their own, which is not run: their files here compute the same."""
 
+JINA_CODE: Keys = {"emb_pooler": ("mean",), "position_embedding_type": ("alibi",)}
+BY_DISTANCE: Keys = {"position_embedding_type": ("absolute", "relative_key", "relative_key_query")}
 GTE_CODE: Keys = {
     "head_dim": (None,),
     "layer_norm_type": ("layer_norm",),
@@ -169,6 +195,9 @@ NOMIC_BERT: Keys = {
 
 SUPPORTED_BY_TYPE: dict[str, Keys] = {
     "albert": {"down_scale_factor": (1,), "gap_size": (0,), "net_structure_type": (0,), "num_memory_blocks": (0,)},
+    **dict.fromkeys(JINA_BERT, JINA_CODE),
+    **dict.fromkeys(("bert", "camembert", "electra", "ernie", "roberta", "xlm-roberta"), BY_DISTANCE),
+    "deberta-v2": {"conv_groups": (1,), "norm_rel_ebd": ("none", "layer_norm")},
     "eurobert": {"partial_rotary_factor": (1,)},
     "gte": GTE_CODE,
     "modernbert": {"head_dim": (None,), "partial_rotary_factor": (1,)},
@@ -182,11 +211,19 @@ SUPPORTED_BY_TYPE: dict[str, Keys] = {
 
 def complete_keys(keys: Keys) -> Keys:
     """The keys of config.json under BERT's names, with defaults where the file has none or null."""
-    model_type = str(keys.get("model_type"))
+    model_type = find_model_type(keys)
     names, stray = OTHER_NAMES.get(model_type, {}), STRAY.get(model_type, ())
     given = {
         names.get(key, key): value
         for key, value in keys.items()
         if (value is not None or key in MEANT_BY_NULL) and key not in stray
     }
-    return DEFAULTS.get(model_type, {}) | given | FIXED.get(model_type, {})
+    return DEFAULTS.get(model_type, {}) | given | FIXED.get(model_type, {}) | {"model_type": model_type}
+
+
+def find_model_type(keys: Keys) -> str:
+    """That of the file, which for JinaBERT is BERT's: its code, of which there are two, goes by `auto_map`."""
+    model_type = str(keys.get("model_type"))
+    if model_type != "bert" or keys.get("position_embedding_type") != "alibi":
+        return model_type
+    return "jina_bert_qk_norm" if "qk-post-norm" in str(keys.get("auto_map")) else "jina_bert"

@@ -5,7 +5,7 @@ The discriminator's head says which tokens were replaced; it is of no use for em
 
 from torch import Tensor, nn
 
-from models.bert import EMBEDDING_RENAMES, LAYER_RENAMES, POSITION_IDS
+from models.bert import EMBEDDING_RENAMES, LAYER_RENAMES, POSITION_IDS, UNUSED_POSITIONS
 from models.config import EncoderConfig
 from models.family import Family, Renames
 from models.layers import Embeddings, Encoder, Sequences
@@ -52,5 +52,6 @@ FAMILY = Family(
         r"generator_predictions\.(LayerNorm|dense)\.(weight|bias)",
         r"generator_lm_head\.(weight|bias)",
     ),
+    spare=(UNUSED_POSITIONS,),
     tied_head="generator_lm_head.weight",
 )

@@ -6,6 +6,7 @@ from models.bert import (
     POOLER,
     POOLER_HEAD_RENAMES,
     POSITION_IDS,
+    UNUSED_POSITIONS,
     WORD_HEAD_RENAMES,
     Bert,
 )
@@ -22,5 +23,6 @@ FAMILY = Family(
     head_activation="tanh",
     word_head_renames=WORD_HEAD_RENAMES,
     ignored=(POSITION_IDS, POOLER, r"cls\.(predictions|seq_relationship)\..*"),
+    spare=(UNUSED_POSITIONS,),
     tied_head="cls.predictions.decoder.weight",
 )

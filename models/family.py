@@ -42,6 +42,8 @@ class Family:
     """Of what a head over single tokens has before its last layer, to names below `head.`."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of weights that serving does not need: language-model heads, unused poolers."""
+    spare: tuple[str, ...] = ()
+    """The same of names below `encoder.` that are ours: what a checkpoint may have and its config.json not use."""
     tied_head: str = ""
     """A checkpoint's name of the masked language model's output head, which may be tied to the table of words."""
 

@@ -22,6 +22,8 @@ class HeadConfig:
     """Of classifiers: a mode of `padless::pool`; late: the mean of all tokens' logits."""
     activation: str = ""
     """Behind the first layer, in our names; empty: the family's own."""
+    pooler_activation: str = ""
+    """The same of classifiers alone; empty: `activation`."""
     has_dense_bias: bool = True
     """The first layer's."""
     has_transform: bool = True
@@ -47,6 +49,8 @@ def read_head_config(path: Path, keys: Keys) -> HeadConfig:
     if model_type == "eurobert":
         # The one layer of this head has a bias where the feed-forward blocks do.
         return HeadConfig(pooling=read_pooling(path, keys), has_transform=False, has_word_bias=bool(keys["mlp_bias"]))
+    if model_type == "deberta-v2":
+        return HeadConfig(pooler_activation=read_activation(path, keys["pooler_hidden_act"]))
     return HeadConfig()
 
 

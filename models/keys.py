@@ -11,17 +11,21 @@ BARE_ENCODERS = {
     "albert": "AlbertModel",
     "bert": "BertModel",
     "camembert": "CamembertModel",
+    "deberta-v2": "DebertaV2Model",
     "distilbert": "DistilBertModel",
     "electra": "ElectraModel",
     "ernie": "ErnieModel",
     "eurobert": "EuroBertModel",
     "gte": "GteModel",
+    "jina_bert": "JinaBertModel",
+    "jina_bert_qk_norm": "JinaBertModel",
     "modernbert": "ModernBertModel",
     "mpnet": "MPNetModel",
     "new": "NewModel",
     "nomic_bert": "NomicBertModel",
     "roberta": "RobertaModel",
     "xlm-roberta": "XLMRobertaModel",
+    "xlm-roberta-xl": "XLMRobertaXLModel",
 }
 
 

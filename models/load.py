@@ -1,7 +1,7 @@
 """A model directory to the module that engines are built from, its weights still unread."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -90,7 +90,13 @@ def load_encoder(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead])
     tensors = open_with_head(directory, family, info)
     for each in heads:
         tensors |= open_further_head(each, family, directory, tensors)
+    tensors = drop_spare(tensors, family, dict(model.named_parameters()).keys())
     return LazyModule(model.eval(), check_weights(model, tensors, directory))
+
+
+def drop_spare(tensors: dict[str, LazyWeight], family: Family, used: Collection[str]) -> dict[str, LazyWeight]:
+    spare = re.compile(f"{TRUNK}({'|'.join(family.spare)})")
+    return {name: value for name, value in tensors.items() if name in used or not spare.fullmatch(name)}
 
 
 def open_further_head(
@@ -128,7 +134,7 @@ def build_head(directory: Path, family: Family, config: EncoderConfig, info: Mod
     if info.task in WORD_HEADS:
         activation = config.head.activation or family.word_head_activation or config.activation
         return WORD_HEADS[info.task](config, activation, is_tied=info.has_tied_words)
-    activation = config.head.activation or family.head_activation
+    activation = config.head.pooler_activation or config.head.activation or family.head_activation
     if info.task in ("token_classify", "question_answering"):
         if config.head.has_norm:
             return DeepTokenClassificationHead(config, info.output_dim, activation)

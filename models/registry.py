@@ -4,6 +4,7 @@ from models import (
     albert,
     bert,
     cohere,
+    deberta,
     distilbert,
     electra,
     ernie,
@@ -13,6 +14,7 @@ from models import (
     gpt_neox,
     granite,
     gte,
+    jina_bert,
     llama,
     modernbert,
     mpnet,
@@ -21,6 +23,7 @@ from models import (
     phi3,
     qwen,
     roberta,
+    roberta_xl,
 )
 from models.family import DecoderFamily, Family
 from models.info import CLASSIFIER_SUFFIX, GENERATOR_SUFFIXES, QUESTION_ANSWERER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX
@@ -31,17 +34,20 @@ FAMILIES: dict[str, Family] = {
     "Albert": albert.FAMILY,
     "Bert": bert.FAMILY,
     "Camembert": roberta.FAMILY,
+    "DebertaV2": deberta.FAMILY,
     "DistilBert": distilbert.FAMILY,
     "Electra": electra.FAMILY,
     "Ernie": ernie.FAMILY,
     "EuroBert": eurobert.FAMILY,
     "Gte": gte.FAMILY,
+    "JinaBert": jina_bert.FAMILY,
     "MPNet": mpnet.FAMILY,
     "ModernBert": modernbert.FAMILY,
     "New": gte.NEW_FAMILY,
     "NomicBert": nomic_bert.FAMILY,
     "Roberta": roberta.FAMILY,
     "XLMRoberta": roberta.FAMILY,
+    "XLMRobertaXL": roberta_xl.FAMILY,
 }
 """By the architecture's name without its suffix: Model, ForSequenceClassification and the others of SUFFIXES."""
 

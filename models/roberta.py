@@ -5,7 +5,7 @@ BERT but for its positions, which count from behind the padding id, and its clas
 
 from torch import Tensor, nn
 
-from models.bert import EMBEDDING_RENAMES, LAYER_RENAMES, POOLER, POSITION_IDS
+from models.bert import EMBEDDING_RENAMES, LAYER_RENAMES, POOLER, POSITION_IDS, UNUSED_POSITIONS
 from models.config import EncoderConfig
 from models.family import Family, Renames
 from models.layers import Embeddings, Encoder, Sequences, offset_positions
@@ -48,5 +48,6 @@ FAMILY = Family(
     word_head_renames=WORD_HEAD_RENAMES,
     word_head_activation="gelu",
     ignored=(POSITION_IDS, POOLER, LM_HEAD),
+    spare=(UNUSED_POSITIONS,),
     tied_head=TIED_HEAD,
 )

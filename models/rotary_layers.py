@@ -43,14 +43,13 @@ class RotaryAttention(nn.Module):
 class GatedFeedForward(nn.Module):
     """down(act(gate) * up) (Shazeer, 2020)."""
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, config: EncoderConfig, *, has_gate_bias: bool, has_down_bias: bool):
         super().__init__()
-        rotary = require_rotary(config)
         width = config.intermediate_size
-        self.gate = nn.Linear(config.hidden_size, width, rotary.has_gate_bias)
-        self.up = nn.Linear(config.hidden_size, width, rotary.has_gate_bias)
+        self.gate = nn.Linear(config.hidden_size, width, has_gate_bias)
+        self.up = nn.Linear(config.hidden_size, width, has_gate_bias)
         self.activation = ACTIVATIONS[config.activation]
-        self.down = nn.Linear(width, config.hidden_size, rotary.has_down_bias)
+        self.down = nn.Linear(width, config.hidden_size, has_down_bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.down(self.activation(self.gate(hidden_states)) * self.up(hidden_states))
@@ -66,7 +65,7 @@ class PreNormLayer(nn.Module):
         super().__init__()
         self.attention_norm, self.feed_forward_norm = norms
         self.attention = RotaryAttention(config, layer)
-        self.feed_forward = GatedFeedForward(config)
+        self.feed_forward = build_feed_forward(config)
 
     def forward(self, hidden_states: Tensor, position_ids: Tensor, sequences: Sequences, table: Tensor) -> Tensor:
         hidden_states = hidden_states + self.attention(
@@ -82,7 +81,7 @@ class PostNormLayer(nn.Module):
         super().__init__()
         self.attention = RotaryAttention(config, layer)
         self.attention_norm = build_layer_norm(config)
-        self.feed_forward = GatedFeedForward(config)
+        self.feed_forward = build_feed_forward(config)
         self.feed_forward_norm = build_layer_norm(config)
 
     def forward(self, hidden_states: Tensor, position_ids: Tensor, sequences: Sequences, table: Tensor) -> Tensor:
@@ -128,6 +127,11 @@ class WordEmbeddings(nn.Module):
             rows = rows + self.token_type(token_type_ids)
         normed: Tensor = self.norm(rows)
         return normed
+
+
+def build_feed_forward(config: EncoderConfig) -> GatedFeedForward:
+    rotary = require_rotary(config)
+    return GatedFeedForward(config, has_gate_bias=rotary.has_gate_bias, has_down_bias=rotary.has_down_bias)
 
 
 def build_layer_norm(config: EncoderConfig) -> nn.LayerNorm:

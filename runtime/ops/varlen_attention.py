@@ -9,6 +9,11 @@ int32 [num_seqs], how many keys of each sequence, from its first on, are seen; n
 
 Several heads of q share one of k (Ainslie et al., 2023): head h reads kv head h // (num_heads / num_kv_heads).
 
+`position_k`, `position_q`: [num_buckets, num_heads, head_dim], or with one head for all. `buckets`: int32
+[2 * reach - 1], a row of these for each distance, in the order of `bias`; as distances grow they all rise or all fall,
+or stay. What is scaled is the query times the key, and the query times the distance's row of `position_k`, and the key
+times that of `position_q` (DeBERTa: He et al., 2020; without the third: Shaw et al., 2018).
+
 A key that is masked, or whose bias is -inf, counts for nothing. A query that sees no key gets 0.
 
 The names are those of FlashAttention's varlen interface (Dao, 2023).
@@ -37,6 +42,9 @@ def varlen_attention(
     window: int = -1,
     bias: Tensor | None = None,
     num_keys: Tensor | None = None,
+    position_k: Tensor | None = None,
+    position_q: Tensor | None = None,
+    buckets: Tensor | None = None,
 ) -> Tensor:
     """The reference: one sequence after the other, scores and softmax in fp32."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -47,7 +55,10 @@ def varlen_attention(
     for index in range(len(borders_q) - 1):
         rows_q = slice(borders_q[index], borders_q[index + 1])
         rows_k = slice(borders_k[index], borders_k[index + 1])
-        scores = torch.einsum("qhd,khd->hqk", q[rows_q].float(), k[rows_k].float()) * softmax_scale
+        scores = torch.einsum("qhd,khd->hqk", q[rows_q].float(), k[rows_k].float())
+        if buckets is not None:
+            scores += position_scores(q[rows_q].float(), k[rows_k].float(), position_k, position_q, buckets)
+        scores *= softmax_scale
         added = score_bias(scores.shape[1], scores.shape[2], causal=causal, window=window, bias=bias, device=q.device)
         if added is not None:
             scores += added
@@ -67,9 +78,7 @@ def score_bias(
     """
     if not causal and window < 0 and bias is None:
         return None
-    # With a cache there are more keys than queries: the last query belongs to the last key.
-    position_q = torch.arange(len_q, device=device)[:, None] + (len_k - len_q)
-    distance = torch.arange(len_k, device=device)[None, :] - position_q
+    distance = find_distances(len_q, len_k, device)
     added = torch.zeros(len_q, len_k, device=device)
     if causal:
         added = added.masked_fill(distance > 0, float("-inf"))
@@ -80,11 +89,42 @@ def score_bias(
     return added + bias.float()[:, distance + find_reach(bias, max(len_q, len_k)) - 1]
 
 
-def find_reach(bias: Tensor, longest: int) -> int:
-    """The longest sequence that `bias` has all distances for. Raises ValueError where `longest` is over it."""
-    reach = (bias.shape[1] + 1) // 2
+def find_distances(len_q: int, len_k: int, device: torch.device) -> Tensor:
+    """Key position less query position, [len_q, len_k].
+
+    With a cache there are more keys than queries: the last query belongs to the last key.
+    """
+    return torch.arange(len_k, device=device) - torch.arange(len_k - len_q, len_k, device=device)[:, None]
+
+
+def position_scores(
+    q: Tensor, k: Tensor, position_k: Tensor | None, position_q: Tensor | None, buckets: Tensor
+) -> Tensor:
+    """Queries and keys by their distances, before they are scaled; q [..., len_q, num_heads, head_dim], and k alike, to
+    fp32 [..., num_heads, len_q, len_k].
+
+    Raises ValueError where a distance is out of the reach of `buckets`.
+    """
+    len_q, len_k = q.shape[-3], k.shape[-3]
+    distances = find_distances(len_q, len_k, q.device)
+    rows = buckets.long()[distances + find_reach(buckets, max(len_q, len_k)) - 1]
+    scores = q.new_zeros(*q.shape[:-3], q.shape[-2], len_q, len_k)
+    if position_k is not None:
+        by_bucket = torch.einsum("...qhd,bhd->...hqb", q, position_k.to(q.dtype).expand(-1, q.shape[-2], -1))
+        scores += by_bucket.gather(-1, rows.expand_as(scores))
+    if position_q is not None:
+        by_bucket = torch.einsum("...khd,bhd->...hbk", k, position_q.to(k.dtype).expand(-1, q.shape[-2], -1))
+        scores += by_bucket.gather(-2, rows.expand_as(scores))
+    return scores
+
+
+def find_reach(table: Tensor, longest: int) -> int:
+    """The longest sequence that a table has all distances for. Raises ValueError where `longest` is over it."""
+    reach = (table.shape[-1] + 1) // 2
     if longest > reach:
-        raise ValueError(f"a sequence of {longest} tokens is over the {reach} that the attention bias reaches")
+        raise ValueError(
+            f"a sequence of {longest} tokens is over the {reach} that the attention bias or the buckets reach"
+        )
     return reach
 
 

@@ -14,6 +14,7 @@ from runtime.capture import capture
 from runtime.engine import Progress
 from runtime.engines.transfer import lay_out
 from runtime.lazy_module import LazyModule
+from runtime.passes.fold_constants import fold_constants
 from runtime.passes.fuse_linear_act import fuse_linear_act
 from runtime.passes.fuse_qkv import fuse_qkv
 from runtime.passes.rewriting import infer_shapes
@@ -67,7 +68,7 @@ class Observation:
 def trace_linears(model: nn.Module | LazyModule, device: torch.device) -> GraphModule:
     """The captured graph with its linears fused as engines fuse them, so that they bear the same names."""
     graph_module = capture(model, device)
-    for rewrite in (fuse_qkv, fuse_linear_act):
+    for rewrite in (fold_constants, fuse_qkv, fuse_linear_act):
         rewrite(graph_module)
         graph_module.graph.eliminate_dead_code()
         infer_shapes(graph_module)

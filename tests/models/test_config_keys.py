@@ -1,4 +1,4 @@
-"""Every key of config.json of the rotary encoders is read, without meaning here, or refused by its name."""
+"""Every key of config.json of encoders unlike BERT is read, without meaning here, or refused by its name."""
 
 import json
 from dataclasses import replace
@@ -25,6 +25,7 @@ TRAINING = {
     "initializer_cutoff_factor",
     "initializer_range",
     "mlp_dropout",
+    "pooler_dropout",
     "pretraining_tp",
     "sparse_pred_ignore_index",
     "sparse_prediction",
@@ -32,7 +33,9 @@ TRAINING = {
 TOKENS = {"bos_token_id", "cls_token_id", "eos_token_id", "sep_token_id"}
 """The tokenizer's business."""
 GENERATION = {"mask_token_id", "use_cache"}
-WITHOUT_MEANING = TRAINING | TOKENS | GENERATION | set(transformers.PreTrainedConfig().to_dict())
+TENSORS = {"legacy"}
+"""What the names of the weights say too."""
+WITHOUT_MEANING = TRAINING | TOKENS | GENERATION | TENSORS | set(transformers.PreTrainedConfig().to_dict())
 
 SIZES: dict[str, Any] = {
     "vocab_size": 102,
@@ -44,6 +47,18 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 3,
 }
 OTHER_VALUES: dict[str, dict[str, Any]] = {
+    "deberta-v2": SIZES
+    | {
+        "tie_word_embeddings": False,
+        "type_vocab_size": 3,
+        "hidden_act": "relu",
+        "layer_norm_eps": 1e-3,
+        "relative_attention": False,
+        "max_relative_positions": 30,
+        "pos_att_type": "c2p",
+        "position_biased_input": True,
+        "pooler_hidden_act": "tanh",
+    },
     "eurobert": SIZES
     | {
         "num_key_value_heads": 1,
@@ -90,6 +105,14 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     },
 }
 LEGACY: dict[str, dict[str, Any]] = {
+    "deberta-v2": {
+        "position_buckets": 6,
+        "share_att_key": False,
+        "norm_rel_ebd": "none",
+        "embedding_size": 16,
+        "conv_kernel_size": 5,
+        "conv_act": "relu",
+    },
     "eurobert": {"rope_theta": 5.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
     "modernbert": {
         "global_attn_every_n_layers": 2,
@@ -108,8 +131,18 @@ LEGACY: dict[str, dict[str, Any]] = {
         "rotary_emb_base": 5.0,
     },
 }
-"""Of files by older versions."""
+"""Of files by older versions, or without a default in transformers' class."""
 REFUSED: dict[str, dict[str, Any]] = {
+    "deberta-v2": {
+        "attention_head_size": 5,
+        "conv_groups": 2,
+        "conv_kernel_size": 4,
+        "is_decoder": True,
+        "norm_rel_ebd": "batch_norm",
+        "pooler_hidden_size": 5,
+        "pos_att_type": "c2p|p2p",
+        "position_buckets": 126,  # of 63 distances that are told apart
+    },
     "eurobert": {
         "classifier_pooling": "max",
         "clf_pooling": "mean",  # beside a classifier_pooling that says something else
@@ -164,7 +197,7 @@ def make_keys(name: str) -> dict[str, Any]:
     """As transformers writes them, without what older versions have other keys for."""
     config = CONFIGS[name]()
     keys: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    for key in ("layer_types", "rope_parameters"):
+    for key in ("layer_types", "pooler_hidden_size", "rope_parameters"):
         keys.pop(key, None)
     return keys | {"architectures": [type(config).__name__.replace("Config", "ForMaskedLM")]}
 
@@ -172,7 +205,7 @@ def make_keys(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", OTHER_VALUES)
 def test_every_key_is_accounted_for(name: str) -> None:
     keys = type(CONFIGS[name]())().to_dict().keys() - {"model_type"}
-    unknown = keys - WITHOUT_MEANING - OTHER_VALUES[name].keys()
+    unknown = keys - WITHOUT_MEANING - OTHER_VALUES[name].keys() - REFUSED[name].keys()
     assert not unknown
     assert not OTHER_VALUES[name].keys() - keys
 

@@ -20,7 +20,7 @@ from runtime.engine import Engine
 from runtime.engines.transfer import to_tensors
 from tests.tolerances import SAME_ENGINE, check_close
 
-OFFSET_FAMILIES = ["roberta", "xlm-roberta", "camembert", "mpnet"]
+OFFSET_FAMILIES = ["roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"]
 POSITION_OPS = {"arange", "index_select", "to"}
 """What it takes to count positions; their results are a few bytes per token."""
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from paging import Steps, draw_tables, make_step
-from tiny_models import Ids, TinyModel
+from tiny_models import Ids, TinyModel, pack
 from torch.fx import GraphModule
 
 from models.decoder_layers import Decoder
@@ -26,7 +26,7 @@ from runtime.limits import BatchLimits
 from runtime.passes import pipeline
 from tests.kernels.emulated import COMPILED, load_compiled
 from tests.kernels.kernel_cases import CONFIGURABLE, find_backend
-from tests.tolerances import Tolerance
+from tests.tolerances import ENCODER_TOLERANCES, Tolerance, check_close
 
 PRECISIONS = ["fp32", "bf16", "int8"]
 """All that `auto` may choose on any CPU."""
@@ -86,6 +86,19 @@ def find_tolerances(captured: Captured, tolerances: Mapping[str, Tolerance]) -> 
     allowed of what is rounded. Measured: half as much again."""
     is_gated = any(isinstance(module, GatedFeedForward) for module in captured.module.modules())
     return {name: each.times(2 if is_gated and name != "fp32" else 1) for name, each in tolerances.items()}
+
+
+def check_planned(captured: Captured, precision: str, ids: list[Ids], types: list[Ids], expected: object) -> None:
+    """By the best kernels: embeddings as expected, nothing of them computed outside of the plan, and a text's the same
+    in any batch, bit for bit."""
+    engine = captured.build(BEST, precision)
+    assert engine.info.precision == precision and not engine.info.unplanned_ops
+    together = engine.run(pack(ids, types)).arrays["embeddings"].copy()
+    check_close(together, expected, tolerance=find_tolerances(captured, ENCODER_TOLERANCES)[precision])
+    if BEST != "torch":
+        pairs = zip(ids, types, strict=True)
+        alone = [engine.run(pack([text], [kinds])).arrays["embeddings"].copy() for text, kinds in pairs]
+        np.testing.assert_array_equal(np.concatenate(alone), together)
 
 
 def capture_model(make: Callable[[], TinyModel]) -> Captured:

@@ -40,6 +40,7 @@ DISTILBERT_SIZES = {
     "max_position_embeddings": 80,
 }
 
+DEBERTA_SIZES = SIZES | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
 ROTARY_SIZES = SIZES | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 MODERNBERT_SIZES = ROTARY_SIZES | {"num_hidden_layers": 3}
 
@@ -47,6 +48,7 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "bert": lambda: transformers.BertConfig(**SIZES),
     "roberta": lambda: transformers.RobertaConfig(**SIZES, type_vocab_size=1, layer_norm_eps=1e-5),
     "xlm-roberta": lambda: transformers.XLMRobertaConfig(**SIZES, pad_token_id=5),
+    "xlm-roberta-xl": lambda: transformers.XLMRobertaXLConfig(**SIZES, type_vocab_size=2, pad_token_id=2),
     "camembert": lambda: transformers.CamembertConfig(**SIZES, hidden_act="gelu_new", layer_norm_eps=1e-2),
     "distilbert": lambda: transformers.DistilBertConfig(**DISTILBERT_SIZES),
     "distilbert-relu": lambda: transformers.DistilBertConfig(
@@ -62,6 +64,24 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "ernie-tasks": lambda: transformers.ErnieConfig(**SIZES, use_task_id=True),
     # Longer than the others, so that distances reach the last bucket.
     "mpnet": lambda: transformers.MPNetConfig(**SIZES | {"max_position_embeddings": 200}),
+    # Texts are longer than the distances that are told apart.
+    "deberta-v2": lambda: transformers.DebertaV2Config(
+        **DEBERTA_SIZES,
+        position_buckets=16,
+        max_relative_positions=64,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        position_biased_input=False,
+    ),
+    "deberta-v2-conv": lambda: transformers.DebertaV2Config(
+        **DEBERTA_SIZES,
+        max_relative_positions=20,
+        type_vocab_size=2,
+        embedding_size=16,
+        conv_kernel_size=3,
+        conv_act="gelu",
+        pooler_hidden_act="tanh",
+    ),
     "eurobert": lambda: transformers.EuroBertConfig(**ROTARY_SIZES, num_key_value_heads=2),
     "eurobert-biased": lambda: transformers.EuroBertConfig(
         **ROTARY_SIZES,
@@ -117,6 +137,10 @@ FAMILIES = [
 """One configuration for each file in models/; the others differ in numbers only."""
 
 
+EAGER = ("mpnet", "deberta-v2", "deberta-v2-conv")
+"""What transformers has no other attention for."""
+
+
 @dataclass(frozen=True)
 class TinyModel:
     """A saved model, and the same one in transformers."""
@@ -137,7 +161,7 @@ def make_model(name: str, directory: Path, auto: Any = transformers.AutoModel, n
     config.num_labels = num_labels
     torch.set_num_threads(1)  # Other threads only wait for one another on matrices this small.
     torch.manual_seed(len(name))
-    theirs = auto.from_config(config, attn_implementation="eager" if name == "mpnet" else "sdpa").eval()
+    theirs = auto.from_config(config, attn_implementation="eager" if name in EAGER else "sdpa").eval()
     for module in theirs.modules():
         randomize(module)
     theirs.save_pretrained(directory)

@@ -8,7 +8,7 @@ import torch
 
 from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED, MAX_LOGITS_PACKED, ROUND_CHANNELS
 from runtime.backends.cpu.structs import Struct, lay_struct
-from runtime.ops import add_norm, embed_norm, gated_act, paged_attention, pool, rotate, varlen_attention
+from runtime.ops import add_norm, embed_norm, gated_act, paged_attention, pool, rotate, unfold, varlen_attention
 from runtime.ops.spec import Op
 
 Sizes = Sequence[int]
@@ -80,8 +80,9 @@ KERNELS = (
     KernelSpec(
         varlen_attention.SPEC,
         {"q": HEADS, "k": HEADS, "v": HEADS, "cu_seqlens_q": INT32, "cu_seqlens_k": INT32, "bias": FP32}
-        | {"num_keys": INT32, "out": HEADS},
-        "sequences are longer than the attention bias reaches, or have fewer keys than num_keys says",
+        | {"num_keys": INT32, "position_k": HEADS, "position_q": HEADS, "buckets": INT32, "out": HEADS},
+        "sequences are longer than the attention bias or the buckets reach, or have fewer keys than num_keys says, "
+        "or the buckets have no rows or turn back",
     ),
     KernelSpec(
         paged_attention.SPEC,
@@ -110,6 +111,7 @@ KERNELS = (
     KernelSpec(
         rotate.SPEC, {"x": HEADS, "position_ids": INT64, "table": FP32, "out": HEADS}, "positions are out of the table"
     ),
+    KernelSpec(unfold.SPEC, {"hidden_states": ROWS, "cu_seqlens": INT32, "out": ROWS}),
     KernelSpec(gated_act.SPEC, {"x": ROWS} | OUT_QUANTISATION),
     KernelSpec(
         embed_norm.SPEC,

@@ -20,6 +20,7 @@ from runtime.ops import max_logits as max_logits_op
 from runtime.ops import paged_attention as paged_attention_op
 from runtime.ops import pool as pool_op
 from runtime.ops import rotate as rotate_op
+from runtime.ops import unfold as unfold_op
 from runtime.ops import varlen_attention as varlen_attention_op
 
 aten = torch.ops.aten
@@ -47,6 +48,7 @@ TORCH_KERNELS: dict[object, Kernel] = {
     pool_op.OP: pool,
     rotate_op.OP: rotate,
     max_logits_op.OP: max_logits_op.write_max_logits,
+    unfold_op.OP: unfold_op.write_unfolded,
     aten.linear.default: linear,
     aten.layer_norm.default: layer_norm,
     aten.embedding.default: embedding,

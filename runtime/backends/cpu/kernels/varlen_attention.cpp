@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "varlen_attention_bf16.h"
+#include "varlen_attention_positions.h"
 
 using namespace padless;
 
@@ -15,21 +15,6 @@ namespace {
 struct Task {
     int64_t seq, first_query, head;
 };
-
-template <class T>
-void to_rows(const float* from, int64_t count, int64_t width, T* to, int64_t stride) {
-    for (int64_t base = 0; base < count; base += LANES)
-        for (int64_t i = 0; i < width; i += LANES) {
-            const int64_t here = std::min<int64_t>(LANES, width - i);
-            Vec columns[LANES];
-            for (int c = 0; c < LANES; ++c) columns[c] = c < here ? load(from + (i + c) * QUERIES + base) : Vec{};
-            transpose(columns);
-            for (int r = 0; r < LANES && base + r < count; ++r) {
-                T* row = to + (base + r) * stride + i;
-                here == LANES ? store(row, columns[r]) : store_some(row, columns[r], here);
-            }
-        }
-}
 
 // The keys that any query at positions [first, last] may look at, of `num_seen`.
 void find_keys(const AttentionCall& call, int64_t first, int64_t last, int64_t num_seen, int64_t& begin, int64_t& end) {
@@ -43,10 +28,11 @@ template <class Products>
 struct Attention {
     const AttentionCall& call;
     const Products products;
+    const PositionScores<Products> positions;
     const int64_t sums_size = round_up(call.head_dim, 16) * QUERIES;  // tiles of AMX have whole rows
     float *sums, *scores;  // the first for each tile of the task's queries
 
-    explicit Attention(const AttentionCall& given) : call(given), products(given) {
+    explicit Attention(const AttentionCall& given) : call(given), products(given), positions(given, products) {
         static thread_local std::vector<float> memory;
         sums = scratch(memory, QUERY_BLOCK / QUERIES * sums_size + KEY_BLOCK * QUERIES);
         scores = sums + QUERY_BLOCK / QUERIES * sums_size;
@@ -75,6 +61,7 @@ struct Attention {
         const int64_t column_k = task.head / call.group * call.head_dim;
         const int64_t num_seen = call.num_keys ? call.num_keys[task.seq] : len_k;
         const bool is_restricted = call.causal || call.window >= 0 || call.bias;
+        const int64_t block = call.buckets ? POSITION_KEYS : KEY_BLOCK;
         Softmax softmax[QUERY_BLOCK / QUERIES];
         const auto find_query = [=](int64_t tile) { return std::min(first + tile * QUERIES, last); };
         for (int64_t tile = 0; tile < num_tiles; ++tile)
@@ -82,14 +69,20 @@ struct Attention {
         std::memset(sums, 0, num_tiles * sums_size * sizeof(float));
         int64_t begin, end;
         find_keys(call, first + shift, last - 1 + shift, num_seen, begin, end);
-        for (int64_t key = begin / KEY_BLOCK * KEY_BLOCK; key < end; key += KEY_BLOCK) {
-            const int64_t num_keys = std::min(KEY_BLOCK, end - key);
+        for (int64_t key = begin / block * block; key < end; key += block) {
+            const int64_t num_keys = std::min(block, end - key);
             products.load_block(start_k + key, column_k, num_keys);
+            const int32_t* places = nullptr;
+            if (call.buckets)
+                places = positions.load_block(task.head, first + shift, last + shift, start_k, key, num_keys, column_k);
             for (int64_t tile = 0; tile < num_tiles; ++tile) {
                 int64_t from, to;
                 find_keys(call, find_query(tile) + shift, find_query(tile + 1) - 1 + shift, num_seen, from, to);
                 if (from >= key + num_keys || to <= key) continue;
                 products.score_block(tile, num_keys, scores);
+                if (places)
+                    positions.add(places, tile, find_query(tile) + shift, find_query(tile + 1) - find_query(tile), key,
+                                  num_keys, scores);
                 if (is_restricted) restrict_scores(call, task.head, find_query(tile) + shift, key, num_keys, scores);
                 Vec rescale[VECS];
                 softmax[tile].template weigh<Products>(scores, num_keys, rescale);
@@ -102,12 +95,25 @@ struct Attention {
     }
 };
 
-int64_t count_wrong(const AttentionCall& call) {
+// Buckets that the tables do not have, or that turn back.
+int64_t count_wrong_buckets(const AttentionCall& call) {
+    if (!call.buckets) return 0;
+    const int64_t last = 2 * call.bucket_reach - 2, rise = call.buckets[last] < call.buckets[0] ? -1 : 1;
     int64_t wrong = 0;
+    for (int64_t i = 0; i <= last; ++i) {
+        wrong += call.buckets[i] < 0 || call.buckets[i] >= call.num_buckets;
+        wrong += i > 0 && (call.buckets[i] - call.buckets[i - 1]) * rise < 0;
+    }
+    return wrong;
+}
+
+int64_t count_wrong(const AttentionCall& call) {
+    int64_t wrong = count_wrong_buckets(call);
     for (int64_t seq = 0; seq < call.num_seqs; ++seq) {
         const int64_t len_q = call.cu_seqlens_q[seq + 1] - call.cu_seqlens_q[seq];
         const int64_t len_k = call.cu_seqlens_k[seq + 1] - call.cu_seqlens_k[seq];
         wrong += call.bias && (len_q > call.reach || len_k > call.reach);
+        wrong += call.buckets && (len_q > call.bucket_reach || len_k > call.bucket_reach);
         wrong += call.num_keys && (call.num_keys[seq] < 0 || call.num_keys[seq] > len_k);
     }
     return wrong;
@@ -135,16 +141,20 @@ void run(const AttentionCall& call) {
 
 }  // namespace
 
-// Counts the sequences that the bias does not reach, or whose keys are fewer than they are said to be.
+// Counts wrong buckets, and the sequences that the bias or the buckets do not reach, or whose keys are fewer than they are
+// said to be.
 PADLESS_KERNEL(varlen_attention, VarlenAttention) {
     const int64_t reach = call.bias.data ? (call.bias.sizes[1] + 1) / 2 : 0;
+    const Tensor& table = call.position_k.data ? call.position_k : call.position_q;
+    const auto is_bf16 = [](const Tensor& x) { return !x.data || x.kind == BF16; };
     const AttentionCall attention{
         tokens_of(call.q), tokens_of(call.k), tokens_of(call.v), tokens_of(call.out), call.q.sizes[1] / call.k.sizes[1],
         data<int32_t>(call.cu_seqlens_q), data<int32_t>(call.cu_seqlens_k), call.cu_seqlens_q.sizes[0] - 1, call.q.sizes[1], call.q.sizes[2],
         float(call.softmax_scale), call.causal != 0, call.window, data<float>(call.bias), reach,
-        data<int32_t>(call.num_keys)};
+        data<int32_t>(call.num_keys), tokens_of(call.position_k), tokens_of(call.position_q), table.sizes[1] > 1,
+        data<int32_t>(call.buckets), table.sizes[0], (call.buckets.sizes[0] + 1) / 2};
     if (const int64_t wrong = count_wrong(attention)) return wrong;
-    if (attention.q.kind == BF16 && attention.k.kind == BF16 && attention.v.kind == BF16)
+    if (is_bf16(call.q) && is_bf16(call.k) && is_bf16(call.v) && is_bf16(call.position_k) && is_bf16(call.position_q))
         run<Bf16Products>(attention);
     else
         run<Fp32Products>(attention);

@@ -1,6 +1,7 @@
 // What `varlen_attention.cpp` does with scores, whoever multiplies: masks, biases and the softmax, one query per lane.
 //
 // Products are those of varlen_attention_fp32.h, and of varlen_attention_bf16.h where the CPU multiplies pairs of bf16.
+// varlen_attention_positions.h has scores by distance.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +27,27 @@ struct AttentionCall {
     const float* bias;  // [heads, 2 * reach - 1], by distance; may be null
     int64_t reach;
     const int32_t* num_keys;  // [sequences]; null: all keys are seen
+    Matrix position_k, position_q;  // [buckets, heads or 1 * head_dim]; either may be null
+    bool has_table_of_each_head;
+    const int32_t* buckets;  // [2 * bucket_reach - 1], by distance; may be null
+    int64_t num_buckets, bucket_reach;
 };
+
+// Columns [width][QUERIES] to rows [count][width], `stride` apart.
+template <class T>
+void to_rows(const float* from, int64_t count, int64_t width, T* to, int64_t stride) {
+    for (int64_t base = 0; base < count; base += LANES)
+        for (int64_t i = 0; i < width; i += LANES) {
+            const int64_t here = std::min<int64_t>(LANES, width - i);
+            Vec columns[LANES];
+            for (int c = 0; c < LANES; ++c) columns[c] = c < here ? load(from + (i + c) * QUERIES + base) : Vec{};
+            transpose(columns);
+            for (int r = 0; r < LANES && base + r < count; ++r) {
+                T* row = to + (base + r) * stride + i;
+                here == LANES ? store(row, columns[r]) : store_some(row, columns[r], here);
+            }
+        }
+}
 
 // Bias by distance, and -inf where a query may not look. `first_position`: of the first query, among the keys.
 inline void restrict_scores(const AttentionCall& call, int64_t head, int64_t first_position, int64_t first_key,

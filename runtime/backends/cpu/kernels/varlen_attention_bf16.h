@@ -71,6 +71,7 @@ void multiply_panel(const BFloat16* x, int64_t stride, int64_t rows, const BFloa
 }
 
 struct Bf16Products {
+    using Number = BFloat16;
     const AttentionCall& call;
     const int64_t depth = round_up(call.head_dim, Bf16Gemm::STEP), num_columns = round_up(call.head_dim, Bf16Gemm::GRAIN);
     BFloat16 *queries, *keys, *values, *pairs;  // the first for each tile of the task's queries; the last: weights
@@ -88,29 +89,41 @@ struct Bf16Products {
 
     static Vec rounded(Vec weight) { return (Vec)(round_upper_halves(weight) & 0xffff0000); }
 
+    const BFloat16* tile_queries(int64_t tile) const { return queries + tile * QUERIES * depth; }
+
     void load_queries(int64_t row, int64_t column, int64_t count, int64_t tile) const {
-        to_panel(call.q.bf16(row) + column, call.q.stride, count, call.head_dim, depth, queries + tile * QUERIES * depth);
+        load_panel(call.q, row, column, count, queries + tile * QUERIES * depth);
+    }
+
+    void load_panel(const Matrix& from, int64_t row, int64_t column, int64_t count, BFloat16* panel) const {
+        to_panel(from.bf16(row) + column, from.stride, count, call.head_dim, depth, panel);
+    }
+
+    void load_rows(const Matrix& from, int64_t row, int64_t column, int64_t count, BFloat16* to) const {
+        const int64_t width = call.head_dim;
+        for (int64_t r = 0; r < count; ++r) {
+            const BFloat16* place = from.bf16(row + r) + column;
+            std::memcpy(to + r * depth, place, width * sizeof(BFloat16));
+            std::fill(to + r * depth + width, to + (r + 1) * depth, BFloat16{});
+            __builtin_prefetch(place + width);  // the next head's: see copy_rows
+        }
     }
 
     void load_block(int64_t row, int64_t column, int64_t num_keys) const {
-        const int64_t width = call.head_dim;
-        for (int64_t r = 0; r < num_keys; ++r) {
-            const BFloat16 *key = call.k.bf16(row + r) + column, *value = call.v.bf16(row + r) + column;
-            std::memcpy(keys + r * depth, key, width * sizeof(BFloat16));
-            std::fill(keys + r * depth + width, keys + (r + 1) * depth, BFloat16{});
-            __builtin_prefetch(key + width);  // the next head's: see copy_rows
-            __builtin_prefetch(value + width);
-        }
-        to_key_columns(call.v.bf16(row) + column, call.v.stride, num_keys, width, values);
+        load_rows(call.k, row, column, num_keys, keys);
+        for (int64_t r = 0; r < num_keys; ++r) __builtin_prefetch(call.v.bf16(row + r) + column + call.head_dim);
+        to_key_columns(call.v.bf16(row) + column, call.v.stride, num_keys, call.head_dim, values);
     }
 
-    // Scaled afterwards: queries have no bits to spare.
     void score_block(int64_t tile, int64_t num_keys, float* scores) const {
+        score_rows(tile_queries(tile), keys, num_keys, scores);
+    }
+
+    // Scaled afterwards: what is in panels has no bits to spare.
+    void score_rows(const BFloat16* panel, const BFloat16* rows, int64_t count, float* scores) const {
         const float scale = call.softmax_scale;
-        const BFloat16* panel = queries + tile * QUERIES * depth;
-        multiply_panel(keys, depth, round_up(num_keys, Bf16Gemm::GRAIN), panel, depth, false, scores);
-        for (int64_t key = 0; key < num_keys; ++key)
-            store(scores + key * QUERIES, load(scores + key * QUERIES) * scale);
+        multiply_panel(rows, depth, round_up(count, Bf16Gemm::GRAIN), panel, depth, false, scores);
+        for (int64_t row = 0; row < count; ++row) store(scores + row * QUERIES, load(scores + row * QUERIES) * scale);
     }
 
     void sum_block(float* weights, int64_t num_keys, const Vec (&rescale)[VECS], float* sums) const {

@@ -86,8 +86,9 @@ void score_rest(const float* queries, const float* keys, int64_t count, int64_t 
 }
 
 struct Fp32Products {
+    using Number = float;
     const AttentionCall& call;
-    const int64_t head_dim = call.head_dim;
+    const int64_t head_dim = call.head_dim, depth = head_dim;  // numbers from row to row
     float *queries, *keys, *values;  // the first for each tile of the task's queries
 
     explicit Fp32Products(const AttentionCall& given) : call(given) {
@@ -99,12 +100,22 @@ struct Fp32Products {
 
     static Vec rounded(Vec weight) { return weight; }
 
+    const float* tile_queries(int64_t tile) const { return queries + tile * QUERIES * head_dim; }
+
     void load_queries(int64_t row, int64_t column, int64_t count, int64_t tile) const {
-        float* to = queries + tile * QUERIES * head_dim;
-        if (call.q.kind == BF16)
-            to_columns(call.q.bf16(row) + column, call.q.stride, count, head_dim, call.softmax_scale, to);
+        load_panel(call.q, row, column, count, queries + tile * QUERIES * head_dim);
+    }
+
+    // Up to 16 rows to columns, scaled.
+    void load_panel(const Matrix& from, int64_t row, int64_t column, int64_t count, float* panel) const {
+        if (from.kind == BF16)
+            to_columns(from.bf16(row) + column, from.stride, count, head_dim, call.softmax_scale, panel);
         else
-            to_columns(call.q.fp32(row) + column, call.q.stride, count, head_dim, call.softmax_scale, to);
+            to_columns(from.fp32(row) + column, from.stride, count, head_dim, call.softmax_scale, panel);
+    }
+
+    void load_rows(const Matrix& from, int64_t row, int64_t column, int64_t count, float* to) const {
+        copy_rows(from, row, column, count, head_dim, to);
     }
 
     void load_block(int64_t row, int64_t column, int64_t num_keys) const {
@@ -113,12 +124,15 @@ struct Fp32Products {
     }
 
     void score_block(int64_t tile, int64_t num_keys, float* scores) const {
-        const float* tile_queries = queries + tile * QUERIES * head_dim;
-        int64_t key = 0;
-        for (; key + KEY_TILE <= num_keys; key += KEY_TILE)
-            score_keys<KEY_TILE>(tile_queries, keys + key * head_dim, head_dim, scores + key * QUERIES);
-        score_rest<KEY_TILE - 1>(
-            tile_queries, keys + key * head_dim, num_keys - key, head_dim, scores + key * QUERIES);
+        score_rows(tile_queries(tile), keys, num_keys, scores);
+    }
+
+    // scores[row][lane] of a panel that `load_panel` has made.
+    void score_rows(const float* panel, const float* rows, int64_t count, float* scores) const {
+        int64_t row = 0;
+        for (; row + KEY_TILE <= count; row += KEY_TILE)
+            score_keys<KEY_TILE>(panel, rows + row * head_dim, head_dim, scores + row * QUERIES);
+        score_rest<KEY_TILE - 1>(panel, rows + row * head_dim, count - row, head_dim, scores + row * QUERIES);
     }
 
     void sum_block(const float* weights, int64_t num_keys, const Vec (&rescale)[VECS], float* sums) const {
