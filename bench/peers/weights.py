@@ -5,13 +5,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, PreTrainedModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2Model,
+    ModernBertConfig,
+    ModernBertModel,
+    PreTrainedModel,
+)
 
 from models.source import find_directory
 
+DEBERTA_V3 = {
+    "layer_norm_eps": 1e-7,
+    "max_relative_positions": -1,
+    "norm_rel_ebd": "layer_norm",
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+    "position_buckets": 256,
+    "relative_attention": True,
+    "share_att_key": True,
+    "type_vocab_size": 0,
+}
 BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     # CTranslate2 asks for this key.
     "bert-base": lambda: BertModel(BertConfig(position_embedding_type="absolute")),
+    "deberta-v3-base": lambda: DebertaV2Model(DebertaV2Config(**DEBERTA_V3)),
     "modernbert-base": lambda: ModernBertModel(ModernBertConfig()),
 }
 MODELS = ("minilm", *BUILDERS)
