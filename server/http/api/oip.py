@@ -18,7 +18,6 @@ from server.http.api.oip_model import (
     ModelConfig,
     ModelIndex,
     ModelMetadata,
-    Rows,
     configure_model,
     describe_model,
     find_version,
@@ -27,6 +26,7 @@ from server.http.api.oip_model import (
     list_models,
     refuse_loading,
 )
+from server.http.api.oip_outputs import Rows
 from server.http.api.oip_stats import ModelStats, count_models
 from server.http.api.oip_tensors import cut_tensors, write_output
 from server.http.api.statuses import find_status

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from server.errors import InvalidField, UnknownModel, Unservable
 from server.http.api.fields import Label, Options
+from server.http.api.oip_outputs import Kept, Rows, Wanted, describe_dims, find_outputs, pick_outputs
 from server.http.api.oip_tensors import Given, InputTensor, read_numbers, read_texts
 from server.http.call import Call
 from server.http.endpoint import TextJob, check_places, describe_statuses, run_job
@@ -29,7 +30,6 @@ PLATFORM = "padless"
 IDS, MASK, TYPES, TEXT = "input_ids", "attention_mask", "token_type_ids", "text"
 MAX_PRIORITY = 1_000_000
 MAX_TIMEOUT_US = 86_400_000_000
-Rows = npt.NDArray[np.float32]
 EXAMPLE = {"name": TEXT, "shape": [1], "datatype": "BYTES", "data": ["Hello, world"]}
 
 
@@ -69,6 +69,17 @@ class InferRequest(BaseModel):
         wish = next((wish for wish in self.outputs or () if wish.name == name), None)
         said = (wish.parameters or {}).get("binary_data") if wish else None
         return bool((self.parameters or {}).get("binary_data_output") if said is None else said)
+
+    def list_names(self) -> list[str]:
+        """Of the outputs that are wanted. Raises InvalidField."""
+        for wish in self.outputs or ():
+            if (wish.parameters or {}).get("classification"):
+                raise InvalidField(
+                    f"outputs: classification of {wish.name[:100]!r} is not supported; leave it out, and take the "
+                    "largest of the numbers",
+                    param="outputs",
+                )
+        return [wish.name for wish in self.outputs or ()]
 
     def read_parameter(self, name: str, most: int) -> int:
         """0 where it is not there. Raises InvalidField."""
@@ -145,7 +156,10 @@ def describe_model(model: ServedModel) -> ModelMetadata:
         "versions": [VERSION],
         "platform": PLATFORM,
         "inputs": [TensorMetadata(name=TEXT, datatype="BYTES", shape=[-1]), *names],
-        "outputs": [TensorMetadata(name=name, datatype="FP32", shape=[-1, width]) for name, width in outputs.items()],
+        "outputs": [
+            TensorMetadata(name=name, datatype="FP32", shape=[-1, *describe_dims(spec)])
+            for name, spec in outputs.items()
+        ],
     }
 
 
@@ -161,18 +175,22 @@ def configure_model(model: ServedModel) -> ModelConfig:
         "backend": PLATFORM,
         "max_batch_size": model.config.limits.max_client_batch_size,
         "input": [{"name": TEXT, "data_type": "TYPE_STRING", "dims": [1], "optional": True}, *ids],
-        "output": [{"name": name, "data_type": "TYPE_FP32", "dims": [width]} for name, width in outputs.items()],
+        "output": [
+            {"name": name, "data_type": "TYPE_FP32", "dims": describe_dims(spec)} for name, spec in outputs.items()
+        ],
     }
 
 
 def list_models(state: ServerState, *, only_ready: bool) -> list[ModelIndex]:
+    """And the heads that were configured for them."""
     found: list[ModelIndex] = []
     for model in state.models.values():
         ready = is_ready(model, state)
         reason = "" if ready else describe_statuses(model.engine.statuses())
+        name = "READY" if ready else "UNAVAILABLE"
         if ready or not only_ready:
-            name = "READY" if ready else "UNAVAILABLE"
-            found.append({"name": model.name, "version": VERSION, "state": name, "reason": reason})
+            names = [head.full_name for head in model.heads if head.is_listed]
+            found += [{"name": each, "version": VERSION, "state": name, "reason": reason} for each in names]
     return found
 
 
@@ -184,40 +202,35 @@ def refuse_loading() -> Unservable:
     )
 
 
-def find_outputs(model: ServedModel) -> dict[str, int]:
-    """How wide the outputs of all heads are that have one row for each input, by name. Raises WrongTask."""
-    model.pick_head(infer.TASK)
-    heads = [head for head in model.heads if infer.TASK.can_use(head.info)]
-    return {name: head.info.output_dim for head in heads for name in head.outputs.values()}
-
-
 async def infer_rows(call: Call, model: ServedModel, asked: InferRequest, parts: Sequence[Given]) -> dict[str, Rows]:
-    """float32 `[n, width]` of each output that is wanted. `parts`: each input's values, None where they are its `data`.
+    """float32, of each output that is wanted. `parts`: each input's values, None where they are its `data`.
 
     Raises ServiceError's kinds.
     """
-    outputs = find_outputs(model)
-    for wish in asked.outputs or ():
-        if wish.name not in outputs:
-            raise InvalidField(f"outputs: there is no {wish.name!r}; there are {', '.join(outputs)}", param="outputs")
+    outputs = pick_outputs(asked.list_names(), find_outputs(model))
     timeout_us = asked.read_parameter("timeout", MAX_TIMEOUT_US)
     if timeout_us:
         call.shorten_deadline(timeout_us / 1e6)
     priority = asked.read_parameter("priority", MAX_PRIORITY)
-    wanted = [wish.name for wish in asked.outputs] if asked.outputs else list(outputs)
+    inputs, kept = list_inputs(asked.inputs, parts, model)
+    wanted = Wanted(model, outputs, kept)
     job = TextJob(
-        *(infer.TASK, list_inputs(asked.inputs, parts, model), "inputs", infer.InferParams()),
-        outputs={name: name for name in wanted},
+        *(infer.TASK, inputs, "inputs"),
+        outputs={name: name for name in outputs},
+        settle=wanted.settle,
+        list_rows=wanted.list_rows,
         prompt=find_default(model.info),
         truncation=model.config.limits.truncation,
         priority=priority and priority - MAX_PRIORITY - 1,  # those that have one go before those that have none
     )
-    arrays = await run_job(call, model, job)
-    return {name: arrays[name].values for name in wanted}
+    return wanted.fill(await run_job(call, model, job))
 
 
-def list_inputs(tensors: Sequence[InputTensor], parts: Sequence[Given], model: ServedModel) -> list[Input]:
-    """One for each row. A tensor without elements may say any number of them, so they are counted before they are made.
+def list_inputs(
+    tensors: Sequence[InputTensor], parts: Sequence[Given], model: ServedModel
+) -> tuple[Sequence[Input], Kept | None]:
+    """One for each row, and of ids which are kept. A tensor without elements may say any number of rows, so they are
+    counted before they are made.
 
     Raises InvalidField, EmptyInput.
     """
@@ -229,8 +242,8 @@ def list_inputs(tensors: Sequence[InputTensor], parts: Sequence[Given], model: S
         )
     check_places(count_rows(tensors), model, "inputs")
     if TEXT in named:
-        return list(read_texts(*named[TEXT]))
-    return list(list_rows({name: np.atleast_2d(read_numbers(*given)) for name, given in named.items()}))
+        return read_texts(*named[TEXT]), None
+    return list_rows({name: np.atleast_2d(read_numbers(*given)) for name, given in named.items()})
 
 
 def count_rows(tensors: Sequence[InputTensor]) -> int:
@@ -241,14 +254,15 @@ def count_rows(tensors: Sequence[InputTensor]) -> int:
     )
 
 
-def list_rows(arrays: Mapping[str, npt.NDArray[np.int64]]) -> list[TokenSequence]:
-    """Rows without their padding. Raises InvalidField."""
+def list_rows(arrays: Mapping[str, npt.NDArray[np.int64]]) -> tuple[list[TokenSequence], Kept]:
+    """Rows without their padding, and where that is not. Raises InvalidField."""
     ids = arrays[IDS]
     if ids.ndim != 2 or any(array.shape != ids.shape for array in arrays.values()):
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
         raise InvalidField(f"inputs must have one shape of two dimensions; they have {shapes}", param="inputs")
     keeps = arrays[MASK] != 0 if MASK in arrays else np.ones(ids.shape, np.bool_)
     types = arrays.get(TYPES)
-    return [
+    rows = [
         TokenSequence(ids[row][keep], None if types is None else types[row][keep]) for row, keep in enumerate(keeps)
     ]
+    return rows, keeps

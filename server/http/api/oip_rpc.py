@@ -13,7 +13,6 @@ from server.http.api.oip_model import (
     PLATFORM,
     VERSION,
     InferRequest,
-    Rows,
     configure_model,
     describe_model,
     find_version,
@@ -22,6 +21,7 @@ from server.http.api.oip_model import (
     list_models,
     refuse_loading,
 )
+from server.http.api.oip_outputs import Rows
 from server.http.api.oip_stats import Duration, ModelStats, count_models
 from server.http.api.oip_tensors import Given, decode
 from server.http.body import check_object
@@ -145,7 +145,8 @@ def read_request(message: proto.ModelInferRequest) -> tuple[InferRequest, Sequen
             "id": message.id or None,
             "parameters": read_parameters(message.parameters),
             "inputs": [read_tensor(tensor, is_raw=bool(raw)) for tensor in message.inputs],
-            "outputs": [{"name": wish.name} for wish in message.outputs] or None,
+            "outputs": [{"name": wish.name, "parameters": read_parameters(wish.parameters)} for wish in message.outputs]
+            or None,
         },
     )
     return asked, raw or [find_numbers(tensor) for tensor in message.inputs]
