@@ -32,6 +32,8 @@ def load_causal(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead] =
     family = find_decoder(info.architecture, config.model_type)
     check_tasks(folder, [info, *(head.info for head in heads)])
     check_served(folder, config, directory, heads)
+    if config.logit_softcap and info.answer_token_ids:
+        raise ModelDirectoryError(f"{folder}: final_logit_softcapping is served to generate only, and not to judge")
     with torch.device("meta"):
         head = build_causal_head(directory, config, info)
         further = {each.info.head: build_causal_head(directory, config, each.info) for each in heads}
@@ -55,8 +57,20 @@ def check_served(folder: Path, config: DecoderConfig, directory: Path, heads: Se
     """Raises ModelDirectoryError."""
     if config.attention_softcap:
         raise ModelDirectoryError(f"{folder}: attn_logit_softcapping is served to generate only")
+    check_positions(folder, config)
     if others := [head.info.head for head in heads if head.directory != directory]:
         raise ModelDirectoryError(f"{folder}: heads of other directories ({', '.join(others)}) need an encoder")
+
+
+def check_positions(folder: Path, config: DecoderConfig) -> None:
+    """Raises ModelDirectoryError where short texts would be turned by other numbers than long ones."""
+    for rotary in config.rotaries:
+        if rotary and rotary.scaling == "longrope" and config.max_position_embeddings > rotary.original_max_positions:
+            raise ModelDirectoryError(
+                f"{folder}: rotary positions of the type 'longrope' depend on the length of each text, and are served "
+                f"to generate only. For texts of up to {rotary.original_max_positions} tokens set "
+                f"max_position_embeddings to that, and attention_factor to {rotary.attention_factor:.6g}"
+            )
 
 
 def build_causal_head(directory: Path, config: DecoderConfig, info: ModelInfo) -> nn.Module:
@@ -83,7 +97,10 @@ def open_causal_head(
     if not info.answer_token_ids:
         return {} if score is None else {"output.weight": score}
     table = words if words is not None and not config.is_tied else tensors.get(TABLE, words)
-    return {} if table is None else {"output.weight": table.then(lambda rows: subtract(rows, info.answer_token_ids))}
+    if table is None:
+        return {}
+    answers, scale = info.answer_token_ids, config.logit_scale
+    return {"output.weight": table.then(lambda rows: subtract(rows, answers) * scale)}
 
 
 def subtract(table: Tensor, answers: Sequence[int]) -> Tensor:

@@ -24,7 +24,7 @@ from tests.tolerances import DECODER_TOLERANCES, ENCODER_TOLERANCES, LAST_TOKEN_
 
 SEQLENS = [1, 2, 15, 16, 17, 33, 48, 7, 79]
 NAMES = [name for name in CONFIGS if name not in ("gemma2", "llama-longrope", "phi3-longrope")]
-"""LongRoPE turns short texts by other factors in transformers."""
+"""What is served to generate only."""
 OFTEN = ["qwen3", "mistral"]
 
 Find = Callable[[str], Captured]
@@ -124,9 +124,9 @@ def write_judge(directory: Path, **answers: int) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "granite"])
 def test_judges_compare_two_logits(name: str, precision: str, tmp_path: Path) -> None:
-    """With a table of its own (qwen3) and with that of the embeddings (qwen2)."""
+    """With a table of its own (qwen3), with that of the embeddings (qwen2), and with scaled logits (granite)."""
     made = make_decoder(name, tmp_path)
     write_judge(tmp_path, true_token_id=40, false_token_id=7)
     info = read_info(tmp_path)
@@ -175,9 +175,19 @@ def test_a_directory_with_pooling_embeds(tmp_path: Path) -> None:
     assert read_info(tmp_path, task="generate").task == "generate"
 
 
-def test_what_only_generates_is_refused(tmp_path: Path) -> None:
-    make_decoder("gemma2", tmp_path)
-    with pytest.raises(ModelDirectoryError, match="attn_logit_softcapping is served to generate only"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gemma2", "attn_logit_softcapping is served to generate only"),
+        (
+            "phi3-longrope",
+            "longrope.* up to 4 tokens set max_position_embeddings to that, and attention_factor to 1.4142",
+        ),
+    ],
+)
+def test_what_only_generates_is_refused(name: str, message: str, tmp_path: Path) -> None:
+    make_decoder(name, tmp_path)
+    with pytest.raises(ModelDirectoryError, match=message):
         load_model(tmp_path, read_info(tmp_path, task="embed"))
 
 
@@ -190,3 +200,24 @@ def test_tasks_that_need_an_encoder(task: str, tmp_path: Path) -> None:
     head = FurtherHead(tmp_path, replace(info, task=task, head="more"))
     with pytest.raises(ModelDirectoryError, match=f"the task {task} needs an encoder"):
         load_causal(tmp_path, info, [head])
+
+
+def test_longrope_is_read_up_to_its_first_length(tmp_path: Path) -> None:
+    made = make_decoder("phi3-longrope", tmp_path)
+    keys = json.loads((tmp_path / "config.json").read_text())
+    keys["rope_parameters"]["attention_factor"] = 2**0.5
+    (tmp_path / "config.json").write_text(json.dumps(keys | {"max_position_embeddings": 4}))
+    info = read_info(tmp_path, task="embed", pooling="last", normalize=False)
+    engine = capture_model(lambda: TinyModel(tmp_path, made.theirs, info)).build("torch", "fp32")
+    ids = make_ids([4, 2])
+    expected = torch.stack([rows[-1] for rows in run_rows(made.theirs, ids)])
+    check_close(engine.run(pack(ids)).arrays["embeddings"], expected)
+
+
+def test_capped_logits_do_not_judge(tmp_path: Path) -> None:
+    make_decoder("gemma3_text-biased", tmp_path)
+    write_judge(tmp_path, true_token_id=40, false_token_id=7)
+    with pytest.raises(
+        ModelDirectoryError, match="final_logit_softcapping is served to generate only, and not to judge"
+    ):
+        load_model(tmp_path, read_info(tmp_path))
