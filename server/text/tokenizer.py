@@ -304,7 +304,7 @@ class Tokenizer:
         reach = work.max_tokens * chars_per_token
         shared = work.shared.get(parts[0]) if len(parts) > 1 else None
         if shared is not None and max(map(len, parts)) <= reach:
-            return self._join(shared, parts[1], side, work)
+            return self._join(shared, parts[-1], side, work)
         while True:
             heads = [cut_text(part, reach, side, self._borders) for part in parts]
             encoding = self._read(heads, work)
