@@ -94,9 +94,9 @@ class Wanted:
         if info is None or info.mask_token_id is None:
             return 0
         max_masks = min(fill_mask.MAX_MASKS, self.model.config.limits.max_batch_requests)
-        mask = self.model.tokenizer.name_token(info.mask_token_id) if self.model.tokenizer.knows_texts else "mask"
-        fill_mask.check_masks(sequences, info, mask, max_masks, "inputs")
-        return max(len(fill_mask.find_masks(each, info)) for each in sequences)
+        masks = [fill_mask.find_masks(each, info) for each in sequences]
+        fill_mask.check_masks(masks, info, max_masks, "inputs")
+        return max(map(len, masks))
 
     def fill(self, found: Mapping[str, Ragged]) -> dict[str, Rows]:
         """Tensors of what was computed, by the outputs' names."""
