@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 WORD1, WORD2 = VOCAB.index("word1"), VOCAB.index("word2")
 OTHERS = {
     "tagger": replace(CLASSIFIER, task="token_classify"),
-    "filler": replace(SPARSE, task="fill_mask", mask_token_id=UNK),
+    "filler": replace(SPARSE, task="fill_mask", mask_token_id=UNK, mask_token="[UNK]"),
     "splade": SPARSE,
 }
 TOKENS = replace(EMBEDDER, task="token_embed", head="tokens", normalize=False)
