@@ -84,12 +84,13 @@ def test_forks_sample_the_same_whatever_is_around_them(
         assert [len(one.answers[index]) for index in range(num)] == [count] * num
 
 
-def test_ten_thousand_requests_with_cancels_leak_nothing() -> None:
+@pytest.mark.parametrize("num_requests", [2_500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_thousands_of_requests_with_cancels_leak_nothing(num_requests: int) -> None:
     rng = random.Random(0)
     run = Continuous(num_blocks=20, max_batch_tokens=48, prefill_chunk_tokens=16)
     shared = [rng.randrange(VOCAB_SIZE) for _ in range(64)]
     open_requests = []
-    for number in range(10_000):
+    for number in range(num_requests):
         prompt = shared[: rng.choice([0, 16, 32, 64])] + [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 30))]
         params = GenerationParams(
             rng.choice([1, 2, 5, 5, 12, 40] if number % 10 == 0 else [1, 2, 5]),
