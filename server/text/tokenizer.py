@@ -250,8 +250,8 @@ class Tokenizer:
             raise InvalidField(problem)
         if types is not None and (types.min() < 0 or types.max() >= self._type_vocab_size):
             raise InvalidField(f"has token types outside 0 to {self._type_vocab_size - 1}, which this model has")
-        has_types = types is not None and types.any()
-        return TokenSequence(ids.astype(np.int32), types[part].astype(np.int32) if has_types else None)
+        kept_types = None if types is None or not types.any() else types[part].astype(np.int32)
+        return TokenSequence(ids.astype(np.int32), kept_types)
 
     def _find_foreign(self, low: int, high: int) -> str:
         """What is wrong with ids from `low` to `high`; empty where the model has them all."""
