@@ -94,7 +94,11 @@ async def find_targets(call: Call, targets: Sequence[str], model: ServedModel) -
         sequences = await model.tokenizer.encode(
             inputs, truncation="right", field="targets", add_special_tokens=False, max_tokens=1
         )
-    return tuple(dict.fromkeys(int(sequence.input_ids[0]) for sequence in sequences))
+    found = [int(sequence.input_ids[0]) for sequence in sequences]
+    for index, token_id in enumerate(found):
+        if token_id >= model.info.vocab_size:
+            raise InvalidField(f"targets[{index}] is a token that this model does not have", param="targets")
+    return tuple(dict.fromkeys(found))
 
 
 def check_work(sequences: Sequence[TokenSequence], masks: Sequence[TokenArray], model: ServedModel, top_k: int) -> None:

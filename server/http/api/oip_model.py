@@ -3,6 +3,7 @@ as arrays. `oip` is REST, `oip_rpc` gRPC.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -16,6 +17,7 @@ from server.http.api.oip_outputs import Kept, Rows, Wanted, describe_dims, find_
 from server.http.api.oip_tensors import Given, InputTensor, read_numbers, read_texts
 from server.http.call import Call
 from server.http.endpoint import TextJob, check_places, describe_statuses, run_job
+from server.http.replies import INLINE_NUMBERS
 from server.http.state import ServedModel, ServerState
 from server.tasks import infer
 from server.text.inputs import Input
@@ -223,7 +225,10 @@ async def infer_rows(call: Call, model: ServedModel, asked: InferRequest, parts:
         truncation=model.config.limits.truncation,
         priority=priority and priority - MAX_PRIORITY - 1,  # those that have one go before those that have none
     )
-    return wanted.fill(await run_job(call, model, job))
+    found = await run_job(call, model, job)
+    fill = partial(wanted.fill, found)
+    is_short = sum(array.values.size for array in found.values()) <= INLINE_NUMBERS
+    return fill() if is_short else await model.tokenizer.run(fill)
 
 
 def list_inputs(

@@ -1,6 +1,7 @@
 """The Open Inference Protocol v2 over gRPC, `inference.GRPCInferenceService`: what KServe and Triton's clients call."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from server.http.body import check_object
 from server.http.call import Call, Reply
 from server.http.docs import find_version as find_server_version
 from server.http.protobuf import Numbers
+from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.rpc import list_questions, list_rpcs, parse_message, parse_question, reply_message
 from server.http.state import ServerState
 
@@ -125,9 +127,9 @@ async def infer_message(call: Call, state: ServerState) -> Reply:
     call.model = model.name
     asked, parts = read_request(message)
     rows = await infer_rows(call, model, asked, parts)
-    answer = write_answer(rows, is_raw=bool(message.raw_input_contents))
-    answer.model_name, answer.model_version, answer.id = model.full_name, VERSION, message.id
-    return reply_message(answer)
+    answer = proto.ModelInferResponse(model.full_name, VERSION, message.id)
+    write = partial(write_answer, answer, rows, is_raw=bool(message.raw_input_contents))
+    return await write_reply(write, sum(values.size for values in rows.values()), INLINE_NUMBERS, model)
 
 
 def read_request(message: proto.ModelInferRequest) -> tuple[InferRequest, Sequence[Given]]:
@@ -182,14 +184,14 @@ def read_parameters(entries: Sequence[proto.NamedParameter]) -> dict[str, Any]:
     return found
 
 
-def write_answer(rows: Mapping[str, Rows], *, is_raw: bool) -> proto.ModelInferResponse:
-    tensors = [proto.Tensor(name, "FP32", np.array(values.shape)) for name, values in rows.items()]
+def write_answer(answer: proto.ModelInferResponse, rows: Mapping[str, Rows], *, is_raw: bool) -> Reply:
+    answer.outputs = [proto.Tensor(name, "FP32", np.array(values.shape)) for name, values in rows.items()]
     if is_raw:
-        raw = [values.astype("<f4", copy=False).tobytes() for values in rows.values()]
-        return proto.ModelInferResponse(outputs=tensors, raw_output_contents=raw)
-    for tensor, values in zip(tensors, rows.values(), strict=True):
+        answer.raw_output_contents = [values.astype("<f4", copy=False).tobytes() for values in rows.values()]
+        return reply_message(answer)
+    for tensor, values in zip(answer.outputs, rows.values(), strict=True):
         tensor.contents = proto.TensorContents(fp32_contents=values.reshape(-1))
-    return proto.ModelInferResponse(outputs=tensors)
+    return reply_message(answer)
 
 
 RPCS = (
