@@ -89,6 +89,34 @@ def test_an_engine_waits_for_what_is_compiled_and_starts_anew_where_that_failed(
     assert "starting it again" not in caplog.text
 
 
+def test_no_more_children_import_at_a_time_than_there_are_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listeners: Listeners
+) -> None:
+    started: list[str] = []
+
+    async def keep(self: Supervisor, each: child.Child) -> None:
+        started.append(each.name)
+
+    monkeypatch.setattr(Supervisor, "keep", keep)
+
+    async def run() -> None:
+        supervisor = Supervisor(Deployment(CONFIG, (), tmp_path), listeners, "")
+        children = [child.Child(name, "module", []) for name in "abc"]
+        starting = asyncio.create_task(supervisor.start_in_turn(children, 2))
+        await asyncio.sleep(0.05)
+        assert started == ["a", "b"]
+        children[1].heard.set()
+        await asyncio.sleep(0.05)
+        assert started == ["a", "b", "c"]
+        for each in children:
+            each.heard.set()
+        await asyncio.wait_for(starting, 1)
+        await supervisor.start_in_turn(children, 2)
+        assert started == ["a", "b", "c"]
+
+    asyncio.run(run())
+
+
 def test_no_place_for_sockets_is_the_operators_business(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line on the terminal, and no traceback."""
     monkeypatch.setattr(run_dir, "is_usable", lambda path: False)
