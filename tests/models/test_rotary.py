@@ -39,7 +39,7 @@ def test_tables_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     sizes = SIZES | {"head_dim": 64, "max_position_embeddings": 8192}
     config = transformers.LlamaConfig(**sizes, rope_parameters={"rope_theta": 1e4} | SCALINGS[name])
     config.save_pretrained(tmp_path)
-    ours = read_decoder_config(tmp_path).rotary
+    ours = read_decoder_config(tmp_path).rotaries[0]
     assert ours is not None
     table = build_table(ours, 8192)
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(8192)[None])
