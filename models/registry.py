@@ -3,6 +3,7 @@
 from models import (
     albert,
     bert,
+    convbert,
     deberta,
     distilbert,
     electra,
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Family] = {
     "Albert": albert.FAMILY,
     "Bert": bert.FAMILY,
     "Camembert": roberta.FAMILY,
+    "ConvBert": convbert.FAMILY,
     "DebertaV2": deberta.FAMILY,
     "DistilBert": distilbert.FAMILY,
     "Electra": electra.FAMILY,
