@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.activations import read_activation, read_gate
+from models.convbert_config import ConvBertConfig, read_convbert
 from models.deberta_config import DebertaConfig, read_deberta
 from models.defaults import JINA_BERT, OWN_CODE, ROTARY_ENCODERS, SUPPORTED, SUPPORTED_BY_TYPE, Keys
 from models.head_config import HeadConfig, read_head_config
@@ -41,6 +42,7 @@ class EncoderConfig:
     """HF's position_embedding_type: absolute (learned rows), alibi, relative_key or relative_key_query."""
     rotary: RotaryLayersConfig | None = None
     """None: positions are not rotary."""
+    convbert: ConvBertConfig | None = None
     deberta: DebertaConfig | None = None
     head: HeadConfig = field(default_factory=HeadConfig)
 
@@ -67,7 +69,9 @@ def read_config(directory: Path) -> EncoderConfig:
         )
     is_albert, is_deberta = (keys["model_type"] == name for name in ("albert", "deberta-v2"))
     is_jina = keys["model_type"] in JINA_BERT
-    has_narrow_tables = is_albert or keys["model_type"] == "electra" or (is_deberta and "embedding_size" in keys)
+    has_narrow_tables = (
+        is_albert or keys["model_type"] in ("convbert", "electra") or (is_deberta and "embedding_size" in keys)
+    )
     is_rotary = keys["model_type"] in ROTARY_ENCODERS
     has_task_types = keys["model_type"] == "ernie" and keys["use_task_id"]
     return EncoderConfig(
@@ -90,6 +94,7 @@ def read_config(directory: Path) -> EncoderConfig:
         num_labels=len(read_labels(path, keys)),
         positions="absolute" if is_rotary else keys.get("position_embedding_type", "absolute"),
         rotary=read_rotary_layers(path, keys, num_layers) if is_rotary else None,
+        convbert=read_convbert(path, keys) if keys["model_type"] == "convbert" else None,
         deberta=read_deberta(path, keys) if is_deberta else None,
         head=read_head_config(path, keys),
     )

@@ -25,6 +25,8 @@ DEFAULTS: dict[str, Keys] = {
     "albert": BERT | {"embedding_size": 128, "hidden_act": "gelu_new", "num_hidden_groups": 1, "inner_group_num": 1},
     "bert": BERT,
     "camembert": ROBERTA,
+    "convbert": BERT
+    | {"conv_kernel_size": 9, "embedding_size": 768, "head_ratio": 2, "num_groups": 1, "pad_token_id": 1},
     "deberta-v2": BERT
     | {
         "conv_act": "tanh",

@@ -11,6 +11,7 @@ BARE_ENCODERS = {
     "albert": "AlbertModel",
     "bert": "BertModel",
     "camembert": "CamembertModel",
+    "convbert": "ConvBertModel",
     "deberta-v2": "DebertaV2Model",
     "distilbert": "DistilBertModel",
     "electra": "ElectraModel",

@@ -120,6 +120,13 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     ),
 }
 
+SOLO_CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
+    "convbert": lambda: transformers.ConvBertConfig(**SIZES, embedding_size=16, conv_kernel_size=5, pad_token_id=0),
+    "convbert-groups": lambda: transformers.ConvBertConfig(
+        **SIZES, embedding_size=32, head_ratio=8, num_groups=2, hidden_act="relu", pad_token_id=0
+    ),
+}
+"""Those that transformers gives other numbers beside padding than alone."""
 
 FAMILIES = [
     "bert",
@@ -137,7 +144,7 @@ FAMILIES = [
 """One configuration for each file in models/; the others differ in numbers only."""
 
 
-EAGER = ("mpnet", "deberta-v2", "deberta-v2-conv")
+EAGER = ("mpnet", "deberta-v2", "deberta-v2-conv", *SOLO_CONFIGS)
 """What transformers has no other attention for."""
 
 
@@ -157,7 +164,7 @@ class TinyModel:
 
 def make_model(name: str, directory: Path, auto: Any = transformers.AutoModel, num_labels: int = 3) -> TinyModel:
     """`auto`: one of transformers' classes of that kind, which settles the head."""
-    config = CONFIGS[name]()
+    config = (CONFIGS | SOLO_CONFIGS)[name]()
     config.num_labels = num_labels
     torch.set_num_threads(1)  # Other threads only wait for one another on matrices this small.
     torch.manual_seed(len(name))

@@ -8,7 +8,17 @@ import torch
 
 from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED, MAX_LOGITS_PACKED, ROUND_CHANNELS
 from runtime.backends.cpu.structs import Struct, lay_struct
-from runtime.ops import add_norm, embed_norm, gated_act, paged_attention, pool, rotate, unfold, varlen_attention
+from runtime.ops import (
+    add_norm,
+    dynamic_conv,
+    embed_norm,
+    gated_act,
+    paged_attention,
+    pool,
+    rotate,
+    unfold,
+    varlen_attention,
+)
 from runtime.ops.spec import Op
 
 Sizes = Sequence[int]
@@ -112,6 +122,7 @@ KERNELS = (
         rotate.SPEC, {"x": HEADS, "position_ids": INT64, "table": FP32, "out": HEADS}, "positions are out of the table"
     ),
     KernelSpec(unfold.SPEC, {"hidden_states": ROWS, "cu_seqlens": INT32, "out": ROWS}),
+    KernelSpec(dynamic_conv.SPEC, {"values": ROWS, "kernels": ROWS, "cu_seqlens": INT32, "out": ROWS}),
     KernelSpec(gated_act.SPEC, {"x": ROWS} | OUT_QUANTISATION),
     KernelSpec(
         embed_norm.SPEC,

@@ -13,6 +13,7 @@ from runtime.backends.plain.pool import pool
 from runtime.backends.plain.rotate import rotate
 from runtime.backends.plain.varlen_attention import varlen_attention
 from runtime.ops import add_norm as add_norm_op
+from runtime.ops import dynamic_conv as dynamic_conv_op
 from runtime.ops import gated_act as gated_act_op
 from runtime.ops import linear_act as linear_act_op
 from runtime.ops import linear_int8 as linear_int8_op
@@ -34,6 +35,10 @@ def convert(x: Tensor, *_: object, out: Tensor) -> None:
     out.copy_(x)
 
 
+def concatenate(parts: list[Tensor], dim: int = 0, *, out: Tensor) -> None:
+    torch.cat(parts, dim, out=out)
+
+
 def arange(end: int, *, out: Tensor, **_: object) -> None:
     torch.arange(end, out=out)
 
@@ -49,6 +54,7 @@ TORCH_KERNELS: dict[object, Kernel] = {
     rotate_op.OP: rotate,
     max_logits_op.OP: max_logits_op.write_max_logits,
     unfold_op.OP: unfold_op.write_unfolded,
+    dynamic_conv_op.OP: dynamic_conv_op.write_convolved,
     aten.linear.default: linear,
     aten.layer_norm.default: layer_norm,
     aten.embedding.default: embedding,
@@ -63,6 +69,7 @@ TORCH_KERNELS: dict[object, Kernel] = {
     aten.to.dtype: convert,
     aten.contiguous.default: convert,
     aten.arange.default: arange,
+    aten.cat.default: concatenate,
     aten.index_select.default: torch.index_select,
     aten.cumsum.default: torch.cumsum,
     aten.clamp_min.default: aten.clamp_min.out,
