@@ -13,7 +13,7 @@ from models.config import EncoderConfig
 from models.convbert_config import ConvBertConfig
 from models.electra import PROJECT_RENAMES, WORD_HEAD_RENAMES
 from models.family import Family, Renames
-from models.layers import Embeddings, FeedForward, Sequences
+from models.layers import ACTIVATIONS, Embeddings, FeedForward, Sequences
 from models.roberta import TWO_LAYER_HEAD_RENAMES
 from runtime.ops import dynamic_conv, varlen_attention
 
@@ -44,11 +44,8 @@ class Layer(nn.Module):
         super().__init__()
         self.attention = MixedAttention(config)
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
-        self.feed_forward = FeedForward(config)
-        num_groups = require_convbert(config).num_groups
-        if num_groups > 1:
-            self.feed_forward.up = GroupedLinear(config.hidden_size, config.intermediate_size, num_groups)
-            self.feed_forward.down = GroupedLinear(config.intermediate_size, config.hidden_size, num_groups)
+        has_groups = require_convbert(config).num_groups > 1
+        self.feed_forward = GroupedFeedForward(config) if has_groups else FeedForward(config)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
 
     def forward(self, hidden_states: Tensor, sequences: Sequences) -> Tensor:
@@ -97,6 +94,19 @@ class SeparableConvolution(nn.Module):
         rows = dynamic_conv.OP(hidden_states, self.depthwise.view(1, -1), sequences.cu_seqlens, self.kernel_size)
         # Copies, which engines make once: passes take a linear layer's weights for constants of their own.
         return functional.linear(rows, self.pointwise.flatten(1).clone(), self.bias.flatten().clone())
+
+
+class GroupedFeedForward(nn.Module):
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        num_groups = require_convbert(config).num_groups
+        self.up = GroupedLinear(config.hidden_size, config.intermediate_size, num_groups)
+        self.activation = ACTIVATIONS[config.activation]
+        self.down = GroupedLinear(config.intermediate_size, config.hidden_size, num_groups)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        rows: Tensor = self.down(self.activation(self.up(hidden_states)))
+        return rows
 
 
 class GroupedLinear(nn.Module):
