@@ -48,7 +48,8 @@ def find_model(name: str, cache: Path) -> Path:
         shutil.rmtree(unfinished, ignore_errors=True)
         torch.manual_seed(0)
         BUILDERS[name]().save_pretrained(unfinished)
-        for path in minilm.glob("*token*.json"):
-            shutil.copy(path, unfinished)  # the same vocabulary; CTranslate2's converter wants a tokenizer
+        if name == "bert-base":  # the same vocabulary; CTranslate2's converter wants a tokenizer
+            for path in minilm.glob("*token*.json"):
+                shutil.copy(path, unfinished)
         unfinished.rename(folder)
     return folder
