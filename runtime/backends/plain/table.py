@@ -5,6 +5,7 @@ from torch import Tensor
 
 from runtime.backends.backend import Backend, Kernel
 from runtime.backends.plain.add_norm import add_norm, layer_norm
+from runtime.backends.plain.experts import experts
 from runtime.backends.plain.gated_act import gated_act
 from runtime.backends.plain.linear_act import linear, linear_act
 from runtime.backends.plain.linear_int8 import linear_int8
@@ -13,6 +14,7 @@ from runtime.backends.plain.pool import pool
 from runtime.backends.plain.rotate import rotate
 from runtime.backends.plain.varlen_attention import varlen_attention
 from runtime.ops import add_norm as add_norm_op
+from runtime.ops import experts as experts_op
 from runtime.ops import gated_act as gated_act_op
 from runtime.ops import linear_act as linear_act_op
 from runtime.ops import linear_int8 as linear_int8_op
@@ -44,6 +46,7 @@ TORCH_KERNELS: dict[object, Kernel] = {
     linear_act_op.OP: linear_act,
     linear_int8_op.OP: linear_int8,
     add_norm_op.OP: add_norm,
+    experts_op.OP: experts,
     gated_act_op.OP: gated_act,
     pool_op.OP: pool,
     rotate_op.OP: rotate,
@@ -58,6 +61,7 @@ TORCH_KERNELS: dict[object, Kernel] = {
     aten.div.Tensor: torch.div,
     aten.tanh.default: torch.tanh,
     aten.gelu.default: aten.gelu.out,
+    aten.sigmoid.default: torch.sigmoid,
     aten.silu.default: aten.silu.out,
     aten.ne.Scalar: aten.ne.Scalar_out,
     aten.to.dtype: convert,
