@@ -61,7 +61,6 @@ TORCH_KERNELS: dict[object, Kernel] = {
     aten.div.Tensor: torch.div,
     aten.tanh.default: torch.tanh,
     aten.gelu.default: aten.gelu.out,
-    aten.sigmoid.default: torch.sigmoid,
     aten.silu.default: aten.silu.out,
     aten.ne.Scalar: aten.ne.Scalar_out,
     aten.to.dtype: convert,
