@@ -7,6 +7,7 @@ from models.activations import read_activation, read_gate
 from models.convbert_config import ConvBertConfig, read_convbert
 from models.deberta_config import DebertaConfig, read_deberta
 from models.defaults import JINA_BERT, OWN_CODE, ROTARY_ENCODERS, SUPPORTED, SUPPORTED_BY_TYPE, Keys
+from models.experts_config import ExpertsConfig, read_nomic_experts
 from models.head_config import HeadConfig, read_head_config
 from models.keys import ModelDirectoryError, read_architecture, read_keys, require_number
 from models.labels import read_labels
@@ -44,6 +45,7 @@ class EncoderConfig:
     """None: positions are not rotary."""
     convbert: ConvBertConfig | None = None
     deberta: DebertaConfig | None = None
+    experts: ExpertsConfig | None = None
     head: HeadConfig = field(default_factory=HeadConfig)
 
     @property
@@ -82,7 +84,7 @@ def read_config(directory: Path) -> EncoderConfig:
         num_layers=num_layers,
         num_heads=num_heads,
         intermediate_size=number("intermediate_size"),
-        activation=(read_gate if is_jina else read_activation)(path, keys["hidden_act"]),
+        activation=(read_gate if is_jina else read_activation)(path, find_activation(keys)),
         max_position_embeddings=number("max_position_embeddings"),
         type_vocab_size=number("type_vocab_size", least=0),
         norm_eps=float(keys["layer_norm_eps"]),
@@ -96,8 +98,15 @@ def read_config(directory: Path) -> EncoderConfig:
         rotary=read_rotary_layers(path, keys, num_layers) if is_rotary else None,
         convbert=read_convbert(path, keys) if keys["model_type"] == "convbert" else None,
         deberta=read_deberta(path, keys) if is_deberta else None,
+        experts=read_nomic_experts(path, keys, num_layers) if keys["model_type"] == "nomic_bert" else None,
         head=read_head_config(path, keys),
     )
+
+
+def find_activation(keys: Keys) -> object:
+    """NomicBERT's own code has another key, where gelu says that nothing is gated."""
+    is_plain = keys["model_type"] == "nomic_bert" and keys.get("activation_function") == "gelu"
+    return "gelu" if is_plain else keys["hidden_act"]
 
 
 def check_supported(path: Path, keys: Keys) -> None:

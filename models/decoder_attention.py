@@ -9,11 +9,11 @@ from models.rotary_config import read_rotary, require_positive
 from models.rotary_layers_config import FULL, SLIDING, read_rotary_of
 
 LAYER_TYPES = (FULL, SLIDING)
-SWITCHED = ("qwen2", "qwen3", "smollm3")
+SWITCHED = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3")
 """Their windows count only with `use_sliding_window`."""
 ALTERNATING = ("cohere2", "gemma3_text", "olmo3")
 """One layer in so many has no window."""
-WINDOWED = (*SWITCHED, *ALTERNATING, "gemma2", "mistral", "phi3")
+WINDOWED = (*SWITCHED, *ALTERNATING, "gemma2", "mistral", "mixtral", "phi3")
 """Those that can have windows."""
 OWN_POSITIONS = ("gemma3_text", "olmo3")
 """Layers with a window have rotary positions of their own."""
@@ -71,7 +71,9 @@ def slides(path: Path, keys: Keys, layer: int) -> bool:
         return (layer + 1) % require_number(path, keys, "sliding_window_pattern") > 0
     if model_type == "smollm3":
         return not knows_positions(path, keys, layer)
-    if model_type in SWITCHED:
+    if model_type == "qwen2_moe":
+        return layer % 2 == 0 and layer < require_number(path, keys, "max_window_layers", least=0)
+    if model_type in ("qwen2", "qwen3"):
         return layer >= require_number(path, keys, "max_window_layers", least=0)
     return True
 

@@ -8,6 +8,7 @@ from models.config import check_supported
 from models.decoder_attention import read_layer_types, read_rotaries, read_softmax_scales, read_windows, sees_past_only
 from models.decoder_defaults import Keys
 from models.decoder_layout import DecoderLayout, read_layout
+from models.experts_config import ExpertsConfig, read_experts
 from models.keys import read_architecture, read_keys, require_number
 from models.rotary import RotaryConfig
 from models.rotary_config import read_heads, require_positive
@@ -42,6 +43,7 @@ class DecoderConfig:
     """The table of embeddings is the language model's head too."""
     is_causal: bool = True
     """A token sees those before it and itself; else all of its text, which only those that read can do."""
+    experts: ExpertsConfig | None = None
     layout: DecoderLayout = field(default_factory=DecoderLayout)
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
@@ -80,10 +82,11 @@ def read_decoder_config(directory: Path) -> DecoderConfig:
         windows=read_windows(path, keys, layer_types),
         softmax_scales=read_softmax_scales(path, keys, head_dim, num_layers),
         has_qkv_bias=has_bias or model_type == "qwen2",
-        has_o_bias=has_bias and model_type != "stablelm",
+        has_o_bias=has_bias and model_type not in ("qwen2_moe", "stablelm"),
         has_mlp_bias=has_bias if model_type == "falcon" else bool(keys.get("mlp_bias")),
         is_tied=bool(keys["tie_word_embeddings"]),
         is_causal=sees_past_only(keys),
+        experts=read_experts(path, keys, num_layers),
         layout=read_layout(path, keys),
         embedding_scale=hidden_size**0.5 if is_gemma else read_scale(path, keys, "embedding_multiplier"),
         residual_scale=read_scale(path, keys, "residual_multiplier"),

@@ -19,6 +19,7 @@ QWEN = LLAMA | {
     "sliding_window": 4096,
     "use_sliding_window": False,
 }
+QWEN_MOE = QWEN | {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False}
 GEMMA = LLAMA | {
     "head_dim": 256,
     "hidden_act": "gelu_pytorch_tanh",
@@ -72,6 +73,15 @@ DEFAULTS: dict[str, Keys] = {
     },
     "llama": LLAMA,
     "mistral": LLAMA | {"max_position_embeddings": 4096 * 32, "num_key_value_heads": 8, "sliding_window": 4096},
+    "mixtral": LLAMA
+    | {
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": 4096 * 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 8,
+        "rope_theta": 1e6,
+    },
     "olmo2": OLMO,
     "olmo3": OLMO
     | {
@@ -88,7 +98,23 @@ DEFAULTS: dict[str, Keys] = {
         "partial_rotary_factor": 1.0,
     },
     "qwen2": QWEN,
+    "qwen2_moe": QWEN_MOE
+    | {
+        "attention_bias": True,
+        "moe_intermediate_size": 1408,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+        "num_key_value_heads": 16,
+        "shared_expert_intermediate_size": 5632,
+    },
     "qwen3": QWEN | {"head_dim": 128},
+    "qwen3_moe": QWEN_MOE
+    | {
+        "moe_intermediate_size": 768,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "num_key_value_heads": 4,
+    },
     "smollm3": LLAMA
     | {
         "max_position_embeddings": 32768,
@@ -111,9 +137,15 @@ DEFAULTS: dict[str, Keys] = {
 FIXED: dict[str, Keys] = {
     **{
         model_type: {"mlp_bias": False}
-        for model_type in ("cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "olmo2", "olmo3", "qwen3", "stablelm")
+        for model_type in (
+            *("cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "olmo2", "olmo3"),
+            *("qwen2_moe", "qwen3", "qwen3_moe", "stablelm"),
+        )
     },
-    **{model_type: {"attention_bias": False, "mlp_bias": False} for model_type in ("mistral", "phi3", "qwen2")},
+    **{
+        model_type: {"attention_bias": False, "mlp_bias": False}
+        for model_type in ("mistral", "mixtral", "phi3", "qwen2")
+    },
     "gpt2": {"attention_bias": True, "mlp_bias": True},
     "gpt_neox": {"mlp_bias": True},
 }
@@ -130,6 +162,9 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
         "n_embed": "hidden_size",
         "num_kv_heads": "num_key_value_heads",
     },
+    "mixtral": RMS | {"num_local_experts": "num_experts"},
+    "qwen2_moe": RMS | {"num_local_experts": "num_experts", "qkv_bias": "attention_bias"},
+    "qwen3_moe": RMS | {"num_local_experts": "num_experts"},
     "gemma3_text": RMS | {"rope_local_base_freq": "local_rope_theta", "rope_theta": "global_rope_theta"},
     "gpt2": {
         "n_embd": "hidden_size",
@@ -152,6 +187,7 @@ STRAY: dict[str, tuple[str, ...]] = {
         "num_key_value_heads",
     ),
     "gpt_neox": ("head_dim", "num_key_value_heads", "partial_rotary_factor", "rope_theta"),
+    "qwen2_moe": ("attention_bias", "head_dim"),
     "stablelm": ("attention_bias", "head_dim"),
 }
 
@@ -188,11 +224,14 @@ SUPPORTED: dict[str, Keys] = {
     "llama": DECODER,
     # transformers lets every layer of it look back as far, whatever this key says.
     "mistral": DECODER | {"layer_types": ()},
+    "mixtral": DECODER | {"layer_types": ()},
     "olmo2": DECODER | {"clip_qkv": ()},
     "olmo3": DECODER | {"clip_qkv": ()},
     "phi3": ANY | {"layer_types": ()},
     "qwen2": DECODER,
+    "qwen2_moe": DECODER,
     "qwen3": DECODER,
+    "qwen3_moe": DECODER | {"layer_types": ()},
     "smollm3": DECODER,
     "stablelm": ANY | {"qk_layernorm": (False,)},
 }

@@ -3,6 +3,7 @@
 `hidden_states` is [num_tokens, hidden_size] everywhere.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.decoder_config import DecoderConfig
+from models.experts import ExpertsFeedForward
 from models.layers import ACTIVATIONS, Sequences
 from models.rotary import build_table
 from runtime.kv_cache.layout import KVLayout
@@ -122,6 +124,16 @@ class DecoderFeedForward(nn.Module):
         return self.down(self.activation(self.gate(hidden_states)) * self.up(hidden_states))
 
 
+def build_feed_forward(config: DecoderConfig, layer: int) -> nn.Module:
+    experts = config.experts
+    if experts is None or not experts.layers[layer]:
+        return DecoderFeedForward(config)
+    shared = replace(config, intermediate_size=experts.shared_width) if experts.shared_width else None
+    return ExpertsFeedForward(
+        *(experts, config.hidden_size, config.activation), shared=None if shared is None else DecoderFeedForward(shared)
+    )
+
+
 class DecoderLayer(nn.Module):
     """Each of the two blocks gets its input normalised, and what it gives, normalised too in some families, is added to
     that input."""
@@ -133,7 +145,7 @@ class DecoderLayer(nn.Module):
         self.attention = CausalAttention(config, layer)
         self.attention_post_norm = build_norm(config) if has_post_norms else nn.Identity()
         self.feed_forward_norm = build_norm(config) if has_pre_norms else nn.Identity()
-        self.feed_forward = DecoderFeedForward(config)
+        self.feed_forward = build_feed_forward(config, layer)
         self.feed_forward_post_norm = build_norm(config) if has_post_norms else nn.Identity()
 
     def forward(self, hidden_states: Tensor, step: Step | Reading) -> Tensor:

@@ -39,6 +39,7 @@ LAYOUTS: dict[str, DecoderLayout] = {
     "olmo2": DecoderLayout(has_pre_norms=False, has_post_norms=True, qk_norm="row"),
     "olmo3": DecoderLayout(has_pre_norms=False, has_post_norms=True, qk_norm="row"),
     "qwen3": DecoderLayout(qk_norm="head"),
+    "qwen3_moe": DecoderLayout(qk_norm="head"),
     "stablelm": DecoderLayout(has_rms_norm=False, has_norm_bias=True),
 }
 """By `model_type`; those that are not here are like Llama."""

@@ -80,8 +80,12 @@ DEFAULTS: dict[str, Keys] = {
     "nomic_bert": BERT
     | {
         "hidden_act": "silu",
+        "attention_bias": False,
         "max_position_embeddings": 2048,
         "max_trained_positions": 2048,
+        "mlp_fc1_bias": False,
+        "mlp_fc2_bias": False,
+        "moe_every_n_layers": 0,
         "rope_theta": 1000.0,
     },
     "roberta": ROBERTA,
@@ -102,7 +106,7 @@ FIXED: dict[str, Keys] = {
     "mpnet": {"pad_token_id": 1, "type_vocab_size": 0},
     **{model_type: {"attention_bias": True, "mlp_bias": False, "norm_bias": True} for model_type in ("gte", "new")},
     **{model_type: {"type_vocab_size": 0} for model_type in ("eurobert", "modernbert")},
-    "nomic_bert": {"attention_bias": False, "mlp_bias": False, "norm_bias": True},
+    "nomic_bert": {"norm_bias": True},
     **decoder_defaults.FIXED,
 }
 """Wins over config.json."""
@@ -125,6 +129,7 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
         "n_inner": "intermediate_size",
         "n_positions": "max_position_embeddings",
         "layer_norm_epsilon": "layer_norm_eps",
+        "qkv_proj_bias": "attention_bias",
         "rotary_emb_base": "rope_theta",
     },
     **decoder_defaults.OTHER_NAMES,
@@ -135,7 +140,7 @@ STRAY: dict[str, tuple[str, ...]] = {
     "eurobert": ("layer_norm_eps", "position_embedding_type"),
     "gte": ("num_key_value_heads",),
     "new": ("num_key_value_heads",),
-    "nomic_bert": ("num_key_value_heads", "position_embedding_type"),
+    "nomic_bert": ("attention_bias", "mlp_bias", "num_key_value_heads", "position_embedding_type"),
     "modernbert": ("hidden_act", "layer_norm_eps", "num_key_value_heads", "position_embedding_type"),
     **decoder_defaults.STRAY,
 }
@@ -177,15 +182,14 @@ GTE_CODE: Keys = {
     "position_embedding_type": ("rope",),
 }
 NOMIC_BERT: Keys = {
-    "activation_function": ("swiglu",),
+    "activation_function": ("swiglu", "gelu"),
     "causal": (False,),
-    "mlp_fc1_bias": (False,),
-    "mlp_fc2_bias": (False,),
-    "moe_every_n_layers": (0,),
+    "expert_choice_router": (False,),
+    "ffn_div": (1,),
+    "num_shared_experts": (0,),
     "parallel_block": (False,),
     "partial_rotary_factor": (1,),
     "prenorm": (False,),
-    "qkv_proj_bias": (False,),
     "rotary_emb_fraction": (1.0,),
     "rotary_emb_interleaved": (False,),
     "rotary_emb_scale_base": (),

@@ -16,7 +16,7 @@ Adjust = Callable[[dict[str, LazyWeight], DecoderConfig], dict[str, LazyWeight]]
 """A checkpoint's values under our names to ours: some are stored turned round, fused or shifted."""
 
 
-def keep(tensors: dict[str, LazyWeight], _: DecoderConfig) -> dict[str, LazyWeight]:
+def keep(tensors: dict[str, LazyWeight], _: object) -> dict[str, LazyWeight]:
     return tensors
 
 
@@ -46,6 +46,8 @@ class Family:
     """The same of names below `encoder.` that are ours: what a checkpoint may have and its config.json not use."""
     tied_head: str = ""
     """A checkpoint's name of the masked language model's output head, which may be tied to the table of words."""
+    adjust: Callable[[dict[str, LazyWeight], EncoderConfig], dict[str, LazyWeight]] = keep
+    """As of DecoderFamily; names begin with `encoder.`."""
 
 
 @dataclass(frozen=True, slots=True)

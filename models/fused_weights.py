@@ -1,8 +1,10 @@
-"""Weights that checkpoints hold as one and our layers as several, or with their rows in another order."""
+"""Weights that checkpoints hold as one and our layers as several, or the other way, or with rows in another order."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from models.decoder_config import DecoderConfig
@@ -61,3 +63,38 @@ def can_part(name: str, value: LazyWeight, head_dim: int) -> bool:
 
 def put_even_first(head_dim: int, value: Tensor) -> Tensor:
     return value.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
+
+
+EXPERT = re.compile(r"(.*)\.experts\.(\d+)\.(gate|up|down)")
+
+
+def stack_experts(tensors: dict[str, LazyWeight], config: DecoderConfig) -> dict[str, LazyWeight]:
+    """Experts that have a weight each as one for all, their gates above what these let through; as they are where some
+    are missing, or not of one shape."""
+    count = config.experts.num_experts if config.experts else 0
+    blocks = dict.fromkeys(match[1] for match in map(EXPERT.fullmatch, tensors) if match)
+    stacked = dict(tensors)
+    for block in blocks:
+        for target, parts in (("up", ("gate", "up")), ("down", ("down",))):
+            names = [[f"{block}.experts.{expert}.{part}" for part in parts] for expert in range(count)]
+            flat = [name for each in names for name in each]
+            are_whole = all(name in tensors and tensors[name].like.ndim == 2 for name in flat)
+            kinds = {(tensors[name].like.shape, tensors[name].like.dtype) for name in flat if name in tensors}
+            if are_whole and len(kinds) == 1 and f"{block}.{target}" not in tensors:
+                stacked[f"{block}.{target}"] = stack([[stacked.pop(name) for name in each] for each in names])
+    return stacked
+
+
+def stack(weights: list[list[LazyWeight]]) -> LazyWeight:
+    """Of each expert some weights of one shape, the one above the other: [num_experts, rows of all, columns]."""
+    first, num_rows = weights[0][0].like, len(weights[0][0].like)
+    like = first.new_empty(len(weights), num_rows * len(weights[0]), first.shape[1])
+
+    def read() -> Tensor:
+        values = torch.empty_like(like, device="cpu")
+        for expert, parts in enumerate(weights):
+            for index, part in enumerate(parts):
+                values[expert, index * num_rows : (index + 1) * num_rows] = part.read()
+        return values
+
+    return LazyWeight(like, read)

@@ -91,7 +91,7 @@ def load_encoder(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead])
     for each in heads:
         tensors |= open_further_head(each, family, directory, tensors)
     tensors = drop_spare(tensors, family, dict(model.named_parameters()).keys())
-    return LazyModule(model.eval(), check_weights(model, tensors, directory))
+    return LazyModule(model.eval(), check_weights(model, family.adjust(tensors, config), directory))
 
 
 def drop_spare(tensors: dict[str, LazyWeight], family: Family, used: Collection[str]) -> dict[str, LazyWeight]:

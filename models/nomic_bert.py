@@ -1,8 +1,12 @@
 """NomicBERT (Nussbaum et al., 2024): BERT with rotary positions, gated feed-forward blocks and no biases.
 
+NomicBERT v2 (Nussbaum and Duderstadt, 2025) has biases, no gates, and in every other layer several experts.
+
 Its own code stretches positions to the length of a batch where `rotary_scaling_factor` is set. Here a text's numbers
 do not depend on others, and texts end at the length that the model was trained on, up to which nothing is stretched.
 """
+
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -11,6 +15,7 @@ from models.config import EncoderConfig
 from models.family import Family, Renames
 from models.layers import Sequences
 from models.rotary_layers import PostNormLayer, RotaryStack, WordEmbeddings, build_layer_norm
+from runtime.lazy_module import LazyWeight
 
 
 class NomicBert(nn.Module):
@@ -48,10 +53,32 @@ OWN_RENAMES: Renames = (
     (OWN_LAYER + r"mlp\.fc11\.(\w+)", r"stack.layers.\1.feed_forward.up.\2"),
     (OWN_LAYER + r"mlp\.fc12\.(\w+)", r"stack.layers.\1.feed_forward.gate.\2"),
     (OWN_LAYER + r"mlp\.fc2\.(\w+)", r"stack.layers.\1.feed_forward.down.\2"),
+    (OWN_LAYER + r"mlp\.fc1\.(\w+)", r"stack.layers.\1.feed_forward.up.\2"),
+    (OWN_LAYER + r"mlp\.router\.layer\.weight", r"stack.layers.\1.feed_forward.router.weight"),
+    (OWN_LAYER + r"mlp\.experts\.mlp\.w1", r"stack.layers.\1.feed_forward.up"),
+    (OWN_LAYER + r"mlp\.experts\.mlp\.w2", r"stack.layers.\1.feed_forward.down"),
+    (OWN_LAYER + r"mlp\.experts\.bias", r"stack.layers.\1.feed_forward.bias"),
     (OWN_LAYER + r"norm2\.(\w+)", r"stack.layers.\1.feed_forward_norm.\2"),
 )
 """Those of the code that came before it, and of the published files."""
 FREQUENCIES = r".*rotary_emb\.inv_freq"
+
+
+def part_experts(tensors: dict[str, LazyWeight], config: EncoderConfig) -> dict[str, LazyWeight]:
+    """Those of a layer lie below each other in one matrix, the second layer's turned round."""
+    count = config.experts.num_experts if config.experts else 1
+    parted = dict(tensors)
+    for name, value in tensors.items():
+        is_up = name.endswith(".feed_forward.up")
+        if (is_up or name.endswith(".feed_forward.down")) and value.like.ndim == 2 and len(value.like) % count == 0:
+            parted[name] = value.then(partial(part, count, not is_up))
+    return parted
+
+
+def part(count: int, is_turned: bool, value: Tensor) -> Tensor:
+    experts = value.unflatten(0, (count, -1))
+    return experts.transpose(1, 2) if is_turned else experts
+
 
 FAMILY = Family(
     encoder=NomicBert,
@@ -70,4 +97,5 @@ FAMILY = Family(
     ),
     ignored=(POSITION_IDS, FREQUENCIES, OWN_TRUNK + r"pooler\.dense\.(weight|bias)", r"cls\.predictions\..*"),
     tied_head="cls.predictions.decoder.weight",
+    adjust=part_experts,
 )

@@ -6,7 +6,8 @@
 from torch import Tensor, nn
 
 from models.config import EncoderConfig
-from models.layers import ACTIVATIONS, Sequences
+from models.experts import ExpertsFeedForward
+from models.layers import ACTIVATIONS, FeedForward, Sequences
 from models.rotary import RotaryConfig, build_table
 from models.rotary_layers_config import RotaryLayersConfig
 from runtime.ops import rotate, varlen_attention
@@ -65,7 +66,7 @@ class PreNormLayer(nn.Module):
         super().__init__()
         self.attention_norm, self.feed_forward_norm = norms
         self.attention = RotaryAttention(config, layer)
-        self.feed_forward = build_feed_forward(config)
+        self.feed_forward = build_feed_forward(config, layer)
 
     def forward(self, hidden_states: Tensor, position_ids: Tensor, sequences: Sequences, table: Tensor) -> Tensor:
         hidden_states = hidden_states + self.attention(
@@ -81,7 +82,7 @@ class PostNormLayer(nn.Module):
         super().__init__()
         self.attention = RotaryAttention(config, layer)
         self.attention_norm = build_layer_norm(config)
-        self.feed_forward = build_feed_forward(config)
+        self.feed_forward = build_feed_forward(config, layer)
         self.feed_forward_norm = build_layer_norm(config)
 
     def forward(self, hidden_states: Tensor, position_ids: Tensor, sequences: Sequences, table: Tensor) -> Tensor:
@@ -129,8 +130,12 @@ class WordEmbeddings(nn.Module):
         return normed
 
 
-def build_feed_forward(config: EncoderConfig) -> GatedFeedForward:
-    rotary = require_rotary(config)
+def build_feed_forward(config: EncoderConfig, layer: int) -> nn.Module:
+    rotary, experts = require_rotary(config), config.experts
+    if experts is not None and experts.layers[layer]:
+        return ExpertsFeedForward(experts, config.hidden_size, config.activation, is_gated=False, has_bias=True)
+    if not rotary.is_gated:
+        return FeedForward(config)
     return GatedFeedForward(config, has_gate_bias=rotary.has_gate_bias, has_down_bias=rotary.has_down_bias)
 
 

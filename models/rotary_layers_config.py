@@ -23,6 +23,8 @@ class RotaryLayersConfig:
     num_kv_heads: int
     head_dim: int
     has_attention_bias: bool
+    is_gated: bool
+    """The feed-forward block is down(act(gate) * up) instead of down(act(up))."""
     has_gate_bias: bool
     """Of the feed-forward block's gate and of what it lets through."""
     has_down_bias: bool
@@ -32,8 +34,15 @@ class RotaryLayersConfig:
 def read_rotary_layers(path: Path, keys: Keys, num_layers: int) -> RotaryLayersConfig:
     """Raises ModelDirectoryError."""
     _, num_kv_heads, head_dim = read_heads(path, keys, require_number(path, keys, "hidden_size"))
-    has_mlp_bias = bool(keys["mlp_bias"])
-    is_gte = keys["model_type"] in ("gte", "new")
+    is_gte, is_nomic = keys["model_type"] in ("gte", "new"), keys["model_type"] == "nomic_bert"
+    has_gate_bias, has_down_bias = (
+        bool(keys[name]) for name in (("mlp_fc1_bias", "mlp_fc2_bias") if is_nomic else ("mlp_bias", "mlp_bias"))
+    )
+    is_gated = not is_nomic or keys.get("activation_function") != "gelu"
+    if not is_gated and not (has_gate_bias and has_down_bias):
+        raise ModelDirectoryError(
+            f"{path}: activation_function gelu needs mlp_fc1_bias and mlp_fc2_bias; use a checkpoint that has both"
+        )
     if keys["model_type"] == "modernbert":
         rotaries, windows = read_alternating(path, keys, head_dim, num_layers)
     else:
@@ -50,8 +59,9 @@ def read_rotary_layers(path: Path, keys: Keys, num_layers: int) -> RotaryLayersC
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         has_attention_bias=bool(keys["attention_bias"]),
-        has_gate_bias=has_mlp_bias,
-        has_down_bias=has_mlp_bias or is_gte,
+        is_gated=is_gated,
+        has_gate_bias=has_gate_bias,
+        has_down_bias=has_down_bias or is_gte,
         has_norm_bias=bool(keys.get("norm_bias", True)),
     )
 

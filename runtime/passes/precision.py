@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
-from runtime.ops import add_norm, embed_norm, linear_act, linear_int8, paged_attention, pool, varlen_attention
+from runtime.ops import add_norm, embed_norm, experts, linear_act, linear_int8, paged_attention, pool, varlen_attention
 from runtime.passes.rewriting import (
     LINEAR,
     change,
@@ -25,11 +25,12 @@ from runtime.passes.rewriting import (
 FP32_ARGUMENTS = {
     add_norm.OP: ("weight", "bias"),
     embed_norm.OP: ("weight", "bias"),
+    experts.OP: ("router", "up_scale", "down_scale"),
     torch.ops.aten.layer_norm.default: ("weight", "bias"),
     paged_attention.OP: ("rotary",),
     varlen_attention.OP: ("bias",),
 }
-"""Weights of norms, the angles of rotations, what is added to scores."""
+"""Weights of norms, what chooses experts, the angles of rotations, what is added to scores."""
 LINEARS = (LINEAR, linear_act.OP)
 
 
@@ -50,7 +51,7 @@ def lower_precision(graph_module: GraphModule, dtype: torch.dtype, *, keep_linea
 def needs_fp32(weight: Node, user: Node, head: set[Node], keep_linears: bool) -> bool:
     if user in head and not is_call(user, pool.OP):
         return True
-    if is_call(user, linear_int8.OP) or (is_call(user, *LINEARS) and keep_linears):
+    if is_call(user, linear_int8.OP) or (is_call(user, *LINEARS, experts.OP) and keep_linears):
         return True
     names = FP32_ARGUMENTS.get(user.target, ())  # type: ignore[call-overload]
     return any(getattr(read(user), name) is weight for name in names)

@@ -1,10 +1,12 @@
 """Linear layers over token rows become `padless::linear_int8`; those that calibration left in float stay.
 
 Where all readers of a norm or of an int8 layer are int8 layers that quantise alike, the rows are quantised once, by the
-one that makes them.
+one that makes them. `padless::experts` gets int8 weights too, without smoothing: calibration does not know
+them. Its router stays as it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -12,8 +14,17 @@ from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
 from runtime.config import UnusableConfig
-from runtime.ops import add_norm, gated_act, linear_int8
-from runtime.passes.rewriting import add_constant, change, infer_shapes, is_call, read, read_linear, replace_node
+from runtime.ops import add_norm, experts, gated_act, linear_int8
+from runtime.passes.rewriting import (
+    add_constant,
+    change,
+    drop_constants,
+    infer_shapes,
+    is_call,
+    read,
+    read_linear,
+    replace_node,
+)
 from runtime.quantization.calibrate import smooth_blindly
 from runtime.quantization.scheme import LinearScheme, Quantization, check_model
 from runtime.quantization.simulate import find_linears, linear_weights
@@ -39,6 +50,9 @@ def quantize(
         scheme = schemes.get(name, LinearScheme())
         if not scheme.is_float:
             quantize_linears(graph_module, nodes, scheme, round_weight)
+    for node in list(graph_module.graph.nodes):
+        if is_call(node, experts.OP):
+            quantize_experts(graph_module, node, round_weight)
     graph_module.graph.eliminate_dead_code()
     infer_shapes(graph_module, only_missing=True)
     for node in list(graph_module.graph.nodes):
@@ -51,10 +65,8 @@ def quantize_linears(
     """Those that share one weight."""
     weight = read_linear(nodes[0]).weight
     name = str(weight.target).replace(".", "_")
-    try:
+    with naming(weight):
         quantized = round_weight(constant(graph_module, weight), scheme=scheme)
-    except ValueError as error:
-        raise UnusableConfig(f"precision int8: in {weight.target} {error}; check the file, or take fp32") from None
     x_scale, x_zero = static_scale(scheme)
     how: dict[str, object] = {
         "weight": add_constant(graph_module, f"{name}_int8", quantized.values),
@@ -67,6 +79,28 @@ def quantize_linears(
     }
     for node in nodes:
         replace_node(node, linear_int8.OP, "linear_int8", **(vars(read_linear(node)) | how))
+
+
+def quantize_experts(graph_module: GraphModule, node: Node, round_weight: Callable[..., QuantizedWeight]) -> None:
+    call = read(node)
+    for part in ("up", "down"):
+        weight: Node = getattr(call, part)
+        name = str(weight.target).replace(".", "_")
+        with naming(weight):
+            each = [round_weight(matrix, scheme=None) for matrix in constant(graph_module, weight)]
+        values = add_constant(graph_module, f"{name}_int8", torch.stack([one.values for one in each]))
+        scale = add_constant(graph_module, f"{name}_scale", torch.stack([one.scale for one in each]))
+        change(node, **{part: values, f"{part}_scale": scale})
+    drop_constants(graph_module, call.up, call.down)
+
+
+@contextmanager
+def naming(weight: Node) -> Iterator[None]:
+    """Raises UnusableConfig, with the weight's name, for what `quantize_weight` raises."""
+    try:
+        yield
+    except ValueError as error:
+        raise UnusableConfig(f"precision int8: in {weight.target} {error}; check the file, or take fp32") from None
 
 
 def static_scale(scheme: LinearScheme) -> tuple[float, int]:

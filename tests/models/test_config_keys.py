@@ -128,6 +128,9 @@ LEGACY: dict[str, dict[str, Any]] = {
         "n_inner": 48,
         "n_positions": 90,
         "layer_norm_epsilon": 1e-3,
+        "mlp_fc1_bias": True,
+        "mlp_fc2_bias": True,
+        "qkv_proj_bias": True,
         "rotary_emb_base": 5.0,
     },
 }
@@ -172,12 +175,12 @@ REFUSED: dict[str, dict[str, Any]] = {
     "nomic_bert": {
         "activation_function": "gelu",
         "causal": True,
-        "mlp_fc1_bias": True,
-        "mlp_fc2_bias": True,
-        "moe_every_n_layers": 2,
+        "expert_choice_router": True,
+        "ffn_div": 2,
+        "moe_every_n_layers": 2,  # gated
+        "num_shared_experts": 1,
         "parallel_block": True,
         "prenorm": True,
-        "qkv_proj_bias": True,
         "rotary_emb_fraction": 0.5,
         "rotary_emb_interleaved": True,
         "rotary_emb_scale_base": 512,
@@ -258,7 +261,7 @@ def test_nomic_bert_ends_where_its_positions_would_be_stretched(tmp_path: Path) 
 def test_nomic_bert_under_the_keys_of_its_own_code(tmp_path: Path) -> None:
     """As in the published file: none of transformers' names of sizes is in it."""
     keys = make_keys("nomic_bert") | {"layer_norm_eps": 1e-6, "rope_theta": 500.0}
-    own = {other: keys[name] for other, name in OTHER_NAMES["nomic_bert"].items()}
+    own = {other: keys[name] for other, name in OTHER_NAMES["nomic_bert"].items() if name in keys}
     rest = {name: value for name, value in keys.items() if name not in OTHER_NAMES["nomic_bert"].values()}
     settings = {name: values[0] for name, values in NOMIC_BERT.items() if values}
     code = {"auto_map": {"AutoModel": "another/place--modeling_hf_nomic_bert.NomicBertModel"}}

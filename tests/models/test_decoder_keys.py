@@ -17,8 +17,11 @@ TRAINING = {
     "embd_pdrop",
     "hidden_dropout",
     "initializer_range",
+    "output_router_logits",
     "pretraining_tp",
     "resid_pdrop",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
 }
 TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id"}
 """The tokenizer's business, and that of answers' ends."""
@@ -44,6 +47,14 @@ SIZES: dict[str, Any] = ROPE | {
 GROUPED = SIZES | {"num_key_value_heads": 1}
 LLAMA = GROUPED | {"rms_norm_eps": 1e-3}
 OTHER_TYPES = ["full_attention", "full_attention", "sliding_attention"]
+EXPERTS = {
+    "decoder_sparse_step": 3,
+    "mlp_only_layers": [2],
+    "moe_intermediate_size": 12,
+    "norm_topk_prob": None,  # the other one
+    "num_experts": 7,
+    "num_experts_per_tok": 2,
+}
 LAYERED = {"layer_types": OTHER_TYPES, "sliding_window": 9, "rope_parameters": {"full_attention": {"rope_theta": 7.0}}}
 
 OTHER_VALUES: dict[str, dict[str, Any]] = {
@@ -68,6 +79,21 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     },
     "olmo2": LLAMA | {"attention_bias": True},
     "olmo3": LLAMA | LAYERED | {"attention_bias": True},
+    "mixtral": LLAMA | {"head_dim": 14, "num_experts_per_tok": 3, "num_local_experts": 7, "sliding_window": 9},
+    "qwen2_moe": LLAMA
+    | EXPERTS
+    | {
+        "layer_types": OTHER_TYPES,
+        "max_window_layers": 0,
+        "qkv_bias": False,
+        "shared_expert_intermediate_size": 9,
+        "sliding_window": 9,
+        "use_sliding_window": False,
+    },
+    "qwen3_moe": LLAMA
+    | EXPERTS
+    | {"attention_bias": True, "head_dim": 14, "mlp_only_layers": [1], "num_local_experts": 7},
+    "qwen3_moe-all": {"sliding_window": 9, "use_sliding_window": False},
     "granite": LLAMA
     | {
         "attention_bias": True,
@@ -137,6 +163,9 @@ REFUSED: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layers": [1, 0], "no_rope_layer_interval": 0, "partial_rotary_factor": 0.5},
     "olmo2": {"clip_qkv": 8.0, "partial_rotary_factor": 0.5},
     "olmo3": {"clip_qkv": 8.0, "layer_types": ["full_attention"]},
+    "mixtral": {"num_experts_per_tok": 6, "layer_types": ["full_attention"] * 3},
+    "qwen2_moe": {"mlp_only_layers": ["1"], "num_experts": 0, "num_experts_per_tok": 0},
+    "qwen3_moe": {"decoder_sparse_step": 0, "layer_types": ["full_attention"] * 3, "moe_intermediate_size": 0},
     "granite": {"logits_scaling": 0, "residual_multiplier": -1.0},
     "phi3": {"layer_types": ["full_attention"] * 3, "partial_rotary_factor": 0.4},
     "stablelm": {"partial_rotary_factor": 1.5, "qk_layernorm": True},
@@ -158,7 +187,13 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 OVERRULED = {
     "layer_types": (
-        *("no_rope_layer_interval", "no_rope_layers", "num_hidden_layers", "sliding_window_pattern"),
+        *(
+            "max_window_layers",
+            "no_rope_layer_interval",
+            "no_rope_layers",
+            "num_hidden_layers",
+            "sliding_window_pattern",
+        ),
         "use_sliding_window",
     ),
     "no_rope_layers": ("no_rope_layer_interval", "num_hidden_layers"),
@@ -196,7 +231,7 @@ def test_every_key_is_accounted_for(name: str) -> None:
 def test_keys_are_read(name: str, key: str, tmp_path: Path) -> None:
     keys = make_keys(name, key)
     other = (OTHER_VALUES[name] | LEGACY.get(name, {}))[key]
-    if key == "tie_word_embeddings":
+    if key in ("norm_topk_prob", "tie_word_embeddings"):
         other = not keys[key]
     assert read(tmp_path, keys) != read(tmp_path, keys | {key: other})
 

@@ -14,11 +14,11 @@ from tiny_engines import BEST, Captured, capture_model, compute_rows, list_cases
 from models.decoder_layers import Decoder
 from runtime.config import UnusableConfig
 from tests.kernels.emulated import COMPILED
-from tests.tolerances import CACHE_TOLERANCES, DECODER_TOLERANCES, check_close
+from tests.tolerances import CACHE_TOLERANCES, DECODER_TOLERANCES, EXPERTS_TOLERANCES, check_close
 
 OFTEN = ["llama-biased", "gpt2", "mistral", "qwen2", "qwen3", "gemma", "gemma2"]
 """One of each file in models/ of those that came first."""
-IN_INT8 = ["cohere2", "falcon-grouped", "gemma3_text", "gpt_neox", "olmo2", "phi3"]
+IN_INT8 = ["cohere2", "falcon-grouped", "gemma3_text", "gpt_neox", "olmo2", "phi3", "qwen3_moe"]
 """What others put together in another way."""
 SEQLENS = [1, 2, 15, 16, 17, 33, 49, 64]
 """Around the borders of blocks, of tiles and of panels."""
@@ -49,7 +49,8 @@ def test_every_precision(find: Find, name: str, kernels: str, precision: str) ->
     """With the cache that `kv_cache: {dtype: auto}` gives it."""
     engine = find(name).build(kernels, precision)
     rows = compute_rows(engine, IDS, whole(SEQLENS))
-    tolerance = DECODER_TOLERANCES[precision].times(STEEP.get(name, 1.0))
+    tolerances = EXPERTS_TOLERANCES if "moe" in name or "mixtral" in name else DECODER_TOLERANCES
+    tolerance = tolerances[precision].times(STEEP.get(name, 1.0))
     check_close(rows, compute_expected(find(name)), tolerance=tolerance)
     others = {way: compute_rows(engine, IDS, steps) for way, steps in WAYS.items()}
     others["alone"] = np.concatenate([compute_rows(engine, [each], whole([len(each)])) for each in IDS])

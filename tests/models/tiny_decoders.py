@@ -40,6 +40,7 @@ FALCON_SIZES: dict[str, Any] = {
 }
 UNGROUPED = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
 GROUPED = SIZES | {"num_key_value_heads": 2}
+EXPERTS: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20}
 LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
@@ -124,6 +125,24 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "smollm3-sliding": lambda: transformers.SmolLM3Config(
         **GROUPED, pad_token_id=0, no_rope_layers=[0, 1, 0], use_sliding_window=True, sliding_window=6
     ),
+    "mixtral": lambda: transformers.MixtralConfig(
+        **GROUPED, num_local_experts=5, num_experts_per_tok=2, sliding_window=7
+    ),
+    "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
+        **GROUPED,
+        **EXPERTS,
+        shared_expert_intermediate_size=36,
+        mlp_only_layers=[1],
+        use_sliding_window=True,
+        sliding_window=6,
+        max_window_layers=2,
+    ),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **GROUPED, **EXPERTS, head_dim=24, decoder_sparse_step=2, norm_topk_prob=True
+    ),
+    "qwen3_moe-all": lambda: transformers.Qwen3MoeConfig(
+        **GROUPED, **EXPERTS | {"num_experts_per_tok": 6}, use_sliding_window=True, sliding_window=5
+    ),
     "olmo2": lambda: transformers.Olmo2Config(**GROUPED),
     "olmo3": lambda: transformers.Olmo3Config(**GROUPED, sliding_window=6, layer_types=LAYER_TYPES),
     "granite": lambda: transformers.GraniteConfig(
@@ -178,7 +197,7 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
 }
 
 RARE = ["gemma3_text-biased", "smollm3-sliding", "olmo3", "phi3-longrope", "stablelm-parallel", "gpt_neox-serial"]
-RARE += ["falcon-grouped", "falcon-one-norm", "falcon-serial", "cohere"]
+RARE += ["falcon-grouped", "falcon-one-norm", "falcon-serial", "cohere", "qwen2_moe", "qwen3_moe-all"]
 """What only slow tests are about: settings of families that have others above."""
 
 
@@ -201,7 +220,7 @@ def randomize(model: torch.nn.Module) -> None:
         elif parameter.ndim == 1:
             parameter.add_(torch.randn_like(parameter) * 0.3)
         elif ".h." in name or ".layers." in name or "lm_head" in name:
-            fan_in = parameter.shape[0 if ".c_" in name else 1]  # GPT-2's lie [in, out].
+            fan_in = parameter.shape[0 if ".c_" in name else -1]  # GPT-2's lie [in, out].
             parameter.normal_(0, 1.5 * fan_in**-0.5)
         else:
             parameter.normal_()

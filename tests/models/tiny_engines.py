@@ -14,6 +14,7 @@ from tiny_models import Ids, TinyModel, pack
 from torch.fx import GraphModule
 
 from models.decoder_layers import Decoder
+from models.experts import ExpertsFeedForward
 from models.heads import TextModel
 from models.load import load_model
 from models.rotary_layers import GatedFeedForward
@@ -83,8 +84,8 @@ class Captured:
 
 def find_tolerances(captured: Captured, tolerances: Mapping[str, Tolerance]) -> dict[str, Tolerance]:
     """Gated feed-forward blocks multiply two rounded numbers, and few of their products are large: twice as much is
-    allowed of what is rounded. Measured: half as much again."""
-    is_gated = any(isinstance(module, GatedFeedForward) for module in captured.module.modules())
+    allowed of what is rounded. Measured: half as much again. Experts, of which rounding may choose others: 7.8e-2."""
+    is_gated = any(isinstance(module, GatedFeedForward | ExpertsFeedForward) for module in captured.module.modules())
     return {name: each.times(2 if is_gated and name != "fp32" else 1) for name, each in tolerances.items()}
 
 

@@ -1,5 +1,7 @@
 """Weights laid out as the innermost loops read them, once, when an engine is built."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,18 @@ def unpack_int8(packed: Tensor, out_features: int, in_features: int) -> tuple[Te
     panels = packed[8 * num_scales :].view(torch.int8).view(-1, round_up(in_features, 64) // 4, PANEL, 4)
     values = panels.transpose(1, 2).reshape(-1, round_up(in_features, 64))
     return values[:out_features, :in_features], scales
+
+
+def pack_experts(weights: Tensor, scales: Tensor | None, pack: Callable[..., Tensor]) -> Tensor:
+    """[num_experts, out_features, in_features] -> what `pack` makes of each one's, the one behind the other.
+
+    `scales`: [num_experts, out_features] of int8.
+    """
+    first = pack(weights[0]) if scales is None else pack(weights[0], scales[0])
+    packed = first.new_empty(len(weights), *first.shape)
+    for expert, weight in enumerate(weights):
+        packed[expert] = pack(weight) if scales is None else pack(weight, scales[expert])
+    return packed
 
 
 def pad_bias(bias: Tensor) -> Tensor:

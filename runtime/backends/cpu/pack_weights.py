@@ -1,12 +1,15 @@
 """Linear layers over weights laid out for the compiled CPU kernels, once, when the engine is built."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from runtime.backends.cpu.layouts import pack_bf16, pack_fp32, pack_int8, pad_bias
-from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED, MAX_LOGITS_PACKED
+from runtime.backends.cpu.layouts import pack_bf16, pack_experts, pack_fp32, pack_int8, pad_bias
+from runtime.backends.cpu.ops import EXPERTS_PACKED, LINEAR_ACT_PACKED, LINEAR_INT8_PACKED, MAX_LOGITS_PACKED
 from runtime.capture import constant
-from runtime.ops import linear_act, linear_int8, max_logits
+from runtime.ops import experts, linear_act, linear_int8, max_logits
 from runtime.passes.rewriting import (
     LINEAR,
     add_constant,
@@ -18,7 +21,9 @@ from runtime.passes.rewriting import (
     replace_node,
 )
 
-PACK = {torch.float32: pack_fp32, torch.bfloat16: pack_bf16}
+PACK: dict[torch.dtype, Callable[[Tensor], Tensor]] = {torch.float32: pack_fp32, torch.bfloat16: pack_bf16}
+
+PACK_EXPERTS: dict[torch.dtype, Callable[..., Tensor]] = {**PACK, torch.int8: pack_int8}
 
 
 def pack_weights(graph_module: GraphModule) -> None:
@@ -29,6 +34,8 @@ def pack_weights(graph_module: GraphModule) -> None:
             prepack_float(graph_module, node)
         elif is_call(node, max_logits.OP):
             prepack_max_logits(graph_module, node)
+        elif is_call(node, experts.OP) and read(node).up.meta["val"].dtype in PACK_EXPERTS:
+            prepack_experts(graph_module, node)
 
 
 def prepack_float(graph_module: GraphModule, node: Node) -> None:
@@ -68,6 +75,28 @@ def prepack_max_logits(graph_module: GraphModule, node: Node) -> None:
     sizes = {"vocab_size": call.table.meta["val"].shape[0], "cu_seqlens": call.cu_seqlens}
     replace_node(node, MAX_LOGITS_PACKED.target, "max_logits_packed", **options, **sizes)
     drop_constants(graph_module, call.table)
+
+
+def prepack_experts(graph_module: GraphModule, node: Node) -> None:
+    call = read(node)
+    sizes = {"num_experts": call.down.meta["val"].shape[0], "width": call.down.meta["val"].shape[2]}
+    router = add_constant(graph_module, name_packed(call.router), pack_fp32(constant(graph_module, call.router)))
+    weights = {
+        "up": prepack_expert_weights(graph_module, call.up, call.up_scale),
+        "down": prepack_expert_weights(graph_module, call.down, call.down_scale),
+    }
+    options = vars(call) | weights | sizes | {"router": router}
+    del options["up_scale"], options["down_scale"]
+    replace_node(node, EXPERTS_PACKED.target, "experts_packed", **options)
+    old = (call.router, call.up, call.down, call.up_scale, call.down_scale)
+    drop_constants(graph_module, *(each for each in old if each is not None))
+
+
+def prepack_expert_weights(graph_module: GraphModule, weight: Node, scale: Node | None) -> Node:
+    values = constant(graph_module, weight)
+    scales = None if scale is None else constant(graph_module, scale)
+    packed = pack_experts(values, scales, PACK_EXPERTS[values.dtype])
+    return add_constant(graph_module, name_packed(weight), packed)
 
 
 def pad_constant(graph_module: GraphModule, bias: object) -> Node | None:

@@ -6,7 +6,13 @@ from itertools import pairwise
 
 import torch
 
-from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED, MAX_LOGITS_PACKED, ROUND_CHANNELS
+from runtime.backends.cpu.ops import (
+    EXPERTS_PACKED,
+    LINEAR_ACT_PACKED,
+    LINEAR_INT8_PACKED,
+    MAX_LOGITS_PACKED,
+    ROUND_CHANNELS,
+)
 from runtime.backends.cpu.structs import Struct, lay_struct
 from runtime.ops import (
     add_norm,
@@ -69,6 +75,7 @@ FP32, INT8, BYTES, INT32, INT64 = (
     Wanted(lies_dense, (dtype,)) for dtype in (torch.float32, torch.int8, torch.uint8, torch.int32, torch.int64)
 )
 PACKED = Wanted(lies_dense, FLOATS)
+PACKED_EXPERTS = Wanted(lies_dense, (*FLOATS, torch.uint8))
 CACHE = Wanted(lies_dense, (*FLOATS, torch.float16, torch.int8))
 
 
@@ -117,6 +124,7 @@ KERNELS = (
         {"x": QUANTISED_OR_ROWS, "packed": BYTES, "bias": FP32, "residual": ROWS, "inverse_smooth": FP32}
         | OUT_QUANTISATION,
     ),
+    KernelSpec(EXPERTS_PACKED, {"x": ROWS, "router": FP32, "up": PACKED_EXPERTS, "down": PACKED_EXPERTS, "out": ROWS}),
     KernelSpec(add_norm.SPEC, {"x": ROWS_OR_HEADS, "residual": ROWS, "weight": FP32, "bias": FP32} | OUT_QUANTISATION),
     KernelSpec(
         rotate.SPEC, {"x": HEADS, "position_ids": INT64, "table": FP32, "out": HEADS}, "positions are out of the table"

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from runtime.backends.backend import Backend, Kernel
 from runtime.backends.plain.add_norm import add_norm, layer_norm
+from runtime.backends.plain.experts import experts
 from runtime.backends.plain.gated_act import gated_act
 from runtime.backends.plain.linear_act import linear, linear_act
 from runtime.backends.plain.linear_int8 import linear_int8
@@ -14,6 +15,7 @@ from runtime.backends.plain.rotate import rotate
 from runtime.backends.plain.varlen_attention import varlen_attention
 from runtime.ops import add_norm as add_norm_op
 from runtime.ops import dynamic_conv as dynamic_conv_op
+from runtime.ops import experts as experts_op
 from runtime.ops import gated_act as gated_act_op
 from runtime.ops import linear_act as linear_act_op
 from runtime.ops import linear_int8 as linear_int8_op
@@ -49,6 +51,7 @@ TORCH_KERNELS: dict[object, Kernel] = {
     linear_act_op.OP: linear_act,
     linear_int8_op.OP: linear_int8,
     add_norm_op.OP: add_norm,
+    experts_op.OP: experts,
     gated_act_op.OP: gated_act,
     pool_op.OP: pool,
     rotate_op.OP: rotate,

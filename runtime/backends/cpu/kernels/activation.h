@@ -1,4 +1,4 @@
-// The activations of `linear_act`.
+// The activations of `linear_act`, and gates made of them.
 #pragma once
 
 #include <iterator>
@@ -54,6 +54,16 @@ inline void with_activation(Activation activation, bool is_narrow, const Body& b
         case TANH: return body([](Vec x) { return 1.0f - 2.0f / (1.0f + exponential(2.0f * x)); });
         default: return body([](Vec x) { return x; });
     }
+}
+
+// act(gate) * other of `row`: 2 * width numbers, one behind the other, of which the first half becomes the result.
+inline void gate_row(float* row, int64_t width, Activation activation, bool is_narrow) {
+    with_activation(activation, is_narrow, [=](auto act) {
+        int64_t i = 0;
+        for (; i + LANES <= width; i += LANES) store(row + i, act(load(row + i)) * load(row + width + i));
+        if (i < width)
+            store_some(row + i, act(load_some(row + i, width - i)) * load_some(row + width + i, width - i), width - i);
+    });
 }
 
 }  // namespace padless

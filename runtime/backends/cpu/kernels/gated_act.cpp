@@ -4,20 +4,6 @@
 
 using namespace padless;
 
-namespace {
-
-// `row`: 2 * width numbers, of which the first half becomes the result.
-void gate_row(float* row, int64_t width, Activation activation, bool is_narrow) {
-    with_activation(activation, is_narrow, [=](auto act) {
-        int64_t i = 0;
-        for (; i + LANES <= width; i += LANES) store(row + i, act(load(row + i)) * load(row + width + i));
-        if (i < width)
-            store_some(row + i, act(load_some(row + i, width - i)) * load_some(row + width + i, width - i), width - i);
-    });
-}
-
-}  // namespace
-
 PADLESS_KERNEL(gated_act, GatedAct) {
     const Matrix from = rows_of(call.x), to = rows_of(call.out);
     const int64_t width = padless::width(call.x) / 2;

@@ -4,6 +4,11 @@
 
 using namespace padless;
 
+void padless::run_linear_fp32(const LinearCall& call) {
+    const Fp32Source source(call);
+    Linear<Fp32Gemm, Fp32Source>{call, source}.run();
+}
+
 PADLESS_KERNEL(linear_act_packed, LinearActPacked) {
     const LinearCall linear{
         rows_of(call.x), call.packed.data, num_rows(call.x), call.out_features, width(call.x), data<float>(call.bias), call.act,
@@ -12,7 +17,6 @@ PADLESS_KERNEL(linear_act_packed, LinearActPacked) {
         run_linear_bf16(linear);
         return 0;
     }
-    const Fp32Source source(linear);
-    Linear<Fp32Gemm, Fp32Source>{linear, source}.run();
+    run_linear_fp32(linear);
     return 0;
 }

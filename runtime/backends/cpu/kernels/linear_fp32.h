@@ -1,4 +1,4 @@
-// What `Linear` multiplies in fp32: rows as they are, or widened from bf16.
+// What `Linear` multiplies in fp32: rows as they are, or widened from bf16. Layers are compiled in linear_act.cpp.
 #pragma once
 
 #include "linear.h"
@@ -23,5 +23,7 @@ struct Fp32Source {
         return [](const float* sums, int64_t) { return load(sums); };
     }
 };
+
+void run_linear_fp32(const LinearCall& call);
 
 }  // namespace padless

@@ -1,6 +1,6 @@
 // `padless::linear_int8`: uint8 rows, quantised here or by whoever made them, times int8 weights; see runtime/ops/linear_int8.py.
 #include "gemm_int8.h"
-#include "linear.h"
+#include "linear_int8.h"
 
 using namespace padless;
 
@@ -45,6 +45,14 @@ struct Int8Source {
 };
 
 }  // namespace
+
+void padless::run_linear_int8(const LinearCall& packed) {
+    const Int8Weight weight(packed.panels, packed.num_columns);
+    LinearCall call = packed;
+    call.panels = weight.panels;
+    const Int8Source source{call, weight, nullptr, nullptr, quantised_bytes(call.depth), call.x.kind == QUANTISED};
+    Linear<Int8Gemm, Int8Source>{call, source}.run();
+}
 
 // A scale of 0 is none: each row has its own.
 PADLESS_KERNEL(linear_int8_packed, LinearInt8Packed) {
