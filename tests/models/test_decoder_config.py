@@ -46,7 +46,7 @@ def test_defaults_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     assert ours.max_position_embeddings == theirs.max_position_embeddings == read_info(tmp_path).max_input_tokens
     assert ours.norm_eps == getattr(theirs, "rms_norm_eps", 1e-5)
     assert ours.num_kv_heads == getattr(theirs, "num_key_value_heads", 1 if name == "falcon" else 32)
-    assert ours.head_dim == getattr(theirs, "head_dim", 8)
+    assert ours.head_dim == (getattr(theirs, "head_dim", None) or 8)
     assert ours.is_tied == theirs.tie_word_embeddings
     assert ours.intermediate_size == getattr(theirs, "intermediate_size", 1024 if name == "gpt2" else 48)
     # The same with every default written out.
