@@ -9,9 +9,10 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import models, pre_tokenizers, processors
 
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "[unused1]")
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation
 VOCAB = [*SPECIALS, *CHARACTERS, *(f"##{character}" for character in CHARACTERS)]
 SIZES = {
@@ -66,6 +67,19 @@ def build_tokenizer(*, has_template: bool = True) -> tokenizers.Tokenizer:
         )
     tokenizer.add_special_tokens(list(SPECIALS))
     return tokenizer
+
+
+def make_colbert(directory: Path) -> None:
+    """As Stanford's code saves one: an encoder below `bert.`, and a projection to the 128 numbers that are usual."""
+    make_encoder(directory, transformers.AutoModel)
+    tensors = {f"bert.{name}": value for name, value in load_file(directory / "model.safetensors").items()}
+    tensors["linear.weight"] = torch.randn(128, SIZES["hidden_size"])
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"architectures": ["HF_ColBERT"]}))
+    metadata = {"query_maxlen": 32, "doc_maxlen": 180, "dim": 128, "mask_punctuation": True, "similarity": "cosine"}
+    metadata |= {"query_token_id": "[unused0]", "doc_token_id": "[unused1]", "attend_to_mask_tokens": False}
+    (directory / "artifact.metadata").write_text(json.dumps(metadata))
 
 
 def make_models(folder: Path) -> Mapping[str, Path]:

@@ -3,13 +3,13 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.clients.client_models import make_models
+from tests.clients.client_models import make_colbert, make_models
 from tests.clients.environments import FOLDER, InstallError, prepare_environment, run_script
 from tests.e2e.running_server import RunningServer, start_server
 
@@ -25,9 +25,21 @@ CLIENTS, MTEB = "requirements.txt", "requirements-mteb.txt"
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("clients")
+    yield from serve(folder, make_models(folder))
+
+
+@pytest.fixture(scope="session")
+def colbert(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server of its own: whoever asks for tokens' vectors without naming a model could mean any."""
+    folder = tmp_path_factory.mktemp("colbert")
+    make_colbert(folder / "colbert")
+    yield from serve(folder, {"colbert": folder / "colbert"})
+
+
+def serve(folder: Path, directories: Mapping[str, Path]) -> Iterator[RunningServer]:
     models = [
         {"name": name, "source": {"path": str(path)}, "engine": ENGINE, "task": TASKS.get(name, "auto")}
-        for name, path in make_models(folder).items()
+        for name, path in directories.items()
     ]
     config = folder / "clients.yaml"
     config.write_text(json.dumps({"server": {"port": 0, "grpc_port": 0}, "models": models}))
