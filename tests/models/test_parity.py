@@ -157,7 +157,9 @@ def test_logits_match_transformers(name: str, tmp_path: Path) -> None:
     check_close(alone, logits, what="alone")
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [each if each in FAMILIES else pytest.param(each, marks=pytest.mark.slow) for each in CONFIGS]
+)
 def test_token_logits_match_transformers(name: str, tmp_path: Path) -> None:
     model = make_model(name, tmp_path, transformers.AutoModelForTokenClassification)
     assert (model.info.task, model.info.output_dim) == ("token_classify", 3)
