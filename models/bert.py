@@ -36,6 +36,8 @@ LAYER_RENAMES: Renames = (
     (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", r"stack.layers.\1.feed_forward.down.\2"),
     (r"encoder\.layer\.(\d+)\.output\.LayerNorm\.(\w+)", r"stack.layers.\1.feed_forward_norm.\2"),
 )
+BARE_LAYER_RENAMES: Renames = tuple((pattern, target.replace("stack.", "")) for pattern, target in LAYER_RENAMES)
+"""The same for encoders that hold their layers themselves."""
 POOLER_HEAD_RENAMES: Renames = (
     (r"pooler\.dense\.(weight|bias)", r"dense.\1"),
     (r"classifier\.(weight|bias)", r"output.\1"),

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.bert import EMBEDDING_RENAMES, LAYER_RENAMES, POSITION_IDS
+from models.bert import BARE_LAYER_RENAMES, EMBEDDING_RENAMES
 from models.config import EncoderConfig
 from models.convbert_config import ConvBertConfig
-from models.electra import PROJECT_RENAMES, WORD_HEAD_RENAMES
+from models.electra import IGNORED, PROJECT_RENAMES, WORD_HEAD_RENAMES
 from models.family import Family, Renames
 from models.layers import ACTIVATIONS, Embeddings, FeedForward, Sequences
 from models.roberta import TWO_LAYER_HEAD_RENAMES
@@ -129,7 +129,7 @@ def require_convbert(config: EncoderConfig) -> ConvBertConfig:
 
 SELF = r"encoder\.layer\.(\d+)\.attention\.self\."
 RENAMES: Renames = (
-    *((pattern, target.replace("stack.", "")) for pattern, target in LAYER_RENAMES),
+    *BARE_LAYER_RENAMES,
     (SELF + r"key_conv_attn_layer\.(depthwise|pointwise)\.weight", r"layers.\1.attention.local_k.\2"),
     (SELF + r"key_conv_attn_layer\.bias", r"layers.\1.attention.local_k.bias"),
     (SELF + r"conv_kernel_layer\.(\w+)", r"layers.\1.attention.kernel.\2"),
@@ -145,11 +145,6 @@ FAMILY = Family(
     head_activation="gelu",
     word_head_renames=WORD_HEAD_RENAMES,
     word_head_activation="gelu",
-    ignored=(
-        POSITION_IDS,
-        r"discriminator_predictions\.(dense|dense_prediction)\.(weight|bias)",
-        r"generator_predictions\.(LayerNorm|dense)\.(weight|bias)",
-        r"generator_lm_head\.(weight|bias)",
-    ),
+    ignored=IGNORED,
     tied_head="generator_lm_head.weight",
 )

@@ -21,6 +21,9 @@ ROTARY: Keys = {"attention_bias": False, "mlp_bias": False, "type_vocab_size": 0
 
 GTE = BERT | {"max_position_embeddings": 8192, "pad_token_id": 1, "rope_theta": 160000.0, "type_vocab_size": 1}
 
+JINA_BERT = ("jina_bert", "jina_bert_qk_norm")
+"""Model types of which config.json says that they are BERT."""
+
 DEFAULTS: dict[str, Keys] = {
     "albert": BERT | {"embedding_size": 128, "hidden_act": "gelu_new", "num_hidden_groups": 1, "inner_group_num": 1},
     "bert": BERT,
@@ -56,8 +59,7 @@ DEFAULTS: dict[str, Keys] = {
     },
     "gte": GTE,
     # BERT's own, of which find_model_type says what it is.
-    "jina_bert": BERT | {"hidden_act": "geglu", "position_embedding_type": "alibi"},
-    "jina_bert_qk_norm": BERT | {"hidden_act": "geglu", "position_embedding_type": "alibi"},
+    **dict.fromkeys(JINA_BERT, BERT | {"hidden_act": "geglu", "position_embedding_type": "alibi"}),
     "modernbert": ROTARY
     | {
         "classifier_activation": "gelu",
@@ -94,9 +96,6 @@ DEFAULTS: dict[str, Keys] = {
     **decoder_defaults.DEFAULTS,
 }
 """By `model_type`; those listed are the ones served."""
-
-JINA_BERT = ("jina_bert", "jina_bert_qk_norm")
-"""Model types of which config.json says that they are BERT."""
 
 ROTARY_ENCODERS = ("eurobert", "gte", "modernbert", "new", "nomic_bert")
 

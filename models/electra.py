@@ -37,6 +37,13 @@ WORD_HEAD_RENAMES: Renames = (
     (r"generator_lm_head\.bias", r"bias"),
 )
 
+IGNORED = (
+    POSITION_IDS,
+    r"discriminator_predictions\.(dense|dense_prediction)\.(weight|bias)",
+    r"generator_predictions\.(LayerNorm|dense)\.(weight|bias)",
+    r"generator_lm_head\.(weight|bias)",
+)
+
 FAMILY = Family(
     encoder=Electra,
     model_types=("electra",),
@@ -46,12 +53,7 @@ FAMILY = Family(
     head_activation="gelu",
     word_head_renames=WORD_HEAD_RENAMES,
     word_head_activation="gelu",
-    ignored=(
-        POSITION_IDS,
-        r"discriminator_predictions\.(dense|dense_prediction)\.(weight|bias)",
-        r"generator_predictions\.(LayerNorm|dense)\.(weight|bias)",
-        r"generator_lm_head\.(weight|bias)",
-    ),
+    ignored=IGNORED,
     spare=(UNUSED_POSITIONS,),
     tied_head="generator_lm_head.weight",
 )

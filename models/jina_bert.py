@@ -9,8 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.bert import LAYER_RENAMES as BERT_LAYER_RENAMES
-from models.bert import POOLER, POOLER_HEAD_RENAMES, POSITION_IDS, WORD_HEAD_RENAMES
+from models.bert import BARE_LAYER_RENAMES, POOLER, POOLER_HEAD_RENAMES, POSITION_IDS, WORD_HEAD_RENAMES
 from models.config import EncoderConfig
 from models.family import Family, Renames
 from models.layers import Embeddings, Sequences
@@ -96,7 +95,7 @@ def build_norm(config: EncoderConfig) -> nn.LayerNorm:
 LAYER = r"encoder\.layer\.(\d+)\."
 MLP = LAYER + r"mlp\."
 LAYER_RENAMES: Renames = (
-    *((pattern, target.replace("stack.", "")) for pattern, target in BERT_LAYER_RENAMES),
+    *BARE_LAYER_RENAMES,
     (LAYER + r"attention\.self\.layer_norm_(q|k)\.(\w+)", r"layers.\1.attention.\2_norm.\3"),
     (MLP + r"gated_layers\.weight", r"layers.\1.feed_forward.gate+up.weight"),
     (MLP + r"up_gated_layer\.weight", r"layers.\1.feed_forward.up+gate.weight"),

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from models.bert import EMBEDDING_RENAMES, LAYER_RENAMES, POOLER, POSITION_IDS
+from models.bert import BARE_LAYER_RENAMES, EMBEDDING_RENAMES, POOLER, POSITION_IDS
 from models.config import EncoderConfig
 from models.family import Family, Renames
 from models.layers import Embeddings, FeedForward, SelfAttention, Sequences, offset_positions
@@ -45,7 +45,7 @@ class Layer(nn.Module):
 
 
 RENAMES: Renames = (
-    *((pattern, target.replace("stack.", "")) for pattern, target in LAYER_RENAMES),
+    *BARE_LAYER_RENAMES,
     (r"encoder\.layer\.(\d+)\.attention\.self_attn_layer_norm\.(\w+)", r"layers.\1.attention_norm.\2"),
     (r"encoder\.layer\.(\d+)\.LayerNorm\.(\w+)", r"layers.\1.feed_forward_norm.\2"),
     (r"encoder\.LayerNorm\.(\w+)", r"norm.\1"),
