@@ -15,7 +15,7 @@ from models.experts import ExpertsFeedForward
 from models.layers import ACTIVATIONS, Sequences
 from models.rotary import build_table
 from runtime.kv_cache.layout import KVLayout
-from runtime.ops import paged_attention, rotate, varlen_attention
+from runtime.ops import paged_attention, rotate, store_kv, varlen_attention
 
 Tables = tuple[Tensor | None, ...]
 """Of each layer: what turns heads by their positions, see `models.rotary`."""
@@ -23,7 +23,7 @@ Tables = tuple[Tensor | None, ...]
 
 class Step(NamedTuple):
     """What every layer's attention needs to know of a batch that goes on from what a cache holds; see
-    `padless::paged_attention`."""
+    `padless::store_kv` and `padless::paged_attention`."""
 
     position_ids: Tensor
     cu_seqlens: Tensor
@@ -35,22 +35,21 @@ class Step(NamedTuple):
     kv_cache: Tensor
 
     def attend(self, layer: "CausalAttention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        table = self.tables[layer.layer]
+        store_kv.OP(k, v, self.kv_cache, layer.layer, self.slot_mapping, self.position_ids, table)
         return paged_attention.OP(
             q,
-            k,
-            v,
             self.kv_cache,
             layer.layer,
-            self.slot_mapping,
             self.block_table,
             self.cu_seqlens,
             self.cache_seqlens,
             self.max_seqlen,
             layer.softmax_scale,
             self.position_ids,
-            self.tables[layer.layer],
-            layer.window,
-            layer.softcap,
+            table,
+            window=layer.window,
+            softcap=layer.softcap,
         )
 
 

@@ -36,7 +36,7 @@ class RotaryConfig:
 
 
 def build_table(config: RotaryConfig, num_positions: int) -> Tensor:
-    """fp32 [num_positions, dim], cosines and then sines, for `padless::paged_attention`.
+    """fp32 [num_positions, dim], cosines and then sines, for `padless::store_kv` and `padless::paged_attention`.
 
     On the CPU whatever the default device is: models are built on `meta`, and no checkpoint fills this.
     """

@@ -73,13 +73,14 @@ class Formula:
         return Formula(tuple((c, *powers) for powers, c in total.items() if c))
 
     def __str__(self) -> str:
-        return " + ".join(
+        terms = [
             "*".join(
                 [str(c)] * (c != 1 or not any(powers))
                 + [n for n, p in zip(SYMBOLS, powers, strict=False) for _ in range(p)]
             )
             for c, *powers in self.terms
-        )
+        ]
+        return " + ".join(terms) or "0"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,17 @@ import torch
 from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
-from runtime.ops import add_norm, embed_norm, experts, linear_act, linear_int8, paged_attention, pool, varlen_attention
+from runtime.ops import (
+    add_norm,
+    embed_norm,
+    experts,
+    linear_act,
+    linear_int8,
+    paged_attention,
+    pool,
+    store_kv,
+    varlen_attention,
+)
 from runtime.passes.rewriting import (
     LINEAR,
     change,
@@ -27,7 +37,8 @@ FP32_ARGUMENTS = {
     embed_norm.OP: ("weight", "bias"),
     experts.OP: ("router", "up_scale", "down_scale"),
     torch.ops.aten.layer_norm.default: ("weight", "bias"),
-    paged_attention.OP: ("rotary",),
+    store_kv.OP: ("rotary",),
+    paged_attention.OP: ("rotary", "bias"),
     varlen_attention.OP: ("bias",),
 }
 """Weights of norms, what chooses experts, the angles of rotations, what is added to scores."""

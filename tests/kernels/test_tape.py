@@ -13,7 +13,7 @@ from runtime.backends.cpu.ops import LINEAR_ACT_PACKED
 from runtime.backends.cpu.tape import Tape
 from runtime.memory.lifetimes import Formula
 from runtime.memory.sizes import Sizes
-from runtime.ops import add_norm, embed_norm, gated_act, paged_attention, pool
+from runtime.ops import add_norm, embed_norm, gated_act, pool, store_kv
 from runtime.ops.spec import Op, name_arguments
 from runtime.values import View
 from tests.kernels.emulated import COMPILED, load_compiled
@@ -140,12 +140,12 @@ def test_lists_of_tensors(isa: str) -> None:
 
 def test_wrong_inputs_stop_the_tape_with_the_kernels_error(isa: str) -> None:
     scene = make_scene([20])
-    args = list(scene.batch([(0, 0, 20)]))
-    args[5] = args[5] + 10**6
-    before, attended = scene.buffer.clone(), torch.full_like(args[0], torch.nan).contiguous()
+    args = list(scene.list_stored([(0, 0, 20)]))
+    args[4] = args[4] + 10**6
+    before = scene.buffer.clone()
     recorder, results = chain(isa, random_tensor(ROWS, WIDTH))
-    recorder.calls.insert(2, (paged_attention.SPEC, tuple(args), attended))
-    with pytest.raises(IndexError, match="20 of the batch's slots, blocks, positions, lengths or layers are out"):
+    recorder.calls.insert(2, (store_kv.SPEC, tuple(args), torch.empty(0)))
+    with pytest.raises(IndexError, match="20 of the batch's slots, positions or layers are out"):
         recorder.play()
     assert results[1].isfinite().all()
     assert results[2].isnan().all()

@@ -9,14 +9,16 @@ from runtime.memory.lifetimes import Lifetime, align_up
 
 @st.composite
 def lifetimes(draw: st.DrawFn, max_ops: int = 40) -> list[Lifetime]:
-    """A tensor lives from its op to the last op that reads it. How far back ops reach is drawn too: layers or a web."""
+    """A tensor lives from its op to the last op that reads it. How far back ops reach is drawn too: layers or a web.
+    Some ops give nothing, as they are there for what they change; the first is none of those."""
     num_ops = draw(st.integers(1, max_ops))
     reach = draw(st.sampled_from([2, 4, 8, max_ops]))
     ends = list(range(num_ops))
     for op in range(1, num_ops):
         for back in draw(st.lists(st.integers(1, min(op, reach)), max_size=3)):
             ends[op - back] = op
-    sizes = draw(st.lists(st.integers(1, 50_000), min_size=num_ops, max_size=num_ops))
+    size = st.integers(1, 50_000)
+    sizes = [draw(size), *draw(st.lists(st.just(0) | size, min_size=num_ops - 1, max_size=num_ops - 1))]
     return [Lifetime(op, end, align_up(size)) for op, (end, size) in enumerate(zip(ends, sizes, strict=True))]
 
 

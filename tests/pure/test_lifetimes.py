@@ -38,6 +38,12 @@ def test_formula_shows_a_coefficient_of_one_only_where_it_stands_alone() -> None
     assert str(SEQS_PLUS_ONE) == "num_seqs + 1"
 
 
+def test_formula_of_nothing() -> None:
+    """As an op's result that has no elements."""
+    assert str(Formula(())) == "0"
+    assert Formula(()).times(TOKENS).evaluate(SHAPE) == 0
+
+
 @given(formulas, formulas, shapes)
 @settings(deadline=None)
 def test_product_of_formulas_evaluates_to_the_product(one: Formula, other: Formula, shape: BatchShape) -> None:

@@ -22,6 +22,7 @@ from runtime.ops import (
     paged_attention,
     pool,
     rotate,
+    store_kv,
     unfold,
     varlen_attention,
 )
@@ -102,21 +103,16 @@ KERNELS = (
         "or the buckets have no rows or turn back",
     ),
     KernelSpec(
+        store_kv.SPEC,
+        {"k": HEADS, "v": HEADS, "kv_cache": CACHE, "slot_mapping": INT64, "position_ids": INT64, "rotary": FP32}
+        | {"out": ROWS},
+        "slots, positions or layers are out of range",
+    ),
+    KernelSpec(
         paged_attention.SPEC,
-        {
-            "q": HEADS,
-            "k": HEADS,
-            "v": HEADS,
-            "kv_cache": CACHE,
-            "slot_mapping": INT64,
-            "block_table": INT32,
-            "cu_seqlens": INT32,
-            "cache_seqlens": INT32,
-            "position_ids": INT64,
-            "rotary": FP32,
-            "out": HEADS,
-        },
-        "slots, blocks, positions, lengths or layers are out of range",
+        {"q": HEADS, "kv_cache": CACHE, "block_table": INT32, "cu_seqlens": INT32, "cache_seqlens": INT32}
+        | {"position_ids": INT64, "rotary": FP32, "bias": FP32, "out": HEADS},
+        "blocks, positions, lengths or layers are out of range, or sequences longer than the attention bias reaches",
     ),
     KernelSpec(LINEAR_ACT_PACKED, {"x": ROWS, "packed": PACKED, "bias": FP32, "residual": ROWS, "out": ROWS}),
     KernelSpec(

@@ -5,18 +5,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from runtime.kv_cache.blocks import BLOCK_SIZE
-from runtime.kv_cache.layout import load_rows, store_rows
+from runtime.kv_cache.layout import load_rows
 from runtime.ops.paged_attention import attend
 from runtime.ops.rotate import turn_heads
 
 
 def paged_attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
     kv_cache: Tensor,
     layer: int,
-    slot_mapping: Tensor,
     block_table: Tensor,
     cu_seqlens: Tensor,
     cache_seqlens: Tensor,
@@ -24,18 +21,16 @@ def paged_attention(
     softmax_scale: float,
     position_ids: Tensor | None = None,
     rotary: Tensor | None = None,
+    causal: bool = True,
     window: int = -1,
     softcap: float = 0.0,
+    bias: Tensor | None = None,
     *,
     out: Tensor,
 ) -> None:
     if rotary is not None:
         assert position_ids is not None, "A rotation needs positions. This is a bug."
-        angles = rotary[position_ids]
-        q, k = turn_heads(q, angles), turn_heads(k, angles)
-    keys, values = kv_cache[layer, :, 0], kv_cache[layer, :, 1]
-    store_rows(keys, slot_mapping, k, is_value=False)
-    store_rows(values, slot_mapping, v, is_value=True)
+        q = turn_heads(q, rotary[position_ids])
     # One transfer from the device for both.
     numbers = torch.cat([cu_seqlens, cache_seqlens]).tolist()
     borders, lengths = numbers[: len(cu_seqlens)], numbers[len(cu_seqlens) :]
@@ -44,14 +39,14 @@ def paged_attention(
         first = find_first_key(num_keys - (rows.stop - rows.start), window)
         blocks = block_table[index, first // BLOCK_SIZE : -(-num_keys // BLOCK_SIZE)]
         count = num_keys - first // BLOCK_SIZE * BLOCK_SIZE
-        past_k, past_v = (
-            load_rows(heads, blocks, count, q.shape[2], is_value=is_value)[first % BLOCK_SIZE :]
-            for heads, is_value in ((keys, False), (values, True))
+        k, v = (
+            load_rows(kv_cache[layer, :, kind], blocks, count, q.shape[2], is_value=kind == 1)[first % BLOCK_SIZE :]
+            for kind in range(2)
         )
-        if softcap > 0:
-            out[rows] = attend(q[rows].float(), past_k, past_v, softmax_scale, window, softcap)
+        if softcap > 0 or bias is not None or num_keys == 0:
+            out[rows] = attend(q[rows].float(), k, v, softmax_scale, causal, window, softcap, bias)
         else:
-            out[rows] = attend_dense(q[rows], past_k.to(q.dtype), past_v.to(q.dtype), softmax_scale, window)
+            out[rows] = attend_dense(q[rows], k.to(q.dtype), v.to(q.dtype), softmax_scale, causal, window)
 
 
 def find_first_key(position: int, window: int) -> int:
@@ -59,11 +54,11 @@ def find_first_key(position: int, window: int) -> int:
     return max(0, position - window) if window >= 0 else 0
 
 
-def attend_dense(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, window: int) -> Tensor:
-    """One sequence, as `runtime.ops.paged_attention.attend`, without a softcap."""
+def attend_dense(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool, window: int) -> Tensor:
+    """One sequence, as `runtime.ops.paged_attention.attend`, without a softcap or a bias, over one key or more."""
     len_q, len_k = len(q), len(k)
-    mask = None
-    if len_q > 1 and (len_q < len_k or window >= 0):
+    is_causal, mask = causal and len_q > 1, None
+    if is_causal and (len_q < len_k or window >= 0):
         mask = torch.ones(len_q, len_k, dtype=torch.bool, device=q.device).tril_(len_k - len_q)
         if window >= 0:
             mask.triu_(len_k - len_q - window)
@@ -72,7 +67,7 @@ def attend_dense(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, window: 
         k.transpose(0, 1)[None],
         v.transpose(0, 1)[None],
         mask,
-        is_causal=mask is None and len_q > 1,
+        is_causal=is_causal and mask is None,
         scale=softmax_scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )

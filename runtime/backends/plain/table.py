@@ -12,6 +12,7 @@ from runtime.backends.plain.linear_int8 import linear_int8
 from runtime.backends.plain.paged_attention import paged_attention
 from runtime.backends.plain.pool import pool
 from runtime.backends.plain.rotate import rotate
+from runtime.backends.plain.store_kv import store_kv
 from runtime.backends.plain.varlen_attention import varlen_attention
 from runtime.ops import add_norm as add_norm_op
 from runtime.ops import dynamic_conv as dynamic_conv_op
@@ -23,6 +24,7 @@ from runtime.ops import max_logits as max_logits_op
 from runtime.ops import paged_attention as paged_attention_op
 from runtime.ops import pool as pool_op
 from runtime.ops import rotate as rotate_op
+from runtime.ops import store_kv as store_kv_op
 from runtime.ops import unfold as unfold_op
 from runtime.ops import varlen_attention as varlen_attention_op
 
@@ -47,6 +49,7 @@ def arange(end: int, *, out: Tensor, **_: object) -> None:
 
 TORCH_KERNELS: dict[object, Kernel] = {
     varlen_attention_op.OP: varlen_attention,
+    store_kv_op.OP: store_kv,
     paged_attention_op.OP: paged_attention,
     linear_act_op.OP: linear_act,
     linear_int8_op.OP: linear_int8,

@@ -8,6 +8,8 @@
 
 namespace padless {
 
+inline bool is_out(int64_t index, int64_t size) { return uint64_t(index) >= uint64_t(size); }
+
 inline int64_t width(const Tensor& x) { return x.sizes[x.num_dims - 1]; }
 
 inline int64_t num_rows(const Tensor& x) {

@@ -10,14 +10,10 @@ namespace padless {
 
 constexpr int64_t BLOCK = 16;  // tokens; keys lie by column, so that a block of them is one panel
 
-template <class Body>
-inline void with_cache_type(Kind kind, const Body& body) {
-    switch (kind) {
-        case BF16: return body(BFloat16{});
-        case FP16: return body(Float16{});
-        case INT8: return body(int8_t{});
-        default: return body(float{});
-    }
+// One head of a token as a row of the cache: head_dim floats, and zeros up to a multiple of PANEL.
+inline void load_head(const Matrix& tokens, int64_t token, int64_t head, int64_t head_dim, float* row) {
+    copy_row(tokens, token, head * head_dim, head_dim, row);
+    std::fill(row + head_dim, row + round_up(head_dim, PANEL), 0.0f);
 }
 
 template <class T>
@@ -69,5 +65,21 @@ struct KVCache {
         return scale;
     }
 };
+
+template <class T, class Body>
+inline void with_layer_of(const Tensor& cache, int64_t layer, int64_t head_dim, const Body& body) {
+    body(KVCache<T>{data<T>(cache) + layer * cache.strides[0], cache.sizes[3], round_up(head_dim, PANEL)});
+}
+
+// `body` gets one layer of a cache, by the type of its numbers.
+template <class Body>
+inline void with_layer(const Tensor& cache, int64_t layer, int64_t head_dim, const Body& body) {
+    switch (cache.kind) {
+        case BF16: return with_layer_of<BFloat16>(cache, layer, head_dim, body);
+        case FP16: return with_layer_of<Float16>(cache, layer, head_dim, body);
+        case INT8: return with_layer_of<int8_t>(cache, layer, head_dim, body);
+        default: return with_layer_of<float>(cache, layer, head_dim, body);
+    }
+}
 
 }  // namespace padless

@@ -1,8 +1,8 @@
-// `padless::paged_attention`: store the new keys and values in their blocks, then let each new token look at its past.
+// `padless::paged_attention`: each new token looks at the keys and values of its sequence in the cache.
 //
 // Blocks are multiplied where they lie: a block of keys is a panel of a GEMM, and so are 16 columns of its values. The
 // query heads that share a kv head are rows of one task, so that its blocks are read once for all of them. Nothing is read
-// of keys before a task's window or behind its last token: whatever lies there, NaN too, does not matter.
+// of keys before a task's window or behind its last key: whatever lies there, NaN too, does not matter.
 #include <omp.h>
 
 #include "paged_attention.h"
@@ -15,35 +15,26 @@ constexpr int64_t TILE_ROWS = 96;
 constexpr int64_t SPLIT_ROWS = 16;  // a tile of no more rows may have its chunks taken by several threads
 
 struct PagedCall {
-    Matrix q, k, v, out;  // [tokens, heads * head_dim]; a head's numbers lie together
-    const int64_t* slots;
+    Matrix q, out;  // [tokens, heads * head_dim]; a head's numbers lie together
     const int32_t *block_table, *cu_seqlens, *cache_seqlens;
-    const int64_t* positions;
-    const float* rotary;  // [num_positions, rotary_dim]; may be null
-    int64_t num_tokens, num_seqs, num_heads, num_kv_heads, head_dim, num_blocks, max_blocks, num_positions, rotary_dim;
+    Rotary rotary;
+    int64_t num_tokens, num_seqs, num_heads, num_kv_heads, head_dim, num_blocks, max_blocks;
     float softmax_scale;
-    int64_t window;  // -1: none
-    float softcap;   // 0: none
+    bool is_causal;
+    int64_t window;     // -1: none
+    float softcap;      // 0: none
+    const float* bias;  // [num_heads, reach], by how far a key lies behind its query; may be null
+    int64_t reach;
 
     int64_t padded_dim() const { return round_up(head_dim, PANEL); }
     int64_t group() const { return num_heads / num_kv_heads; }
-    int64_t num_queries(int64_t seq) const { return cu_seqlens[seq + 1] - cu_seqlens[seq]; }
     const int32_t* blocks(int64_t seq) const { return block_table + seq * max_blocks; }
-
-    // One head of a token as padded_dim floats, turned to the token's position.
-    void load_row(const Matrix& from, int64_t token, int64_t head, float* row) const {
-        copy_row(from, token, head * head_dim, head_dim, row);
-        std::fill(row + head_dim, row + padded_dim(), 0.0f);
-    }
-
-    void rotate(int64_t token, float* row) const {
-        if (rotary) rotate_row(row, rotary + positions[token] * rotary_dim, rotary_dim / 2);
-    }
+    int64_t num_used_blocks(int64_t seq) const { return round_up(cache_seqlens[seq], BLOCK) / BLOCK; }
 };
 
-// Queries of one sequence, in all heads of a group: row i is query first_query + i / group.
+// Tokens that look at the keys of a sequence, in all heads of a group: row i is token first_token + i / group.
 struct Tile {
-    int64_t seq, kv_head, first_query, num_queries;
+    int64_t seq, kv_head, first_token, num_tokens;
     int64_t first_chunk, last_chunk;
     bool is_split;  // its chunks are taken by several threads, and add up to
     float* parts;   // sums of each chunk and row
@@ -57,22 +48,17 @@ struct Piece {
     int64_t num_chunks() const { return last_chunk - first_chunk; }
 };
 
-// How many slots, positions, lengths and blocks point out of their memory.
+// How many positions, lengths and blocks point out of their memory, or out of the bias.
 int64_t count_wrong(const PagedCall& call) {
-    const auto is_out = [](int64_t index, int64_t size) { return uint64_t(index) >= uint64_t(size); };
-    int64_t wrong = 0;
-    for (int64_t token = 0; token < call.num_tokens; ++token) {
-        wrong += is_out(call.slots[token], call.num_blocks * BLOCK);
-        if (call.rotary) wrong += is_out(call.positions[token], call.num_positions);
-    }
+    const int64_t longest = std::min(call.max_blocks * BLOCK, call.bias ? call.reach : INT64_MAX);
+    int64_t wrong = call.rotary.count_wrong(call.num_tokens);
     for (int64_t seq = 0; seq < call.num_seqs; ++seq) {
         const int64_t first = call.cu_seqlens[seq], last = call.cu_seqlens[seq + 1], length = call.cache_seqlens[seq];
-        if (first < 0 || last < first || last > call.num_tokens || length < last - first ||
-            length > call.max_blocks * BLOCK)
+        const int64_t shortest = call.is_causal ? last - first : 0;
+        if (first < 0 || last < first || last > call.num_tokens || length < shortest || length > longest)
             ++wrong;
         else
-            for (int64_t i = 0; i < round_up(length, BLOCK) / BLOCK; ++i)
-                wrong += is_out(call.blocks(seq)[i], call.num_blocks);
+            for (int64_t i = 0; i < call.num_used_blocks(seq); ++i) wrong += is_out(call.blocks(seq)[i], call.num_blocks);
     }
     return wrong;
 }
@@ -122,38 +108,25 @@ struct PagedStep {
     std::vector<Tile> tiles{};
     std::vector<Piece> pieces{};
 
-    // Head by head, so that threads rarely write to the same block.
-    void store_new() const {
-        static thread_local std::vector<float> memory;
-        float* row = scratch(memory, call.padded_dim());
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < call.num_kv_heads * call.num_tokens; ++i) {
-            const int64_t head = i / call.num_tokens, token = i % call.num_tokens;
-            call.load_row(call.k, token, head, row);
-            call.rotate(token, row);
-            cache.store_key(row, call.slots[token], head);
-            call.load_row(call.v, token, head, row);
-            cache.store_value(row, call.slots[token], head);
-        }
+    // The last key that a row sees, -1 for none: the token itself, or its sequence's last.
+    int64_t last_visible(const Tile& tile, int64_t row) const {
+        const int64_t last = call.cache_seqlens[tile.seq] - 1;
+        if (!call.is_causal) return last;
+        return last - (call.cu_seqlens[tile.seq + 1] - 1) + tile.first_token + row / call.group();
     }
-
-    // Among its sequence's keys.
-    int64_t position(const Tile& tile, int64_t row) const {
-        return call.cache_seqlens[tile.seq] - call.num_queries(tile.seq) + tile.first_query + row / call.group();
+    int64_t first_visible(int64_t last) const {
+        return call.window >= 0 ? std::max<int64_t>(0, last - call.window) : 0;
     }
-    int64_t first_visible(int64_t position) const {
-        return call.window >= 0 ? std::max<int64_t>(0, position - call.window) : 0;
-    }
-    int64_t num_rows(const Tile& tile) const { return tile.num_queries * call.group(); }
+    int64_t num_rows(const Tile& tile) const { return tile.num_tokens * call.group(); }
 
     void list_tiles() {
         const int64_t each = std::max<int64_t>(1, TILE_ROWS / call.group());
         for (int64_t seq = 0; seq < call.num_seqs; ++seq)
             for (int64_t head = 0; head < call.num_kv_heads; ++head)
-                for (int64_t query = 0; query < call.num_queries(seq); query += each) {
-                    Tile tile{seq, head, query, std::min(each, call.num_queries(seq) - query), 0, 0, false, nullptr};
-                    tile.first_chunk = first_visible(position(tile, 0)) / CHUNK;
-                    tile.last_chunk = position(tile, num_rows(tile) - 1) / CHUNK + 1;
+                for (int64_t token = call.cu_seqlens[seq], end = call.cu_seqlens[seq + 1]; token < end; token += each) {
+                    Tile tile{seq, head, token, std::min(each, end - token), 0, 0, false, nullptr};
+                    tile.first_chunk = first_visible(last_visible(tile, 0)) / CHUNK;
+                    tile.last_chunk = round_up(last_visible(tile, num_rows(tile) - 1) + 1, CHUNK) / CHUNK;
                     tiles.push_back(tile);
                 }
     }
@@ -171,13 +144,15 @@ struct PagedStep {
         float* parts = scratch(memory, num_parts * stride);
         for (Tile& tile : tiles) {
             tile.parts = parts;
-            const int64_t chunks = tile.last_chunk - tile.first_chunk, each = tile.is_split ? 1 : chunks;
-            for (int64_t chunk = tile.first_chunk; chunk < tile.last_chunk; chunk += each)
-                pieces.push_back({&tile, chunk, chunk + each});
-            if (tile.is_split) parts += chunks * num_rows(tile) * stride;
+            if (tile.is_split) {
+                for (int64_t chunk = tile.first_chunk; chunk < tile.last_chunk; ++chunk)
+                    pieces.push_back({&tile, chunk, chunk + 1});
+                parts += (tile.last_chunk - tile.first_chunk) * num_rows(tile) * stride;
+            } else
+                pieces.push_back({&tile, tile.first_chunk, tile.last_chunk});
         }
         std::stable_sort(pieces.begin(), pieces.end(), [&](const Piece& a, const Piece& b) {
-            return a.num_chunks() * a.tile->num_queries > b.num_chunks() * b.tile->num_queries;
+            return a.num_chunks() * a.tile->num_tokens > b.num_chunks() * b.tile->num_tokens;
         });
     }
 
@@ -190,8 +165,8 @@ struct PagedStep {
         constexpr int PANELS = find_panels(ROWS);
         constexpr bool HAS_SCALES = KVCache<T>::HAS_SCALES;
         const int64_t start = chunk * CHUNK, padded_dim = call.padded_dim();
-        const int64_t begin = std::max<int64_t>(0, first_visible(position(tile, first)) - start);
-        const int64_t end = std::min(CHUNK, position(tile, first + ROWS - 1) + 1 - start);
+        const int64_t begin = std::max<int64_t>(0, first_visible(last_visible(tile, first)) - start);
+        const int64_t end = std::min(CHUNK, last_visible(tile, first + ROWS - 1) + 1 - start);
         if (begin >= end) {
             for (int r = 0; r < ROWS; ++r) clear_sums(sums + r * stride, padded_dim);
             return;
@@ -201,20 +176,26 @@ struct PagedStep {
             score_blocks<ROWS, PANELS>(space.queries + first * padded_dim, padded_dim, call.head_dim, data.keys + block,
                                        space.scores + block * BLOCK);
         for (int r = 0; r < ROWS; ++r) {
-            const int64_t last_visible = position(tile, first + r) - start;
+            const int64_t last = last_visible(tile, first + r);
             weigh_row(space.scores + r * SCORES_STRIDE, first_block * BLOCK, last_block * BLOCK,
-                      first_visible(last_visible + start) - start, last_visible + 1, call.softcap,
+                      first_visible(last) - start, last + 1 - start, call.softcap, find_bias(tile, first + r),
                       HAS_SCALES ? data.key_scales : nullptr, HAS_SCALES ? data.value_scales : nullptr,
                       sums + r * stride + padded_dim);
         }
         sum_values<ROWS, PANELS>(space.scores, data.values, begin, end, 0, padded_dim / PANEL, sums, stride);
     }
 
+    int64_t find_token(const Tile& tile, int64_t row) const { return tile.first_token + row / call.group(); }
+    int64_t find_head(const Tile& tile, int64_t row) const { return tile.kv_head * call.group() + row % call.group(); }
+    const float* find_bias(const Tile& tile, int64_t row) const {
+        return call.bias ? call.bias + find_head(tile, row) * call.reach : nullptr;
+    }
+
     void load_queries(const Tile& tile, float* queries) const {
         for (int64_t row = 0; row < num_rows(tile); ++row, queries += call.padded_dim()) {
-            const int64_t token = call.cu_seqlens[tile.seq] + tile.first_query + row / call.group();
-            call.load_row(call.q, token, tile.kv_head * call.group() + row % call.group(), queries);
-            call.rotate(token, queries);
+            const int64_t token = find_token(tile, row);
+            load_head(call.q, token, find_head(tile, row), call.head_dim, queries);
+            call.rotary.turn_row(token, queries);
             for (int64_t i = 0; i < call.padded_dim(); i += LANES)
                 store(queries + i, load(queries + i) * call.softmax_scale);
         }
@@ -222,11 +203,9 @@ struct PagedStep {
 
     void store_result(const Tile& tile, float* sums) const {
         for (int64_t row = 0; row < num_rows(tile); ++row, sums += stride) {
-            const int64_t token = call.cu_seqlens[tile.seq] + tile.first_query + row / call.group();
-            const int64_t head = tile.kv_head * call.group() + row % call.group();
-            const float inverse = 1.0f / sums[call.padded_dim()];
+            const float total = sums[call.padded_dim()], inverse = total == 0 ? 0 : 1 / total;  // 0: it saw no key
             for (int64_t i = 0; i < call.padded_dim(); i += LANES) store(sums + i, load(sums + i) * inverse);
-            write_row(sums, call.out, token, head * call.head_dim, call.head_dim);
+            write_row(sums, call.out, find_token(tile, row), find_head(tile, row) * call.head_dim, call.head_dim);
         }
     }
 
@@ -238,8 +217,8 @@ struct PagedStep {
     void attend_chunk(const Tile& tile, int64_t chunk, const Workspace& space) const {
         const int64_t rows = num_rows(tile), num_groups = (rows + MAX_ROWS - 1) / MAX_ROWS;
         const int64_t each = (rows + num_groups - 1) / num_groups, start = chunk * CHUNK;
-        const int64_t first = std::max<int64_t>(0, first_visible(position(tile, 0)) - start) / BLOCK;
-        const int64_t last = std::min(CHUNK, position(tile, rows - 1) - start + BLOCK) / BLOCK;
+        const int64_t first = std::max<int64_t>(0, first_visible(last_visible(tile, 0)) - start) / BLOCK;
+        const int64_t last = std::min(CHUNK, last_visible(tile, rows - 1) - start + BLOCK) / BLOCK;
         const Chunk<T> data(cache, call.blocks(tile.seq) + chunk * CHUNK_BLOCKS, tile.kv_head, first, last);
         for (int64_t row = 0; row < rows; row += each) {
             const int64_t count = std::min(each, rows - row);
@@ -273,7 +252,6 @@ struct PagedStep {
         const bool is_split = pieces.size() > tiles.size();
 #pragma omp parallel
         {
-            store_new();
             const Workspace space(std::max(TILE_ROWS, call.group()), call.padded_dim());
 #pragma omp for schedule(dynamic)
             for (size_t i = 0; i < pieces.size(); ++i) run_piece(pieces[i], space);
@@ -286,23 +264,23 @@ struct PagedStep {
     }
 };
 
+template <class T>
+void run(const PagedCall& call, const KVCache<T>& cache) {
+    PagedStep<T>{call, cache}.run();
+}
+
 }  // namespace
 
-// Counts the slots, positions, lengths and blocks that are out of range; if any, nothing is read or written.
+// Counts the positions, lengths and blocks that are out of range; if any, nothing is read or written.
 PADLESS_KERNEL(paged_attention, PagedAttention) {
     const PagedCall paged{
-        tokens_of(call.q), tokens_of(call.k), tokens_of(call.v), tokens_of(call.out), data<int64_t>(call.slot_mapping),
-        data<int32_t>(call.block_table), data<int32_t>(call.cu_seqlens), data<int32_t>(call.cache_seqlens),
-        data<int64_t>(call.position_ids), data<float>(call.rotary), call.q.sizes[0], call.cache_seqlens.sizes[0],
-        call.q.sizes[1], call.kv_cache.sizes[3], call.q.sizes[2], call.kv_cache.sizes[1], call.block_table.sizes[1],
-        call.rotary.sizes[0], call.rotary.sizes[1], float(call.softmax_scale), call.window, float(call.softcap)};
-    const bool has_layer = call.layer >= 0 && call.layer < call.kv_cache.sizes[0];
-    const int64_t wrong = has_layer ? count_wrong(paged) : 1;
+        tokens_of(call.q), tokens_of(call.out), data<int32_t>(call.block_table), data<int32_t>(call.cu_seqlens),
+        data<int32_t>(call.cache_seqlens), Rotary(call.position_ids, call.rotary), call.q.sizes[0],
+        call.cache_seqlens.sizes[0], call.q.sizes[1], call.kv_cache.sizes[3], call.q.sizes[2], call.kv_cache.sizes[1],
+        call.block_table.sizes[1], float(call.softmax_scale), call.causal != 0, call.window, float(call.softcap),
+        data<float>(call.bias), call.bias.sizes[1]};
+    const int64_t wrong = is_out(call.layer, call.kv_cache.sizes[0]) ? 1 : count_wrong(paged);
     if (wrong == 0)
-        with_cache_type(call.kv_cache.kind, [&](auto number) {
-            using T = decltype(number);
-            T* layer = data<T>(call.kv_cache) + call.layer * call.kv_cache.strides[0];
-            PagedStep<T>{paged, {layer, paged.num_kv_heads, paged.padded_dim()}}.run();
-        });
+        with_layer(call.kv_cache, call.layer, paged.head_dim, [&](const auto& cache) { run(paged, cache); });
     return wrong;
 }

@@ -110,15 +110,27 @@ inline Vec cap(Vec score, float softcap) {
     return softcap * (1.0f - 2.0f / (1.0f + exponential(score * (2.0f / softcap))));
 }
 
+// The bias of LANES keys, of which the first lies `distance` behind the query; of those ahead of it anything.
+inline Vec load_bias(const float* bias, int64_t distance) {
+    float lanes[LANES];
+    if (distance >= LANES - 1)
+        for (int lane = 0; lane < LANES; ++lane) lanes[lane] = bias[distance - lane];
+    else
+        for (int lane = 0; lane < LANES; ++lane) lanes[lane] = bias[std::max<int64_t>(0, distance - lane)];
+    return load(lanes);
+}
+
 // Scores of keys [first, last), of which a row sees [low, high), become weights. Keys it does not see weigh exactly 0.
-// The scales are those of the keys and values, or null. Sets the total and the largest score behind `sums`.
+// `bias`: of the row's head, by how far a key lies behind the last that it sees, or null. The scales are those of the keys
+// and values, or null. Sets the total and the largest score behind `sums`.
 inline void weigh_row(float* scores, int64_t first, int64_t last, int64_t low, int64_t high, float softcap,
-                      const float* key_scales, const float* value_scales, float* total_and_top) {
+                      const float* bias, const float* key_scales, const float* value_scales, float* total_and_top) {
     Vec top = broadcast(NOTHING), total{};
     for (int64_t key = first; key < last; key += LANES) {
         Vec score = load(scores + key);
         if (key_scales) score *= load(key_scales + key);
         if (softcap > 0) score = cap(score, softcap);
+        if (bias) score += load_bias(bias, high - 1 - key);
         if (key < low || key + LANES > high) {
             const IntVec number = lane_numbers() + int32_t(key);
             score = select((number < int32_t(low)) | (number >= int32_t(high)), broadcast(NOTHING), score);

@@ -1,6 +1,7 @@
 // Rotary positions (Su et al., 2021): how one head of a token is turned.
 #pragma once
 
+#include "kernel.h"
 #include "simd.h"
 
 namespace padless {
@@ -28,5 +29,28 @@ inline void rotate_row(float* row, const float* angles, int64_t half) {
         store_some(row + half + i, second, half - i);
     }
 }
+
+// What the heads of a batch's tokens are turned by.
+struct Rotary {
+    const int64_t* positions;  // [num_tokens]
+    const float* table;        // [num_positions, dim]; may be null: they stay
+    int64_t num_positions, dim;
+
+    Rotary(const Tensor& position_ids, const Tensor& rotary)
+        : positions(data<int64_t>(position_ids)),
+          table(data<float>(rotary)),
+          num_positions(rotary.sizes[0]),
+          dim(rotary.sizes[1]) {}
+
+    void turn_row(int64_t token, float* row) const {
+        if (table) rotate_row(row, table + positions[token] * dim, dim / 2);
+    }
+
+    int64_t count_wrong(int64_t num_tokens) const {
+        int64_t wrong = 0;
+        for (int64_t token = 0; table && token < num_tokens; ++token) wrong += is_out(positions[token], num_positions);
+        return wrong;
+    }
+};
 
 }  // namespace padless
