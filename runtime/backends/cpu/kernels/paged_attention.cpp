@@ -30,9 +30,14 @@ struct PagedCall {
     int64_t group() const { return num_heads / num_kv_heads; }
     const int32_t* blocks(int64_t seq) const { return block_table + seq * max_blocks; }
     int64_t num_used_blocks(int64_t seq) const { return round_up(cache_seqlens[seq], BLOCK) / BLOCK; }
+    bool have_same_keys(int64_t seq, int64_t other) const {
+        return cache_seqlens[seq] == cache_seqlens[other] &&
+               std::equal(blocks(seq), blocks(seq) + num_used_blocks(seq), blocks(other));
+    }
 };
 
-// Tokens that look at the keys of a sequence, in all heads of a group: row i is token first_token + i / group.
+// Tokens that look at the keys of a sequence, in all heads of a group: row i is token first_token + i / group. Of its
+// neighbours too, where these have the same keys and see them all.
 struct Tile {
     int64_t seq, kv_head, first_token, num_tokens;
     int64_t first_chunk, last_chunk;
@@ -119,16 +124,29 @@ struct PagedStep {
     }
     int64_t num_rows(const Tile& tile) const { return tile.num_tokens * call.group(); }
 
+    // The first sequence behind one that looks at other keys. Beams look at one source, whose blocks are read once for all.
+    int64_t find_next(int64_t seq) const {
+        int64_t next = seq + 1;
+        while (!call.is_causal && next < call.num_seqs && call.have_same_keys(seq, next)) ++next;
+        return next;
+    }
+
     void list_tiles() {
-        const int64_t each = std::max<int64_t>(1, TILE_ROWS / call.group());
-        for (int64_t seq = 0; seq < call.num_seqs; ++seq)
+        for (int64_t seq = 0, next; seq < call.num_seqs; seq = next) {
+            next = find_next(seq);
             for (int64_t head = 0; head < call.num_kv_heads; ++head)
-                for (int64_t token = call.cu_seqlens[seq], end = call.cu_seqlens[seq + 1]; token < end; token += each) {
-                    Tile tile{seq, head, token, std::min(each, end - token), 0, 0, false, nullptr};
-                    tile.first_chunk = first_visible(last_visible(tile, 0)) / CHUNK;
-                    tile.last_chunk = round_up(last_visible(tile, num_rows(tile) - 1) + 1, CHUNK) / CHUNK;
-                    tiles.push_back(tile);
-                }
+                list_tiles(seq, head, call.cu_seqlens[seq], call.cu_seqlens[next]);
+        }
+    }
+
+    void list_tiles(int64_t seq, int64_t head, int64_t token, int64_t end) {
+        const int64_t each = std::max<int64_t>(1, TILE_ROWS / call.group());
+        for (; token < end; token += each) {
+            Tile tile{seq, head, token, std::min(each, end - token), 0, 0, false, nullptr};
+            tile.first_chunk = first_visible(last_visible(tile, 0)) / CHUNK;
+            tile.last_chunk = round_up(last_visible(tile, num_rows(tile) - 1) + 1, CHUNK) / CHUNK;
+            tiles.push_back(tile);
+        }
     }
 
     // Tiles as pieces, the longest first. Where tiles are few, the chunks of small ones become pieces of their own.
