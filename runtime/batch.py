@@ -12,6 +12,7 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -67,7 +68,7 @@ class History:
 
     rows: IntArray
     ids: IntArray
-    is_generated: npt.NDArray[np.bool_]
+    is_generated: BoolArray
     """False: in the prompt, where only the repetition penalty looks."""
 
 
@@ -83,12 +84,31 @@ class TokenMasks:
 
 
 @dataclass(frozen=True, slots=True)
+class OnlyTokens:
+    """The only tokens of some rows: the logit of token `ids[i]` in row `rows[i]` becomes 0, and all others of that row
+    -inf."""
+
+    rows: IntArray
+    ids: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class TimestampRule:
+    """Where the tokens from `begins[i]` on are together more probable than each of those before, row `rows[i]` becomes
+    one of them (Whisper)."""
+
+    rows: IntArray
+    begins: IntArray
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How rows of logits become tokens, in this order; all arrays are `[num_logits]`.
 
-    Repetition penalty, then presence and frequency penalties, bias, masks; what `logprobs` tell is the distribution so
-    far. Then temperature, top-k, top-p, min-p, and the token is where the cumulated probabilities, most probable first,
-    pass `uniforms`. A row's token so depends on that row alone, and with the same number it is the same again.
+    Repetition penalty, then presence and frequency penalties, only tokens, bias, masks, timestamps; what `logprobs`
+    tell is the distribution so far. Then temperature, top-k, top-p, min-p, and the token is where the cumulated
+    probabilities, most probable first, pass `uniforms`. A row's token so depends on that row alone, and with the same
+    number it is the same again.
     """
 
     temperature: FloatArray
@@ -109,9 +129,14 @@ class Sampling:
     """-1: no logprobs; 0: that of the token; k: and the k most probable tokens with theirs."""
     forced_ids: IntArray
     """Tokens that are already known, whose logprobs are wanted; NO_TOKEN: choose one."""
+    is_ranked: BoolArray
+    """For beam search, with temperature 0: logits become logprobs before all of this, and what it makes of them is told
+    as it is, so that beams whose tokens are banned or penalised lose against others, as in transformers."""
     bias: SparseBias | None = None
     history: History | None = None
     masks: TokenMasks | None = None
+    only: OnlyTokens | None = None
+    timestamps: TimestampRule | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from runtime.batch import (
     NO_TOKEN,
+    BoolArray,
     FloatArray,
     History,
     IntArray,
+    OnlyTokens,
     SampledTokens,
     Sampling,
     SparseBias,
+    TimestampRule,
     TokenMasks,
 )
 from runtime.sampling_filters import draw_tokens, rank_first, take_rows
@@ -44,8 +47,9 @@ def sample(logits: Tensor, sampling: Sampling) -> SampledTokens:
             tokens, np.full(len(best), np.nan, np.float32), nothing.astype(np.int64), nothing.astype(np.float32)
         )
     told = np.flatnonzero(is_usable & (sampling.num_top >= 0))
-    logprobs = take_rows(logits, told).log_softmax(-1) if len(told) else logits[:0]
-    top_ids, top_logprobs = find_top(take_rows(logits, told), logprobs, told, sampling.num_top)
+    told_logits = take_rows(logits, told)
+    logprobs = find_logprobs(told_logits, sampling.is_ranked[told])
+    top_ids, top_logprobs = find_top(told_logits, logprobs, told, sampling.num_top)
 
     token_ids = np.where(sampling.forced_ids >= 0, sampling.forced_ids, best_ids)
     drawn = np.flatnonzero(is_usable & (sampling.temperature > 0) & (sampling.forced_ids < 0))
@@ -54,7 +58,7 @@ def sample(logits: Tensor, sampling: Sampling) -> SampledTokens:
     token_ids[~is_usable] = NO_TOKEN
     token_logprobs = np.full(len(logits), np.nan, np.float32)
     if len(told):
-        token_logprobs[told] = logprobs[to_index(np.arange(len(told)), token_ids[told], logits)].cpu().numpy()
+        token_logprobs[told] = logprobs[to_indices(np.arange(len(told)), token_ids[told], logits)].cpu().numpy()
     return SampledTokens(token_ids, token_logprobs, top_ids, top_logprobs)
 
 
@@ -65,19 +69,26 @@ def is_plain(sampling: Sampling) -> bool:
 
 def adjust_logits(logits: Tensor, sampling: Sampling) -> None:
     """In place. NaN and +inf stay what they are, forbidden or not: they tell that the row cannot be used."""
+    ranked = np.flatnonzero(sampling.is_ranked)
+    if len(ranked):
+        logits[to_index(ranked, logits)] = take_rows(logits, ranked).log_softmax(-1)
     if sampling.history is not None:
         penalise_repetition(logits, sampling.history, sampling.repetition_penalty)
         penalise_generated(logits, sampling.history, sampling.presence_penalty, sampling.frequency_penalty)
+    if sampling.only is not None:
+        keep_only(logits, sampling.only)
     if sampling.bias is not None:
         add_bias(logits, sampling.bias)
     if sampling.masks is not None:
         forbid_tokens(logits, sampling.masks)
+    if sampling.timestamps is not None:
+        prefer_timestamps(logits, sampling.timestamps)
 
 
 def penalise_repetition(logits: Tensor, history: History, penalty: FloatArray) -> None:
     used = penalty[history.rows] != 1
     rows, ids, _ = count_pairs(history.rows[used], history.ids[used], logits.shape[1])
-    index = to_index(rows, ids, logits)
+    index = to_indices(rows, ids, logits)
     values, factors = logits[index], torch.tensor(penalty[rows], device=logits.device)
     logits[index] = torch.where(values > 0, values / factors, values * factors)
 
@@ -86,12 +97,20 @@ def penalise_generated(logits: Tensor, history: History, presence: FloatArray, f
     used = history.is_generated & ((presence != 0) | (frequency != 0))[history.rows]
     rows, ids, counts = count_pairs(history.rows[used], history.ids[used], logits.shape[1])
     penalties = (presence[rows] + frequency[rows] * counts).astype(np.float32)
-    logits[to_index(rows, ids, logits)] -= torch.tensor(penalties, device=logits.device)
+    logits[to_indices(rows, ids, logits)] -= torch.tensor(penalties, device=logits.device)
+
+
+def keep_only(logits: Tensor, only: OnlyTokens) -> None:
+    rows, places = np.unique(only.rows, return_inverse=True)
+    found = logits[to_index(rows, logits)]
+    kept = torch.full_like(found, -torch.inf)
+    kept[to_indices(places, only.ids, logits)] = 0
+    logits[to_index(rows, logits)] = torch.where(found.isnan() | found.isposinf(), found, kept)
 
 
 def add_bias(logits: Tensor, bias: SparseBias) -> None:
     values = torch.tensor(bias.values, device=logits.device)
-    logits.index_put_(to_index(bias.rows, bias.ids, logits), values, accumulate=True)
+    logits.index_put_(to_indices(bias.rows, bias.ids, logits), values, accumulate=True)
 
 
 def forbid_tokens(logits: Tensor, masks: TokenMasks) -> None:
@@ -99,8 +118,16 @@ def forbid_tokens(logits: Tensor, masks: TokenMasks) -> None:
     num_bytes = -(-logits.shape[1] // 8)
     mask_bytes = np.ascontiguousarray(masks.bits, "<u4").view(np.uint8)[:, :num_bytes]
     bias = BYTE_BIAS[mask_bytes].reshape(len(mask_bytes), 8 * num_bytes)[:, : logits.shape[1]]
-    rows = torch.tensor(masks.rows, device=logits.device)
-    logits.index_add_(0, rows, torch.from_numpy(bias).to(logits.device))
+    logits.index_add_(0, to_index(masks.rows, logits), torch.from_numpy(bias).to(logits.device))
+
+
+def prefer_timestamps(logits: Tensor, rule: TimestampRule) -> None:
+    """A row with NaN or +inf among its texts is left as it is."""
+    for begin in np.unique(rule.begins).tolist():
+        rows = to_index(rule.rows[rule.begins == begin], logits)
+        found = logits[rows]
+        is_timestamp = found[:, begin:].logsumexp(-1) > found[:, :begin].amax(-1)
+        logits[rows[is_timestamp], :begin] = -torch.inf
 
 
 def count_pairs(rows: IntArray, ids: IntArray, vocab_size: int) -> tuple[IntArray, IntArray, npt.NDArray[np.intp]]:
@@ -109,8 +136,12 @@ def count_pairs(rows: IntArray, ids: IntArray, vocab_size: int) -> tuple[IntArra
     return keys // vocab_size, keys % vocab_size, counts
 
 
-def to_index(rows: IntArray, ids: IntArray, logits: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.tensor(rows, device=logits.device), torch.tensor(ids, device=logits.device)
+def to_index(rows: IntArray, logits: Tensor) -> Tensor:
+    return torch.tensor(rows, device=logits.device)
+
+
+def to_indices(rows: IntArray, ids: IntArray, logits: Tensor) -> tuple[Tensor, Tensor]:
+    return to_index(rows, logits), to_index(ids, logits)
 
 
 def find_best(logits: Tensor) -> tuple[IntArray, FloatArray]:
@@ -120,6 +151,16 @@ def find_best(logits: Tensor) -> tuple[IntArray, FloatArray]:
     """
     best = torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.argmax(-1)
     return best.cpu().numpy(), logits.gather(1, best[:, None])[:, 0].cpu().numpy()
+
+
+def find_logprobs(logits: Tensor, is_ranked: BoolArray) -> Tensor:
+    """Of rows `[num_told, vocab_size]` that are to be told; of ranked ones, what they are already."""
+    if is_ranked.all():
+        return logits
+    logprobs = logits.log_softmax(-1)
+    ranked = to_index(np.flatnonzero(is_ranked), logits)
+    logprobs[ranked] = logits[ranked]
+    return logprobs
 
 
 def find_top(

@@ -272,7 +272,7 @@ def test_pure_modules_are_pure() -> None:
     for module in ("core_plan", "memory_plan"):
         assert foreign(f"server.processes.{module}") <= numbers, module
     queueing = ("job_queue", "running_set", "sequences", "packing")
-    choosing = ("beam_search", "drafting", "banned_words", "sampling_rows")
+    choosing = ("beam_search", "drafting", "logits_processors", "sampling_rows")
     for module in ("cost_model", *(f"batchers.{name}" for name in (*queueing, *choosing))):
         module = f"server.engine.{module}"
         assert foreign(module) <= numbers, module

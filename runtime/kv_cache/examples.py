@@ -43,4 +43,5 @@ def sample_greedily(num_logits: int) -> Sampling:
         frequency_penalty=zeros,
         num_top=np.full(num_logits, -1, np.int32),
         forced_ids=np.full(num_logits, NO_TOKEN, np.int64),
+        is_ranked=np.zeros(num_logits, bool),
     )

@@ -13,6 +13,7 @@ from server.text.bad_words import encode_bad_words
 from server.text.tokenizer import Tokenizer
 from server.wire.generation import GenerationParams
 from server.wire.job import TokenSequence
+from server.wire.processors import BadWords, MinTokens, Processor
 
 MAX_LOGPROBS_IN_ALL = 3_000_000
 """Of one call. Each is some 80 bytes of the answer. One answer with 20 others for each of its tokens has fewer where a
@@ -21,13 +22,15 @@ context is 131,072 tokens long."""
 
 @dataclass(frozen=True, slots=True)
 class GenerationWish:
-    """What a client wants before its prompts are tokenised: `params` but for max_tokens and bad_words."""
+    """What a client wants before its prompts are tokenised: `params` but for what the other fields say."""
 
     params: GenerationParams
     max_tokens: int | None
     default_max_tokens: int
     """As many as there is room for, where `max_tokens` is None and there is room for less."""
     bad_words: tuple[str, ...] = ()
+    min_tokens: int = 0
+    """No stop token before so many others."""
     logprobs_field: str = "logprobs"
     """The request's field that says how many."""
 
@@ -43,11 +46,19 @@ class GenerationWish:
             self.check_room(prompt.num_tokens, context, field)
         # The engine ends every answer where the context does; this is what the shortest prompt leaves.
         most_room = context - min(prompt.num_tokens for prompt in prompts)
-        params = replace(self.params, max_tokens=min(self.most_tokens, most_room))
-        self.check_logprobs(prompts, params.max_tokens)
+        max_tokens = min(self.most_tokens, most_room)
+        self.check_logprobs(prompts, max_tokens)
+        processors = (*self.params.processors, *await self.list_processors(tokenizer))
+        return replace(self.params, max_tokens=max_tokens, processors=processors)
+
+    async def list_processors(self, tokenizer: Tokenizer) -> list[Processor]:
+        """Raises InvalidField and its kinds, naming bad_words."""
+        processors: list[Processor] = []
         if self.bad_words:
-            params = replace(params, bad_words=await encode_bad_words(self.bad_words, tokenizer))
-        return params
+            processors.append(BadWords(await encode_bad_words(self.bad_words, tokenizer)))
+        if self.min_tokens:
+            processors.append(MinTokens(self.min_tokens))
+        return processors
 
     def check_logprobs(self, prompts: Sequence[TokenSequence], max_tokens: int) -> None:
         """Each answer repeats its prompt's. Raises InvalidField where they would fill the memory."""
@@ -74,9 +85,9 @@ class GenerationWish:
                 param=field,
             )
         max_tokens = min(self.default_max_tokens, room) if self.max_tokens is None else self.max_tokens
-        if self.params.min_tokens > max_tokens:
+        if self.min_tokens > max_tokens:
             raise InvalidField(
-                f"min_tokens is {self.params.min_tokens}, and at most {max_tokens} tokens are to be generated; lower "
+                f"min_tokens is {self.min_tokens}, and at most {max_tokens} tokens are to be generated; lower "
                 "it or raise max_tokens",
                 param="min_tokens",
             )

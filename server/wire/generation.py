@@ -1,14 +1,16 @@
 """What a job that generates asks for, and how the news of its answers are written as named arrays."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from runtime.batch import NO_TOKEN
 from server.wire.job import Array, Ragged, Result, join_rows
+from server.wire.processors import Processor
 
+EarlyStopping = bool | Literal["never"]
 FinishReason = Literal["", "stop", "length"]
 REASONS: tuple[FinishReason, ...] = ("", "stop", "length")
 """By the number that crosses the wire."""
@@ -20,8 +22,6 @@ class GenerationParams:
 
     max_tokens: int
     """New tokens, as far as the model's context has room for them; 0 only looks at the prompt."""
-    min_tokens: int = 0
-    """No end token before this many."""
     num_sequences: int = 1
     """Answers to generate: OpenAI's n, or best_of."""
     temperature: float = 1.0
@@ -31,9 +31,8 @@ class GenerationParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = field(default_factory=dict)
-    bad_words: tuple[tuple[int, ...], ...] = ()
-    """Runs of tokens that must not be generated."""
+    processors: tuple[Processor, ...] = ()
+    """What else is wanted of the tokens that come next."""
     stop_token_ids: tuple[int, ...] = ()
     """The model's own end tokens included, unless they are to be ignored. A stop token ends the answer and is its last
     token."""
@@ -47,8 +46,9 @@ class GenerationParams:
     """Over 0: beam search, `num_sequences` (at most beam_width) best answers, all given at the end."""
     length_penalty: float = 1.0
     """Beam search: scores are sums of logprobs divided by length ** length_penalty."""
-    early_stopping: bool = False
-    """Beam search: end as soon as there are beam_width answers, not only once no better one is likely."""
+    early_stopping: EarlyStopping = False
+    """Beam search: end as soon as there are beam_width answers (True), once the best beam would be no better if it
+    ended here (False), or once none can become better however long it grows ("never")."""
     grammar: tuple[Literal["", "json_schema", "regex", "json"], str] = ("", "")
     """What the answer must conform to: any JSON, a JSON schema (as JSON text), or a regular expression."""
 
@@ -96,6 +96,8 @@ class AnswerNews:
     """In a prompt's very first news: how many of its tokens were in the prefix cache."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """In a prompt's very first news, where asked for: of its tokens from the second on."""
+    score: float | None = None
+    """Of a beam search's answer: its sum of logprobs, divided by length ** length_penalty."""
 
 
 def write_news(news: Sequence[AnswerNews], *, is_last: bool) -> Result:
@@ -112,6 +114,9 @@ def write_news(news: Sequence[AnswerNews], *, is_last: bool) -> Result:
         arrays |= write_logprobs("", [item.logprobs for item in news])
     if any(item.prompt_logprobs for item in news):
         arrays |= write_logprobs("prompt_", [item.prompt_logprobs for item in news])
+    if any(item.score is not None for item in news):
+        scores = [np.nan if item.score is None else item.score for item in news]
+        arrays["scores"] = Ragged(np.array(scores, np.float64))
     return Result(np.array([item.row for item in news], np.int32), arrays, is_last)
 
 
@@ -127,9 +132,15 @@ def read_news(result: Result) -> list[AnswerNews]:
             REASONS[int(reasons.values[place])] if reasons is not None else "",
             int(cached.values[place]) if cached is not None else 0,
             read_logprobs("prompt_", arrays, place),
+            read_score(arrays, place),
         )
         for place, row in enumerate(result.rows)
     ]
+
+
+def read_score(arrays: dict[str, Ragged], place: int) -> float | None:
+    score = float(arrays["scores"].values[place]) if "scores" in arrays else np.nan
+    return None if np.isnan(score) else score
 
 
 def write_logprobs(prefix: str, rows: Sequence[Sequence[TokenLogprob]]) -> dict[str, Ragged]:

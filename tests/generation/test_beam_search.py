@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine.batchers.beam_search import BeamSearch
+from server.wire.generation import EarlyStopping
 
 END = 9
 
@@ -25,7 +26,9 @@ def advance(beams: BeamSearch, *rows: dict[int, float]) -> list[tuple[int, int]]
     return [(each.parent, each.token_id) for each in beams.advance(ids, logprobs)]
 
 
-def make(width: int = 2, early_stopping: bool = False, length_penalty: float = 1.0, max_tokens: int = 10) -> BeamSearch:
+def make(
+    width: int = 2, early_stopping: EarlyStopping = False, length_penalty: float = 1.0, max_tokens: int = 10
+) -> BeamSearch:
     return BeamSearch(width, length_penalty, early_stopping, frozenset({END}), max_tokens)
 
 
@@ -59,6 +62,16 @@ def test_live_beam_is_judged_as_if_it_ended_here(logprob: float) -> None:
     beams = make(width=1)
     assert advance(beams, {END: -1.0, END + 1: logprob}) == []
     assert beams.is_over
+
+
+@pytest.mark.parametrize(
+    ("logprob", "length_penalty", "goes_on"), [(-9.9, 1.0, True), (-10.0, 1.0, False), (-1.0, 0.0, False)]
+)
+def test_never_stops_while_a_live_beam_may_grow_better(logprob: float, length_penalty: float, goes_on: bool) -> None:
+    """To max_tokens, 10, with nothing to pay for what is still to come."""
+    beams = make(width=1, early_stopping="never", length_penalty=length_penalty)
+    advance(beams, {END: -1.0, END + 1: logprob})
+    assert beams.is_over != goes_on
 
 
 def test_early_stopping_takes_the_first_answers() -> None:
@@ -153,8 +166,9 @@ class PlainSearch:
         answers = [(*self.answers[beam], token) for beam, token in going_on]
         scores = [self.scores[beam] + float(logprobs[beam, token]) for beam, token in going_on]
         if len(self.finished) == width and going_on:
-            best = scores[0] / length**self.beams.length_penalty
-            if self.beams.early_stopping or best <= self.finished[-1][0]:
+            early_stopping, penalty = self.beams.early_stopping, self.beams.length_penalty
+            reach = self.beams.max_tokens if early_stopping == "never" and penalty > 0 else length
+            if early_stopping is True or scores[0] / reach**penalty <= self.finished[-1][0]:
                 return []
         self.answers, self.scores = answers, scores
         return going_on
@@ -176,10 +190,10 @@ def take_top(logprobs: npt.NDArray[np.float64], num_top: int) -> tuple[npt.NDArr
     st.integers(1, 6),
     st.frozensets(st.integers(0, 19), max_size=6),
     st.sampled_from([-1.0, 0.0, 1.0]),
-    st.booleans(),
+    st.sampled_from([False, True, "never"]),
 )
 def test_few_candidates_of_each_beam_are_enough(
-    seed: int, width: int, stops: frozenset[int], penalty: float, early_stopping: bool
+    seed: int, width: int, stops: frozenset[int], penalty: float, early_stopping: EarlyStopping
 ) -> None:
     """Equal totals are frequent here, and exact: all logprobs are multiples of a quarter."""
     rng = np.random.default_rng(seed)

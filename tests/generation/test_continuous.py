@@ -15,6 +15,7 @@ from server.engine.batchers.running_set import Part
 from server.engine.batchers.sequences import Generation
 from server.errors import DeadlineExceeded, EngineFailure, Unservable
 from server.wire.generation import AnswerNews, GenerationParams
+from server.wire.processors import BadWords, MinTokens
 from tests.generation.continuous import LOGITS, VOCAB_SIZE, Continuous, Heard, expected_answer, make_job
 
 
@@ -220,6 +221,7 @@ def test_beams_with_fewer_answers_than_were_asked_for_all_end() -> None:
     heard = run.start([1, 2], greedy(9, num_sequences=4, beam_width=4, stop_token_ids=(STOP,)))
     run.run()
     assert heard.answers == {0: [STOP], 1: [], 2: [], 3: []} and set(heard.reasons.values()) == {"stop"}
+    assert [news.score is None for news in heard.news] == [False, True, True, True]
 
 
 def test_one_generation_that_breaks_fails_alone() -> None:
@@ -268,16 +270,14 @@ def test_stopped_answer_frees_its_blocks_and_the_others_go_on() -> None:
     assert len(heard.answers[1]) == 50
 
 
-def test_stop_token_ends_an_answer_but_not_before_min_tokens() -> None:
+def test_stop_token_ends_an_answer() -> None:
     answer = expected_answer([3, 4], 20)
     stop = answer[5]
     first = answer.index(stop)
     run = Continuous()
     heard = run.start([3, 4], greedy(20, stop_token_ids=(stop,)))
-    late = run.start([3, 4], greedy(20, stop_token_ids=(stop,), min_tokens=first + 2))
     run.run()
     assert heard.answers[0] == answer[: first + 1] and heard.reasons == {0: "stop"}
-    assert len(late.answers[0]) > first + 1
 
 
 def test_max_tokens_zero_only_looks_at_the_prompt() -> None:
@@ -351,7 +351,7 @@ def test_what_a_client_makes_impossible_is_its_own_error(caplog: pytest.LogCaptu
     info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=64)
     run = Continuous(engine=NullDecoder(info, nan_token_id=1001), make_matcher=lambda *_: Ending())
     good = run.start([5, 7], greedy(10))
-    banned = run.start([1001], greedy(10, bad_words=((3,),)))
+    banned = run.start([1001], greedy(10, processors=(MinTokens(2), BadWords(((3,),)))))
     generation = run.start([4], greedy(10))
     first_generation(run, 2).live[0].matcher = Ending()
     run.run()

@@ -1,17 +1,23 @@
-"""Rows of logits: whose they are, and what keeps tokens from coming next."""
+"""Rows of logits: whose they are, and what of their requests decides on them."""
 
 from collections.abc import Sequence as Seq
 
 import numpy as np
 import numpy.typing as npt
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from runtime.batch import NO_TOKEN, SparseBias
+from runtime.batch import NO_TOKEN
+from server.engine.batchers.logits_processors import RowRules
 from server.engine.batchers.running_set import Part
-from server.engine.batchers.sampling_rows import Row, build_bias, build_history, build_masks, build_sampling, list_rows
+from server.engine.batchers.sampling_rows import (
+    build_history,
+    build_masks,
+    build_sampling,
+    collect_row_rules,
+    list_rows,
+)
 from server.engine.batchers.sequences import Generation
 from server.wire.generation import GenerationParams
+from server.wire.processors import SuppressedTokens
 
 VOCAB_SIZE = 12
 
@@ -30,81 +36,12 @@ def make_part(generation: Generation, drafts: tuple[int, ...] = (), past: int | 
     return Part(generation, sequence, past, len(sequence.token_ids) - past + len(drafts), drafts, rows)
 
 
-def list_banned_plainly(row: Row) -> list[int]:
-    """Word by word."""
-    params = row.generation.params
-    banned = list(params.stop_token_ids) if row.num_generated < params.min_tokens else []
-    tail = [*row.sequence.token_ids, *row.drafts]
-    for *start, last in params.bad_words:
-        if tail[len(tail) - len(start) :] == start:
-            banned.append(last)
-    return banned
-
-
-def spread(bias: SparseBias | None, num_rows: int) -> npt.NDArray[np.float64]:
-    dense = np.zeros((num_rows, VOCAB_SIZE))
-    if bias is not None:
-        np.add.at(dense, (bias.rows, bias.ids), bias.values)
-    return dense
-
-
-tokens = st.integers(0, 2)
-words = st.lists(st.lists(tokens, min_size=1, max_size=4).map(tuple), max_size=6).map(tuple)
-generations = st.builds(
-    make_generation,
-    st.lists(tokens, min_size=1, max_size=6),
-    st.builds(
-        GenerationParams,
-        st.just(9),
-        min_tokens=st.integers(0, 3),
-        stop_token_ids=st.sampled_from([(), (7,), (8, 9)]),
-        bad_words=words,
-        logit_bias=st.dictionaries(st.integers(0, VOCAB_SIZE - 1), st.floats(-4, 4, width=16), max_size=3),
-    ),
-    st.lists(tokens, min_size=1, max_size=5),
-)
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(generations, st.lists(tokens, max_size=3).map(tuple)), min_size=1, max_size=4))
-def test_bias_is_the_clients_and_minus_infinity_for_what_is_banned(
-    asked: list[tuple[Generation, tuple[int, ...]]],
-) -> None:
-    rows = list_rows([make_part(generation, drafts) for generation, drafts in asked])
-    expected = np.zeros((len(rows), VOCAB_SIZE))
-    for dense, row in zip(expected, rows, strict=True):
-        for token, value in row.generation.params.logit_bias.items():
-            dense[token] += value
-        dense[list_banned_plainly(row)] = -np.inf
-    found = build_bias(rows)
-    np.testing.assert_array_equal(spread(found, len(rows)), expected)
-    assert (found is None) == (not expected.any() and not any(row.generation.params.logit_bias for row in rows))
-
-
-def test_words_are_followed_through_prompt_answer_and_drafts() -> None:
-    """Only as much of the drafts as a row stands behind."""
-    params = GenerationParams(9, bad_words=((1, 2, 3, 4), (5,)))
-    rows = list_rows([make_part(make_generation([0, 1], params, [2]), (3, 8))])
-    banned = [np.flatnonzero(np.isneginf(dense)).tolist() for dense in spread(build_bias(rows), len(rows))]
-    assert banned == [[5], [4, 5], [5]]
-    params = GenerationParams(9, bad_words=((1, 2, 6), (0, 1, 2, 7), (0, 2, 8)))
-    rows = list_rows([make_part(make_generation([0, 1], params, [2]))])
-    assert np.flatnonzero(spread(build_bias(rows), 1)).tolist() == [6, 7]
-
-
-def test_nothing_is_banned_from_a_prompt_or_after_min_tokens() -> None:
-    params = GenerationParams(9, min_tokens=2, stop_token_ids=(7,), num_prompt_logprobs=0)
+def test_processors_do_not_look_at_tokens_of_a_prompt() -> None:
+    params = GenerationParams(9, processors=(SuppressedTokens((7,)),), num_prompt_logprobs=0)
     prompt = make_generation([3, 4, 5], params)
     rows = list_rows([make_part(prompt, past=0, rows=2)])
     assert [(row.token_row, row.forced_id) for row in rows] == [(0, 4), (1, 5), (2, NO_TOKEN)]
-    assert build_bias(rows).rows.tolist() == [2]  # type: ignore[union-attr]
-    for answer, is_early in (([1], True), ([1, 1], False)):
-        assert (build_bias(list_rows([make_part(make_generation([3], params, answer))])) is not None) == is_early
-
-
-def test_a_bias_alone_counts() -> None:
-    bias = build_bias(list_rows([make_part(make_generation([3], GenerationParams(9, logit_bias={4: 1.5}), [1]))]))
-    assert bias is not None and (bias.rows.tolist(), bias.ids.tolist(), bias.values.tolist()) == ([0], [4], [1.5])
+    assert list(collect_row_rules(rows)) == [2]
 
 
 def test_rows_of_a_prompt_with_several_answers() -> None:
@@ -167,11 +104,22 @@ def test_masks_are_as_wide_as_the_vocabulary() -> None:
     short = make_generation([1, 2], GenerationParams(9, num_prompt_logprobs=0))
     long = make_generation([1], GenerationParams(9), [2])
     short.live[0].matcher, long.live[0].matcher = Allowing(5), Allowing(6, 7, 8)
-    masks = build_masks(list_rows([free, make_part(short, past=0, rows=1), make_part(long)]), 40)
+    masks = build_masks(list_rows([free, make_part(short, past=0, rows=1), make_part(long)]), {}, 40)
     assert masks is not None
     assert masks.rows.tolist() == [2, 3]
     assert masks.bits.tolist() == [[5, 0], [6, 7]]
-    assert build_masks(list_rows([free]), 40) is None
+    assert build_masks(list_rows([free]), {}, 40) is None
+
+
+def test_row_may_have_a_grammar_and_banned_ranges() -> None:
+    generation = make_generation([1], GenerationParams(9), [2])
+    generation.live[0].matcher = Allowing(0xFF0)
+    masks = build_masks(
+        list_rows([make_part(generation)]), {0: RowRules(banned_ranges=[slice(0, 8), slice(34, None)])}, 40
+    )
+    assert masks is not None
+    assert masks.rows.tolist() == [0, 0]
+    assert masks.bits.tolist() == [[0xFFFFFF00, 0b11], [0xFF0, 0]]
 
 
 def test_rows_stand_at_the_places_of_their_tokens() -> None:
@@ -210,6 +158,7 @@ def test_what_is_forced_or_ranked_by_beams_is_not_drawn() -> None:
     parts = [make_part(make_generation([1, 2], params), past=0, rows=1), make_part(make_generation([3], beams, [4]))]
     sampling = build_sampling(list_rows(parts), VOCAB_SIZE)
     assert sampling.temperature.tolist() == np.float32([0, 0.7, 0]).tolist()
+    assert sampling.is_ranked.tolist() == [False, False, True]
     assert sampling.num_top.tolist() == [4, 2, 5]
     assert sampling.forced_ids.tolist() == [2, NO_TOKEN, NO_TOKEN]
     assert sampling.history is not None and sampling.history.rows.tolist() == [1, 1]

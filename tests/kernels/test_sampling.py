@@ -20,12 +20,27 @@ from transformers import (
 )
 
 from runtime import sampling_filters
-from runtime.batch import NO_TOKEN, History, SampledTokens, Sampling, SparseBias, TokenMasks
+from runtime.batch import (
+    NO_TOKEN,
+    History,
+    OnlyTokens,
+    SampledTokens,
+    Sampling,
+    SparseBias,
+    TimestampRule,
+    TokenMasks,
+)
 from runtime.sampling import sample
 
 NEAR = 1e-5
 """Two sums of fp32 probabilities this close may be on either side of each other."""
-DTYPES = {"top_k": np.int32, "num_top": np.int32, "forced_ids": np.int64, "uniforms": np.float64}
+DTYPES = {
+    "top_k": np.int32,
+    "num_top": np.int32,
+    "forced_ids": np.int64,
+    "uniforms": np.float64,
+    "is_ranked": np.bool_,
+}
 DEFAULTS = {
     "temperature": 0.0,
     "top_k": 0,
@@ -37,6 +52,7 @@ DEFAULTS = {
     "frequency_penalty": 0.0,
     "num_top": -1,
     "forced_ids": NO_TOKEN,
+    "is_ranked": False,
 }
 
 
@@ -63,6 +79,12 @@ def take_row(sampling: Sampling, row: int) -> Sampling:
     if masks is not None:
         of_row = masks.rows == row
         arrays["masks"] = TokenMasks(np.zeros(of_row.sum(), np.int64), masks.bits[of_row])
+    if sampling.only is not None and row in sampling.only.rows:
+        ids = sampling.only.ids[sampling.only.rows == row]
+        arrays["only"] = OnlyTokens(np.zeros(len(ids), np.int64), ids)
+    if sampling.timestamps is not None and row in sampling.timestamps.rows:
+        begins = sampling.timestamps.begins[sampling.timestamps.rows == row]
+        arrays["timestamps"] = TimestampRule(np.zeros(1, np.int64), begins)
     return Sampling(**arrays)
 
 
@@ -87,7 +109,7 @@ def pack_mask(allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
 
 def adjust_row(logits: npt.NDArray[np.float64], sampling: Sampling) -> npt.NDArray[np.float64]:
     """Of the only row of `sampling`."""
-    logits = logits.copy()
+    logits = normalise(logits) if sampling.is_ranked[0] else logits.copy()
     history, bias, masks = sampling.history, sampling.bias, sampling.masks
     if history is not None:
         for token in set(history.ids.tolist()):
@@ -97,6 +119,9 @@ def adjust_row(logits: npt.NDArray[np.float64], sampling: Sampling) -> npt.NDArr
         for token in set(generated):
             count = generated.count(token)
             logits[token] -= float(sampling.presence_penalty[0]) + count * float(sampling.frequency_penalty[0])
+    if sampling.only is not None:
+        logits[:] = -np.inf
+        logits[sampling.only.ids] = 0
     if bias is not None:
         for token, value in zip(bias.ids.tolist(), bias.values.tolist(), strict=True):
             logits[token] += value
@@ -104,7 +129,17 @@ def adjust_row(logits: npt.NDArray[np.float64], sampling: Sampling) -> npt.NDArr
         for token in range(len(logits)):
             if not masks.bits[0, token // 32] >> np.uint32(token % 32) & 1:
                 logits[token] = -np.inf
+    if sampling.timestamps is not None:
+        begin = sampling.timestamps.begins[0]
+        if np.logaddexp.reduce(logits[begin:]) > logits[:begin].max():
+            logits[:begin] = -np.inf
     return logits
+
+
+def normalise(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    shifted = logits - logits.max()
+    normalised: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return normalised
 
 
 def find_allowed(logits: npt.NDArray[np.float64], sampling: Sampling) -> set[int]:
@@ -167,6 +202,7 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Sampling]:
         "num_top": rows(st.integers(-1, 5)),
         "forced_ids": rows(st.one_of(st.just(NO_TOKEN), st.just(NO_TOKEN), st.integers(0, vocab_size - 1))),
     }
+    values["is_ranked"] = [not temperature and draw(st.booleans()) for temperature in values["temperature"]]
 
     def places(num: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         return rng.integers(0, num_logits, num), rng.integers(0, vocab_size, num)
@@ -182,6 +218,13 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Sampling]:
         masked = np.flatnonzero(rng.random(num_logits) < 0.5)
         allowed = rng.random((len(masked), vocab_size)) < draw(st.sampled_from([0.1, 0.5, 1]))
         values["masks"] = TokenMasks(masked, pack_mask(allowed))
+    if draw(st.booleans()):
+        values["only"] = OnlyTokens(*places(3))
+    if draw(st.booleans()) and vocab_size > 1:
+        ruled = np.flatnonzero(rng.random(num_logits) < 0.5)
+        values["timestamps"] = TimestampRule(ruled, rng.choice([1, vocab_size - 1], len(ruled)))
+        for row, begin in zip(ruled, values["timestamps"].begins, strict=True):
+            logits[row, begin:] += 0.1  # so that none is as probable as a text
     return torch.tensor(logits, dtype=torch.float32), make_sampling(num_logits, **values)
 
 
@@ -198,14 +241,14 @@ def test_plain_definition(case: tuple[Tensor, Sampling], widths: tuple[int, ...]
             assert tokens.token_ids[row] == NO_TOKEN and np.isnan(tokens.logprobs[row])
             continue
         assert tokens.token_ids[row] in find_allowed(adjusted, alone)
-        check_logprobs(tokens, row, adjusted, int(sampling.num_top[row]))
+        told = adjusted if sampling.is_ranked[row] else normalise(adjusted)
+        check_logprobs(tokens, row, told, int(sampling.num_top[row]))
 
 
-def check_logprobs(tokens: SampledTokens, row: int, logits: npt.NDArray[np.float64], num_top: int) -> None:
-    expected = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+def check_logprobs(tokens: SampledTokens, row: int, expected: npt.NDArray[np.float64], num_top: int) -> None:
     wanted = [expected[tokens.token_ids[row]] if num_top >= 0 else np.nan]
     np.testing.assert_allclose(tokens.logprobs[row : row + 1], wanted, rtol=1e-5, atol=1e-5)
-    order = sorted(np.flatnonzero(expected > -np.inf).tolist(), key=lambda token: (-logits[token], token))
+    order = sorted(np.flatnonzero(expected > -np.inf).tolist(), key=lambda token: (-expected[token], token))
     top = order[: max(num_top, 0)]
     rest = tokens.top_ids.shape[1] - len(top)
     assert tokens.top_ids[row].tolist() == top + [NO_TOKEN] * rest
@@ -434,7 +477,11 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-@pytest.mark.parametrize("values", [{}, {"temperature": 1}, {"temperature": 1, "top_k": 2}, {"forced_ids": 1}], ids=str)
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"temperature": 1}, {"temperature": 1, "top_k": 2}, {"forced_ids": 1}, {"is_ranked": True}],
+    ids=str,
+)
 def test_broken_row_has_no_token_and_does_not_disturb(name: str, values: dict[str, Any]) -> None:
     """A bias, and a mask that allows only the last token, hide nothing of what is broken."""
     logits = torch.tensor([[1.0, 2, 3], BROKEN[name], [3.0, 2, 1]])
@@ -446,6 +493,25 @@ def test_broken_row_has_no_token_and_does_not_disturb(name: str, values: dict[st
     assert (tokens.top_ids[1] == NO_TOKEN).all() and np.isnan(tokens.top_logprobs[1]).all()
     for row in (0, 2):
         check_same_row(tokens, row, sample(logits[row : row + 1].clone(), take_row(sampling, row)), 0)
+
+
+@pytest.mark.parametrize("name", ["nan", "infinite"])
+def test_what_is_forced_or_no_timestamp_hides_nothing_of_what_is_broken(name: str) -> None:
+    logits = torch.tensor([BROKEN[name], BROKEN[name][::-1], [0.0, 1, 2]])
+    only = OnlyTokens(np.array([0]), np.array([2]))
+    timestamps = TimestampRule(np.array([1, 2]), np.array([1, 2]))
+    assert sample(logits, make_sampling(3, only=only, timestamps=timestamps)).token_ids.tolist() == [-1, -1, 2]
+
+
+def test_ranked_rows_tell_what_is_left_of_their_logprobs() -> None:
+    """Beams with less left are worse: nothing is shared out among the others, in whatever company."""
+    logits = random_logits(2, 20)
+    expected = logits.log_softmax(-1)
+    bias = SparseBias(np.array([0, 1]), expected.argmax(-1).numpy(), np.full(2, -np.inf, np.float32))
+    tokens = sample(logits.clone(), make_sampling(2, is_ranked=[True, False], num_top=1, bias=bias))
+    second = expected.topk(2).values[:, 1]
+    np.testing.assert_allclose(tokens.top_logprobs[0], second[:1], rtol=1e-6)
+    assert float(tokens.top_logprobs[1, 0]) > float(second[1]) + 0.01
 
 
 def test_forced_tokens_have_their_logprobs() -> None:

@@ -33,6 +33,17 @@ from server.wire.messages import (
     write_job,
     write_result,
 )
+from server.wire.processors import (
+    BadWords,
+    ForcedBegin,
+    ForcedEnd,
+    LogitBias,
+    MinTokens,
+    NoRepeatNgrams,
+    SuppressedAtBegin,
+    SuppressedTokens,
+    Timestamps,
+)
 
 numbers = st.integers(0, 2**31 - 1)
 seconds = st.floats(0, 1e9)
@@ -160,9 +171,19 @@ def test_params_of_a_generation_survive_the_wire() -> None:
     params = GenerationParams(
         7,
         num_sequences=3,
-        logit_bias={5: -100.0, 7: 2.5},
-        bad_words=((1, 2), (3,)),
+        processors=(
+            LogitBias((5, 7), (-100.0, 2.5)),
+            BadWords(((1, 2), (3,))),
+            MinTokens(2),
+            SuppressedTokens((4,)),
+            SuppressedAtBegin((4, 5), 1),
+            NoRepeatNgrams(3),
+            ForcedBegin(9),
+            ForcedEnd((2,)),
+            Timestamps(20, 19, 15),
+        ),
         stop_token_ids=(2,),
+        early_stopping="never",
         seed=1 << 60,
         grammar=("regex", "a+"),
     )
@@ -281,6 +302,7 @@ def draw_news(draw: st.DrawFn) -> AnswerNews:
         draw(st.sampled_from(["", "stop", "length"])),
         draw(st.sampled_from([0, 0, 48])),
         tuple(draw(st.lists(logprobs, max_size=3))),
+        draw(st.none() | st.floats(-50, 0)),
     )
 
 

@@ -71,6 +71,7 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "a length penalty alone": ({"length_penalty": 0.5}, "length_penalty"),
     "early stopping alone": ({"early_stopping": True}, "early_stopping"),
     "beams in a stream": (BEAM | {"stream": True}, "stream"),
+    "early stopping of a word": (BEAM | {"early_stopping": "always"}, "early_stopping"),
     "beams by chance": (BEAM | {"temperature": 0.7}, "temperature"),
     "beams of the nucleus": (BEAM | {"top_p": 0.9}, "top_p"),
     "beams of the smallest nucleus": (BEAM | {"top_p": 0}, "top_p"),

@@ -7,6 +7,7 @@ from conftest import MakeGenerator
 from fake_generator import BOS, CONTEXT, EOS, GenerationServer, find_logprob, read_events
 
 from server.text.detokenizer import Detokenizer
+from server.wire.processors import BadWords, LogitBias, MinTokens
 
 pytestmark = pytest.mark.anyio
 
@@ -34,11 +35,11 @@ async def test_defaults(generator: GenerationServer) -> None:
     body = {"model": "writer", "prompt": "Once"}
     assert (await generator.client.post("/v1/completions", json=body)).status_code == 200
     params = generator.engine.params
-    assert (params.max_tokens, params.min_tokens, params.num_sequences, params.beam_width) == (16, 0, 1, 0)
+    assert (params.max_tokens, params.num_sequences, params.beam_width, params.early_stopping) == (16, 1, 0, False)
     assert (params.temperature, params.top_p, params.top_k, params.min_p) == (1.0, 1.0, 0, 0.0)
     assert (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.0, 0.0, 0.0)
     assert (params.num_logprobs, params.num_prompt_logprobs, params.grammar) == (-1, -1, ("", ""))
-    assert params.stop_token_ids == (EOS,) and params.logit_bias == {} and params.bad_words == ()
+    assert params.stop_token_ids == (EOS,) and params.processors == ()
     await generator.client.post("/v1/completions", json=body)
     assert generator.engine.params.seed is params.seed is None, "a new one for each prompt"
 
@@ -66,11 +67,12 @@ async def test_every_field_gets_to_the_engine(make_generator: MakeGenerator) -> 
     }
     assert (await generator.complete(**fields)).status_code == 200
     params = generator.engine.params
-    assert (params.max_tokens, params.min_tokens, params.num_sequences, params.seed) == (9, 3, 2, -7)
+    assert (params.max_tokens, params.num_sequences, params.seed) == (9, 2, -7)
     assert (params.temperature, params.top_p, params.min_p) == (0.5, 0.9, 0.1)
     assert params.top_k == generator.raw.get_vocab_size()
     assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (1.0, -2.0, 1.1)
-    assert params.logit_bias == {5: -100.0, 6: 2.5} and params.stop_token_ids == (9, EOS)
+    assert params.processors == (LogitBias((5, 6), (-100.0, 2.5)), MinTokens(3))
+    assert params.stop_token_ids == (9, EOS)
     assert (params.num_logprobs, params.num_prompt_logprobs) == (3, -1)
     assert generator.engine.jobs[-1].job.priority == -1
 
@@ -154,7 +156,9 @@ async def test_special_tokens_are_no_text_unless_asked_for(generator: Generation
 
 async def test_bad_words_with_and_without_blank(generator: GenerationServer) -> None:
     await generator.complete(bad_words=["girl", " hello"])
-    texts = {generator.raw.decode(list(run)) for run in generator.engine.params.bad_words}
+    (processor,) = generator.engine.params.processors
+    assert isinstance(processor, BadWords)
+    texts = {generator.raw.decode(list(word)) for word in processor.words}
     assert texts == {"girl", " girl", "hello", " hello"}
 
 
@@ -165,8 +169,9 @@ async def test_beam_search(generator: GenerationServer) -> None:
     assert [choice["text"] for choice in body["choices"]] == ["one", "two"]
     params = generator.engine.params
     assert (params.beam_width, params.num_sequences, params.length_penalty, params.early_stopping) == (4, 2, 0.5, True)
-    await generator.complete(use_beam_search=True, best_of=3)
-    assert (generator.engine.params.beam_width, generator.engine.params.num_sequences) == (3, 1)
+    await generator.complete(use_beam_search=True, best_of=3, early_stopping="never")
+    params = generator.engine.params
+    assert (params.beam_width, params.num_sequences, params.early_stopping) == (3, 1, "never")
 
 
 @pytest.mark.parametrize(

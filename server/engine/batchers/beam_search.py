@@ -3,7 +3,7 @@
 The rules are those of transformers' `generate(num_beams=...)`, so that the answers are too: of each step's best
 candidates those that end go among the finished answers if they are in the first `width`, ranked by their sum of
 logprobs over length ** length_penalty; the others go on, and the search ends once none of them can be expected to do
-better than the worst finished one.
+better than the worst finished one. Logprobs are what logits processors leave of them (`Sampling.is_ranked`).
 """
 
 import bisect
@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
+from server.wire.generation import EarlyStopping
 
 Scores = npt.NDArray[np.float32]
 TokenIds = npt.NDArray[np.int64]
@@ -29,7 +31,8 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A finished answer: its tokens, the last one a stop token unless it was cut, and their logprobs."""
+    """A finished answer: its tokens, the last one a stop token unless it was cut, and their logprobs. `score`: their
+    sum over length ** length_penalty."""
 
     score: np.float32
     token_ids: tuple[int, ...]
@@ -42,7 +45,7 @@ class BeamSearch:
 
     width: int
     length_penalty: float
-    early_stopping: bool
+    early_stopping: EarlyStopping
     stop_token_ids: frozenset[int]
     max_tokens: int
     scores: list[np.float32] = field(default_factory=lambda: [np.float32(0)])
@@ -73,7 +76,7 @@ class BeamSearch:
         places = rank_best(totals, top_ids, is_usable & ~ends, self.width)
         going_on = [take_candidate(place, totals, top_ids, top_logprobs) for place in places]
         is_full = len(self.finished) >= self.width
-        self.is_over = not going_on or (is_full and (self.early_stopping or self.cannot_improve(going_on, num_tokens)))
+        self.is_over = not going_on or (is_full and self.is_good_enough(going_on[0].score, num_tokens))
         if not self.is_over:
             self.answers = [self.extend(candidate) for candidate in going_on]
             self.scores = [candidate.score for candidate in going_on]
@@ -102,9 +105,14 @@ class BeamSearch:
                 self.finish(score, token_ids, logprobs)
         self.is_over = True
 
-    def cannot_improve(self, going_on: list[Continuation], num_tokens: int) -> bool:
-        """By the heuristic of `early_stopping=False`: the best live beam, as if it ended here."""
-        return bool(self.divide_by_length(going_on[0].score, num_tokens) <= self.finished[-1].score)
+    def is_good_enough(self, best_score: np.float32, num_tokens: int) -> bool:
+        """Whether the finished answers are, and the best live beam is not waited for. It is judged as if it ended here;
+        by "never" as if it grew to the length that does its score most good, with no logprob to pay for that."""
+        if self.early_stopping is True:
+            return True
+        is_longer_better = self.early_stopping == "never" and self.length_penalty > 0
+        best_length = self.max_tokens if is_longer_better else num_tokens
+        return bool(self.divide_by_length(best_score, best_length) <= self.finished[-1].score)
 
 
 def rank_best(totals: Scores, top_ids: TokenIds, is_usable: npt.NDArray[np.bool_], num_best: int) -> list[int]:

@@ -1,12 +1,20 @@
 """Why a generation can never run with what an engine has, or cannot go on: what its client is told. Pure.
 
-Errors name the field of `GenerationParams`; each protocol knows what its clients call that.
+Errors name the field of `GenerationParams`, or a processor's; each protocol knows what its clients call that.
 """
 
 from runtime.kv_cache.blocks import BLOCK_SIZE, count_blocks
 from server.engine.batchers.batcher import StepLimits
 from server.errors import EngineFailure, ServiceError, Unservable
 from server.wire.generation import GenerationParams
+from server.wire.processors import BadWords, LogitBias, NoRepeatNgrams, Processor
+
+FIELDS: dict[type[Processor], str] = {
+    BadWords: "bad_words",
+    LogitBias: "logit_bias",
+    NoRepeatNgrams: "no_repeat_ngram_size",
+}
+"""What clients call processors that may forbid every token."""
 
 
 def check_feasible(
@@ -34,8 +42,8 @@ def check_feasible(
 
 def explain_no_token(params: GenerationParams) -> ServiceError:
     """Why no token could be chosen. Where the client forbids some, nobody can tell that from a model gone wrong."""
-    forbids = {"grammar": params.grammar[0], "bad_words": params.bad_words, "logit_bias": params.logit_bias}
-    param = next((name for name, given in forbids.items() if given), None)
+    forbidding = [FIELDS[type(each)] for each in params.processors if type(each) in FIELDS]
+    param = "grammar" if params.grammar[0] else next(iter(forbidding), None)
     if param is None:
         return EngineFailure("the model computed NaN")
     return Unservable("what is asked for leaves no token to choose", param)

@@ -1,16 +1,20 @@
 """Which rows of logits a step has to give, whose they are, and how each becomes a token. Pure numpy."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.batch import NO_TOKEN, History, Sampling, SparseBias, TokenMasks
-from server.engine.batchers.banned_words import index_words
+from runtime.batch import NO_TOKEN, History, OnlyTokens, Sampling, SparseBias, TimestampRule, TokenMasks
+from server.engine.batchers.logits_processors import Past, RowRules, collect_rules
 from server.engine.batchers.running_set import Part
 from server.engine.batchers.sequences import Generation, Sequence
 from server.engine.batchers.uniforms import draw_uniforms
+
+Words = npt.NDArray[np.uint32]
+"""A mask over the vocabulary, 32 tokens to a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +50,25 @@ class Row:
         return params.repetition_penalty != 1 or bool(params.presence_penalty or params.frequency_penalty)
 
     @property
+    def is_ranked(self) -> bool:
+        """By a beam search."""
+        return self.forced_id == NO_TOKEN and self.generation.beams is not None
+
+    @property
     def num_generated(self) -> int:
         """Tokens of the answer before this one."""
         return self.generation.count_generated(self.sequence) + self.num_drafts
+
+    @property
+    def past(self) -> Past:
+        generation = self.generation
+        return Past(
+            self.sequence.token_ids,
+            self.drafts,
+            generation.num_prompt_tokens,
+            generation.max_new_tokens,
+            generation.params.stop_token_ids,
+        )
 
 
 def list_rows(parts: Seq[Part]) -> list[Row]:
@@ -77,8 +97,9 @@ def list_answers(part: Part) -> range:
 
 def build_sampling(rows: Seq[Row], vocab_size: int) -> Sampling:
     params = [row.generation.params for row in rows]
+    rules = collect_row_rules(rows)
     # What is forced, and what a beam search ranks, is not drawn.
-    is_drawn = [row.forced_id == NO_TOKEN and row.generation.beams is None for row in rows]
+    is_drawn = [row.forced_id == NO_TOKEN and not row.is_ranked for row in rows]
     temperatures = [p.temperature if drawn else 0.0 for p, drawn in zip(params, is_drawn, strict=True)]
     numbers = [(p.top_p, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty) for p in params]
     top_p, min_p, repetition, presence, frequency = np.array(numbers, np.float32).reshape(-1, 5).T
@@ -93,9 +114,12 @@ def build_sampling(rows: Seq[Row], vocab_size: int) -> Sampling:
         frequency_penalty=frequency,
         num_top=np.array([count_top(row) for row in rows], np.int32),
         forced_ids=np.array([row.forced_id for row in rows], np.int64),
-        bias=build_bias(rows),
+        is_ranked=np.array([row.is_ranked for row in rows], bool),
+        bias=build_bias(rules),
         history=build_history(rows),
-        masks=build_masks(rows, vocab_size),
+        masks=build_masks(rows, rules, vocab_size),
+        only=build_only(rules),
+        timestamps=build_timestamps(rules),
     )
 
 
@@ -113,34 +137,31 @@ def count_top(row: Row) -> int:
     return row.generation.params.num_logprobs
 
 
-def build_bias(rows: Seq[Row]) -> SparseBias | None:
-    """The client's own, and -inf for what must not come next."""
-    counts = [0] * len(rows)
-    ids: list[npt.NDArray[np.int64]] = []
-    values: list[npt.NDArray[np.float32]] = []
-    for place, row in enumerate(rows):
-        params = row.generation.params
-        if row.forced_id != NO_TOKEN or not (params.logit_bias or params.bad_words or params.min_tokens):
-            continue
-        banned, num_own = list_banned(row), len(params.logit_bias)
-        counts[place] = num_own + len(banned)
-        ids += [np.fromiter(params.logit_bias, np.int64, num_own), banned]
-        values += [
-            np.fromiter(params.logit_bias.values(), np.float32, num_own),
-            np.full_like(banned, -np.inf, np.float32),
-        ]
-    if not any(counts):
+def collect_row_rules(rows: Seq[Row]) -> dict[int, RowRules]:
+    """By the place of their row, where processors say anything at all."""
+    return {
+        place: collect_rules(row.generation.params.processors, row.past)
+        for place, row in enumerate(rows)
+        if row.generation.params.processors and row.forced_id == NO_TOKEN
+    }
+
+
+def build_bias(rules: Mapping[int, RowRules]) -> SparseBias | None:
+    found = [(place, *bias) for place, each in rules.items() for bias in each.biases]
+    if not found:
         return None
-    return SparseBias(np.repeat(np.arange(len(rows)), counts), np.concatenate(ids), np.concatenate(values))
+    places, ids, values = zip(*found, strict=True)
+    return SparseBias(np.repeat(places, list(map(len, ids))), np.concatenate(ids), np.concatenate(values))
 
 
-def list_banned(row: Row) -> npt.NDArray[np.int64]:
-    """Ends that come too early, and the last tokens of bad words whose others stand there already."""
-    params = row.generation.params
-    words = index_words(params.bad_words)
-    early_ends = params.stop_token_ids if row.num_generated < params.min_tokens else ()
-    word_ends = words.find_last_tokens(row.sequence.token_ids, row.drafts)
-    return np.concatenate([words.single, np.array([*early_ends, *word_ends], np.int64)])
+def build_only(rules: Mapping[int, RowRules]) -> OnlyTokens | None:
+    found = [(place, token_id) for place, each in rules.items() for token_id in each.only]
+    return OnlyTokens(*np.array(found, np.int64).T) if found else None
+
+
+def build_timestamps(rules: Mapping[int, RowRules]) -> TimestampRule | None:
+    found = [(place, each.timestamp_begin) for place, each in rules.items() if each.timestamp_begin]
+    return TimestampRule(*np.array(found, np.int64).T) if found else None
 
 
 def build_history(rows: Seq[Row]) -> History | None:
@@ -158,14 +179,28 @@ def build_history(rows: Seq[Row]) -> History | None:
     return History(np.repeat(places, lengths), np.concatenate(ids), np.concatenate(is_generated))
 
 
-def build_masks(rows: Seq[Row], vocab_size: int) -> TokenMasks | None:
-    masked = [place for place, row in enumerate(rows) if row.sequence.matcher is not None and row.forced_id == NO_TOKEN]
-    if not masked:
+def build_masks(rows: Seq[Row], rules: Mapping[int, RowRules], vocab_size: int) -> TokenMasks | None:
+    """A grammar's, and those of banned ranges; a row may have both."""
+    num_words = -(-vocab_size // 32)
+    masks = [(place, mask_ranges(each, num_words)) for place, each in rules.items() if each.banned_ranges]
+    for place, row in enumerate(rows):
+        if row.sequence.matcher is not None and row.forced_id == NO_TOKEN:
+            masks.append((place, fit_mask(row.sequence.matcher.compute_mask(), num_words)))
+    if not masks:
         return None
-    bits = np.zeros((len(masked), -(-vocab_size // 32)), np.uint32)
-    for mask, place in zip(bits, masked, strict=True):
-        matcher = rows[place].sequence.matcher
-        assert matcher is not None
-        allowed = matcher.compute_mask()
-        mask[: len(allowed)] = allowed[: len(mask)]
-    return TokenMasks(np.array(masked, np.int64), bits)
+    places, bits = zip(*masks, strict=True)
+    return TokenMasks(np.array(places, np.int64), np.stack(bits))
+
+
+def mask_ranges(rules: RowRules, num_words: int) -> Words:
+    allowed = np.ones(32 * num_words, bool)
+    for banned in rules.banned_ranges:
+        allowed[banned] = False
+    return np.packbits(allowed, bitorder="little").view("<u4").astype(np.uint32)
+
+
+def fit_mask(mask: Words, num_words: int) -> Words:
+    """What a tokenizer does not know is not allowed; what the model has no logits for is left out."""
+    fitted = np.zeros(num_words, np.uint32)
+    fitted[: len(mask)] = mask[:num_words]
+    return fitted

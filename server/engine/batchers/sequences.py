@@ -138,7 +138,7 @@ class Generation:
         sequence.token_ids.append(token_id)
         num_generated = self.count_generated(sequence)
         reason: FinishReason = ""
-        if token_id in self.params.stop_token_ids and num_generated >= self.params.min_tokens:
+        if token_id in self.params.stop_token_ids:
             reason = "stop"
         elif num_generated >= self.max_new_tokens:
             reason = "length"
@@ -151,11 +151,13 @@ class Generation:
         token_ids: tuple[int, ...] = (),
         logprobs: tuple[TokenLogprob, ...] = (),
         reason: FinishReason = "",
+        score: float | None = None,
     ) -> None:
         """Add to this step's news."""
         if index not in self.stopped:
             last = self.news.get(index, AnswerNews(index))
-            self.news[index] = AnswerNews(index, last.token_ids + token_ids, last.logprobs + logprobs, reason)
+            token_ids, logprobs = last.token_ids + token_ids, last.logprobs + logprobs
+            self.news[index] = AnswerNews(index, token_ids, logprobs, reason, score=score)
 
     def tell_beams(self) -> None:
         """Give out the best answers of a beam search that is over."""
@@ -164,7 +166,8 @@ class Generation:
             has_stopped = hypothesis.token_ids[-1] in self.params.stop_token_ids
             logprobs = tuple(TokenLogprob(value) for value in hypothesis.logprobs)
             wanted = logprobs if self.params.num_logprobs >= 0 else ()
-            self.tell(index, hypothesis.token_ids, wanted, "stop" if has_stopped else "length")
+            reason: FinishReason = "stop" if has_stopped else "length"
+            self.tell(index, hypothesis.token_ids, wanted, reason, float(hypothesis.score))
         for index in range(len(self.beams.finished), self.params.num_sequences):
             self.tell(index, reason="stop")  # a grammar may allow fewer answers than were asked for
 

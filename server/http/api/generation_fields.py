@@ -3,7 +3,7 @@
 null is as good as absent everywhere. What fields mean together is checked in `generation_params`.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
@@ -76,7 +76,9 @@ class GenerationFields(BaseModel):
     use_beam_search: StrictBool | None = None
     beam_width: Sequences | None = Field(None, description="best_of, or n, if absent.")
     length_penalty: LengthPenalty | None = Field(None, description="Scores are divided by length ** this; 1 if absent.")
-    early_stopping: StrictBool | None = None
+    early_stopping: StrictBool | Literal["never"] | None = Field(
+        None, union_mode="left_to_right", description='true, false (if absent) or "never", as transformers has them'
+    )
 
     response_format: Options | None = Field(
         None, description="an object with type text, json_object, or json_schema and json_schema.schema"

@@ -9,6 +9,7 @@ from server.http.api.generation_fields import MAX_BIASES, MAX_GRAMMAR_CHARS, MAX
 from server.http.state import ServedModel
 from server.text.text_stream import TextRules
 from server.wire.generation import GenerationParams
+from server.wire.processors import LogitBias
 
 Grammar = tuple[Literal["", "json_schema", "regex", "json"], str]
 
@@ -26,9 +27,9 @@ def build_params(
     is_ranked = num_sequences > asked.num_answers
     vocab_size = model.info.vocab_size
     is_greedy = asked.top_p == 0
+    biases = read_logit_bias(asked.logit_bias or {}, vocab_size)
     return GenerationParams(
         max_tokens=0,
-        min_tokens=asked.min_tokens or 0,
         num_sequences=num_sequences,
         temperature=0.0 if is_greedy else 1.0 if asked.temperature is None else asked.temperature,
         top_k=min(max(asked.top_k or 0, 0), vocab_size),
@@ -37,13 +38,13 @@ def build_params(
         repetition_penalty=1.0 if asked.repetition_penalty is None else asked.repetition_penalty,
         presence_penalty=asked.presence_penalty or 0.0,
         frequency_penalty=asked.frequency_penalty or 0.0,
-        logit_bias=read_logit_bias(asked.logit_bias or {}, vocab_size),
+        processors=(LogitBias(tuple(biases), tuple(biases.values())),) if biases else (),
         stop_token_ids=choose_stop_tokens(asked, model),
         num_logprobs=max(num_logprobs, 0) if is_ranked else num_logprobs,
         num_prompt_logprobs=num_prompt_logprobs,
         beam_width=beam_width,
         length_penalty=1.0 if asked.length_penalty is None else asked.length_penalty,
-        early_stopping=bool(asked.early_stopping),
+        early_stopping=asked.early_stopping or False,
         grammar=choose_grammar(asked),
         seed=asked.seed,
     )

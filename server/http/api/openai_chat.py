@@ -91,7 +91,8 @@ def build_job(asked: ChatRequest, model: ServedModel) -> TextJob:
         raise InvalidField("top_logprobs needs logprobs; set logprobs to true or leave it out", param="top_logprobs")
     params = build_params(asked, model, num_logprobs=(asked.top_logprobs or 0) if asked.logprobs else -1)
     context = model.tokenizer.max_input_tokens
-    wish = GenerationWish(params, choose_max_tokens(asked), context, tuple(asked.bad_words or ()), "top_logprobs")
+    bad_words, min_tokens = tuple(asked.bad_words or ()), asked.min_tokens or 0
+    wish = GenerationWish(params, choose_max_tokens(asked), context, bad_words, min_tokens, "top_logprobs")
     return TextJob(
         TASK,
         [chat],

@@ -86,7 +86,8 @@ def build_job(asked: CompletionRequest, model: ServedModel, inputs: Sequence[Inp
     params = build_params(
         asked, model, num_logprobs=num_logprobs, num_prompt_logprobs=num_logprobs if asked.echo else -1
     )
-    wish = GenerationWish(params, asked.max_tokens, DEFAULT_MAX_TOKENS, tuple(asked.bad_words or ()))
+    bad_words = tuple(asked.bad_words or ())
+    wish = GenerationWish(params, asked.max_tokens, DEFAULT_MAX_TOKENS, bad_words, asked.min_tokens or 0)
     return TextJob(
         TASK,
         inputs,
