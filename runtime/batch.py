@@ -93,6 +93,16 @@ class OnlyTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRanges:
+    """Tokens that are forbidden, too many to be listed: in row `rows[i]` those from `firsts[i]` up to and without
+    `ends[i]`."""
+
+    rows: IntArray
+    firsts: IntArray
+    ends: IntArray
+
+
+@dataclass(frozen=True, slots=True)
 class TimestampRule:
     """Where the tokens from `begins[i]` on are together more probable than each of those before, row `rows[i]` becomes
     one of them (Whisper)."""
@@ -105,10 +115,10 @@ class TimestampRule:
 class Sampling:
     """How rows of logits become tokens, in this order; all arrays are `[num_logits]`.
 
-    Repetition penalty, then presence and frequency penalties, only tokens, bias, masks, timestamps; what `logprobs`
-    tell is the distribution so far. Then temperature, top-k, top-p, min-p, and the token is where the cumulated
-    probabilities, most probable first, pass `uniforms`. A row's token so depends on that row alone, and with the same
-    number it is the same again.
+    Repetition penalty, then presence and frequency penalties, only tokens, bias, ranges, masks, timestamps; what
+    `logprobs` tell is the distribution so far. Then temperature, top-k, top-p, min-p, and the token is where the
+    cumulated probabilities, most probable first, pass `uniforms`. A row's token so depends on that row alone, and with
+    the same number it is the same again.
     """
 
     temperature: FloatArray
@@ -136,6 +146,7 @@ class Sampling:
     history: History | None = None
     masks: TokenMasks | None = None
     only: OnlyTokens | None = None
+    ranges: TokenRanges | None = None
     timestamps: TimestampRule | None = None
 
 

@@ -21,6 +21,7 @@ from runtime.batch import (
     SparseBias,
     TimestampRule,
     TokenMasks,
+    TokenRanges,
 )
 from runtime.sampling_filters import draw_tokens, rank_first, take_rows
 
@@ -69,9 +70,8 @@ def is_plain(sampling: Sampling) -> bool:
 
 def adjust_logits(logits: Tensor, sampling: Sampling) -> None:
     """In place. NaN and +inf stay what they are, forbidden or not: they tell that the row cannot be used."""
-    ranked = np.flatnonzero(sampling.is_ranked)
-    if len(ranked):
-        logits[to_index(ranked, logits)] = take_rows(logits, ranked).log_softmax(-1)
+    if sampling.is_ranked.any():
+        normalise(logits, np.flatnonzero(sampling.is_ranked))
     if sampling.history is not None:
         penalise_repetition(logits, sampling.history, sampling.repetition_penalty)
         penalise_generated(logits, sampling.history, sampling.presence_penalty, sampling.frequency_penalty)
@@ -79,10 +79,19 @@ def adjust_logits(logits: Tensor, sampling: Sampling) -> None:
         keep_only(logits, sampling.only)
     if sampling.bias is not None:
         add_bias(logits, sampling.bias)
+    if sampling.ranges is not None:
+        forbid_ranges(logits, sampling.ranges)
     if sampling.masks is not None:
         forbid_tokens(logits, sampling.masks)
     if sampling.timestamps is not None:
         prefer_timestamps(logits, sampling.timestamps)
+
+
+def normalise(logits: Tensor, rows: IntArray) -> None:
+    found = take_rows(logits, rows)
+    torch.log_softmax(found, -1, out=found)
+    if found is not logits:
+        logits[to_index(rows, logits)] = found
 
 
 def penalise_repetition(logits: Tensor, history: History, penalty: FloatArray) -> None:
@@ -113,8 +122,14 @@ def add_bias(logits: Tensor, bias: SparseBias) -> None:
     logits.index_put_(to_indices(bias.rows, bias.ids, logits), values, accumulate=True)
 
 
-def forbid_tokens(logits: Tensor, masks: TokenMasks) -> None:
+def forbid_ranges(logits: Tensor, ranges: TokenRanges) -> None:
     """Adds -inf rather than writing it, so that NaN is not hidden."""
+    for row, first, end in zip(ranges.rows.tolist(), ranges.firsts.tolist(), ranges.ends.tolist(), strict=True):
+        logits[row, first:end] -= torch.inf
+
+
+def forbid_tokens(logits: Tensor, masks: TokenMasks) -> None:
+    """Adds -inf as well."""
     num_bytes = -(-logits.shape[1] // 8)
     mask_bytes = np.ascontiguousarray(masks.bits, "<u4").view(np.uint8)[:, :num_bytes]
     bias = BYTE_BIAS[mask_bytes].reshape(len(mask_bytes), 8 * num_bytes)[:, : logits.shape[1]]
@@ -124,10 +139,10 @@ def forbid_tokens(logits: Tensor, masks: TokenMasks) -> None:
 def prefer_timestamps(logits: Tensor, rule: TimestampRule) -> None:
     """A row with NaN or +inf among its texts is left as it is."""
     for begin in np.unique(rule.begins).tolist():
-        rows = to_index(rule.rows[rule.begins == begin], logits)
-        found = logits[rows]
+        rows = rule.rows[rule.begins == begin]
+        found = take_rows(logits, rows)
         is_timestamp = found[:, begin:].logsumexp(-1) > found[:, :begin].amax(-1)
-        logits[rows[is_timestamp], :begin] = -torch.inf
+        logits[to_index(rows, logits)[is_timestamp], :begin] = -torch.inf
 
 
 def count_pairs(rows: IntArray, ids: IntArray, vocab_size: int) -> tuple[IntArray, IntArray, npt.NDArray[np.intp]]:

@@ -217,4 +217,4 @@ def test_rows_without_rules_have_no_arrays() -> None:
     params: list[dict[str, Any]] = [{}, {"processors": (MinTokens(1), SuppressedAtBegin((4,)), NoRepeatNgrams(4))}]
     asked = [make_part([3], [5], [], GenerationParams(9, stop_token_ids=(7,), **each)) for each in params]
     sampling = build_sampling(list_rows(asked), VOCAB_SIZE)
-    assert (sampling.bias, sampling.masks, sampling.only, sampling.timestamps) == (None, None, None, None)
+    assert (sampling.bias, sampling.ranges, sampling.only, sampling.timestamps) == (None, None, None, None)

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.batch import NO_TOKEN
-from server.engine.batchers.logits_processors import RowRules
 from server.engine.batchers.running_set import Part
 from server.engine.batchers.sampling_rows import (
     build_history,
@@ -104,22 +103,11 @@ def test_masks_are_as_wide_as_the_vocabulary() -> None:
     short = make_generation([1, 2], GenerationParams(9, num_prompt_logprobs=0))
     long = make_generation([1], GenerationParams(9), [2])
     short.live[0].matcher, long.live[0].matcher = Allowing(5), Allowing(6, 7, 8)
-    masks = build_masks(list_rows([free, make_part(short, past=0, rows=1), make_part(long)]), {}, 40)
+    masks = build_masks(list_rows([free, make_part(short, past=0, rows=1), make_part(long)]), 40)
     assert masks is not None
     assert masks.rows.tolist() == [2, 3]
     assert masks.bits.tolist() == [[5, 0], [6, 7]]
-    assert build_masks(list_rows([free]), {}, 40) is None
-
-
-def test_row_may_have_a_grammar_and_banned_ranges() -> None:
-    generation = make_generation([1], GenerationParams(9), [2])
-    generation.live[0].matcher = Allowing(0xFF0)
-    masks = build_masks(
-        list_rows([make_part(generation)]), {0: RowRules(banned_ranges=[slice(0, 8), slice(34, None)])}, 40
-    )
-    assert masks is not None
-    assert masks.rows.tolist() == [0, 0]
-    assert masks.bits.tolist() == [[0xFFFFFF00, 0b11], [0xFF0, 0]]
+    assert build_masks(list_rows([free]), 40) is None
 
 
 def test_rows_stand_at_the_places_of_their_tokens() -> None:

@@ -29,6 +29,7 @@ from runtime.batch import (
     SparseBias,
     TimestampRule,
     TokenMasks,
+    TokenRanges,
 )
 from runtime.sampling import sample
 
@@ -82,6 +83,10 @@ def take_row(sampling: Sampling, row: int) -> Sampling:
     if sampling.only is not None and row in sampling.only.rows:
         ids = sampling.only.ids[sampling.only.rows == row]
         arrays["only"] = OnlyTokens(np.zeros(len(ids), np.int64), ids)
+    if sampling.ranges is not None:
+        of_row = sampling.ranges.rows == row
+        firsts, ends = sampling.ranges.firsts[of_row], sampling.ranges.ends[of_row]
+        arrays["ranges"] = TokenRanges(np.zeros(len(ends), np.int64), firsts, ends)
     if sampling.timestamps is not None and row in sampling.timestamps.rows:
         begins = sampling.timestamps.begins[sampling.timestamps.rows == row]
         arrays["timestamps"] = TimestampRule(np.zeros(1, np.int64), begins)
@@ -125,6 +130,9 @@ def adjust_row(logits: npt.NDArray[np.float64], sampling: Sampling) -> npt.NDArr
     if bias is not None:
         for token, value in zip(bias.ids.tolist(), bias.values.tolist(), strict=True):
             logits[token] += value
+    if sampling.ranges is not None:
+        for first, end in zip(sampling.ranges.firsts, sampling.ranges.ends, strict=True):
+            logits[first:end] = -np.inf
     if masks is not None and len(masks.rows):
         for token in range(len(logits)):
             if not masks.bits[0, token // 32] >> np.uint32(token % 32) & 1:
@@ -220,6 +228,8 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Sampling]:
         values["masks"] = TokenMasks(masked, pack_mask(allowed))
     if draw(st.booleans()):
         values["only"] = OnlyTokens(*places(3))
+    if draw(st.booleans()):
+        values["ranges"] = TokenRanges(*places(2), rng.integers(0, vocab_size + 1, 2))
     if draw(st.booleans()) and vocab_size > 1:
         ruled = np.flatnonzero(rng.random(num_logits) < 0.5)
         values["timestamps"] = TimestampRule(ruled, rng.choice([1, vocab_size - 1], len(ruled)))

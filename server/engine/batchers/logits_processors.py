@@ -4,15 +4,16 @@ The rules are those of transformers' `generation/logits_process.py`; where those
 to it, so that a step handles all of its rows at once.
 """
 
+import math
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import assert_never
 
 import numpy as np
 
-from runtime.batch import FloatArray, IntArray
+from runtime.batch import IntArray
 from server.wire.processors import (
     BadWords,
     ForcedBegin,
@@ -27,6 +28,8 @@ from server.wire.processors import (
 )
 
 Word = tuple[int, ...]
+NO_END = 2**31 - 1
+"""A vocabulary has no more tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,27 +66,27 @@ class Past:
 class RowRules:
     """What all processors of a row say together. Mutable: grows by each of them.
 
-    `biases`: tokens, and what is added to their logits. `banned_ranges`: runs of banned tokens that are too long to be
-    listed. `only`: the tokens one of which is forced. `timestamp_begin`: where Whisper's timestamps begin; 0: it has
-    none.
+    `ids`, `biases`: tokens, and what is added to their logits. `banned_ranges`: runs of banned tokens that are too long
+    to be listed. `only`: the tokens one of which is forced. `timestamp_begin`: where Whisper's timestamps begin; 0: it
+    has none. Lists, for a step makes one array of those of all rows: small arrays would take longer than their numbers.
     """
 
-    biases: list[tuple[IntArray, FloatArray]] = field(default_factory=list)
-    banned_ranges: list[slice] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    biases: list[float] = field(default_factory=list)
+    banned_ranges: list[tuple[int, int]] = field(default_factory=list)
     only: tuple[int, ...] = ()
     timestamp_begin: int = 0
 
-    def add(self, token_ids: Sequence[int] | IntArray, values: Sequence[float] | float) -> None:
-        if len(token_ids):
-            ids = np.asarray(token_ids, np.int64)
-            self.biases.append((ids, np.broadcast_to(np.asarray(values, np.float32), ids.shape)))
+    def add(self, token_ids: Collection[int], values: Collection[float]) -> None:
+        self.ids += token_ids
+        self.biases += values
 
-    def ban(self, token_ids: Sequence[int] | IntArray) -> None:
-        self.add(token_ids, -np.inf)
+    def ban(self, token_ids: Collection[int]) -> None:
+        self.add(token_ids, [-math.inf] * len(token_ids))
 
-    def ban_range(self, first: int, end: int | None = None) -> None:
+    def ban_range(self, first: int, end: int = NO_END) -> None:
         """The tokens from `first` on, up to and without `end`."""
-        self.banned_ranges.append(slice(first, end))
+        self.banned_ranges.append((first, end))
 
 
 def collect_rules(processors: Iterable[Processor], past: Past) -> RowRules:
@@ -124,12 +127,12 @@ def apply(processor: Processor, past: Past, rules: RowRules) -> None:
             assert_never(processor)
 
 
-def find_repeats(token_ids: IntArray, size: int) -> IntArray:
+def find_repeats(token_ids: IntArray, size: int) -> set[int]:
     """The tokens that would make the last `size` - 1 ones, and themselves, a run that there is already."""
     ends = np.arange(size - 1, len(token_ids))
     for offset, token_id in enumerate(token_ids[:-size:-1], start=1):
         ends = ends[token_ids[ends - offset] == token_id]
-    return np.unique(token_ids[ends])
+    return set(token_ids[ends].tolist())
 
 
 def apply_timestamps(processor: Timestamps, generated: IntArray, rules: RowRules) -> None:
@@ -154,10 +157,10 @@ def apply_timestamps(processor: Timestamps, generated: IntArray, rules: RowRules
 
 @dataclass(frozen=True, slots=True)
 class WordIndex:
-    """Words that are looked at only where they could come next. `single` int64 [num_single]: those of one token.
-    `longer`: the others by their last token but one, as (all but the last, the last)."""
+    """Words that are looked at only where they could come next. `single`: those of one token. `longer`: the others by
+    their last token but one, as (all but the last, the last)."""
 
-    single: IntArray
+    single: list[int]
     longer: dict[int, list[tuple[Word, int]]]
 
     def find_last_tokens(self, past: Past) -> list[int]:
@@ -176,4 +179,4 @@ def index_words(words: tuple[Word, ...]) -> WordIndex:
     for word in words:
         if len(word) > 1:
             longer.setdefault(word[-2], []).append((word[:-1], word[-1]))
-    return WordIndex(np.array([word[0] for word in words if len(word) == 1], np.int64), longer)
+    return WordIndex([word[0] for word in words if len(word) == 1], longer)

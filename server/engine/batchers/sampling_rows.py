@@ -7,14 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from runtime.batch import NO_TOKEN, History, OnlyTokens, Sampling, SparseBias, TimestampRule, TokenMasks
+from runtime.batch import (
+    NO_TOKEN,
+    History,
+    OnlyTokens,
+    Sampling,
+    SparseBias,
+    TimestampRule,
+    TokenMasks,
+    TokenRanges,
+)
 from server.engine.batchers.logits_processors import Past, RowRules, collect_rules
 from server.engine.batchers.running_set import Part
 from server.engine.batchers.sequences import Generation, Sequence
 from server.engine.batchers.uniforms import draw_uniforms
-
-Words = npt.NDArray[np.uint32]
-"""A mask over the vocabulary, 32 tokens to a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +123,9 @@ def build_sampling(rows: Seq[Row], vocab_size: int) -> Sampling:
         is_ranked=np.array([row.is_ranked for row in rows], bool),
         bias=build_bias(rules),
         history=build_history(rows),
-        masks=build_masks(rows, rules, vocab_size),
+        masks=build_masks(rows, vocab_size),
         only=build_only(rules),
+        ranges=build_ranges(rules, vocab_size),
         timestamps=build_timestamps(rules),
     )
 
@@ -147,16 +154,26 @@ def collect_row_rules(rows: Seq[Row]) -> dict[int, RowRules]:
 
 
 def build_bias(rules: Mapping[int, RowRules]) -> SparseBias | None:
-    found = [(place, *bias) for place, each in rules.items() for bias in each.biases]
-    if not found:
+    biased = {place: each for place, each in rules.items() if each.ids}
+    if not biased:
         return None
-    places, ids, values = zip(*found, strict=True)
-    return SparseBias(np.repeat(places, list(map(len, ids))), np.concatenate(ids), np.concatenate(values))
+    ids = [token_id for each in biased.values() for token_id in each.ids]
+    biases = [bias for each in biased.values() for bias in each.biases]
+    rows = np.repeat(list(biased), [len(each.ids) for each in biased.values()])
+    return SparseBias(rows, np.array(ids, np.int64), np.array(biases, np.float32))
 
 
 def build_only(rules: Mapping[int, RowRules]) -> OnlyTokens | None:
     found = [(place, token_id) for place, each in rules.items() for token_id in each.only]
     return OnlyTokens(*np.array(found, np.int64).T) if found else None
+
+
+def build_ranges(rules: Mapping[int, RowRules], vocab_size: int) -> TokenRanges | None:
+    found = [(place, *banned) for place, each in rules.items() for banned in each.banned_ranges]
+    if not found:
+        return None
+    rows, firsts, ends = np.array(found, np.int64).T
+    return TokenRanges(rows, firsts, ends.clip(max=vocab_size))
 
 
 def build_timestamps(rules: Mapping[int, RowRules]) -> TimestampRule | None:
@@ -179,28 +196,14 @@ def build_history(rows: Seq[Row]) -> History | None:
     return History(np.repeat(places, lengths), np.concatenate(ids), np.concatenate(is_generated))
 
 
-def build_masks(rows: Seq[Row], rules: Mapping[int, RowRules], vocab_size: int) -> TokenMasks | None:
-    """A grammar's, and those of banned ranges; a row may have both."""
-    num_words = -(-vocab_size // 32)
-    masks = [(place, mask_ranges(each, num_words)) for place, each in rules.items() if each.banned_ranges]
-    for place, row in enumerate(rows):
-        if row.sequence.matcher is not None and row.forced_id == NO_TOKEN:
-            masks.append((place, fit_mask(row.sequence.matcher.compute_mask(), num_words)))
-    if not masks:
+def build_masks(rows: Seq[Row], vocab_size: int) -> TokenMasks | None:
+    masked = [place for place, row in enumerate(rows) if row.sequence.matcher is not None and row.forced_id == NO_TOKEN]
+    if not masked:
         return None
-    places, bits = zip(*masks, strict=True)
-    return TokenMasks(np.array(places, np.int64), np.stack(bits))
-
-
-def mask_ranges(rules: RowRules, num_words: int) -> Words:
-    allowed = np.ones(32 * num_words, bool)
-    for banned in rules.banned_ranges:
-        allowed[banned] = False
-    return np.packbits(allowed, bitorder="little").view("<u4").astype(np.uint32)
-
-
-def fit_mask(mask: Words, num_words: int) -> Words:
-    """What a tokenizer does not know is not allowed; what the model has no logits for is left out."""
-    fitted = np.zeros(num_words, np.uint32)
-    fitted[: len(mask)] = mask[:num_words]
-    return fitted
+    bits = np.zeros((len(masked), -(-vocab_size // 32)), np.uint32)
+    for mask, place in zip(bits, masked, strict=True):
+        matcher = rows[place].sequence.matcher
+        assert matcher is not None
+        allowed = matcher.compute_mask()
+        mask[: len(allowed)] = allowed[: len(mask)]
+    return TokenMasks(np.array(masked, np.int64), bits)
