@@ -121,17 +121,19 @@ class EngineLoop(Generic[AnyStep]):
         return stream
 
     async def feed(self) -> None:
-        """Have a step formed whenever the device can take one."""
+        """Have a step formed whenever the device can take one, and what was computed handed out."""
         while True:
             self.changed.clear()
+            has_more = self.batcher.deliver()
             pause_s = self.pause_s(monotonic())
             if pause_s is not None and pause_s <= 0:
                 self.form_step()
-                # Let callbacks in: new jobs should be in the queue before the next step is formed.
-                await asyncio.sleep(0)
+            elif not has_more:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.changed.wait(), pause_s)
                 continue
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.changed.wait(), pause_s)
+            # Let callbacks in: new jobs should be in the queue before the next step is formed.
+            await asyncio.sleep(0)
 
     def pause_s(self, now_s: float) -> float | None:
         """How long before the next step should be formed; None: until something changes."""

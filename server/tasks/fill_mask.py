@@ -52,7 +52,7 @@ def rank_words(
     """Ids and probabilities of one place, from `[vocab_size]`. `exps`: room for as many numbers."""
     candidates = logits if params.target_ids is None else logits[list(params.target_ids)]
     best = pick_largest(candidates, params.top_k)
-    largest = logits.max()
+    largest = logits[best[0]] if params.target_ids is None else logits.max()
     np.exp(np.subtract(logits, largest, out=exps), out=exps)
     scores = np.exp(candidates[best] - largest) / exps.sum()
     return best if params.target_ids is None else np.array(params.target_ids)[best], scores
@@ -74,8 +74,14 @@ def find_candidates(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[
     num_blocks = len(values) // BLOCK_WORDS
     if num_blocks < count:
         return np.arange(len(values))
-    largest = values[: num_blocks * BLOCK_WORDS].reshape(num_blocks, BLOCK_WORDS).max(axis=1)
-    return np.flatnonzero(~(values < np.partition(largest, num_blocks - count)[num_blocks - count]))
+    num_words = num_blocks * BLOCK_WORDS
+    blocks = values[:num_words].reshape(num_blocks, BLOCK_WORDS)
+    largest = blocks.max(axis=1)
+    least = np.partition(largest, num_blocks - count)[num_blocks - count]
+    chosen = np.flatnonzero(~(largest < least))
+    owners, places = np.nonzero(~(blocks[chosen] < least))
+    rest = np.flatnonzero(~(values[num_words:] < least))
+    return np.concatenate([chosen[owners] * BLOCK_WORDS + places, num_words + rest])
 
 
 def find_masks(sequence: TokenSequence, info: ModelInfo) -> TokenArray:

@@ -115,6 +115,7 @@ class FakeEngineRun:
         started_s, self.now_s = self.now_s, self.now_s + self.cost_model.predict(step.cost)
         result = StepResult(step, started_s, self.now_s, self.engine.run(step.batch), None)
         assert self.batcher.settle(result, self.now_s) == []
+        assert not self.batcher.deliver()
         return self.steps[-1]
 
     def drain(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from server.engine import engine_loop, executor
+from server.engine.batchers import packed
 from server.engine.batchers.packed import PackedBatcher
 from server.engine.cost_model import CostModel
 from server.errors import DeadlineExceeded, EngineFailure, EngineUnavailable
@@ -306,6 +307,23 @@ async def test_engine_that_goes_on_failing_is_given_up(engine: GatedEngine, cloc
     with pytest.raises(EngineUnavailable, match="canaries in a row have failed"):
         loop.submit(make_job([make_sequence(3)]))
     await loop.close()
+
+
+async def test_large_steps_are_handed_out_in_turns(loop: PackedLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which others get between; and the next step is formed when all is handed out, though nobody wakes the loop."""
+    monkeypatch.setattr(packed, "TURN_NUMBERS", 1)
+    turns: list[int] = []
+    deliver = loop.batcher.deliver
+
+    def count_and_deliver() -> bool:
+        assert isinstance(loop.batcher, PackedBatcher)
+        asyncio.get_running_loop().call_soon(turns.append, len(loop.batcher.computed))
+        return deliver()
+
+    monkeypatch.setattr(loop.batcher, "deliver", count_and_deliver)
+    sequences = [make_sequence(10, 1 + number) for number in range(30)]
+    assert await call(loop, *sequences) == expected_rows(sequences)
+    assert max(turns) > 2 and set(range(max(turns))) <= set(turns)
 
 
 async def test_words_of_a_bug_stay_in_the_log(

@@ -1,6 +1,7 @@
 """What goes into a step and what comes out of it, with a clock wound by hand."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +11,15 @@ from hypothesis import strategies as st
 
 from runtime.batch import ArraySpec, Output
 from runtime.engine import EngineError
+from server.engine.batchers import packed
 from server.engine.batchers.batcher import StepLimits, StepResult
 from server.engine.batchers.job_queue import HORIZON_S
 from server.engine.batchers.packed import MAX_LOOK_AHEAD, PackedBatcher, PackedStep
 from server.engine.cost_model import CostModel
 from server.errors import DeadlineExceeded, EngineFailure
-from server.wire.job import Result
+from server.wire.job import Job, Ragged, Result
 from server.wire.result_stream import ResultStream
-from tests.pure.fake_requests import OUTPUT, REDUCERS, Call, FakeEngineRun, make_job, make_sequence
+from tests.pure.fake_requests import OUTPUT, OUTPUT_DIM, REDUCERS, Call, FakeEngineRun, make_job, make_sequence
 
 LIMITS = StepLimits(max_batch_tokens=100, max_batch_requests=8, max_wait_s=0.0)
 LAZY = StepLimits(max_batch_tokens=100, max_batch_requests=8, max_wait_s=0.5)
@@ -111,6 +113,7 @@ def test_call_cancelled_while_it_is_computed_hears_nothing() -> None:
     assert step is not None
     run.cancel(gone)
     run.batcher.settle(StepResult(step, 0.0, 1.0, run.engine.run(step.batch), None), 1.0)
+    run.batcher.deliver()
     run.drain()
     assert not gone.done_s and len(here.done_s) == 2
 
@@ -266,6 +269,7 @@ class TestFailingSteps:
             output = None if is_bad else run.engine.run(step.batch)
             failed += [len(step.inputs)] if is_bad else []
             steps += run.batcher.settle(StepResult(step, run.now_s, run.now_s, output, error), run.now_s)
+            run.batcher.deliver()
         return failed
 
     def test_others_of_its_batch_are_answered(self) -> None:
@@ -314,6 +318,8 @@ def settle_by_hand(outputs: list[ArraySpec], output: Output, seqlens: list[int])
     step = batcher.form(1.0)
     assert step is not None
     batcher.settle(StepResult(step, 1.5, 1.75, output, None), 2.0)
+    while batcher.deliver():
+        pass
     return found
 
 
@@ -331,6 +337,62 @@ def test_rows_of_tokens_are_cut_at_the_borders_of_inputs() -> None:
         pooled[0].tolist(),
         pooled[1].tolist(),
     ]
+
+
+class TestLargeSteps:
+    """A turn hands out 8 numbers here, which are the rows of two inputs."""
+
+    @pytest.fixture
+    def run(self, monkeypatch: pytest.MonkeyPatch) -> FakeEngineRun:
+        monkeypatch.setattr(packed, "TURN_NUMBERS", 2 * OUTPUT_DIM)
+        return FakeEngineRun(LIMITS)
+
+    def compute(self, run: FakeEngineRun) -> None:
+        step = run.form()
+        assert step is not None
+        run.batcher.settle(StepResult(step, 0.0, 1.0, run.engine.run(step.batch), None), 1.0)
+
+    def test_are_handed_out_in_turns_before_anything_else_is_computed(self, run: FakeEngineRun) -> None:
+        large, small, later = run.add([3] * 5), run.add([9]), run.add([90])
+        self.compute(run)
+        told = []
+        while run.batcher.computed:
+            assert run.batcher.wait_s(1.0) is None and later.ended_s is None
+            assert run.batcher.deliver() == bool(run.batcher.computed)
+            told.append((len(large.done_s), len(small.done_s)))
+        assert told == [(2, 0), (4, 0), (5, 1)]
+        assert run.batcher.wait_s(1.0) == 0.0
+        run.drain()
+
+    def test_who_leaves_meanwhile_hears_nothing_more(self, run: FakeEngineRun) -> None:
+        gone, here = run.add([3] * 5), run.add([9])
+        self.compute(run)
+        run.batcher.deliver()
+        run.cancel(gone)
+        assert not run.batcher.deliver()
+        assert len(gone.done_s) == 2 and len(here.done_s) == 1
+        run.drain()
+
+    def test_a_reducer_that_fails_ends_its_own_job(self, run: FakeEngineRun) -> None:
+        bad, good = run.add([3] * 5), run.add([9])
+        run.batcher.reducers = {"embed": fail_for_many}
+        self.compute(run)
+        while run.batcher.deliver():
+            pass
+        assert isinstance(bad.error, EngineFailure) and "too many" in str(bad.error)
+        assert good.error is None and len(good.done_s) == 1
+
+    def test_an_input_of_many_rows_is_a_part(self, run: FakeEngineRun) -> None:
+        spec = ArraySpec("labels", "float32", ("num_tokens", 2))
+        found = settle_by_hand([spec], Output({"labels": np.zeros((12, 2), np.float32)}), [9, 1, 2])
+        assert [result.rows.tolist() for result in found] == [[1, 2], [0]]
+        assert [result.is_last for result in found] == [False, True]
+
+
+def fail_for_many(arrays: dict[str, Ragged], job: Job, rows: Sequence[int]) -> dict[str, Ragged]:
+    if job.num_inputs > 1:
+        raise ValueError("too many")
+    return arrays
 
 
 def test_result_says_how_long_it_waited_and_was_computed() -> None:
@@ -358,6 +420,7 @@ def test_only_what_jobs_read_is_wanted_of_the_graph() -> None:
         assert step.batch.outputs == set(outputs.values())
         computed = Output({spec.name: np.ones((1, int(spec.dims[1])), np.float32) for spec in specs})
         batcher.settle(StepResult(step, 1.5, 1.75, computed, None), 2.0)
+        batcher.deliver()
     assert [list(result.arrays) for results in found.values() for result in results] == [["embeddings"], ["logits"]]
     stream = ResultStream(lambda rows: None)
     batcher.add(make_job([make_sequence(3)]), stream, now_s=1.0)

@@ -165,6 +165,7 @@ def test_each_input_gets_the_rows_of_its_own_places(data: st.DataObject, rng: ra
     while (step := batcher.form(0.0)) is not None:
         assert step.batch.num_logits <= limits.max_batch_requests
         batcher.settle(StepResult(step, 0.0, 1.0, engine.run(step.batch), None), 1.0)
+        batcher.deliver()
     for number, results in told.items():
         seen = set()
         for result in results:

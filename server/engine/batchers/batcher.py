@@ -89,8 +89,9 @@ class Batcher(Protocol[AnyStep]):
     def settle(self, result: StepResult[AnyStep], now_s: float) -> list[AnyStep]:
         """Take in what was computed. Returns what has to be tried again."""
 
-    def deliver(self) -> None:
-        """Hand out what was settled and has not been: the next step computes meanwhile."""
+    def deliver(self) -> bool:
+        """Hand out what was settled and has not been: the next step computes meanwhile. Whether there is more than one
+        turn of the loop should hand out."""
 
     def observe(self, result: StepResult[AnyStep]) -> None:
         """Learn what steps take."""

@@ -239,10 +239,12 @@ class DecodingBatcher:
                 self.tidy_up(generation)
         return []
 
-    def deliver(self) -> None:
+    def deliver(self) -> bool:
+        """All at once: it is a few numbers each."""
         outbox, self.outbox[:] = list(self.outbox), []
         for stream, news, is_last in outbox:
             stream.put(write_news(news, is_last=is_last))
+        return False
 
     def tidy_up(self, generation: Generation) -> None:
         """After a step: answers nobody listens to end, news go out, and what has no answers left is over."""

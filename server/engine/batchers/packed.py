@@ -1,7 +1,11 @@
 """Work whose inputs go through the model once: whichever of them fit are packed into a step, and come out as rows."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +23,12 @@ from server.wire.result_stream import ResultStream
 Reduce = Callable[[dict[str, Ragged], Job, Sequence[int]], dict[str, Ragged]]
 """What a step has computed of these inputs of a job to what crosses the wire."""
 
+logger = logging.getLogger("padless.engine")
+
 MAX_LOOK_AHEAD = 64
 """Inputs passed over in search of one that still fits the budget."""
+TURN_NUMBERS = 1 << 20
+"""So many numbers are reduced, or twice as many, before others get the thread: logits over words take 3 ns each."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +49,10 @@ class PackedInput:
     num_logits: int = 1
     """Rows of logits that a model over words gives of it."""
 
+    def count_rows(self, spec: ArraySpec) -> int:
+        """Of such an output."""
+        return {"num_tokens": self.num_tokens, "num_logits": self.num_logits}.get(str(spec.dims[0]), 1)
+
 
 @dataclass(frozen=True, slots=True)
 class PackedStep(Step):
@@ -49,8 +61,16 @@ class PackedStep(Step):
     inputs: list[PackedInput] = field(default_factory=list)
 
 
+class Computed(NamedTuple):
+    """What a step has made of inputs of one job, which are at these places of its batch."""
+
+    encoding: Encoding
+    places: list[int]
+    result: StepResult[PackedStep]
+
+
 class PackedBatcher:
-    """A Batcher. Mutable: the queue, and the jobs that are not answered.
+    """A Batcher. Mutable: the queue, the jobs that are not answered, and what was computed and is not handed out.
 
     `outputs`: what the graph computes; `reducers`: by task.
     """
@@ -71,6 +91,7 @@ class PackedBatcher:
         self.reducers = reducers
         self.queue: JobQueue[PackedInput] = JobQueue()
         self.encodings: dict[ResultStream, Encoding] = {}
+        self.computed: deque[Computed] = deque()
 
     @property
     def num_queued_tokens(self) -> int:
@@ -108,9 +129,10 @@ class PackedBatcher:
 
     def wait_s(self, now_s: float) -> float | None:
         """Hungry with max_wait_s 0. Otherwise lazy: until the budget is full, the oldest has waited long enough, or the
-        most urgent deadline is only two predicted steps away."""
+        most urgent deadline is only two predicted steps away. Nothing more is computed while there is something to hand
+        out: it may be as large as the vocabulary."""
         queue, limits = self.queue, self.limits
-        if not queue.order:
+        if not queue.order or self.computed:
             return None
         is_full = queue.num_tokens >= limits.max_batch_tokens or queue.num_items >= limits.max_batch_requests
         if is_full or limits.max_wait_s == 0:
@@ -172,14 +194,44 @@ class PackedBatcher:
             by_job.setdefault(item.encoding.stream, []).append(place)
         for stream, places in by_job.items():
             if stream in self.encodings:
-                self.answer(self.encodings[stream], places, result)
+                parts = self.cut(places, result)
+                self.computed += [Computed(self.encodings[stream], part, result) for part in parts]
         return []
 
-    def deliver(self) -> None:
-        """Rows are handed out as they are settled: another step is running already."""
+    def cut(self, places: list[int], result: StepResult[PackedStep]) -> Iterator[list[int]]:
+        """Of a large step's: parts of up to TURN_NUMBERS, or of one input."""
+        assert result.output is not None
+        arrays = result.output.arrays
+        if sum(values.size for values in arrays.values()) <= TURN_NUMBERS:
+            yield places
+            return
+        widths = [(self.outputs[name], prod(values.shape[1:])) for name, values in arrays.items()]
+        part, num_numbers = list[int](), 0
+        for place in places:
+            num_added = sum(result.step.inputs[place].count_rows(spec) * width for spec, width in widths)
+            if part and num_numbers + num_added > TURN_NUMBERS:
+                yield part
+                part, num_numbers = [], 0
+            part.append(place)
+            num_numbers += num_added
+        yield part
 
-    def answer(self, encoding: Encoding, places: list[int], result: StepResult[PackedStep]) -> None:
-        """Give a job the rows of its inputs, which are at these places of the batch."""
+    def deliver(self) -> bool:
+        """As much as a turn of the loop should take: another step is running already."""
+        num_numbers = 0
+        while self.computed and num_numbers < TURN_NUMBERS:
+            encoding, places, result = self.computed.popleft()
+            if encoding.stream not in self.encodings:
+                continue
+            try:
+                num_numbers += self.answer(encoding, places, result)
+            except Exception as error:  # a bug of ours; the job must hear of it
+                logger.exception("what a step has computed could not be handed out")
+                self.fail(encoding.stream, EngineFailure(f"{type(error).__name__}: {error}"))
+        return bool(self.computed)
+
+    def answer(self, encoding: Encoding, places: list[int], result: StepResult[PackedStep]) -> int:
+        """Give a job the rows of its inputs, which are at these places of the batch. Returns the numbers in them."""
         assert result.output is not None
         indices = np.array([result.step.inputs[place].index for place in places], np.int32)
         found = result.output.arrays
@@ -194,6 +246,7 @@ class PackedBatcher:
         encoding.stream.put(Result(indices, reduced, is_last, queue_s, result.ended_s - result.started_s))
         if is_last:
             del self.encodings[encoding.stream]
+        return sum(rows.values.size for rows in arrays.values())
 
     def pick(self, spec: ArraySpec, values: Array, step: PackedStep, places: list[int]) -> Ragged:
         """The rows of some sequences of the batch: one each, or one for each of their tokens, or of those guessed."""
