@@ -25,7 +25,7 @@ def describe_machine() -> dict[str, Any]:
             flag for flag in ("avx2", "avx_vnni", "avx512f", "avx512_bf16", "amx_bf16") if flag in read_cpu_flags()
         ],
         "python": platform.python_version(),
-        "packages": {name: find_version(name) for name in PACKAGES},
+        "packages": {name: find_package_version(name) for name in PACKAGES},
         "commit": read_commit(),
     }
 
@@ -36,7 +36,7 @@ def read_cpu_model() -> str:
     return names[0] if names else platform.processor()
 
 
-def find_version(package: str) -> str | None:
+def find_package_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -29,7 +29,7 @@ RETRY_AFTER = {"description": "Seconds to wait before another try.", "schema": {
 
 
 @cache
-def find_version() -> str:
+def find_server_version() -> str:
     """Of the installed package; a bare checkout has none."""
     try:
         return version("padless")
@@ -58,7 +58,7 @@ def build_docs(routes: Sequence[Route]) -> FastAPI:
     docs = FastAPIOffline(
         title="Padless",
         description="A Transformer inference server that wastes no computation on padding.",
-        version=find_version(),
+        version=find_server_version(),
         redoc_url=None,
         static_url=ASSETS,
     )

@@ -113,7 +113,7 @@ def describe_field(name: str, number: int, of: Type, is_repeated: bool, is_optio
     return Field(name, number, of, wire, is_repeated, is_optional, is_message, is_repeated and bool(dtype))
 
 
-class Reader:
+class MessageReader:
     """Parses one body. Mutable: what it may still hold, counted as items of a list of JSON are.
 
     Raises InvalidBody, BodyTooLarge.

@@ -23,7 +23,7 @@ INLINE_PRODUCTS = 2_000_000
 """So many multiplications are done on the event loop's thread, in 1 to 2 ms."""
 
 
-class Side(NamedTuple):
+class SideTexts(NamedTuple):
     """Texts, and the request's field they came in. A text by itself has no index in messages."""
 
     texts: Sequence[str]
@@ -36,8 +36,8 @@ class Question:
     and before documents; None: those that the model has for them. `max_document_tokens`: what is behind so many is not
     read; None: all is."""
 
-    queries: Side
-    documents: Side
+    queries: SideTexts
+    documents: SideTexts
     truncation: Truncation | None
     scale: rerank.Scale = "sigmoid"
     prompts: tuple[str, str] | None = None
@@ -82,7 +82,7 @@ async def shorten_documents(call: Call, model: ServedModel, question: Question) 
         return question
     with model.admission.admit(len(documents.texts), 0, deadline_s=call.deadline_s, tokens_per_s=0.0):
         texts = await model.tokenizer.shorten(documents.texts, most, field=documents.field)
-    return replace(question, documents=Side(texts, documents.field))
+    return replace(question, documents=SideTexts(texts, documents.field))
 
 
 async def score_pairs(call: Call, model: ServedModel, question: Question) -> rerank.Scores:
@@ -155,7 +155,7 @@ def build_job(model: ServedModel, question: Question, inputs: Sequence[Input], f
     )
 
 
-def check_side(side: Side, model: ServedModel) -> None:
+def check_side(side: SideTexts, model: ServedModel) -> None:
     """A document without text is a mistake: a pair with it would get some score. Raises EmptyInput, InvalidField."""
     check_places(len(side.texts), model, side.field)
     for index, text in enumerate(side.texts):
@@ -164,7 +164,7 @@ def check_side(side: Side, model: ServedModel) -> None:
             raise EmptyInput(f"{place} must not be empty", param=side.field)
 
 
-def check_places_of_both(queries: Side, documents: Side, model: ServedModel) -> None:
+def check_places_of_both(queries: SideTexts, documents: SideTexts, model: ServedModel) -> None:
     """Each vector takes a place. Raises InvalidField."""
     limit = model.config.limits.max_client_batch_size
     num_inputs = len(queries.texts) + len(documents.texts)

@@ -9,7 +9,7 @@ from server.errors import Kind, ServiceError
 from server.http.api.statuses import find_status
 from server.http.body_limits import HeldBody
 from server.http.call import Call, Reply
-from server.http.protobuf import LENGTH, Message, Parsed, Reader, write, write_varint
+from server.http.protobuf import LENGTH, Message, MessageReader, Parsed, write, write_varint
 from server.http.route import Answer, Route, Shape
 from server.http.state import ServerState
 
@@ -91,7 +91,7 @@ async def parse_question(call: Call, state: ServerState, message: type[Parsed]) 
 
 def parse_message(call: Call, state: ServerState, message: type[Parsed]) -> Parsed:
     """Raises InvalidBody, BodyTooLarge."""
-    return Reader(state.config.server.max_body_items).read(message, call.take_body())
+    return MessageReader(state.config.server.max_body_items).read(message, call.take_body())
 
 
 def join_messages(messages: list[bytes]) -> bytes:

@@ -48,7 +48,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class AnswerReader:
     """Makes answers of logits. `max_answer_len` counts tokens. `takes_none`: that there is no answer may be one.
     `aligns`: answers begin and end with whole words."""
 

@@ -40,7 +40,7 @@ class Tagged(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class EntityReader:
     """Makes entities of logits, one way for one model. `ignored`: labels that are left out.
 
     Its methods are those of the pipeline, but for words: they are put together of what is not ignored only.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import tokenizers
 
 from server.text.inputs import Input
-from server.text.truncation import Side, leave_second, share_budget
+from server.text.truncation import TruncationSide, leave_second, share_budget
 
 
 class SharedText:
@@ -34,7 +34,7 @@ def join_pair(
     pair: tuple[tokenizers.Encoding, tokenizers.Encoding],
     *,
     max_tokens: int,
-    side: Side,
+    side: TruncationSide,
     add_special_tokens: bool,
     cuts_first: bool,
 ) -> tokenizers.Encoding:
@@ -52,7 +52,9 @@ def count_special(plain: tokenizers.Tokenizer, *, add_special_tokens: bool) -> i
     return plain.num_special_tokens_to_add(True) if add_special_tokens else 0
 
 
-def cut(plain: tokenizers.Tokenizer, encoding: tokenizers.Encoding, num_tokens: int, side: Side) -> tokenizers.Encoding:
+def cut(
+    plain: tokenizers.Tokenizer, encoding: tokenizers.Encoding, num_tokens: int, side: TruncationSide
+) -> tokenizers.Encoding:
     if num_tokens >= len(encoding):
         return encoding
     copied = plain.post_process(encoding, None, False)

@@ -22,7 +22,16 @@ from server.text.detokenizer import TokenTexts
 from server.text.inputs import Input, Text, is_long, is_short, split_chunks
 from server.text.located import Kept, Window, cut_windows, find_word_rules, locate
 from server.text.pairs import SharedText, count_special, find_shared, join_pair
-from server.text.truncation import GROWTH, UNBROKEN_CHARS, Head, Reading, Side, cut_text, find_chars, take_whole
+from server.text.truncation import (
+    GROWTH,
+    UNBROKEN_CHARS,
+    Head,
+    Reading,
+    TruncationSide,
+    cut_text,
+    find_chars,
+    take_whole,
+)
 from server.text.work import Truncation, Work, check_certain, choose_part, make_too_long
 from server.wire.job import TokenSequence
 
@@ -291,7 +300,7 @@ class Tokenizer:
         parts = text if isinstance(text, tuple) else (text,)
         if not any(parts):
             raise EmptyInput("must not be empty" if len(parts) == 1 else "must not be empty on both sides")
-        side: Side = "left" if work.truncation == "left" else "right"
+        side: TruncationSide = "left" if work.truncation == "left" else "right"
         chars_per_token = GUARD_CHARS_PER_TOKEN if work.truncation == "error" else CHARS_PER_TOKEN
         reach = work.max_tokens * chars_per_token
         shared = work.shared.get(parts[0]) if len(parts) > 1 else None
@@ -311,7 +320,7 @@ class Tokenizer:
                 return Kept(encoding, places, len(parts[-1]) - len(heads[-1].text) if side == "left" else 0)
             reach *= GROWTH
 
-    def _join(self, shared: SharedText, text: str, side: Side, work: Work) -> Kept:
+    def _join(self, shared: SharedText, text: str, side: TruncationSide, work: Work) -> Kept:
         """As if the pair had been read; both texts are short enough to be read whole."""
         plain, bare = self._find_plain(), work._replace(add_special_tokens=False)
         if shared.encoding is None:  # two threads may find that at once, and do the same

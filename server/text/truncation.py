@@ -16,7 +16,7 @@ import tokenizers
 from server.errors import InputTooLong
 from server.text.borders import Borders
 
-Side = Literal["right", "left"]
+TruncationSide = Literal["right", "left"]
 """The end that is cut off."""
 Places = npt.NDArray[np.intp]
 
@@ -37,7 +37,7 @@ class Head(NamedTuple):
     last: int
 
 
-def cut_text(text: str, reach: int, side: Side, borders: Borders) -> Head:
+def cut_text(text: str, reach: int, side: TruncationSide, borders: Borders) -> Head:
     """At most `reach` characters from the end that is kept, or more where there are no borders.
 
     Raises InputTooLong where there are none for UNBROKEN_CHARS.
@@ -107,7 +107,7 @@ class Reading:
         """So many tokens, special ones included, the whole input has at least; exact if the reading is whole."""
         return len(self._special) + sum(map(len, self._certain))
 
-    def choose_tokens(self, max_tokens: int, side: Side, *, cuts_first: bool = False) -> Places | None:
+    def choose_tokens(self, max_tokens: int, side: TruncationSide, *, cuts_first: bool = False) -> Places | None:
         """Places of the tokens that truncation keeps. None where more must be read to know.
 
         `cuts_first`: of a pair the first text only. Raises InputTooLong where the second fills the limit by itself.

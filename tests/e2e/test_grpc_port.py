@@ -17,7 +17,7 @@ from running_server import RunningServer, start_server, write_config
 from server.config import ConfigError, HttpConfig
 from server.http.api.grpc_health import SERVING, HealthCheckResponse
 from server.http.api.tei_messages import EmbedRequest, EmbedResponse
-from server.http.protobuf import Reader, write
+from server.http.protobuf import MessageReader, write
 from server.processes.listeners import open_listeners
 
 CHECK, EMBED = "/grpc.health.v1.Health/Check", "/tei.v1.Embed/Embed"
@@ -56,10 +56,10 @@ def test_two_processes_share_the_port(server: RunningServer, certificate: Path) 
     for _ in range(10):  # connections of their own, which the kernel deals out
         trust = grpc.ssl_channel_credentials(certificate.read_bytes())
         with grpc.secure_channel(f"127.0.0.1:{port}", trust) as channel:
-            health = Reader(100).read(HealthCheckResponse, channel.unary_unary(CHECK)(b"", timeout=10))
+            health = MessageReader(100).read(HealthCheckResponse, channel.unary_unary(CHECK)(b"", timeout=10))
             assert health.status == SERVING
             answer = channel.unary_unary(EMBED)(write(EmbedRequest("word1")), timeout=10)
-            assert len(Reader(100).read(EmbedResponse, answer).embeddings) == 4
+            assert len(MessageReader(100).read(EmbedResponse, answer).embeddings) == 4
     assert server.stop() == 0
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0

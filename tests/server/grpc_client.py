@@ -9,7 +9,7 @@ import grpc.aio
 from conftest import Server
 
 from server.http.grpc_server import build_grpc_server, open_port
-from server.http.protobuf import Message, Parsed, Reader, write
+from server.http.protobuf import Message, MessageReader, Parsed, write
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 Metadata = tuple[tuple[str, str], ...]
@@ -43,7 +43,7 @@ def to_bytes(message: Message | bytes) -> bytes:
 
 
 def parse(reply: type[Parsed], raw: bytes) -> Parsed:
-    return Reader(1_000_000).read(reply, raw)
+    return MessageReader(1_000_000).read(reply, raw)
 
 
 @asynccontextmanager

@@ -37,7 +37,7 @@ def find_url(live: Live) -> str:
     return live.url.removesuffix("/v1")
 
 
-def compute_scores() -> np.ndarray:
+def expect_scores() -> np.ndarray:
     """float32 `[3]`, of the DOCUMENTS for word1."""
     pairs = [[CLS, VOCAB.index("word1"), SEP, VOCAB.index(document), SEP] for document in DOCUMENTS]
     return compute_sigmoid(np.array([compute_row(np.array(pair), 1)[0] for pair in pairs]))
@@ -45,7 +45,7 @@ def compute_scores() -> np.ndarray:
 
 def test_version_1(first: cohere.Client) -> None:
     answer = first.rerank(model="ranker", query="word1", documents=[*DOCUMENTS[:2], {"text": "word4", "id": "7"}])
-    scores = compute_scores()
+    scores = expect_scores()
     assert [result.index for result in answer.results] == np.argsort(-scores).tolist()
     for result in answer.results:
         assert result.relevance_score == pytest.approx(float(scores[result.index]), rel=1e-6)
@@ -55,7 +55,7 @@ def test_version_1(first: cohere.Client) -> None:
 
 def test_version_2(second: cohere.ClientV2) -> None:
     answer = second.rerank(model="ranker", query="word1", documents=DOCUMENTS, top_n=2, max_tokens_per_doc=4096)
-    scores = compute_scores()
+    scores = expect_scores()
     assert [result.index for result in answer.results] == np.argsort(-scores)[:2].tolist()
     assert answer.results[0].relevance_score == pytest.approx(float(scores.max()), rel=1e-6)
     assert answer.id and answer.meta is not None and answer.meta.tokens is not None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from server.errors import BodyTooLarge, InvalidBody
 from server.http import protobuf
-from server.http.protobuf import Kind, Message, Reader, list_fields, optional, repeated, scalar, write
+from server.http.protobuf import Kind, Message, MessageReader, list_fields, optional, repeated, scalar, write
 
 
 @dataclass(slots=True, eq=False)
@@ -134,7 +134,7 @@ def dump(message: Any) -> dict[str, Any]:
 
 
 def read(raw: bytes) -> Everything:
-    return Reader(10_000).read(Everything, raw)
+    return MessageReader(10_000).read(Everything, raw)
 
 
 @given(VALUES)
@@ -222,15 +222,15 @@ def test_bytes_are_not_copied() -> None:
 def test_a_message_has_so_many_fields_and_no_more() -> None:
     """Of inner messages too: a body of small fields would hold the event loop for seconds."""
     raw = write(Everything(inners=[Inner(count=1)] * 4))
-    assert len(Reader(80).read(Everything, raw).inners) == 4
+    assert len(MessageReader(80).read(Everything, raw).inners) == 4
     with pytest.raises(BodyTooLarge, match="may be 79 in all"):
-        Reader(79).read(Everything, raw)
+        MessageReader(79).read(Everything, raw)
 
 
 @pytest.mark.parametrize("value", [1, -1])
 def test_and_so_many_numbers_in_lists(value: int) -> None:
     """One field holds any number of them."""
     raw = write(Everything(larges=np.full(100, value)))
-    assert (Reader(110).read(Everything, raw).larges == np.full(100, value)).all()
+    assert (MessageReader(110).read(Everything, raw).larges == np.full(100, value)).all()
     with pytest.raises(BodyTooLarge, match="too many values"):
-        Reader(109).read(Everything, raw)
+        MessageReader(109).read(Everything, raw)

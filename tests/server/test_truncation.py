@@ -17,7 +17,7 @@ from server.text.borders import BREAKS, Borders, find_borders, find_uncrossed
 from server.text.detokenizer import CHARACTER_BYTES
 from server.text.pairs import find_shared
 from server.text.tokenizer import Tokenizer, Work
-from server.text.truncation import UNBROKEN_CHARS, Side, cut_text, share_budget
+from server.text.truncation import UNBROKEN_CHARS, TruncationSide, cut_text, share_budget
 from server.text.work import Truncation
 from server.wire.job import fill_types
 
@@ -324,7 +324,7 @@ def test_tokens_that_end_within_a_character() -> None:
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_what_has_no_breaks_is_refused_unread(side: Side) -> None:
+def test_what_has_no_breaks_is_refused_unread(side: TruncationSide) -> None:
     with pytest.raises(InputTooLong, match="300,000 characters, and 131,072 in a row without a break between words"):
         build_ours("byte-level BPE", 8)._encode_text("x" * 300_000, Work(side, "input", True, False, 8))
     assert cut_text("x" * UNBROKEN_CHARS, 12, side, find_borders(build("byte-level BPE"))).is_whole
@@ -345,7 +345,7 @@ def test_little_is_read_of_a_long_text(kind: str, truncation: Truncation, monkey
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_cut_between_words(side: Side) -> None:
+def test_cut_between_words(side: TruncationSide) -> None:
     text, borders = "one two three four five six", Borders(re.compile("\\w(?= )"), 0)
     head = cut_text(text, 22, side, borders)
     assert (head.text, head.is_whole) == ("one two three four" if side == "right" else " three four five six", False)

@@ -11,7 +11,7 @@ from server.http.api.openai_errors import render_error
 from server.http.api.openai_schemas import ErrorReply
 from server.http.api.tei_info import TeiInfo, describe_served
 from server.http.call import Call, Reply, reply_json
-from server.http.docs import find_version
+from server.http.docs import find_server_version
 from server.http.route import Route
 from server.http.state import ServedModel, ServerState
 
@@ -32,7 +32,7 @@ async def get_info(call: Call, state: ServerState) -> Reply:
         {
             **describe_served(first, state.config.server),
             "server": "padless",
-            "version": find_version(),
+            "version": find_server_version(),
             "is_draining": state.is_draining,
             "models": [describe_model(model) for model in state.models.values()],
             "config": state.config.model_dump(mode="json"),

@@ -70,7 +70,7 @@ async def classify_tokens(call: Call, model: ServedModel, asked: InferenceReques
     except InputTooLong as error:
         hint = "" if wanted.stride is not None else ", or set a stride, which cuts it into windows"
         raise InputTooLong(f"{error.message}{hint}", error.param) from None
-    reader = token_classify.Reader(
+    reader = token_classify.EntityReader(
         model.info, model.tokenizer, wanted.aggregation_strategy, frozenset(wanted.ignore_labels)
     )
     size = call.times.num_tokens * ITEMS_PER_TOKEN
@@ -79,7 +79,7 @@ async def classify_tokens(call: Call, model: ServedModel, asked: InferenceReques
 
 
 def read_entities(
-    reader: token_classify.Reader, windows: list[list[Window]], logits: Ragged
+    reader: token_classify.EntityReader, windows: list[list[Window]], logits: Ragged
 ) -> Iterator[list[token_classify.Entity]]:
     """Of one text after the other."""
     rows = (logits.row(index) for index in range(len(logits)))

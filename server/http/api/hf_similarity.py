@@ -8,7 +8,7 @@ from typing_extensions import TypeIs
 from server.errors import InvalidField
 from server.http.api.fields import Texts
 from server.http.call import Call, Reply, reply_json
-from server.http.ranking import Question, Side, score
+from server.http.ranking import Question, SideTexts, score
 from server.http.state import ServedModel
 from server.text.work import Truncation
 
@@ -28,6 +28,6 @@ async def compare_sentences(
     source, others = inputs["source_sentence"], inputs["sentences"]
     if not isinstance(source, str) or not isinstance(others, list):
         raise InvalidField("inputs: source_sentence must be a text, and sentences a list of texts", param="inputs")
-    sides = Side([source], "source_sentence"), Side(others, "sentences")
+    sides = SideTexts([source], "source_sentence"), SideTexts(others, "sentences")
     question = Question(*sides, truncation, prompts=(prompt, prompt))
     return reply_json((await score(call, model, question)).tolist())

@@ -161,7 +161,7 @@ async def answer_questions(call: Call, model: ServedModel, asked: InferenceReque
         raise InvalidField(
             f"doc_{error.message} beside the question: lower doc_stride or raise max_seq_len", param="doc_stride"
         ) from None
-    reader = question_answering.Reader(
+    reader = question_answering.AnswerReader(
         wanted.top_k, wanted.max_answer_len, wanted.handle_impossible_answer, wanted.align_to_words
     )
     size = call.times.num_tokens * ITEMS_PER_TOKEN
@@ -183,7 +183,7 @@ async def shorten_questions(
     return [(question, context) for question, (_, context) in zip(questions, pairs, strict=True)]
 
 
-def read_answers(reader: question_answering.Reader, windows: list[list[Window]], logits: Ragged) -> Iterator[Any]:
+def read_answers(reader: question_answering.AnswerReader, windows: list[list[Window]], logits: Ragged) -> Iterator[Any]:
     """To one question after the other. Raises EmptyInput where there is nothing to choose an answer from."""
     rows = (logits.row(index) for index in range(len(logits)))
     for index, each in enumerate(windows):

@@ -5,7 +5,7 @@ from typing_extensions import TypedDict
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_schemas import ErrorReply
 from server.http.call import Call, Reply, reply_json
-from server.http.docs import find_version
+from server.http.docs import find_server_version
 from server.http.route import Route
 from server.http.state import ServerState
 
@@ -23,7 +23,7 @@ class Index(TypedDict):
 
 async def get_index(call: Call, state: ServerState) -> Reply:
     paths = {"docs": "/docs", "openapi": "/openapi.json", "ready": "/ready"}
-    return reply_json({"server": "padless", "version": find_version(), "models": list(state.models), **paths})
+    return reply_json({"server": "padless", "version": find_server_version(), "models": list(state.models), **paths})
 
 
 ROUTES = (

@@ -20,7 +20,7 @@ from server.http.api.oip_model import (
     ModelMetadata,
     configure_model,
     describe_model,
-    find_version,
+    find_model_version,
     infer_rows,
     is_ready,
     list_models,
@@ -33,7 +33,7 @@ from server.http.api.statuses import find_status
 from server.http.body import MAX_LENGTH_DIGITS, parse_body, receive_body
 from server.http.body_limits import HeldBody
 from server.http.call import JSON, Call, Reply, reply_json
-from server.http.docs import find_version as find_server_version
+from server.http.docs import find_server_version
 from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.route import Route, Shape
 from server.http.state import ServedModel, ServerState
@@ -132,7 +132,7 @@ async def unload_model(call: Call, state: ServerState) -> Reply:
 def find_model(rest: str, state: ServerState) -> ServedModel:
     """`{model}[/versions/1]`. Raises UnknownModel and its kinds."""
     name, found, version = rest.partition("/versions/")
-    return find_version(name, version if found else VERSION, state)
+    return find_model_version(name, version if found else VERSION, state)
 
 
 async def infer_tensors(call: Call, state: ServerState) -> Reply:

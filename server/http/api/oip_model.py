@@ -139,7 +139,7 @@ class ModelIndex(TypedDict):
     reason: str
 
 
-def find_version(name: str, version: str, state: ServerState) -> ServedModel:
+def find_model_version(name: str, version: str, state: ServerState) -> ServedModel:
     """`version` may be empty. Raises UnknownModel and its kinds."""
     if version not in ("", VERSION):
         raise UnknownModel(f"model {name[:100]!r} has no version {version[:20]!r}; it has {VERSION}", param="model")

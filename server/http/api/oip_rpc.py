@@ -16,7 +16,7 @@ from server.http.api.oip_model import (
     InferRequest,
     configure_model,
     describe_model,
-    find_version,
+    find_model_version,
     infer_rows,
     is_ready,
     list_models,
@@ -27,7 +27,7 @@ from server.http.api.oip_stats import Duration, ModelStats, count_models
 from server.http.api.oip_tensors import Given, decode
 from server.http.body import check_object
 from server.http.call import Call, Reply
-from server.http.docs import find_version as find_server_version
+from server.http.docs import find_server_version
 from server.http.protobuf import Numbers
 from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.rpc import list_questions, list_rpcs, parse_message, parse_question, reply_message
@@ -56,7 +56,7 @@ async def tell_server_ready(call: Call, state: ServerState) -> Reply:
 
 async def tell_model_ready(call: Call, state: ServerState) -> Reply:
     asked = await parse_question(call, state, proto.NamedModel)
-    return reply_message(proto.Truth(is_ready(find_version(asked.name, asked.version, state), state)))
+    return reply_message(proto.Truth(is_ready(find_model_version(asked.name, asked.version, state), state)))
 
 
 async def tell_server(call: Call, state: ServerState) -> Reply:
@@ -65,7 +65,7 @@ async def tell_server(call: Call, state: ServerState) -> Reply:
 
 async def tell_model(call: Call, state: ServerState) -> Reply:
     asked = await parse_question(call, state, proto.NamedModel)
-    facts = describe_model(find_version(asked.name, asked.version, state))
+    facts = describe_model(find_model_version(asked.name, asked.version, state))
     inputs, outputs = (
         [proto.TensorMetadata(each["name"], each["datatype"], np.array(each["shape"])) for each in tensors]
         for tensors in (facts["inputs"], facts["outputs"])
@@ -75,7 +75,7 @@ async def tell_model(call: Call, state: ServerState) -> Reply:
 
 async def tell_config(call: Call, state: ServerState) -> Reply:
     asked = await parse_question(call, state, proto.NamedModel)
-    config = configure_model(find_version(asked.name, asked.version, state))
+    config = configure_model(find_model_version(asked.name, asked.version, state))
     inputs = [
         proto.TensorConfig(each["name"], DATA_TYPES[each["data_type"]], np.array(each["dims"]), each["optional"])
         for each in config["input"]
@@ -91,7 +91,7 @@ async def tell_config(call: Call, state: ServerState) -> Reply:
 async def tell_statistics(call: Call, state: ServerState) -> Reply:
     """Of all models where none is named."""
     asked = await parse_question(call, state, proto.NamedModel)
-    names = [find_version(asked.name, asked.version, state).name] if asked.name else list(state.models)
+    names = [find_model_version(asked.name, asked.version, state).name] if asked.name else list(state.models)
     stats = [write_stats(found) for found in await count_models(names, state.metrics)]
     return reply_message(proto.ModelStatisticsResponse(stats))
 
@@ -123,7 +123,7 @@ async def refuse_load(call: Call, state: ServerState) -> Reply:
 async def infer_message(call: Call, state: ServerState) -> Reply:
     """Outputs come as inputs did: raw, or each in its tensor."""
     message = parse_message(call, state, proto.ModelInferRequest)
-    model = find_version(message.model_name, message.model_version, state)
+    model = find_model_version(message.model_name, message.model_version, state)
     call.model = model.name
     asked, parts = read_request(message)
     rows = await infer_rows(call, model, asked, parts)

@@ -21,7 +21,7 @@ from server.http.api.openai_schemas import EmbeddingUsage, ErrorDetails, count_u
 from server.http.api.pooling_fields import PoolingFields
 from server.http.body import parse_body
 from server.http.call import Call, Reply, reply_json
-from server.http.ranking import Question, Side, pick_ranker, score
+from server.http.ranking import Question, SideTexts, pick_ranker, score
 from server.http.route import Route, Shape
 from server.http.state import ServedModel, ServerState
 from server.tasks.rerank import Scores, rank_scores
@@ -115,8 +115,8 @@ async def rank_documents(call: Call, state: ServerState, *, version: str, return
     call.model = model.name
     texts = [read_document(document, asked.rank_fields, index) for index, document in enumerate(asked.documents)]
     question = Question(
-        Side([asked.query], "query"),
-        Side(texts, "documents"),
+        SideTexts([asked.query], "query"),
+        SideTexts(texts, "documents"),
         choose_truncation(asked, model),
         "raw" if asked.raw_scores or asked.use_activation is False else "sigmoid",
         max_document_tokens=asked.max_tokens_per_doc,

@@ -15,7 +15,7 @@ from server.http.api.openai_schemas import EmbeddingUsage, ErrorReply, count_usa
 from server.http.api.pooling_fields import PoolingFields
 from server.http.body import parse_body
 from server.http.call import Call, Reply, reply_json
-from server.http.ranking import Question, Side, pick_ranker, score
+from server.http.ranking import Question, SideTexts, pick_ranker, score
 from server.http.route import Route
 from server.http.state import ServedModel, ServerState
 from server.tasks.rerank import Scores
@@ -77,12 +77,12 @@ async def score_texts(call: Call, state: ServerState) -> Reply:
     return reply_json(describe(call, model, await score(call, model, question)))
 
 
-def find_sides(asked: ScoreRequest) -> tuple[Side, Side]:
+def find_sides(asked: ScoreRequest) -> tuple[SideTexts, SideTexts]:
     """Under the first pair of names that are both there. Raises InvalidField."""
     for names in NAMES:
         first, second = (getattr(asked, name) for name in names)
         if first is not None and second is not None:
-            return Side(list_texts(first), names[0]), Side(list_texts(second), names[1])
+            return SideTexts(list_texts(first), names[0]), SideTexts(list_texts(second), names[1])
     raise InvalidField("text_1 and text_2 must both be there, or queries and documents", param="text_1")
 
 

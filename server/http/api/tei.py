@@ -85,12 +85,12 @@ class SimpleToken(TypedDict):
 
 async def predict(call: Call, state: ServerState) -> Reply:
     """A list of labels for a single input, a list of those for a batch."""
-    scores, model, is_batch = await compute_scores(call, state, parse_body(PredictRequest, call.take_body()))
+    scores, model, is_batch = await predict_scores(call, state, parse_body(PredictRequest, call.take_body()))
     write = partial(write_labels, scores, model.info, is_batch=is_batch)
     return await write_reply(write, scores.size, INLINE_ITEMS, model)
 
 
-async def compute_scores(
+async def predict_scores(
     call: Call, state: ServerState, asked: PredictRequest
 ) -> tuple[classify.Rows, ServedModel, bool]:
     """float32 `[n, labels]`, who computed them, and whether the client sent a batch."""

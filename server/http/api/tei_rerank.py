@@ -10,7 +10,7 @@ from server.http.api.fields import Label, ModelName, Texts, TruncationFields
 from server.http.api.tei import ErrorResponse, offer_truncation, render_error
 from server.http.body import parse_body
 from server.http.call import Call, Reply, reply_json
-from server.http.ranking import Question, Side, pick_ranker, score
+from server.http.ranking import Question, SideTexts, pick_ranker, score
 from server.http.route import Route
 from server.http.state import ServedModel, ServerState
 from server.tasks import embed, rerank
@@ -72,8 +72,8 @@ async def rank_texts(call: Call, state: ServerState, asked: RerankRequest, queri
     """Best first. `queries`: one for all texts, or one for each."""
     model = pick_ranker(state, asked.model)
     question = Question(
-        Side(queries, "query"),
-        Side(asked.texts, "texts"),
+        SideTexts(queries, "query"),
+        SideTexts(asked.texts, "texts"),
         None if asked.truncate is None else asked.choose_truncation("error"),
         "raw" if asked.raw_scores else "sigmoid",
     )
@@ -92,8 +92,8 @@ async def compare_sentences(call: Call, state: ServerState) -> Reply:
     parameters = asked.parameters or SimilarityParameters()
     prompt = choose_prompt(model.info, name=parameters.prompt_name)
     question = Question(
-        Side([asked.inputs.source_sentence], "source_sentence"),
-        Side(asked.inputs.sentences, "sentences"),
+        SideTexts([asked.inputs.source_sentence], "source_sentence"),
+        SideTexts(asked.inputs.sentences, "sentences"),
         parameters.choose_truncation(model.config.limits.truncation),
         prompts=(prompt, prompt),
     )

@@ -8,7 +8,7 @@ from time import monotonic
 
 from server.errors import InvalidField, WrongTask
 from server.http.api import tei_messages as proto
-from server.http.api.tei import PredictRequest, TokenizeRequest, compute_scores, describe_tokens
+from server.http.api.tei import PredictRequest, TokenizeRequest, describe_tokens, predict_scores
 from server.http.api.tei_embed import DecodeRequest, EmbedRequest, compute_vectors, decode_ids
 from server.http.api.tei_embed_all import EmbedAllRequest, compute_token_rows
 from server.http.api.tei_info import describe_served
@@ -17,7 +17,7 @@ from server.http.api.tei_sparse import SparseRequest, compute_weights
 from server.http.api.vectors import Vectors
 from server.http.body import check_object
 from server.http.call import Call, Reply
-from server.http.docs import find_version
+from server.http.docs import find_server_version
 from server.http.replies import write_reply
 from server.http.rpc import list_questions, list_rpcs, parse_message, reply_message
 from server.http.state import ServerState
@@ -41,7 +41,7 @@ async def tell_info(call: Call, state: ServerState) -> Reply:
         )
     return reply_message(
         proto.InfoResponse(
-            version=find_version(),
+            version=find_server_version(),
             model_id=info["model_id"],
             model_sha=info["model_sha"],
             model_dtype=info["model_dtype"],
@@ -114,7 +114,7 @@ async def predict_inputs(
     call: Call, state: ServerState, message: proto.PredictRequest | proto.PredictPairRequest, texts: list[str]
 ) -> Reply:
     values = {"inputs": texts, "raw_scores": message.raw_scores, **read_truncation(call, message)}
-    scores, model, _ = await compute_scores(call, state, check_object(PredictRequest, values))
+    scores, model, _ = await predict_scores(call, state, check_object(PredictRequest, values))
     (ranked,) = classify.rank_labels(scores, model.info)
     labels = [proto.Prediction(float(each["score"]), str(each["label"])) for each in ranked]
     return reply_message(proto.PredictResponse(labels, describe_call(call, *texts)))
