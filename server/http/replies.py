@@ -1,9 +1,10 @@
 """Answers are written at once, or, where they are long, beside the event loop."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import orjson
 
 from server.http.call import Reply
 from server.http.state import ServedModel
@@ -24,22 +25,37 @@ async def write_reply(write: Callable[[], bytes | Reply], size: int, most: int, 
     return written if isinstance(written, Reply) else Reply(written)
 
 
-async def make_parts(parts: Iterator[Part], size: int, most: int, model: ServedModel) -> list[Part]:
+async def make_parts(parts: Iterator[Part | None], size: int, most: int, model: ServedModel) -> list[Part]:
     """All of them, as they are made: here if that is no more work than `most`, else in turns on one of the tokenizer's
-    threads, which others use between them."""
-    if size <= most:
-        return list(parts)
+    threads, which others use between them. None is no part: a turn may end there."""
     made: list[Part] = []
-    while turn := await model.tokenizer.run(partial(make_some, parts)):
-        made += turn
+    if size <= most:
+        make_some(parts, made, end_s=float("inf"))
+        return made
+    while not await model.tokenizer.run(lambda: make_some(parts, made, end_s=monotonic() + TURN_S)):
+        pass
     return made
 
 
-def make_some(parts: Iterator[Part]) -> list[Part]:
-    """For one turn, one at least; none where there are no more."""
-    made, end_s = [], monotonic() + TURN_S
+def make_some(parts: Iterator[Part | None], made: list[Part], *, end_s: float) -> bool:
+    """Whether there are no more."""
     for part in parts:
-        made.append(part)
+        if part is not None:
+            made.append(part)
         if monotonic() >= end_s:
-            break
-    return made
+            return False
+    return True
+
+
+def write_list(items: Sequence[Any]) -> Generator[None, None, bytes]:
+    """As JSON, bit by bit: a library that writes it keeps all of Python's threads waiting."""
+    bits = []
+    for begin in range(0, len(items), INLINE_ITEMS):
+        bits.append(orjson.dumps(items[begin : begin + INLINE_ITEMS])[1:-1])
+        yield
+    return join_list(bits)
+
+
+def join_list(items: Iterable[bytes]) -> bytes:
+    """Of JSON values."""
+    return b"[" + b",".join(items) + b"]"

@@ -1,7 +1,7 @@
 """Extractive question answering: the parts of a text that answer a question, as transformers 4's
 QuestionAnsweringPipeline finds them (4.57; version 5 has none)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,9 +57,9 @@ class AnswerReader:
     takes_none: bool = False
     aligns: bool = True
 
-    def read(self, windows: Sequence[Window], rows: Sequence[Rows]) -> list[Answer]:
-        """The best answers of one text, best first; fewer than `top_k` where it has no more. `rows`: logits of an
-        answer's first and last token, `[num_tokens, 2]` of each window.
+    def read(self, windows: Sequence[Window], rows: Sequence[Rows]) -> Generator[None, None, list[Answer]]:
+        """The best answers of one text, best first, bit by bit; fewer than `top_k` where it has no more. `rows`: logits
+        of an answer's first and last token, `[num_tokens, 2]` of each window.
 
         Spans that are the same words are one answer with the sum of their scores, as in the pipeline: a sum may so be
         over 1 where windows overlap.
@@ -73,6 +73,7 @@ class AnswerReader:
                 text = window.text[start:end]
                 known = found.setdefault(text.lower(), Found(text, start, end, 0.0))
                 known.score += score
+                yield
         answers = list(found.values())
         if self.takes_none:
             answers.append(Found("", 0, 0, none))

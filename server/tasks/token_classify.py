@@ -1,6 +1,6 @@
 """Token classification: entities in texts, and where they are, as transformers' TokenClassificationPipeline has it."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -51,24 +51,27 @@ class EntityReader:
     aggregation: Aggregation = "none"
     ignored: Collection[str] = ("O",)
 
-    def read(self, windows: Sequence[Window], rows: Sequence[Rows]) -> list[Entity]:
-        """The entities of one text. `rows`: logits `[num_tokens, num_labels]` of each window."""
-        pairs = zip(windows, rows, strict=True)
-        entities = [entity for window, logits in pairs for entity in self.read_window(window, compute_softmax(logits))]
-        return merge_overlaps(entities) if len(windows) > 1 else entities
+    def read(self, windows: Sequence[Window], rows: Sequence[Rows]) -> Generator[None, None, list[Entity]]:
+        """The entities of one text, token by token, as long texts take seconds. `rows`: logits `[num_tokens,
+        num_labels]` of each window."""
+        entities: list[Entity] = []
+        for window, logits in zip(windows, rows, strict=True):
+            for entity in self.read_window(window, compute_softmax(logits)):
+                if entity is not None:
+                    entities.append(entity)
+                yield
+        return (yield from merge_overlaps(entities)) if len(windows) > 1 else entities
 
-    def read_window(self, window: Window, scores: Rows) -> Iterator[Entity]:
+    def read_window(self, window: Window, scores: Rows) -> Iterator[Entity | None]:
+        """Entities, and None for what is none, or not yet."""
         if self.aggregation == "none":
             for token in self.tag_tokens(window, scores):
-                if token.label not in self.ignored:
-                    yield self.describe_token(window, token)
+                yield self.describe_token(window, token) if token.label not in self.ignored else None
             return
         is_by_word = self.aggregation != "simple"
         tagged = self.tag_words(window, scores) if is_by_word else self.tag_tokens(window, scores)
         for group in group_neighbours(tagged):
-            label = group[0].label.split("-", 1)[-1]
-            if label not in self.ignored:
-                yield self.describe_group(window, group, label)
+            yield self.describe_group(window, group) if group else None
 
     def tag_tokens(self, window: Window, scores: Rows) -> Iterator[Tagged]:
         places = np.flatnonzero(~window.is_special)
@@ -104,7 +107,11 @@ class EntityReader:
             "end": int(window.ends[place]),
         }
 
-    def describe_group(self, window: Window, group: Sequence[Tagged], label: str) -> Entity:
+    def describe_group(self, window: Window, group: Sequence[Tagged]) -> Entity | None:
+        """None if it is ignored."""
+        label = group[0].label.split("-", 1)[-1]
+        if label in self.ignored:
+            return None
         return {
             "entity_group": label,
             "score": float(np.mean([tagged.score for tagged in group])),
@@ -125,7 +132,8 @@ class EntityReader:
 
 
 def group_neighbours(tagged: Iterator[Tagged]) -> Iterator[list[Tagged]]:
-    """Neighbours with one tag, each of them after the first inside of it and not beginning one."""
+    """Neighbours with one tag, each of them after the first inside of it and not beginning one. An empty list after
+    each of them, in the middle of what may be a long group."""
     group: list[Tagged] = []
     for each in tagged:
         begins, tag = split_label(each.label)
@@ -133,6 +141,7 @@ def group_neighbours(tagged: Iterator[Tagged]) -> Iterator[list[Tagged]]:
             yield group
             group = []
         group.append(each)
+        yield []
     if group:
         yield group
 
@@ -142,10 +151,12 @@ def split_label(label: str) -> tuple[bool, str]:
     return label.startswith("B-"), label[2:] if label.startswith(("B-", "I-")) else label
 
 
-def merge_overlaps(entities: list[Entity]) -> list[Entity]:
-    """In the order of the text; of those that overlap the longest, of equally long ones that with the best score."""
+def merge_overlaps(entities: list[Entity]) -> Generator[None, None, list[Entity]]:
+    """In the order of the text; of those that overlap the longest, of equally long ones that with the best score. One
+    by one."""
     merged: list[Entity] = []
     for entity in sorted(entities, key=find_start):
+        yield
         if not merged or not find_start(merged[-1]) <= find_start(entity) < merged[-1]["end"]:
             merged.append(entity)
         elif measure_entity(entity) > measure_entity(merged[-1]):

@@ -18,7 +18,7 @@ from server.engine.batchers.packing import pack, pack_sequences
 from server.engine.cost_model import CostModel
 from server.errors import EngineFailure
 from server.tasks import fill_mask
-from server.tasks.question_answering import AnswerReader, find_spans
+from server.tasks.question_answering import Answer, AnswerReader, find_spans
 from server.tasks.registry import TASKS
 from server.text.located import Window
 from server.wire.job import Job, Ragged, Result, TokenSequence, join_rows, write_inputs
@@ -63,12 +63,22 @@ def make_window(text: str, starts: list[int], ends: list[int], words: list[int],
     )
 
 
+def read(reader: AnswerReader, windows: list[Window], rows: list[np.ndarray]) -> list[Answer]:
+    reading = reader.read(windows, rows)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            found: list[Answer] = end.value
+            return found
+
+
 def test_the_first_token_stands_for_no_answer_and_takes_part_in_the_softmax() -> None:
     window = make_window("ab", [0], [2], [0], num_special=3)
     logits = np.log(np.array([[3, 1], [50, 50], [50, 50], [1, 1]], np.float32))
-    (best,) = AnswerReader().read([window], [logits])
+    (best,) = read(AnswerReader(), [window], [logits])
     assert best == {"score": pytest.approx(1 / 4 * 1 / 2), "start": 0, "end": 2, "answer": "ab"}
-    none, other = AnswerReader(top_k=2, takes_none=True).read([window], [logits])
+    none, other = read(AnswerReader(top_k=2, takes_none=True), [window], [logits])
     assert none == {"score": pytest.approx(3 / 4 * 1 / 2), "start": 0, "end": 0, "answer": ""}
     assert other == best
 
@@ -77,17 +87,17 @@ def test_answers_of_the_same_words_are_added_up_over_windows_and_no_answer_is_th
     window = make_window("Ab ab", [0, 1, 3], [1, 2, 5], [0, 0, 1])
     first = np.array([[0, 0], [9, 0], [0, 9], [0, 0]], np.float32)
     second = np.array([[0, 0], [0, 0], [0, 0], [9, 9]], np.float32)
-    found = AnswerReader(top_k=9, takes_none=True).read([window, window], [first, second])
+    found = read(AnswerReader(top_k=9, takes_none=True), [window, window], [first, second])
     assert (found[0]["answer"], found[0]["start"]) == ("Ab", 0)
     assert float(found[0]["score"]) > 1.9
     none = next(each for each in found if not each["answer"])
     assert float(none["score"]) < 1e-6
-    apart = AnswerReader(top_k=9, aligns=False).read([window], [first])
+    apart = read(AnswerReader(top_k=9, aligns=False), [window], [first])
     assert {"A", "b", "Ab"} <= {each["answer"] for each in apart}
 
 
 def test_a_text_without_tokens_has_no_answers() -> None:
-    assert AnswerReader().read([make_window(" ", [], [], [])], [np.zeros((1, 2), np.float32)]) == []
+    assert read(AnswerReader(), [make_window(" ", [], [], [])], [np.zeros((1, 2), np.float32)]) == []
 
 
 @given(st.integers(1, 1000), st.integers(1, 1100), st.integers(1, 2000), st.integers(0, 2**31))

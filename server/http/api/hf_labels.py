@@ -13,7 +13,7 @@ from server.http.api.fields import MAX_LIST, MAX_NAME_CHARS, Label
 from server.http.api.hf_request import InferenceRequest, Labels, read_parameters
 from server.http.call import Call, Reply, reply_json
 from server.http.endpoint import TextJob, check_places, run_job, run_located
-from server.http.replies import INLINE_ITEMS, make_parts, write_reply
+from server.http.replies import INLINE_ITEMS, make_parts, write_list, write_reply
 from server.http.state import ServedModel
 from server.tasks import classify, token_classify, zero_shot
 from server.text.inputs import Text
@@ -74,17 +74,18 @@ async def classify_tokens(call: Call, model: ServedModel, asked: InferenceReques
         model.info, model.tokenizer, wanted.aggregation_strategy, frozenset(wanted.ignore_labels)
     )
     size = call.times.num_tokens * ITEMS_PER_TOKEN
-    answers = await make_parts(read_entities(reader, windows, arrays["token_logits"]), size, INLINE_ITEMS, model)
-    return await write_reply(lambda: orjson.dumps(asked.unwrap(answers)), size, INLINE_ITEMS, model)
+    answers = await make_parts(write_entities(reader, windows, arrays["token_logits"]), size, INLINE_ITEMS, model)
+    return await write_reply(lambda: asked.join(answers), size, INLINE_ITEMS, model)
 
 
-def read_entities(
+def write_entities(
     reader: token_classify.EntityReader, windows: list[list[Window]], logits: Ragged
-) -> Iterator[list[token_classify.Entity]]:
-    """Of one text after the other."""
+) -> Iterator[bytes | None]:
+    """JSON of one text after the other, and None on the way to it."""
     rows = (logits.row(index) for index in range(len(logits)))
     for each in windows:
-        yield reader.read(each, list(islice(rows, len(each))))
+        entities = yield from reader.read(each, list(islice(rows, len(each))))
+        yield (yield from write_list(entities))
 
 
 async def classify_texts(call: Call, model: ServedModel, asked: InferenceRequest) -> Reply:

@@ -9,6 +9,7 @@ from server.errors import InvalidField
 from server.http.api.fields import MAX_LIST, Label, ModelName, Options, Texts, TruncationFields
 from server.http.api.hf_similarity import Sentences, is_comparison
 from server.http.body import check_object
+from server.http.replies import join_list
 from server.text.inputs import Text
 
 MAX_LABELS = 1024
@@ -91,6 +92,10 @@ class InferenceRequest(FeatureExtraction):
     def unwrap(self, answers: list[Any]) -> Any:
         """What a client gets that has not sent a list."""
         return answers if isinstance(self.inputs, list) else answers[0]
+
+    def join(self, answers: list[bytes]) -> bytes:
+        """The same of JSON values."""
+        return join_list(answers) if isinstance(self.inputs, list) else answers[0]
 
 
 def read_parameters(schema: type[Schema], given: dict[str, Any] | None) -> Schema:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 from pydantic import BaseModel, Field, StrictBool, StrictInt
@@ -13,12 +13,12 @@ from server.http.api.fields import MAX_LIST, Label
 from server.http.api.hf_request import InferenceRequest, Labels, read_parameters
 from server.http.call import Call, Reply
 from server.http.endpoint import OpenJob, TextJob, check_places, run_located, take_places
-from server.http.replies import INLINE_ITEMS, make_parts, write_reply
+from server.http.replies import INLINE_ITEMS, join_list, make_parts, write_reply
 from server.http.state import ServedModel
 from server.tasks import fill_mask, question_answering
 from server.text.inputs import Input
 from server.text.located import Window
-from server.wire.job import Ragged, TokenArray, TokenSequence
+from server.wire.job import Array, Ragged, TokenArray, TokenSequence
 
 MAX_TOP_K = 1024
 MAX_ANSWER_TOKENS = 256
@@ -78,10 +78,9 @@ async def fill_masks(call: Call, model: ServedModel, asked: InferenceRequest) ->
     async with OpenJob(call, model, job) as opened:
         arrays, sequences = await opened.collect(), opened.sequences
     size = wanted.top_k * count_filled(sequences, masks)
-    words = read_words(sequences, masks, model, arrays["token_ids"], arrays["scores"])
-    places = iter(await make_parts(words, size, INLINE_ITEMS, model))
-    write = partial(write_words, masks, places, asked)
-    return await write_reply(write, size, INLINE_ITEMS, model)
+    words = write_words(sequences, masks, model, arrays["token_ids"], arrays["scores"])
+    answers = await make_parts(words, size, INLINE_ITEMS, model)
+    return await write_reply(lambda: asked.join(answers), size, INLINE_ITEMS, model)
 
 
 async def find_targets(call: Call, targets: Sequence[str], model: ServedModel) -> tuple[int, ...]:
@@ -119,27 +118,37 @@ def count_filled(sequences: Sequence[TokenSequence], masks: Sequence[TokenArray]
     return sum(each.num_tokens * len(places) for each, places in zip(sequences, masks, strict=True))
 
 
-def read_words(
+def write_words(
     sequences: Sequence[TokenSequence], masks: Sequence[TokenArray], model: ServedModel, ids: Ragged, scores: Ragged
-) -> Iterator[list[Word]]:
-    """For one masked place after the other."""
-    texts = model.tokenizer.texts
+) -> Iterator[bytes | None]:
+    """JSON of one text after the other, and None on the way to it: the words of its masked place, or of each place."""
     for index, sequence in enumerate(sequences):
-        places = masks[index].tolist()
-        for place, row, numbers in zip(places, ids.row(index).tolist(), scores.row(index).tolist(), strict=True):
-            names = texts.write([[token_id] for token_id in row], skip_special_tokens=False)
+        lists = []
+        for place, row, numbers in zip(masks[index].tolist(), ids.row(index), scores.row(index), strict=True):
+            bits = []
             # Of several places the others stay masked, which is a special token.
-            filled = texts.write(fill_mask.fill_in(sequence, place, row), skip_special_tokens=len(places) == 1)
-            yield [
-                {"score": score, "token": token_id, "token_str": name, "sequence": text}
-                for score, token_id, name, text in zip(numbers, row, names, filled, strict=True)
-            ]
+            for words in read_words(sequence, place, row, numbers, model, skip_special_tokens=len(masks[index]) == 1):
+                bits.append(orjson.dumps(words)[1:-1])
+                yield None
+            lists.append(join_list(bits))
+        yield join_list(lists) if len(lists) > 1 else lists[0]
 
 
-def write_words(masks: Sequence[TokenArray], words: Iterator[list[Word]], asked: InferenceRequest) -> bytes:
-    """`words`: for each masked place."""
-    lists = [list(islice(words, len(places))) for places in masks]
-    return orjson.dumps(asked.unwrap([each if len(each) > 1 else each[0] for each in lists]))
+def read_words(
+    sequence: TokenSequence, place: int, ids: Array, scores: Array, model: ServedModel, *, skip_special_tokens: bool
+) -> Iterator[list[Word]]:
+    """For one masked place, some at a time: each with the whole text, which may be long."""
+    texts = model.tokenizer.texts
+    step = max(1, INLINE_ITEMS // sequence.num_tokens)
+    for begin in range(0, len(ids), step):
+        some = ids[begin : begin + step].tolist()
+        names = texts.write([[token_id] for token_id in some], skip_special_tokens=False)
+        filled = texts.write(fill_mask.fill_in(sequence, place, some), skip_special_tokens=skip_special_tokens)
+        numbers = scores[begin : begin + step].tolist()
+        yield [
+            {"score": score, "token": token_id, "token_str": name, "sequence": text}
+            for score, token_id, name, text in zip(numbers, some, names, filled, strict=True)
+        ]
 
 
 async def answer_questions(call: Call, model: ServedModel, asked: InferenceRequest) -> Reply:
@@ -165,8 +174,8 @@ async def answer_questions(call: Call, model: ServedModel, asked: InferenceReque
         wanted.top_k, wanted.max_answer_len, wanted.handle_impossible_answer, wanted.align_to_words
     )
     size = call.times.num_tokens * ITEMS_PER_TOKEN
-    answers = await make_parts(read_answers(reader, windows, arrays["token_logits"]), size, INLINE_ITEMS, model)
-    return await write_reply(lambda: orjson.dumps(asked.unwrap(answers)), size, INLINE_ITEMS, model)
+    answers = await make_parts(write_answers(reader, windows, arrays["token_logits"]), size, INLINE_ITEMS, model)
+    return await write_reply(lambda: asked.join(answers), size, INLINE_ITEMS, model)
 
 
 async def shorten_questions(
@@ -183,12 +192,15 @@ async def shorten_questions(
     return [(question, context) for question, (_, context) in zip(questions, pairs, strict=True)]
 
 
-def read_answers(reader: question_answering.AnswerReader, windows: list[list[Window]], logits: Ragged) -> Iterator[Any]:
-    """To one question after the other. Raises EmptyInput where there is nothing to choose an answer from."""
+def write_answers(
+    reader: question_answering.AnswerReader, windows: list[list[Window]], logits: Ragged
+) -> Iterator[bytes | None]:
+    """JSON of what answers one question after the other, and None on the way to it. Raises EmptyInput where there is
+    nothing to choose an answer from."""
     rows = (logits.row(index) for index in range(len(logits)))
     for index, each in enumerate(windows):
-        found = reader.read(each, list(islice(rows, len(each))))
+        found = yield from reader.read(each, list(islice(rows, len(each))))
         if not found:
             place = f"inputs[{index}]" if len(windows) > 1 else "inputs"
             raise EmptyInput(f"{place} has a context without a token to answer with", param="inputs")
-        yield found[0] if reader.top_k == 1 else found
+        yield orjson.dumps(found[0] if reader.top_k == 1 else found)
