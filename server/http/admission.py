@@ -9,7 +9,8 @@ import fcntl
 import mmap
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -28,16 +29,22 @@ LEARNING_RATE = 0.05
 class Ticket:
     """A call's place. A context manager, so that no exception and no cancellation can keep it."""
 
-    __slots__ = ("_admission", "_num_inputs", "_num_tokens")
+    __slots__ = ("_admission", "_num_inputs", "_num_tokens", "_tokens_per_s")
 
-    def __init__(self, admission: "Admission", num_inputs: int, num_tokens: int) -> None:
+    def __init__(self, admission: "Admission", num_inputs: int, num_tokens: int, tokens_per_s: float) -> None:
         self._admission = admission
         self._num_inputs = num_inputs
         self._num_tokens = num_tokens
+        self._tokens_per_s = tokens_per_s
 
     def correct(self, num_inputs: int, num_tokens: int) -> None:
-        """Replace the estimates by the true numbers: a text may have become several windows."""
-        self._admission.add(num_inputs - self._num_inputs, num_tokens - self._num_tokens)
+        """Replace the estimates by the true numbers: a text may have become several windows. Raises Overloaded where
+        there are no places for them; then the call keeps those that it had."""
+        added = (num_inputs - self._num_inputs, num_tokens - self._num_tokens)
+        if added[0] > 0:
+            self._admission.extend(self._num_inputs, *added, tokens_per_s=self._tokens_per_s)
+        else:
+            self._admission.add(*added)
         self._num_inputs, self._num_tokens = num_inputs, num_tokens
 
     def release(self) -> None:
@@ -123,33 +130,50 @@ class Admission:
 
     def admit(self, num_inputs: int, num_tokens: int, *, deadline_s: float, tokens_per_s: float) -> Ticket:
         """Take a place or raise Overloaded. `num_tokens` may be an estimate; `tokens_per_s` 0 means not known yet."""
+        with self._lock():
+            inputs_before, tokens_before = self.num_inputs, self.num_tokens
+            drain_s = predict_drain(tokens_before, tokens_per_s)
+            if inputs_before + num_inputs > self.max_inputs:
+                raise Overloaded(
+                    f"the queue is full: {inputs_before} of {self.max_inputs} inputs are waiting and this request has "
+                    f"{num_inputs}; try again later",
+                    retry_after_s=plan_retry(drain_s),
+                )
+            # Never refused on an empty queue: a rate measured too low could otherwise refuse everything for ever.
+            if drain_s is not None and inputs_before > 0 and self._clock() + drain_s > deadline_s:
+                raise Overloaded(
+                    f"the deadline is out of reach: {tokens_before} tokens are waiting, about {drain_s * 1000:.0f} ms; "
+                    "try again later or allow more in x-request-timeout-ms",
+                    retry_after_s=plan_retry(drain_s),
+                    code="deadline_unreachable",
+                )
+            self.add(num_inputs, num_tokens)
+        return Ticket(self, num_inputs, num_tokens, tokens_per_s)
+
+    def extend(self, num_inputs: int, num_added: int, num_tokens: int, *, tokens_per_s: float) -> None:
+        """Give a call of so many inputs places for more, or raise Overloaded."""
+        with self._lock():
+            num_others = self.num_inputs - num_inputs
+            if num_others + num_inputs + num_added > self.max_inputs:
+                raise Overloaded(
+                    f"the queue is full: {num_others} of {self.max_inputs} inputs are waiting and the texts of this "
+                    f"request make {num_inputs + num_added} windows, each of them an input; try again later, or set "
+                    "a smaller stride",
+                    retry_after_s=plan_retry(predict_drain(self.num_tokens, tokens_per_s)),
+                )
+            self.add(num_added, num_tokens)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Nobody else takes places meanwhile."""
         if self._fd < 0:
-            return self._check_and_add(num_inputs, num_tokens, deadline_s=deadline_s, tokens_per_s=tokens_per_s)
+            yield
+            return
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
-            return self._check_and_add(num_inputs, num_tokens, deadline_s=deadline_s, tokens_per_s=tokens_per_s)
+            yield
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
-
-    def _check_and_add(self, num_inputs: int, num_tokens: int, *, deadline_s: float, tokens_per_s: float) -> Ticket:
-        inputs_before, tokens_before = self.num_inputs, self.num_tokens
-        drain_s = tokens_before / tokens_per_s if tokens_per_s > 0 else None
-        if inputs_before + num_inputs > self.max_inputs:
-            raise Overloaded(
-                f"the queue is full: {inputs_before} of {self.max_inputs} inputs are waiting and this request has "
-                f"{num_inputs}; try again later",
-                retry_after_s=plan_retry(drain_s),
-            )
-        # Never refused on an empty queue: a rate measured too low could otherwise refuse everything for ever.
-        if drain_s is not None and inputs_before > 0 and self._clock() + drain_s > deadline_s:
-            raise Overloaded(
-                f"the deadline is out of reach: {tokens_before} tokens are waiting, about {drain_s * 1000:.0f} ms; "
-                "try again later or allow more in x-request-timeout-ms",
-                retry_after_s=plan_retry(drain_s),
-                code="deadline_unreachable",
-            )
-        self.add(num_inputs, num_tokens)
-        return Ticket(self, num_inputs, num_tokens)
 
     def add(self, num_inputs: int, num_tokens: int) -> None:
         """Change this worker's slot. Needs no lock: nobody else writes it, and readers see old or new."""
@@ -166,6 +190,11 @@ class Admission:
             self._memory.close()
             os.close(self._fd)
             self._memory, self._fd = None, -1
+
+
+def predict_drain(num_tokens: int, tokens_per_s: float) -> float | None:
+    """How long the queue takes; None: not known yet."""
+    return num_tokens / tokens_per_s if tokens_per_s > 0 else None
 
 
 def plan_retry(drain_s: float | None) -> float:

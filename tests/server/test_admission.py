@@ -34,6 +34,19 @@ def test_counts_and_releases() -> None:
     assert (admission.num_inputs, admission.num_tokens) == (0, 0)
 
 
+def test_windows_need_places_as_well() -> None:
+    """Of a call that has some already, and keeps them where there are no more."""
+    admission = Admission(10)
+    with admit(admission, 6, 60), admit(admission, 1, 10, tokens_per_s=50.0) as ticket:
+        with pytest.raises(Overloaded, match=r"6 of 10 inputs are waiting and the texts .* make 5 windows") as caught:
+            ticket.correct(5, 50)
+        assert 0.7 <= caught.value.retry_after_s <= 1.4
+        assert (admission.num_inputs, admission.num_tokens) == (7, 70)
+        ticket.correct(4, 40)
+        assert (admission.num_inputs, admission.num_tokens) == (10, 100)
+    assert (admission.num_inputs, admission.num_tokens) == (0, 0)
+
+
 def test_releases_on_an_exception() -> None:
     admission = Admission(10)
     with pytest.raises(KeyError), admit(admission):
@@ -117,7 +130,9 @@ def test_workers_share_one_count(tmp_path: Path) -> None:
         assert [worker.own_inputs for worker in workers] == [2, 2, 0]
         with pytest.raises(Overloaded):
             admit(workers[2], 2)
-        with admit(workers[2], 1):
+        with admit(workers[2], 1) as ticket:
+            with pytest.raises(Overloaded):
+                ticket.correct(2, 0)
             assert workers[0].num_inputs == 5
     assert [worker.num_inputs for worker in workers] == [0, 0, 0]
     for worker in workers:

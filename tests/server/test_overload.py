@@ -4,10 +4,11 @@ import asyncio
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import MAX_TOKENS, MakeServer, RawCall, Server, build_tokenizer, wait_until
+from conftest import CLASSIFIER, MAX_TOKENS, MakeServer, RawCall, Server, build_tokenizer, wait_until
 
 from server.wire.job import EngineStatus
 
@@ -52,6 +53,26 @@ async def test_inputs_are_counted_and_not_calls(make_server: MakeServer) -> None
     await wait_until(lambda: server.embed.num_running == 2)
     gate.set()
     assert [(await first).status_code, (await second).status_code] == [200, 200]
+
+
+async def test_windows_of_a_long_text_are_counted(make_server: MakeServer) -> None:
+    """No more of them are computed at once than inputs may be, and who is refused keeps nothing."""
+    tagger = replace(CLASSIFIER, task="token_classify")
+    server = make_server(max_concurrent_requests=4, max_client_batch_size=4, others={"tagger": tagger})
+    engine, admission = server.engines["tagger"], server.state.models["tagger"].admission
+    engine.gate = gate = asyncio.Event()
+    long = {"inputs": "word1 " * (2 * MAX_TOKENS), "parameters": {"stride": 0}}
+    first = asyncio.create_task(server.client.post("/models/tagger", json=long))
+    await wait_until(lambda: engine.num_running == 1)
+    assert admission.num_inputs == 3
+    refused = await server.client.post("/models/tagger", json=long)
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+    assert "3 of 4 inputs are waiting and the texts of this request make 3 windows" in refused.json()["error"]
+    assert admission.num_inputs == 3 and len(engine.jobs) == 1
+    gate.set()
+    assert (await first).status_code == 200
+    assert (await server.client.post("/models/tagger", json=long)).status_code == 200
+    check_is_empty(server)
 
 
 async def test_models_have_a_queue_each(make_server: MakeServer) -> None:
