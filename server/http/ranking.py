@@ -34,7 +34,8 @@ class SideTexts(NamedTuple):
 class Question:
     """`queries`: one for all documents, or one for each. `truncation` None: nobody has said. `prompts`: before queries
     and before documents; None: those that the model has for them. `max_document_tokens`: what is behind so many is not
-    read; None: all is."""
+    read; None: all is. `max_input_tokens`: longer pairs are cut to so many, or queries and documents where they are
+    read by themselves; None: to as many as the model takes."""
 
     queries: SideTexts
     documents: SideTexts
@@ -42,6 +43,7 @@ class Question:
     scale: rerank.Scale = "sigmoid"
     prompts: tuple[str, str] | None = None
     max_document_tokens: int | None = None
+    max_input_tokens: int | None = None
     priority: int = 0
 
 
@@ -103,6 +105,12 @@ def ask_judge(judge: Judge, job: TextJob, pairs: Sequence[tuple[str, str]]) -> T
             "truncation_direction left would cut the question off, which stands before the document; leave it out",
             param="truncation_direction",
         )
+    if job.max_input_tokens is not None and job.max_input_tokens <= len(judge.ending_ids):
+        raise InvalidField(
+            f"truncate_prompt_tokens is {job.max_input_tokens}, and what ends this model's questions takes "
+            f"{len(judge.ending_ids)} of them already; raise it",
+            param="truncate_prompt_tokens",
+        )
     frames = {query: judge.frame(query) for query in dict(pairs)}
     texts = [f"{frames[query].before}{document}{frames[query].between}" for query, document in pairs]
     return replace(job, inputs=texts, prompt="", ending=judge.ending_ids)
@@ -124,7 +132,12 @@ async def compare_tokens(call: Call, model: ServedModel, question: Question) -> 
     """Both sides are cut as the model has it, where nobody has said."""
     queries, documents = question.queries, question.documents
     check_places_of_both(queries, documents, model)
-    build = partial(token_vectors.build_job, truncation=question.truncation, priority=question.priority)
+    build = partial(
+        token_vectors.build_job,
+        truncation=question.truncation,
+        max_input_tokens=question.max_input_tokens,
+        priority=question.priority,
+    )
     jobs = (
         build(model, queries.texts, queries.field, side="query"),
         build(model, documents.texts, documents.field),
@@ -151,6 +164,7 @@ def build_job(model: ServedModel, question: Question, inputs: Sequence[Input], f
         rerank.RerankParams(),
         prompt=prompt,
         truncation=question.truncation or model.config.limits.truncation,
+        max_input_tokens=question.max_input_tokens,
         priority=question.priority,
     )
 

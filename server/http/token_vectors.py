@@ -28,14 +28,17 @@ def build_job(
     side: Side = "document",
     prompt: str | None = None,
     truncation: Truncation | None = None,
+    max_input_tokens: int | None = None,
     priority: int = 0,
 ) -> TextJob:
-    """`prompt`, `truncation`: where the call chooses them. A ColBERT cuts what is longer than it was trained with."""
+    """`prompt`, `truncation`, `max_input_tokens`: where the call chooses them. A ColBERT cuts what is longer than it
+    was trained with."""
     if model.info.late_interaction is None:
         job = TextJob(
             *(token_embed.TASK, inputs, field, token_embed.TokenEmbedParams()),
             prompt=find_default(model.info) if prompt is None else prompt,
             truncation=truncation or model.config.limits.truncation,
+            max_input_tokens=max_input_tokens,
             priority=priority,
         )
         return bound_numbers(job, model, MAX_NUMBERS)
@@ -44,7 +47,7 @@ def build_job(
         *(token_embed.TASK, inputs, field, token_embed.TokenEmbedParams(rules.skipped_ids)),
         prompt=rules.prompt if prompt is None else prompt,
         truncation=truncation or "right",
-        max_input_tokens=rules.max_tokens,
+        max_input_tokens=min(rules.max_tokens, max_input_tokens or rules.max_tokens),
         filling=rules.filling,
         priority=priority,
     )

@@ -84,6 +84,19 @@ async def test_what_ends_the_question_is_never_cut(serve: Any) -> None:
 
 
 @pytest.mark.anyio
+async def test_questions_of_fewer_tokens(serve: Any) -> None:
+    """As vLLM's clients ask for; more than the ending's."""
+    server = serve(NAMING)
+    body: dict[str, Any] = {"model": "judge", "text_1": "word1", "text_2": "word2 word3"}
+    response = await server.client.post("/score", json={**body, "truncate_prompt_tokens": 4})
+    assert response.status_code == 200, response.text
+    assert server.engines["judge"].calls == [[ids("word1 word9 word2 [SEP]")]]
+    response = await server.client.post("/score", json={**body, "truncate_prompt_tokens": 1})
+    assert response.status_code == 400 and response.json()["error"]["param"] == "truncate_prompt_tokens"
+    assert "takes 1 of them already; raise it" in response.text
+
+
+@pytest.mark.anyio
 async def test_questions_are_not_cut_on_the_left(serve: Any) -> None:
     server = serve(NAMING)
     body = {"query": "word1", "texts": ["word2"], "truncate": True, "truncation_direction": "Left"}

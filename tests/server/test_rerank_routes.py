@@ -7,6 +7,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import CLS, EMBED_DIM, EMBEDDER, MAX_TOKENS, RANKER, SEP, VOCAB, MakeServer, Server, compute_row
+from test_multi_vector_routes import COLBERT
 
 from server.tasks.classify import compute_sigmoid
 
@@ -226,8 +227,39 @@ async def test_scores_of_what_is_cut(server: Server) -> None:
     assert (await post(server, "/score", **body)).status_code == 400
     for most in (-1, MAX_TOKENS):
         await ask(server, "/score", **body, truncate_prompt_tokens=most)
-    response = await post(server, "/score", **body, truncate_prompt_tokens=5)
-    assert response.status_code == 400 and response.json()["error"]["param"] == "truncate_prompt_tokens"
+
+
+@pytest.mark.parametrize(
+    ("most", "side", "query", "document"),
+    [
+        (8, None, "word1 word2", "word3 word4 word5"),
+        (8, "left", "word1 word2", "word5 word6 word7"),
+        (6, None, "word1", "word3 word4"),
+        (6, "left", "word2", "word6 word7"),
+        (10, None, "word1 word2", "word3 word4 word5 word6 word7"),
+    ],
+)
+async def test_pairs_are_cut_to_fewer_tokens(
+    server: Server, most: int, side: str | None, query: str, document: str
+) -> None:
+    """The longer text first, special tokens included; also where the query is read once for several documents."""
+    cut = {"truncate_prompt_tokens": most, "truncation_side": side}
+    text = "word3 word4 word5 word6 word7"
+    answer = await ask(server, "/score", text_1="word1 word2", text_2=text, **cut)
+    np.testing.assert_allclose(answer["data"][0]["score"], compute_sigmoid(logits(query, [document]))[0], rtol=1e-6)
+    assert answer["usage"]["prompt_tokens"] == len(pair(query, document)) <= most
+    answer = await ask(server, "/v1/rerank", query="word1 word2", documents=[text, text], **cut)
+    assert answer["usage"]["prompt_tokens"] == 2 * len(pair(query, document))
+
+
+async def test_sides_that_are_read_by_themselves_are_cut_by_themselves(make_server: MakeServer) -> None:
+    server = make_server(others={"colbert": COLBERT})
+    for model in ("embedder", "colbert"):
+        body = {"model": model, "query": "word1 " * 9, "documents": ["word2 " * 9, "word3"]}
+        await ask(server, "/rerank", **body, truncate_prompt_tokens=4)
+    (queries, documents), (filled, cut) = server.engines["embedder"].calls, server.engines["colbert"].calls
+    assert [len(ids) for ids in (*queries, *documents)] == [4, 4, 3]
+    assert [len(ids) for ids in (*filled, *cut)] == [8, 4, 3], "a query is filled up all the same"
 
 
 async def test_without_a_cross_encoder_the_embedder_ranks(make_server: MakeServer) -> None:

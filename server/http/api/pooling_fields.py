@@ -27,32 +27,24 @@ class PoolingFields(BaseModel):
 
     def limit_inputs(self, model: ServedModel) -> tuple[Truncation, int | None]:
         """What happens to inputs of more than so many tokens; None: than the model takes. Raises InvalidField."""
+        truncation, num_tokens = self.limit_pairs(model)
+        return truncation or model.config.limits.truncation, num_tokens
+
+    def limit_pairs(self, model: ServedModel) -> tuple[Truncation | None, int | None]:
+        """The same of queries and documents, together where the model reads pairs; no truncation: as it is configured.
+
+        Raises InvalidField.
+        """
         num_tokens, most = self.truncate_prompt_tokens, model.tokenizer.max_input_tokens
         if num_tokens is None:
-            return model.config.limits.truncation, None
+            return None, None
         if num_tokens == 0 or num_tokens > most:
             raise InvalidField(
                 f"truncate_prompt_tokens is {num_tokens}; it must be -1, for all that the model takes, or from 1 to "
                 f"{most}",
                 param="truncate_prompt_tokens",
             )
-        truncation = self.choose_side(model) or model.config.limits.truncation
-        return truncation, None if num_tokens == -1 else num_tokens
-
-    def limit_pairs(self, model: ServedModel) -> Truncation | None:
-        """The same of pairs, which are not cut to less than the model takes; None: as it is configured.
-
-        Raises InvalidField.
-        """
-        num_tokens, most = self.truncate_prompt_tokens, model.tokenizer.max_input_tokens
-        if num_tokens is None:
-            return None
-        if 0 <= num_tokens < most:
-            raise InvalidField(
-                f"truncate_prompt_tokens is {num_tokens}; it must be -1 or {most}, as many as the model takes",
-                param="truncate_prompt_tokens",
-            )
-        return self.choose_side(model)
+        return self.choose_side(model), None if num_tokens == -1 else num_tokens
 
     def choose_side(self, model: ServedModel) -> Truncation | None:
         """Of what is cut; None: as it is configured."""

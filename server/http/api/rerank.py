@@ -25,7 +25,6 @@ from server.http.ranking import Question, SideTexts, pick_ranker, score
 from server.http.route import Route, Shape
 from server.http.state import ServedModel, ServerState
 from server.tasks.rerank import Scores, rank_scores
-from server.text.work import Truncation
 
 Document = str | Annotated[dict[str, str], Field(max_length=MAX_OPTIONS)]
 
@@ -114,12 +113,14 @@ async def rank_documents(call: Call, state: ServerState, *, version: str, return
     model = pick_ranker(state, asked.model)
     call.model = model.name
     texts = [read_document(document, asked.rank_fields, index) for index, document in enumerate(asked.documents)]
+    _, max_input_tokens = asked.limit_pairs(model)
     question = Question(
         SideTexts([asked.query], "query"),
         SideTexts(texts, "documents"),
-        choose_truncation(asked, model),
+        asked.choose_side(model),  # who asks here expects long documents to be cut
         "raw" if asked.raw_scores or asked.use_activation is False else "sigmoid",
         max_document_tokens=asked.max_tokens_per_doc,
+        max_input_tokens=max_input_tokens,
         priority=asked.priority or 0,
     )
     results = list_results(await score(call, model, question), asked.top_n or None)
@@ -142,12 +143,6 @@ def read_document(document: Document, fields: Sequence[str] | None, index: int) 
 
 def write_document(document: Document, text: str) -> Any:
     return {"text": text} if isinstance(document, str) else {"text": text, **document}
-
-
-def choose_truncation(asked: RerankRequest, model: ServedModel) -> Truncation | None:
-    """Who asks here expects long documents to be cut; None: as it is configured. Raises InvalidField."""
-    asked.limit_pairs(model)
-    return asked.choose_side(model)
 
 
 def list_results(scores: Scores, top_n: int | None) -> list[dict[str, Any]]:

@@ -67,11 +67,13 @@ async def score_texts(call: Call, state: ServerState) -> Reply:
             f"many, or one in {first.field}",
             param=first.field,
         )
+    truncation, max_input_tokens = asked.limit_pairs(model)
     question = Question(
         first,
         second,
-        asked.limit_pairs(model),
+        truncation,
         "raw" if asked.use_activation is False else "own",
+        max_input_tokens=max_input_tokens,
         priority=asked.priority or 0,
     )
     return reply_json(describe(call, model, await score(call, model, question)))
