@@ -1,8 +1,9 @@
 """Prompts from the request to the vectors, on a real engine: those of sentence-transformers, whoever shares a step."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from sentence_dirs import HIDDEN_SIZE, make_base, make_texts, write_directory
 
 from runtime.config import EngineConfig
-from server.config import HttpConfig, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
+from server.config import HeadConfig, HttpConfig, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
 from server.engine.executor import run_in_passing_thread
 from server.http.app import App
 from server.metrics import Metrics
@@ -43,32 +44,40 @@ CHOICES: list[tuple[dict[str, str], dict[str, str]]] = [
 """(fields of ours, arguments of theirs). The last prompt is longer than what the model takes."""
 
 
-def serve(directory: Path, run_dir: Path, ask: Callable[[Client], Awaitable[None]], *, task: str = "auto") -> None:
-    """Ask the application over an engine in this process."""
+@asynccontextmanager
+async def open_client(
+    directory: Path, run_dir: Path, *, task: str = "auto", heads: Sequence[HeadConfig] = ()
+) -> AsyncIterator[Client]:
+    """Of the application over an engine in this process, which is ready."""
     model = ModelConfig(
         name="model",
         task=task,
         source=SourceConfig(path=str(directory)),
+        heads=tuple(heads),
         engine=EngineConfig(precision="fp32", threads=1, warmup=False, inline=True),
         limits=LimitsConfig(truncation="right", max_batch_tokens=256),
     )
-
-    async def run() -> None:
-        # Nothing is known of the engine's speed before its first step, which is slow: no call is to be late.
-        http = HttpConfig(default_timeout_ms=600_000)
-        deployment = resolve(ServerConfig(server=http, models=(model,)), run_dir)
-        metrics = Metrics(CollectorRegistry())
-        loop = run_in_passing_thread(partial(build_loop, deployment, deployment.models[0], 0, metrics, build_model))
-        await loop.start()
-        with ThreadPoolExecutor(1) as pool:
-            state = build_state(deployment, 0, metrics, [loop], pool)
-            async with Client(transport=httpx.ASGITransport(App(state)), base_url="http://padless") as client:
-                while not loop.statuses()[0].is_ready:
-                    await asyncio.sleep(0.01)
-                await ask(client)
-        await loop.close()
-
+    # Nothing is known of the engine's speed before its first step, which is slow: no call is to be late.
+    http = HttpConfig(default_timeout_ms=600_000)
     run_dir.mkdir()
+    deployment = resolve(ServerConfig(server=http, models=(model,)), run_dir)
+    metrics = Metrics(CollectorRegistry())
+    loop = run_in_passing_thread(partial(build_loop, deployment, deployment.models[0], 0, metrics, build_model))
+    await loop.start()
+    with ThreadPoolExecutor(1) as pool:
+        state = build_state(deployment, 0, metrics, [loop], pool)
+        async with Client(transport=httpx.ASGITransport(App(state)), base_url="http://padless") as client:
+            while not loop.statuses()[0].is_ready:
+                await asyncio.sleep(0.01)
+            yield client
+    await loop.close()
+
+
+def serve(directory: Path, run_dir: Path, ask: Callable[[Client], Awaitable[None]], *, task: str = "auto") -> None:
+    async def run() -> None:
+        async with open_client(directory, run_dir, task=task) as client:
+            await ask(client)
+
     asyncio.run(run())
 
 
