@@ -26,6 +26,8 @@ RPCS = (*oip_rpc.RPCS, *tei_rpc.RPCS, *grpc_health.RPCS)
 Metadata = tuple[tuple[str, str], ...]
 STREAM_WINDOW = 64
 """Messages of one stream that are computed at one time."""
+WATCH_PERIOD_S = 0.5
+"""So late clients hear of what they watch."""
 OVERLOADED_STATUS = find_status(Kind.OVERLOADED)
 MAX_STREAMS = 1024
 """RPCs of one connection at one time."""
@@ -62,6 +64,11 @@ class Exchange:
     def end(self) -> None:
         self._ended.set()
 
+    def read_problem(self) -> dict[str, str]:
+        """Where the status is another than 200."""
+        problem: dict[str, str] = orjson.loads(self.answer)
+        return problem
+
 
 class Front:
     """The methods `rpcs` as gRPC's handlers."""
@@ -88,9 +95,22 @@ class Front:
 
         async def answer_each(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
             async with aclosing(self.call_each(rpc, requests, context)) as exchanges:
-                async for exchange in exchanges:
-                    yield await finish(exchange, context)
+                async for request, exchange in exchanges:
+                    if rpc.tell_error is not None and exchange.status != 200:
+                        yield rpc.tell_error(request, exchange.read_problem()["message"])
+                    else:
+                        yield await finish(exchange, context)
 
+        async def answer_changes(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            assert rpc.watch is not None
+            while True:
+                seen = rpc.watch(self.app.state)
+                yield await finish(await self.call(rpc, request, context), context)
+                while rpc.watch(self.app.state) == seen:
+                    await asyncio.sleep(WATCH_PERIOD_S)
+
+        if rpc.watch is not None:
+            return grpc.unary_stream_rpc_method_handler(answer_changes)
         if rpc.streams == "none":
             return grpc.unary_unary_rpc_method_handler(answer_one)
         if rpc.streams == "all":
@@ -105,7 +125,9 @@ class Front:
             exchange.end()
         return exchange
 
-    async def call_each(self, rpc: Rpc, requests: AsyncIterator[bytes], context: Any) -> AsyncGenerator[Exchange]:
+    async def call_each(
+        self, rpc: Rpc, requests: AsyncIterator[bytes], context: Any
+    ) -> AsyncGenerator[tuple[bytes, Exchange]]:
         """In the order of the requests, some of which are always under way. One that finds no place asks again when
         another one of the stream has ended; without others under way its refusal is the answer."""
         calls: asyncio.Queue[tuple[bytes, asyncio.Task[Exchange]] | None] = asyncio.Queue(STREAM_WINDOW)
@@ -133,7 +155,7 @@ class Front:
                 while exchange.status == OVERLOADED_STATUS and running:
                     await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     exchange = await self.call(rpc, request, context)
-                yield exchange
+                yield request, exchange
             await reading
         finally:
             await cancel({reading, *running})
@@ -169,7 +191,7 @@ async def finish(exchange: Exchange, context: Any) -> bytes:
     if exchange.status == 200:
         context.set_trailing_metadata(exchange.metadata)
         return exchange.answer
-    problem = orjson.loads(exchange.answer)
+    problem = exchange.read_problem()
     await context.abort(grpc.StatusCode[problem["code"]], problem["message"], exchange.metadata)
     raise AssertionError("An RPC that was aborted goes on. This is a bug.")
 

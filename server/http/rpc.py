@@ -1,7 +1,7 @@
 """Methods of gRPC as routes: a message is a body, and a status the shape of an error. So they go through the chain that
 all calls do, whose limits they share; `grpc_server` is what speaks HTTP/2 with their clients."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,23 +37,38 @@ ITEM_NUMBER = 1
 
 Streams = Literal["none", "each", "all"]
 """Of the client's messages. `each`: is a call by itself, and the answers come in their order. `all`: are one call."""
+TellError = Callable[[bytes, str], bytes]
+"""A client's message, and what is wrong with it, to the message that tells so."""
+Watch = Callable[[ServerState], object]
 
 
 @dataclass(frozen=True, slots=True)
 class Rpc:
+    """`tell_error` None: an error ends the RPC; else a stream goes on behind what it says. `watch` None: there is one
+    answer; else another one whenever what it gives is another."""
+
     route: Route
     streams: Streams = "none"
+    tell_error: TellError | None = None
+    watch: Watch | None = None
 
 
-def list_rpcs(service: str, methods: Mapping[str, Answer], streams: Streams = "none") -> tuple[Rpc, ...]:
+def list_rpcs(
+    service: str, methods: Mapping[str, Answer], streams: Streams = "none", *, tell_error: TellError | None = None
+) -> tuple[Rpc, ...]:
     """Methods that compute: they need a key, have a deadline, and are refused while the server shuts down."""
-    return tuple(Rpc(build_route(service, name, answer), streams) for name, answer in methods.items())
+    return tuple(Rpc(build_route(service, name, answer), streams, tell_error) for name, answer in methods.items())
 
 
-def list_questions(service: str, methods: Mapping[str, Answer], *, is_open: bool = False) -> tuple[Rpc, ...]:
+def list_questions(
+    service: str, methods: Mapping[str, Answer], *, is_open: bool = False, watch: Watch | None = None
+) -> tuple[Rpc, ...]:
     """Methods that only tell something."""
     return tuple(
-        Rpc(Route("GET", f"/{service}/{name}", answer, render_status, name, service, is_open=is_open, is_listed=False))
+        Rpc(
+            Route("GET", f"/{service}/{name}", answer, render_status, name, service, is_open=is_open, is_listed=False),
+            watch=watch,
+        )
         for name, answer in methods.items()
     )
 

@@ -134,7 +134,7 @@ def test_triton_over_grpc(python: Path, run_client: RunClient, plain: Plain, grp
     assert found["outputs"] == ["embeddings"] and GIVEN["model"] in found["models"]
     assert found["num computed"] >= 2 * len(TEXTS)
     expected = plain.embed()
-    for way in ("of texts", "of bytes", "later"):
+    for way in ("of texts", "of bytes", "later", "in a stream"):
         check_same(found[way], expected)
     check_same(found["of ids"], plain.embed(GIVEN["ids"]))
     answer = plain.post("/classify", model="classifier", input=TEXTS, use_activation=False)

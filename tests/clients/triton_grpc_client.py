@@ -39,6 +39,20 @@ def infer_later(texts: np.ndarray) -> list[list[float]]:
     return result.as_numpy("embeddings").tolist()
 
 
+def infer_in_stream(texts: np.ndarray) -> list[list[float]]:
+    """One by one, with a request in between that is answered by an error."""
+    answers: queue.Queue = queue.Queue()
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    for text in texts:
+        client.async_stream_infer(model, list_inputs(text=np.array([text], dtype=object)))
+    client.async_stream_infer("nobody", list_inputs(text=texts))
+    client.async_stream_infer(model, list_inputs(text=texts[:1]))
+    told = [answers.get(timeout=60) for _ in range(len(texts) + 2)]
+    client.stop_stream()
+    assert [error is not None for _, error in told] == [*[False] * len(texts), True, False], told
+    return [result.as_numpy("embeddings")[0].tolist() for result, _ in told[: len(texts)]]
+
+
 def fail(name: str, **arrays: np.ndarray) -> list[str]:
     try:
         client.infer(name, list_inputs(**arrays))
@@ -49,8 +63,12 @@ def fail(name: str, **arrays: np.ndarray) -> list[str]:
 
 def is_serving() -> bool:
     with grpc.insecure_channel(given["address"]) as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
-    return answer.status == health_pb2.HealthCheckResponse.SERVING
+        stub = health_pb2_grpc.HealthStub(channel)
+        answers = [stub.Check(health_pb2.HealthCheckRequest(), timeout=60)]
+        watching = stub.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        answers.append(next(watching))
+        watching.cancel()
+    return all(answer.status == health_pb2.HealthCheckResponse.SERVING for answer in answers)
 
 
 width = max(len(row) for row in given["ids"])
@@ -71,6 +89,7 @@ found = {
     "of bytes": infer(model, "embeddings", text=encoded),
     "of ids": infer(model, "embeddings", input_ids=ids, attention_mask=mask),
     "later": infer_later(texts),
+    "in a stream": infer_in_stream(texts),
     "logits": infer(given["classifier"], "logits", text=texts),
     "errors": [
         fail("nobody", text=texts),

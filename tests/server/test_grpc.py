@@ -10,10 +10,11 @@ import grpc.aio
 import numpy as np
 import pytest
 from conftest import EMBED_DIM, MakeServer, Server, wait_until
-from grpc_client import INFER, GrpcClient, open_grpc
+from grpc_client import INFER, GrpcClient, open_grpc, parse
 from test_keys import SECRET, lock
 
 from server.errors import EngineFailure, Kind, Overloaded
+from server.http import grpc_server
 from server.http.api import grpc_health, oip_messages
 from server.http.api import tei_messages as tei
 from server.http.api.oip_messages import ModelInferRequest, ModelInferResponse, Tensor, TensorContents
@@ -242,6 +243,23 @@ async def test_while_the_server_shuts_down(server: Server) -> None:
         assert (await client.ask(CHECK, b"", grpc_health.HealthCheckResponse)).status == grpc_health.NOT_SERVING
         server.embed.gate.set()
         assert await call
+
+
+async def test_who_watches_hears_of_changes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a key, and without being a call each time that nothing has changed."""
+    monkeypatch.setattr(grpc_server, "WATCH_PERIOD_S", 0.001)
+    lock(server, {})
+    watch = "/grpc.health.v1.Health/Watch"
+    async with open_grpc(server) as client:
+        call = client.channel.unary_stream(watch)(b"")
+        statuses = []
+        for is_draining in (True, False, True):
+            statuses.append(parse(grpc_health.HealthCheckResponse, await call.read()).status)
+            await asyncio.sleep(0.02)
+            server.state.is_draining = is_draining
+        call.cancel()
+    assert statuses == [grpc_health.SERVING, grpc_health.NOT_SERVING, grpc_health.SERVING]
+    assert server.count(route=watch) <= 4
 
 
 @pytest.mark.parametrize(

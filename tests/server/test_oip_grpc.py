@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 import pytest
 from conftest import LABELS, Server, compute_row
-from grpc_client import INFER, open_grpc
+from grpc_client import INFER, open_grpc, parse
 from test_grpc import fail
 
 from server.http.api.oip_messages import (
@@ -15,6 +15,7 @@ from server.http.api.oip_messages import (
     ModelInferResponse,
     ModelMetadata,
     ModelStatisticsResponse,
+    ModelStreamInferResponse,
     NamedModel,
     NamedParameter,
     Parameter,
@@ -26,6 +27,7 @@ from server.http.api.oip_messages import (
     TensorContents,
     Truth,
 )
+from server.http.protobuf import write
 
 pytestmark = pytest.mark.anyio
 
@@ -187,3 +189,21 @@ async def test_statistics_and_the_repository(server: Server) -> None:
     assert [each.name for each in everything.model_stats] == ["embedder", "classifier"]
     assert [(model.name, model.state) for model in index.models] == [("embedder", "READY"), ("classifier", "READY")]
     assert error.code() == grpc.StatusCode.FAILED_PRECONDITION and "cannot be loaded" in (error.details() or "")
+
+
+async def test_streams_go_on_behind_errors(server: Server) -> None:
+    """Each answer or error has the id of its message, in their order."""
+    empty = ModelInferRequest("embedder", id="empty", inputs=[Tensor("text", "BYTES", np.array([0]))])
+    wrong = ModelInferRequest("nobody", id="wrong")
+    messages = [TEXTS, write(empty), write(wrong), b"\xff", TEXTS]
+    async with open_grpc(server) as client:
+        alone = await client.ask(INFER, TEXTS, ModelInferResponse)
+        call = client.channel.stream_stream(f"{SERVICE}/ModelStreamInfer")(iter(messages))
+        found = [parse(ModelStreamInferResponse, raw) async for raw in call]
+    told = [(each.error_message, each.infer_response) for each in found]
+    assert [answer.id for _, answer in told if answer is not None] == ["7", "empty", "wrong", "", "7"]
+    for error, answer in (told[0], told[4]):
+        assert error == "" and answer is not None and answer.raw_output_contents == alone.raw_output_contents
+    for (error, answer), words in zip(told[1:4], ("must not be empty", "'nobody'", "cannot be parsed"), strict=True):
+        assert words in error and answer is not None and not answer.outputs
+    assert server.count(route=f"{SERVICE}/ModelStreamInfer", outcome="ok") == 2

@@ -1,5 +1,5 @@
-"""gRPC's own health check, `grpc.health.v1.Health/Check`, as Kubernetes' probes and load balancers ask it. Nobody needs
-a key for it. Readiness is `/ready`'s: of every model, whatever service is named."""
+"""gRPC's own health check, `grpc.health.v1.Health`, as Kubernetes' probes, load balancers and gRPC's clients ask it.
+Nobody needs a key for it. Readiness is `/ready`'s: of every model, whatever service is named."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from server.http.protobuf import ENUM, Message, scalar
 from server.http.rpc import list_questions, reply_message
 from server.http.state import ServerState
 
+SERVICE = "grpc.health.v1.Health"
 SERVING, NOT_SERVING = 1, 2
 
 
@@ -18,7 +19,14 @@ class HealthCheckResponse(Message):
 
 
 async def check_health(call: Call, state: ServerState) -> Reply:
-    return reply_message(HealthCheckResponse(NOT_SERVING if find_problems(state) else SERVING))
+    return reply_message(HealthCheckResponse(find_status(state)))
 
 
-RPCS = list_questions("grpc.health.v1.Health", {"Check": check_health}, is_open=True)
+def find_status(state: ServerState) -> int:
+    return NOT_SERVING if find_problems(state) else SERVING
+
+
+RPCS = (
+    *list_questions(SERVICE, {"Check": check_health}, is_open=True),
+    *list_questions(SERVICE, {"Watch": check_health}, is_open=True, watch=find_status),
+)

@@ -137,6 +137,21 @@ class ModelInferResponse(Message):
 
 
 @dataclass(slots=True, eq=False)
+class ModelStreamInferResponse(Message):
+    """Of Triton's streams; with an error the answer has the id of the request at most."""
+
+    error_message: str = scalar(1, STRING)
+    infer_response: ModelInferResponse | None = optional(2, ModelInferResponse)
+
+
+@dataclass(slots=True, eq=False)
+class RequestId(Message):
+    """Of a ModelInferRequest."""
+
+    id: str = scalar(3, STRING)
+
+
+@dataclass(slots=True, eq=False)
 class TensorConfig(Message):
     """Of an input; `dims` is 4 there, and 3 of an output."""
 

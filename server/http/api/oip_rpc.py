@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from server.errors import InvalidField
+from server.errors import BodyTooLarge, InvalidBody, InvalidField
 from server.http.api import oip_messages as proto
 from server.http.api.health import find_problems
 from server.http.api.oip_model import (
@@ -28,7 +28,7 @@ from server.http.api.oip_tensors import Given, decode
 from server.http.body import check_object
 from server.http.call import Call, Reply
 from server.http.docs import find_server_version
-from server.http.protobuf import Numbers
+from server.http.protobuf import MessageReader, Numbers, write
 from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.rpc import list_questions, list_rpcs, parse_message, parse_question, reply_message
 from server.http.state import ServerState
@@ -42,6 +42,8 @@ CONTENTS: Mapping[str, str] = {
     "UINT64": "uint64_contents",
 }
 """Where the numbers of an input are, by its datatype."""
+MAX_ID_ITEMS = 1000
+"""Of a message that was refused, what is read to find its id."""
 DATA_TYPES: Mapping[str, int] = {"TYPE_INT64": 9, "TYPE_FP32": 11, "TYPE_STRING": 13}
 """Triton's numbers."""
 
@@ -121,6 +123,24 @@ async def refuse_load(call: Call, state: ServerState) -> Reply:
 
 
 async def infer_message(call: Call, state: ServerState) -> Reply:
+    return await infer(call, state, is_streamed=False)
+
+
+async def infer_streamed(call: Call, state: ServerState) -> Reply:
+    """One of a stream, as Triton's clients send them to models with several answers, and to others."""
+    return await infer(call, state, is_streamed=True)
+
+
+def tell_error(request: bytes, message: str) -> bytes:
+    """Instead of the answer to one of a stream."""
+    try:
+        request_id = MessageReader(MAX_ID_ITEMS).read(proto.RequestId, request).id
+    except (InvalidBody, BodyTooLarge):
+        request_id = ""
+    return write(proto.ModelStreamInferResponse(message, proto.ModelInferResponse(id=request_id)))
+
+
+async def infer(call: Call, state: ServerState, *, is_streamed: bool) -> Reply:
     """Outputs come as inputs did: raw, or each in its tensor."""
     message = parse_message(call, state, proto.ModelInferRequest)
     model = find_model_version(message.model_name, message.model_version, state)
@@ -128,8 +148,8 @@ async def infer_message(call: Call, state: ServerState) -> Reply:
     asked, parts = read_request(message)
     rows = await infer_rows(call, model, asked, parts)
     answer = proto.ModelInferResponse(model.full_name, VERSION, message.id)
-    write = partial(write_answer, answer, rows, is_raw=bool(message.raw_input_contents))
-    return await write_reply(write, sum(values.size for values in rows.values()), INLINE_NUMBERS, model)
+    fill = partial(write_answer, answer, rows, is_raw=bool(message.raw_input_contents), is_streamed=is_streamed)
+    return await write_reply(fill, sum(values.size for values in rows.values()), INLINE_NUMBERS, model)
 
 
 def read_request(message: proto.ModelInferRequest) -> tuple[InferRequest, Sequence[Given]]:
@@ -184,14 +204,16 @@ def read_parameters(entries: Sequence[proto.NamedParameter]) -> dict[str, Any]:
     return found
 
 
-def write_answer(answer: proto.ModelInferResponse, rows: Mapping[str, Rows], *, is_raw: bool) -> Reply:
+def write_answer(
+    answer: proto.ModelInferResponse, rows: Mapping[str, Rows], *, is_raw: bool, is_streamed: bool
+) -> Reply:
     answer.outputs = [proto.Tensor(name, "FP32", np.array(values.shape)) for name, values in rows.items()]
     if is_raw:
         answer.raw_output_contents = [values.astype("<f4", copy=False).tobytes() for values in rows.values()]
-        return reply_message(answer)
-    for tensor, values in zip(answer.outputs, rows.values(), strict=True):
-        tensor.contents = proto.TensorContents(fp32_contents=values.reshape(-1))
-    return reply_message(answer)
+    else:
+        for tensor, values in zip(answer.outputs, rows.values(), strict=True):
+            tensor.contents = proto.TensorContents(fp32_contents=values.reshape(-1))
+    return reply_message(proto.ModelStreamInferResponse(infer_response=answer) if is_streamed else answer)
 
 
 RPCS = (
@@ -210,4 +232,5 @@ RPCS = (
         },
     ),
     *list_rpcs(SERVICE, {"ModelInfer": infer_message}),
+    *list_rpcs(SERVICE, {"ModelStreamInfer": infer_streamed}, "each", tell_error=tell_error),
 )
