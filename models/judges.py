@@ -8,6 +8,7 @@ from pathlib import Path
 from models.keys import ModelDirectoryError, read_object, require_number
 from models.module_chain import find_module
 from models.special_tokens import list_added_tokens
+from models.tokenizer_files import has_tokenizer, read_tokenizer
 
 LOGIT_SCORE = "LogitScore"
 REQUIRED_ANSWER, OPTIONAL_ANSWER = "true_token_id", "false_token_id"
@@ -36,13 +37,12 @@ def read_answers(directory: Path, transformer: Path) -> tuple[int, ...]:
 
 def find_token(directory: Path, word: str) -> int:
     """Raises ModelDirectoryError where the vocabulary has no such token."""
-    path = directory / "tokenizer.json"
-    keys = read_object(path) if path.exists() else {}
+    keys = read_tokenizer(directory) if has_tokenizer(directory) else {}
     vocabulary = (keys.get("model") or {}).get("vocab")
     found = list_added_tokens(directory).get(word, vocabulary.get(word) if isinstance(vocabulary, dict) else None)
     if not isinstance(found, int):
         raise ModelDirectoryError(
-            f"{path}: there is no token {word!r}, which the answers of a model that judges pairs are read by. Leave "
-            "task out"
+            f"{directory}: there is no token {word!r}, which the answers of a model that judges pairs are read by. "
+            "Leave task out"
         )
     return found

@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from models.keys import ModelDirectoryError
 from models.module_chain import find_transformer
 
-TEXT_FILES = ("*.json", "*.txt", "*.model")
+TEXT_FILES = ("*.json", "*.txt", "*.model", "*.spm")
 SAFETENSORS = ("*.safetensors", "*_Dense/pytorch_model.bin", "*_LayerNorm/pytorch_model.bin")
 PICKLES = "pytorch_model*.bin"
 OTHER_FORMATS = ("onnx/*", "openvino/*")

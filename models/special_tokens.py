@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from models.keys import ModelDirectoryError, read_object, read_optional
+from models.keys import ModelDirectoryError, read_optional
+from models.tokenizer_files import has_tokenizer, read_tokenizer
 
 USUAL_MASKS = ("[MASK]", "<mask>")
 """What transformers' classes call it where a directory's own settings do not say."""
@@ -34,12 +35,11 @@ def read_content(directory: Path, role: str) -> str | None:
 
 
 def list_added_tokens(directory: Path) -> dict[str, int]:
-    """Their ids by what they are called, from tokenizer_config.json or tokenizer.json; the first of equal ones."""
+    """Their ids by what they are called, from tokenizer_config.json or the tokenizer; the first of equal ones."""
     given = read_optional(directory / "tokenizer_config.json").get("added_tokens_decoder")
     if isinstance(given, dict):
         pairs = [(int(key), item) for key, item in given.items() if key.isdecimal()]
     else:
-        path = directory / "tokenizer.json"
-        listed = read_object(path).get("added_tokens") if path.exists() else None
+        listed = read_tokenizer(directory).get("added_tokens") if has_tokenizer(directory) else None
         pairs = [(item.get("id"), item) for item in listed or []]
     return {item.get("content"): token_id for token_id, item in reversed(pairs)}

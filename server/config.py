@@ -108,7 +108,7 @@ class SourceConfig(Section):
     """Where the model directory comes from: exactly one of the three."""
 
     path: str | None = None
-    """A directory with config.json, tokenizer.json and weights; relative to the working directory."""
+    """A directory with config.json, a tokenizer's files and weights; relative to the working directory."""
     package: str | None = None
     """`module:folder`, a directory inside an installed Python package."""
     hub: str | None = None

@@ -3,6 +3,7 @@
 import json
 
 from models.info import ModelInfo
+from models.tokenizer_files import has_tokenizer
 from runtime.engine import EngineInfo
 from server.processes.deployment import DeployedModel, Deployment
 from server.tasks.head import Example
@@ -53,6 +54,6 @@ def describe_access(deployment: Deployment, url: str, admin_url: str, seconds: f
 
 def find_example(model: DeployedModel) -> Example:
     """A request that this model answers."""
-    has_tokenizer = (model.text_directory / "tokenizer.json").exists()
     has_chat_template = load_chat_template(model.text_directory, model.config.chat.template).is_there
-    return model.head.make_example(model.info, model.config.name, has_tokenizer, has_chat_template)
+    takes_texts = has_tokenizer(model.text_directory)
+    return model.head.make_example(model.info, model.config.name, takes_texts, has_chat_template)

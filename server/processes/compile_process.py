@@ -17,6 +17,7 @@ from pathlib import Path
 import uvloop
 
 from models.load import load_model
+from models.tokenizer_files import has_tokenizer
 from runtime.build import compile_model
 from runtime.compile_cache import CompileCache, drop_unused, read_choice, write_choice
 from runtime.compiled import CompiledModel, save_compiled
@@ -81,7 +82,7 @@ def keep(deployment: Deployment, model: DeployedModel, cache: CompileCache, comp
 def find_samples(model: DeployedModel) -> Samples | None:
     """Our texts as the model's tokenizer reads them, in batches that fit whatever the memory is capped to. None where
     it has no tokenizer, or one that leaves nothing of some of them. Raises ModelDirectoryError."""
-    if not (model.text_directory / "tokenizer.json").exists():
+    if not has_tokenizer(model.text_directory):
         return None
     texts = list_sample_texts()
     try:

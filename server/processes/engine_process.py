@@ -16,6 +16,7 @@ from typing import Any
 
 import uvloop
 
+from models.tokenizer_files import has_tokenizer
 from runtime.engine import Engine, EngineInfo, Progress
 from server.engine.batchers.batcher import Batcher, StepLimits
 from server.engine.batchers.cache_metrics import CacheMetrics
@@ -129,7 +130,7 @@ def plan_decoding(model: DeployedModel) -> DecodingOptions:
         has_prefix_cache=model.config.engine.kv_cache.prefix_caching,
         num_drafts=speculative.num_tokens if speculative is not None and speculative.method == "ngram" else 0,
     )
-    if not (model.text_directory / "tokenizer.json").exists():
+    if not has_tokenizer(model.text_directory):
         return options
     grammars = load_grammars(model.text_directory, model.info.output_dim, model.info.eos_token_ids)
     return options if grammars is None else replace(options, make_matcher=grammars.make_matcher)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from models.tokenizer_files import read_tokenizer_text
 from server.errors import Unservable
 
 logger = logging.getLogger("padless.engine")
@@ -65,7 +66,7 @@ def load_grammars(directory: Path, vocab_size: int, eos_token_ids: tuple[int, ..
     try:
         return GrammarFactory(directory, vocab_size, eos_token_ids)
     except ValueError as error:
-        logger.warning("%s: answers cannot be held to a grammar: %s", directory / "tokenizer.json", error)
+        logger.warning("%s: answers cannot be held to a grammar: %s", directory, error)
         return None
 
 
@@ -74,7 +75,7 @@ class GrammarFactory:
 
     def __init__(self, directory: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         """Raises ValueError where the tokenizer's way of writing bytes is not known."""
-        text = (directory / "tokenizer.json").read_text(encoding="utf-8")
+        text = read_tokenizer_text(directory)
         self.tokenizer = LLTokenizer(text, n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
         self._compile = lru_cache(MAX_COMPILED)(self.compile)
 

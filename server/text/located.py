@@ -14,6 +14,8 @@ from server.text.truncation import Places, find_chars
 from server.wire.job import TokenSequence
 
 BLANK = ord(" ")
+UNIGRAM_UNKNOWN = ("<unk>", "[UNK]")
+"""DeBERTa's is the second."""
 Offsets = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
@@ -68,11 +70,11 @@ class WordRules(NamedTuple):
 
 
 def find_word_rules(plain: tokenizers.Tokenizer) -> WordRules:
-    """Asked of the model inside, which names its unknown token, except for a Unigram's: that has a number."""
+    """Asked of the model inside, which names its unknown token, except for a Unigram: that does not tell."""
     model = plain.model
-    unknown = getattr(model, "unk_token", None)
-    unknown = "<unk>" if isinstance(model, tokenizers.models.Unigram) else unknown
-    unknown_id = None if unknown is None else plain.token_to_id(unknown)
+    names = UNIGRAM_UNKNOWN if isinstance(model, tokenizers.models.Unigram) else (getattr(model, "unk_token", None),)
+    found = (plain.token_to_id(name) for name in names if name is not None)
+    unknown_id = next((token_id for token_id in found if token_id is not None), None)
     return WordRules(bool(getattr(model, "continuing_subword_prefix", None)), unknown_id)
 
 

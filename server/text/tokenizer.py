@@ -33,7 +33,7 @@ from server.text.truncation import (
     take_whole,
 )
 from server.text.work import Truncation, Work, check_certain, choose_part, make_too_long
-from server.wire.job import TokenSequence
+from server.wire.job import TokenArray, TokenSequence
 
 Result = TypeVar("Result")
 
@@ -91,11 +91,13 @@ class Tokenizer:
         self._can_join = False
         self._borders = Borders(NOWHERE, 0)
         self._decoder: Any = None
+        self._spare_id: int | None = None
         if plain is not None:
             plain.no_padding()
             plain.no_truncation()
             self._borders = find_borders(plain)
             self._word_rules = find_word_rules(plain)
+            self._spare_id = self._word_rules.unknown_id if plain.get_vocab_size() > vocab_size else None
             self._can_join = plain.post_processor is not None
             self._decoder = plain.decoder
             self._has_single_types = self._has_pair_types and any(plain.encode("a").type_ids)
@@ -116,7 +118,8 @@ class Tokenizer:
 
     def list_ids(self, text: str) -> list[int]:
         """Of a short text, without special tokens around it. Raises InvalidField where there is no tokenizer."""
-        return self._find_plain().encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._list_ids(self._find_plain().encode(text, add_special_tokens=False)).tolist()
+        return ids
 
     def join_tokens(self, tokens: Sequence[str]) -> str:
         """Text of tokens as the vocabulary writes them, as transformers' convert_tokens_to_string has it."""
@@ -270,6 +273,13 @@ class Tokenizer:
             raise InvalidField(NO_TEXTS)
         return self._plain
 
+    def _list_ids(self, encoding: tokenizers.Encoding) -> TokenArray:
+        """`[num_tokens]`. Pieces that the model has no ids for are unknown to it: Marian's and M2M-100's."""
+        ids = np.array(encoding.ids, dtype=np.int32)
+        if self._spare_id is not None:
+            ids[ids >= self._vocab_size] = self._spare_id
+        return ids
+
     def _encode_text(self, text: Text, work: Work) -> TokenSequence:
         kept = self._keep(text, work)
         return self._pack(kept.encoding, kept.places, is_pair=isinstance(text, tuple))
@@ -350,7 +360,7 @@ class Tokenizer:
         return plain.encode_batch(batch, add_special_tokens=work.add_special_tokens)[0]
 
     def _pack(self, encoding: tokenizers.Encoding, places: Any, *, is_pair: bool) -> TokenSequence:
-        ids = np.array(encoding.ids, dtype=np.int32)[places]
+        ids = self._list_ids(encoding)[places]
         if not len(ids):
             raise EmptyInput("must have a token at least; the model's tokenizer leaves nothing of it")
         if not (self._has_pair_types if is_pair else self._has_single_types):
@@ -383,7 +393,8 @@ class Tokenizer:
             raise EmptyInput("must not be empty")
         encoding = plain.encode_batch([text], add_special_tokens=work.add_special_tokens)[0]
         pieces = []
-        parts = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
+        ids = self._list_ids(encoding).tolist()
+        parts = zip(ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
         for token_id, token, is_special, (start, stop) in parts:
             if is_special:
                 pieces.append(Piece(token_id, token, True, None, None))

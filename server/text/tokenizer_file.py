@@ -1,4 +1,4 @@
-"""A model directory's tokenizer.json to its Tokenizer."""
+"""A model directory's tokenizer.json, or what older files make of it, to its Tokenizer."""
 
 import logging
 from collections.abc import Sequence
@@ -7,7 +7,8 @@ from typing import Any
 
 import tokenizers
 
-from models.info import ModelDirectoryError
+from models.keys import ModelDirectoryError
+from models.tokenizer_files import FILE_NAME, has_tokenizer, read_tokenizer_text
 from server.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("padless.http")
@@ -16,24 +17,21 @@ logger = logging.getLogger("padless.http")
 def load_tokenizer(
     directory: Path, *, lowercase: bool = False, is_required: bool = True, markers: Sequence[str] = (), **options: Any
 ) -> Tokenizer:
-    """Read tokenizer.json, to see lower case only if `lowercase`, and `markers` as `add_markers` has it; `options` are
+    """Read the directory, to see lower case only if `lowercase`, and `markers` as `add_markers` has it; `options` are
     the Tokenizer's own.
 
     Raises ModelDirectoryError, also where there is none and it `is_required`.
     """
-    path = directory / "tokenizer.json"
-    if not path.is_file() and not is_required:
+    path = directory / FILE_NAME
+    if not is_required and not has_tokenizer(directory):
         logger.warning("%s: no such file; this model takes token ids and answers with them", path)
         return Tokenizer(None, **options)
-    if not path.is_file():
-        raise ModelDirectoryError(
-            f"{path}: no such file; Padless needs the fast tokenizer's file. With transformers: "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it"
-        )
+    text = "" if path.is_file() else read_tokenizer_text(directory)
     try:
-        plain = tokenizers.Tokenizer.from_file(str(path))
+        plain = tokenizers.Tokenizer.from_str(text) if text else tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:
-        raise ModelDirectoryError(f"{path}: not a tokenizer this library can read: {error}") from error
+        where = directory if text else path
+        raise ModelDirectoryError(f"{where}: not a tokenizer this library can read: {error}") from error
     if lowercase:
         first = tokenizers.normalizers.Lowercase()
         rest = [plain.normalizer] if plain.normalizer is not None else []
