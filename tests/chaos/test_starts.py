@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import BertConfig, BertModel
 
-from tests.e2e.running_server import WORDS, RunningServer, make_model_directory, start_command, start_server
+from tests.e2e.running_server import RunningServer, start_command, start_server
+from tests.e2e.small_bert import make_small_bert
 
 pytestmark = pytest.mark.chaos
 
@@ -19,11 +18,7 @@ pytestmark = pytest.mark.chaos
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """Of a server with a small model that computes."""
-    directory = make_model_directory(tmp_path / "model")
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    model = BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **shape))
-    model.save_pretrained(directory)
+    directory = make_small_bert(tmp_path / "model")
     path = tmp_path / "starts.yaml"
     engine = {"threads": 1, "precision": "fp32", "warmup": False}
     source = {"path": str(directory)}

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,8 +18,10 @@ from running_server import start_command, start_server, write_config
 
 from server.__main__ import build_parser, list_overrides
 from server.config import ConfigError
+from tests.e2e.small_bert import make_small_bert
 from tests.models.hub_stub import run_hub
 
+Padless = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
 MINILM = ROOT / "configs" / "minilm.yaml"
 has_demo = pytest.mark.skipif(
@@ -39,16 +43,15 @@ def test_config_prints_every_default() -> None:
     assert document["models"][0]["limits"]["max_client_batch_size"] == 2048
 
 
-def test_config_errors_are_one_line() -> None:
-    result = run_padless("config", str(MINILM), "--set", "limits.max_batch_token=5")
-    assert result.returncode == 2
-    assert "did you mean 'max_batch_tokens'?" in result.stderr and "Traceback" not in result.stderr
+def test_config_errors_are_one_line(padless: Padless) -> None:
+    ended = padless("config", str(MINILM), "--set", "limits.max_batch_token=5")
+    assert ended.status == 2
+    assert "did you mean 'max_batch_tokens'?" in ended.stderr and ended.stderr.count("\n") == 1
 
 
-def test_shipped_file_has_a_name() -> None:
-    result = run_padless("config", "minilm")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == run_padless("config", str(MINILM)).stdout
+def test_shipped_file_has_a_name(padless: Padless) -> None:
+    named = padless("config", "minilm")
+    assert named.status == 0 and named == padless("config", str(MINILM))
 
 
 class TestOverrides:
@@ -68,23 +71,15 @@ class TestOverrides:
             "server.port=3",
         ]
 
-    def test_environment_reaches_every_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_environment_reaches_every_command(self, monkeypatch: pytest.MonkeyPatch, padless: Padless) -> None:
         monkeypatch.setenv("PADLESS_SET", "server.host=0.0.0.0 engine.threads=3")
-        document = yaml.safe_load(run_padless("config", str(MINILM)).stdout)
+        document = yaml.safe_load(padless("config", str(MINILM)).stdout)
         assert (document["server"]["host"], document["models"][0]["engine"]["threads"]) == ("0.0.0.0", 3)
 
     def test_unreadable_environment_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PADLESS_SET", "name='two")
         with pytest.raises(ConfigError, match="PADLESS_SET: No closing quotation"):
             list_overrides(build_parser().parse_args(["config", "x"]))
-
-    def test_host_and_port_are_listened_on(self, null_model: Path, tmp_path: Path) -> None:
-        config = write_config(tmp_path / "null.yaml", null_model, server={"host": "192.0.2.1", "port": 1})
-        server = start_server(config, "--host", "127.0.0.1", "--port", "0")
-        try:
-            server.wait_ready()
-        finally:
-            server.stop()
 
 
 NULL = ("--set", 'engine.kind="null"', "--set", "engine.warmup=false", "--set", "server.canary_interval_s=0.5")
@@ -94,12 +89,13 @@ class TestOneModel:
     """`padless serve MODEL`, with no file."""
 
     def test_directory_from_anywhere(self, null_model: Path, tmp_path: Path) -> None:
-        """A relative path, from a folder with a `server` of its own."""
+        """A relative path, from a folder with a `server` of its own; --host and --port are what is listened on."""
         (tmp_path / "server").mkdir()
         (tmp_path / "server" / "__init__.py").write_text("raise ImportError('the wrong one')")
         (tmp_path / "tiny").symlink_to(null_model)
-        command = [sys.executable, "-P", "-m", "server", "serve", "tiny", "--port", "0", "--name", "mine", *NULL]
-        environment = {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-P", "-m", "server", "serve", "tiny", "--name", "mine", *NULL]
+        command += ["--host", "127.0.0.1", "--port", "0"]
+        environment = {"PYTHONPATH": str(ROOT), "PADLESS_SET": "server.host=192.0.2.1 server.port=1"}
         server = start_command(command, tmp_path / "log", directory=tmp_path, environment=environment)
         try:
             server.wait_ready()
@@ -108,6 +104,7 @@ class TestOneModel:
         finally:
             server.stop()
 
+    @pytest.mark.slow
     def test_hub(self, null_model: Path, tmp_path: Path) -> None:
         shutil.copytree(null_model, tmp_path / "hub" / "org" / "tiny")
         (tmp_path / "hub" / "org" / "tiny" / "model.safetensors").write_bytes(b"")
@@ -125,20 +122,21 @@ class TestOneModel:
         assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
         assert "org/nobody: cannot be downloaded" in wrong.stderr and "Check the name" in wrong.stderr
 
-    def test_wrong_words(self) -> None:
-        nowhere = run_padless("serve", "nowhere")
-        assert nowhere.returncode == 2
+    def test_wrong_words(self, padless: Padless) -> None:
+        nowhere = padless("serve", "nowhere")
+        assert nowhere.status == 2
         assert nowhere.stderr.startswith("padless: nowhere: there is no such directory. Name one that is there")
         for words in ((), ("tiny", "--config", "minilm")):
-            result = run_padless("serve", *words)
-            assert result.returncode == 2 and "--config" in result.stderr
-        named = run_padless("serve", "--config", "minilm", "--name", "mine")
-        assert named.returncode == 2 and "--name is for padless serve MODEL" in named.stderr
+            ended = padless("serve", *words)
+            assert ended.status == 2 and "--config" in ended.stderr
+        named = padless("serve", "--config", "minilm", "--name", "mine")
+        assert named.status == 2 and "--name is for padless serve MODEL" in named.stderr
 
 
-@has_demo
-def test_graph_shows_passes_and_plan() -> None:
-    result = run_padless("graph", "--config", str(MINILM), "--set", "engine.precision=fp32")
+def test_graph_shows_passes_and_plan(tmp_path: Path) -> None:
+    directory = make_small_bert(tmp_path / "model")
+    config = write_config(tmp_path / "small.yaml", directory, engine={"kind": "planned", "precision": "fp32"})
+    result = run_padless("graph", "--config", str(config))
     assert result.returncode == 0, result.stderr
     for heading in ("== capture", "== fuse_qkv", "== fuse_linear_act", "== fuse_add_norm", "== plan"):
         assert heading in result.stdout

@@ -2,13 +2,26 @@
 
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from running_server import RunningServer
+import pytest
+from running_server import RunningServer, start_server, write_config
 
-StartServer = Callable[..., RunningServer]
+MAX_CONNECTIONS = 60
 HALF = b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def server(null_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    options = {"header_timeout_s": 1, "body_timeout_s": 1, "max_connections": MAX_CONNECTIONS}
+    running = start_server(write_config(tmp_path_factory.mktemp("limited") / "a.yaml", null_model, server=options))
+    try:
+        running.wait_ready()
+        yield running
+    finally:
+        running.stop()
 
 
 def connect(server: RunningServer) -> socket.socket:
@@ -23,8 +36,7 @@ def read_all(client: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def test_half_sent_requests_do_not_stay(start: StartServer) -> None:
-    server = start(server={"header_timeout_s": 1, "body_timeout_s": 1, "max_connections": 60})
+def test_half_sent_requests_do_not_stay(server: RunningServer) -> None:
     clients = [connect(server) for _ in range(50)]
     for index, client in enumerate(clients):
         client.sendall(HALF + (b"content-length: 100\r\n\r\n{" if index % 2 else b""))
@@ -35,11 +47,10 @@ def test_half_sent_requests_do_not_stay(start: StartServer) -> None:
     assert server.embed("word1")[0] == 200
 
 
-def test_a_limit_of_connections(start: StartServer) -> None:
-    server = start(server={"max_connections": 5})
-    clients = [connect(server) for _ in range(7)]
+def test_a_limit_of_connections(server: RunningServer) -> None:
+    clients = [connect(server) for _ in range(MAX_CONNECTIONS + 2)]
     refused = b""
-    for client in clients[5:]:
+    for client in clients[MAX_CONNECTIONS:]:
         refused = read_all(client)
         assert refused.startswith(b"HTTP/1.1 503 ")
     assert json.loads(refused.partition(b"\r\n\r\n")[2])["error"]["code"] == "too_many_connections"

@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from running_server import WORDS, RunningServer, make_model_directory, start_server
-from transformers import BertConfig, BertModel
+from running_server import RunningServer, start_server
+
+from tests.e2e.small_bert import make_small_bert
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """Of two replicas of a small model. torch's kernels: others would be compiled into the cache, which is empty."""
-    directory = make_model_directory(tmp_path / "model")
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **shape)).save_pretrained(directory)
+    directory = make_small_bert(tmp_path / "model")
     engine = {"replicas": 2, "threads": 1, "cpu_kernels": "torch", "warmup": False}
     model = {"name": "m", "source": {"path": str(directory)}, "engine": engine, "limits": {"max_batch_tokens": 64}}
     path = tmp_path / "auto.yaml"

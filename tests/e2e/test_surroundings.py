@@ -19,14 +19,11 @@ def elsewhere(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("case", ["another server's folder", "a proxy", "a long folder for temporary files"])
-def test_it_starts_and_answers(case: str, elsewhere: Path, null_model: Path, tmp_path: Path) -> None:
-    environment = {"PYTHONPATH": str(ROOT)}
-    if case == "a proxy":
-        environment |= {"http_proxy": DEAD_PROXY, "HTTP_PROXY": DEAD_PROXY, "all_proxy": DEAD_PROXY}
-    if case.startswith("a long"):
-        (long := tmp_path / ("long" * 30)).mkdir()
-        environment |= {"TMPDIR": str(long), "XDG_RUNTIME_DIR": str(long)}
+def test_it_starts_and_answers(elsewhere: Path, null_model: Path, tmp_path: Path) -> None:
+    """In another server's folder, with a proxy that is dead, and a long name of the folder for temporary files."""
+    (long := tmp_path / ("long" * 30)).mkdir()
+    environment = {"PYTHONPATH": str(ROOT), "TMPDIR": str(long), "XDG_RUNTIME_DIR": str(long)}
+    environment |= dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), DEAD_PROXY)
     config = write_config(tmp_path / "padless.yaml", null_model)
     command = [sys.executable, "-P", "-m", "server", "--config", str(config)]
     server = start_command(command, tmp_path / "log", directory=elsewhere, environment=environment)
