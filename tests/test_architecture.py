@@ -20,10 +20,11 @@ LAYERS = ("runtime", "models", "server")
 FLOORS = {
     "wire": set(),
     "text": {"wire"},
-    "tasks": {"wire", "text"},
+    "audio": {"text"},
+    "tasks": {"wire", "text", "audio"},
     "engine": {"wire", "tasks"},
-    "http": {"wire", "text", "tasks"},
-    "processes": {"wire", "text", "tasks", "engine", "http"},
+    "http": {"wire", "text", "audio", "tasks"},
+    "processes": {"wire", "text", "audio", "tasks", "engine", "http"},
 }
 """Of the server: which of its folders each may import, beside itself and the ground floor."""
 GROUND_FLOOR = {"api_keys", "config", "config_file", "errors", "metrics"}
