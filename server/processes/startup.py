@@ -37,6 +37,8 @@ def set_up_logging(level: str) -> None:
     # clients, old and new, with a line for each of their requests.
     for name in ("uvicorn", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # A warning for each form that is none: what clients send is no news to an operator.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 def make_progress(name: str) -> Progress:
