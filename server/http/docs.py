@@ -94,7 +94,7 @@ def describe_request(route: Route) -> dict[str, Any]:
     described: dict[str, Any] = {"parameters": list(list_parameters(route))}
     if route.schema is not None:
         schema = {"$ref": f"#/components/schemas/{route.schema_name}"} if route.schema_name else inline_parts(route)
-        described["requestBody"] = {"required": route.needs_body, "content": {"application/json": {"schema": schema}}}
+        described["requestBody"] = {"required": route.needs_body, "content": {route.media_types[0]: {"schema": schema}}}
     return described
 
 

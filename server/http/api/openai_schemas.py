@@ -120,6 +120,47 @@ class ChatReply(TypedDict):
     usage: Usage
 
 
+class DurationUsage(TypedDict):
+    """`seconds` of sound."""
+
+    type: Literal["duration"]
+    seconds: int
+
+
+class TranscriptionReply(TypedDict):
+    text: str
+    usage: DurationUsage
+
+
+class TranscribedSegment(TypedDict):
+    """`seek`: in hundredths of a second, where the window begins that it was found in, of which the last four tell."""
+
+    id: int
+    seek: int
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+class TranscribedWord(TypedDict):
+    word: str
+    start: float
+    end: float
+
+
+class VerboseTranscriptionReply(TranscriptionReply):
+    task: str
+    language: str
+    duration: float
+    segments: NotRequired[list[TranscribedSegment]]
+    words: NotRequired[list[TranscribedWord]]
+
+
 class ModelCard(TypedDict):
     """OpenAI's fields, then those benchmark tools look for."""
 
