@@ -71,6 +71,13 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
         "mlp_bias": True,
         "classifier_pooling": "bos",
     },
+    "jina_bert": SIZES
+    | {
+        "tie_word_embeddings": False,
+        "type_vocab_size": 3,
+        "feed_forward_type": "reglu",
+        "layer_norm_eps": 1e-3,
+    },
     "modernbert": SIZES
     | {
         "tie_word_embeddings": False,
@@ -103,7 +110,27 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
         "layer_norm_eps": 1e-3,
         "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
     },
+    "xlm-roberta-xl": SIZES
+    | {
+        "tie_word_embeddings": False,
+        "type_vocab_size": 3,
+        "hidden_act": "relu",
+        "layer_norm_eps": 1e-3,
+    },
 }
+STRAY: dict[str, dict[str, Any]] = {
+    "jina_bert": {"hidden_act": "tanh", "attn_implementation": "torch"},
+    "modernbert": {"layer_norm_eps": 0.5, "hidden_act": "tanh", "position_embedding_type": "sans_pos"},
+}
+"""What files have that means nothing there."""
+JINA: dict[str, Any] = {
+    "architectures": ["JinaBertForMaskedLM"],
+    "auto_map": {"AutoModel": "another/jina-bert-implementation--modeling_bert.JinaBertModel"},
+    "emb_pooler": "mean",
+    "feed_forward_type": "geglu",
+    "position_embedding_type": "alibi",
+}
+"""Of its own code, beside BERT's; transformers has no class of it."""
 LEGACY: dict[str, dict[str, Any]] = {
     "deberta-v2": {
         "position_buckets": 6,
@@ -153,6 +180,13 @@ REFUSED: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.5,
         "rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 40},
     },
+    "jina_bert": {
+        "add_cross_attention": True,
+        "emb_pooler": "cls",
+        "feed_forward_type": "original",
+        "is_decoder": True,
+        "position_embedding_type": "relative_key",  # with another, it would be BERT
+    },
     "modernbert": {
         "classifier_pooling": "max",
         "hidden_activation": "laplace",
@@ -188,6 +222,11 @@ REFUSED: dict[str, dict[str, Any]] = {
         "scale_attn_weights": False,
         "use_rms_norm": True,
     },
+    "xlm-roberta-xl": {
+        "add_cross_attention": True,
+        "is_decoder": True,
+        "position_embedding_type": "relative_key",
+    },
 }
 
 
@@ -198,27 +237,33 @@ def read(directory: Path, keys: dict[str, Any]) -> tuple[EncoderConfig, ModelInf
 
 def make_keys(name: str) -> dict[str, Any]:
     """As transformers writes them, without what older versions have other keys for."""
-    config = CONFIGS[name]()
+    config = make_config(name)
     keys: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     for key in ("layer_types", "pooler_hidden_size", "rope_parameters"):
         keys.pop(key, None)
-    return keys | {"architectures": [type(config).__name__.replace("Config", "ForMaskedLM")]}
+    keys["architectures"] = [type(config).__name__.replace("Config", "ForMaskedLM")]
+    return keys | JINA if name == "jina_bert" else keys
+
+
+def make_config(name: str) -> transformers.PreTrainedConfig:
+    return CONFIGS["bert" if name == "jina_bert" else name]()
 
 
 @pytest.mark.parametrize("name", OTHER_VALUES)
 def test_every_key_is_accounted_for(name: str) -> None:
-    keys = type(CONFIGS[name]())().to_dict().keys() - {"model_type"}
-    unknown = keys - WITHOUT_MEANING - OTHER_VALUES[name].keys() - REFUSED[name].keys()
+    own = JINA.keys() if name == "jina_bert" else set()
+    keys = (type(make_config(name))().to_dict().keys() | own) - {"auto_map", "model_type"}
+    unknown = keys - WITHOUT_MEANING - OTHER_VALUES[name].keys() - REFUSED[name].keys() - STRAY.get(name, {}).keys()
     assert not unknown
     assert not OTHER_VALUES[name].keys() - keys
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [(name, key) for name, keys in OTHER_VALUES.items() for key in (*keys, *LEGACY[name])]
+    ("name", "key"), [(name, key) for name, keys in OTHER_VALUES.items() for key in (*keys, *LEGACY.get(name, ()))]
 )
 def test_keys_are_read(name: str, key: str, tmp_path: Path) -> None:
     keys = make_keys(name)
-    other = (OTHER_VALUES[name] | LEGACY[name])[key]
+    other = (OTHER_VALUES[name] | LEGACY.get(name, {}))[key]
     assert read(tmp_path, keys) != read(tmp_path, keys | {key: other})
 
 
@@ -232,9 +277,8 @@ def test_keys_are_refused(name: str, key: str, tmp_path: Path) -> None:
 def test_keys_without_meaning_change_nothing(name: str, tmp_path: Path) -> None:
     keys = make_keys(name)
     others = dict.fromkeys(TRAINING, 0.25) | dict.fromkeys(TOKENS, 7)
-    stray = {"modernbert": {"layer_norm_eps": 0.5, "hidden_act": "tanh", "position_embedding_type": "sans_pos"}}
     expected = read(tmp_path, keys)
-    assert read(tmp_path, keys | others | stray.get(name, {})) == expected
+    assert read(tmp_path, keys | others | STRAY.get(name, {})) == expected
 
 
 @pytest.mark.parametrize("pooling", ["bos", "mean"])
