@@ -1,9 +1,9 @@
-"""A linear layer and the activation that alone reads it become `padless::linear_act`."""
+"""A linear layer and the activation that alone reads it become `padless::linear_act`; adapters have one as well."""
 
 import torch
 from torch.fx import GraphModule, Node
 
-from runtime.ops import linear_act
+from runtime.ops import linear_act, lora
 from runtime.passes.rewriting import LINEAR, is_call, read, read_linear, replace_node
 
 aten = torch.ops.aten
@@ -19,11 +19,15 @@ def fuse_linear_act(graph_module: GraphModule) -> None:
     for node in list(graph_module.graph.nodes):
         if not is_call(node, *ACTIVATIONS):
             continue
-        linear = read(node).self
-        if is_call(linear, LINEAR) and len(linear.users) == 1:
-            options = vars(read_linear(linear)) | {"act": name_activation(node)}
-            replace_node(node, linear_act.OP, "linear_act", **options)
-            graph_module.graph.erase_node(linear)
+        source = read(node).self
+        if not is_call(source, LINEAR, lora.OP) or len(source.users) != 1:
+            continue
+        act = {"act": name_activation(node)}
+        if is_call(source, LINEAR):
+            replace_node(node, linear_act.OP, "linear_act", **vars(read_linear(source)) | act)
+        else:
+            replace_node(node, lora.OP, "lora_act", **vars(read(source)) | act)
+        graph_module.graph.erase_node(source)
 
 
 def name_activation(node: Node) -> str:

@@ -15,6 +15,7 @@ from runtime.ops import (
     experts,
     linear_act,
     linear_int8,
+    lora,
     paged_attention,
     pool,
     store_kv,
@@ -36,12 +37,13 @@ FP32_ARGUMENTS = {
     add_norm.OP: ("weight", "bias"),
     embed_norm.OP: ("weight", "bias"),
     experts.OP: ("router", "up_scale", "down_scale"),
+    lora.OP: ("up", "down"),
     torch.ops.aten.layer_norm.default: ("weight", "bias"),
     store_kv.OP: ("rotary",),
     paged_attention.OP: ("rotary", "bias"),
     varlen_attention.OP: ("bias",),
 }
-"""Weights of norms, what chooses experts, the angles of rotations, what is added to scores."""
+"""Weights of norms, what chooses experts, adapters, the angles of rotations, what is added to scores."""
 LINEARS = (LINEAR, linear_act.OP)
 
 

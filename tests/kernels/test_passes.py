@@ -14,7 +14,7 @@ from runtime.backends.cpu.backend import PASSES
 from runtime.backends.cpu.pack_weights import pack_weights
 from runtime.backends.plain.table import TORCH_KERNELS, plain_backend
 from runtime.capture import constant
-from runtime.ops import embed_norm, pool
+from runtime.ops import embed_norm, lora, pool
 from runtime.passes.drop_casts import drop_casts
 from runtime.passes.fold_constants import fold_constants
 from runtime.passes.fuse_add_norm import fuse_add_norm
@@ -113,6 +113,16 @@ class TestFuseLinearAct:
     def test_linear_without_bias(self) -> None:
         body = lambda m, x, _: functional.relu(functional.linear(x, m.a.weight))  # noqa: E731
         assert check_pass(body, "fuse_linear_act", fuse_linear_act)[0] == {"embedding": 1, "linear_act": 1}
+
+    def test_activation_joins_adapters(self) -> None:
+        def body(m: Tiny, x: Tensor, _: Tensor) -> Tensor:
+            ids = torch.ones_like(x[:, 0], dtype=torch.int64)
+            return functional.gelu(lora.OP(m.a(x), x, m.b.weight[None], ids, m.c.weight[None]))
+
+        counts, graph_module = check_pass(body, "fuse_linear_act", fuse_linear_act)
+        assert (counts["linear"], counts["lora"]) == (1, 1) and "gelu" not in counts
+        (node,) = (node for node in graph_module.graph.nodes if "lora" in str(node.target))
+        assert node.args[-1] == "gelu"
 
     def test_second_reader_of_the_linear_forbids(self) -> None:
         def body(m: Tiny, x: Tensor, _: Tensor) -> Tensor:

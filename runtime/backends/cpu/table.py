@@ -19,6 +19,7 @@ from runtime.ops import (
     dynamic_conv,
     embed_norm,
     gated_act,
+    lora,
     paged_attention,
     pool,
     rotate,
@@ -124,6 +125,11 @@ KERNELS = (
     KernelSpec(add_norm.SPEC, {"x": ROWS_OR_HEADS, "residual": ROWS, "weight": FP32, "bias": FP32} | OUT_QUANTISATION),
     KernelSpec(
         rotate.SPEC, {"x": HEADS, "position_ids": INT64, "table": FP32, "out": HEADS}, "positions are out of the table"
+    ),
+    KernelSpec(
+        lora.SPEC,
+        {"rows": ROWS, "x": ROWS, "up": FP32, "adapter_ids": INT64, "down": FP32, "out": ROWS},
+        "adapter_ids are out of range",
     ),
     KernelSpec(unfold.SPEC, {"hidden_states": ROWS, "cu_seqlens": INT32, "out": ROWS}),
     KernelSpec(dynamic_conv.SPEC, {"values": ROWS, "kernels": ROWS, "cu_seqlens": INT32, "out": ROWS}),

@@ -9,6 +9,7 @@ from runtime.backends.plain.experts import experts
 from runtime.backends.plain.gated_act import gated_act
 from runtime.backends.plain.linear_act import linear, linear_act
 from runtime.backends.plain.linear_int8 import linear_int8
+from runtime.backends.plain.lora import lora
 from runtime.backends.plain.paged_attention import paged_attention
 from runtime.backends.plain.pool import pool
 from runtime.backends.plain.rotate import rotate
@@ -20,6 +21,7 @@ from runtime.ops import experts as experts_op
 from runtime.ops import gated_act as gated_act_op
 from runtime.ops import linear_act as linear_act_op
 from runtime.ops import linear_int8 as linear_int8_op
+from runtime.ops import lora as lora_op
 from runtime.ops import max_logits as max_logits_op
 from runtime.ops import paged_attention as paged_attention_op
 from runtime.ops import pool as pool_op
@@ -53,6 +55,7 @@ TORCH_KERNELS: dict[object, Kernel] = {
     paged_attention_op.OP: paged_attention,
     linear_act_op.OP: linear_act,
     linear_int8_op.OP: linear_int8,
+    lora_op.OP: lora,
     add_norm_op.OP: add_norm,
     experts_op.OP: experts,
     gated_act_op.OP: gated_act,
