@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.activations import read_activation, read_gate
+from models.adapters_config import AdaptersConfig, read_adapters
 from models.convbert_config import ConvBertConfig, read_convbert
 from models.deberta_config import DebertaConfig, read_deberta
 from models.defaults import JINA_BERT, OWN_CODE, ROTARY_ENCODERS, SUPPORTED, SUPPORTED_BY_TYPE, Keys
@@ -46,6 +47,7 @@ class EncoderConfig:
     convbert: ConvBertConfig | None = None
     deberta: DebertaConfig | None = None
     experts: ExpertsConfig | None = None
+    adapters: AdaptersConfig | None = None
     head: HeadConfig = field(default_factory=HeadConfig)
 
     @property
@@ -99,6 +101,7 @@ def read_config(directory: Path) -> EncoderConfig:
         convbert=read_convbert(path, keys) if keys["model_type"] == "convbert" else None,
         deberta=read_deberta(path, keys) if is_deberta else None,
         experts=read_nomic_experts(path, keys, num_layers) if keys["model_type"] == "nomic_bert" else None,
+        adapters=read_adapters(directory, keys),
         head=read_head_config(path, keys),
     )
 

@@ -21,6 +21,20 @@ ROTARY: Keys = {"attention_bias": False, "mlp_bias": False, "type_vocab_size": 0
 
 GTE = BERT | {"max_position_embeddings": 8192, "pad_token_id": 1, "rope_theta": 160000.0, "type_vocab_size": 1}
 
+JINA_V3 = BERT | {
+    "layer_norm_eps": 1e-5,
+    "max_position_embeddings": 8194,
+    "pad_token_id": 1,
+    "task_instructions": {
+        "retrieval.query": "Represent the query for retrieving evidence documents: ",
+        "retrieval.passage": "Represent the document for retrieval: ",
+    },
+    "type_vocab_size": 1,
+}
+"""The instructions are those that the published adapters were trained with."""
+FLASH = "xlm-roberta-flash"
+"""The model type of Jina's code of XLM-R with rotary positions, of which config.json says that it is XLM-R."""
+
 JINA_BERT = ("jina_bert", "jina_bert_qk_norm")
 """Model types of which config.json says that they are BERT."""
 
@@ -58,6 +72,7 @@ DEFAULTS: dict[str, Keys] = {
         "tie_word_embeddings": False,
     },
     "gte": GTE,
+    "jina_embeddings_v3": JINA_V3 | {"rope_theta": 20000.0},
     # BERT's own, of which find_model_type says what it is.
     **dict.fromkeys(JINA_BERT, BERT | {"hidden_act": "geglu", "position_embedding_type": "alibi"}),
     "modernbert": ROTARY
@@ -92,18 +107,20 @@ DEFAULTS: dict[str, Keys] = {
     },
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
+    FLASH: JINA_V3 | {"rope_theta": 10000.0, "task_instructions": {}},
     "xlm-roberta-xl": ROBERTA | {"layer_norm_eps": 1e-5, "max_position_embeddings": 514, "type_vocab_size": 1},
     **decoder_defaults.DEFAULTS,
 }
 """By `model_type`; those listed are the ones served."""
 
-ROTARY_ENCODERS = ("eurobert", "gte", "modernbert", "new", "nomic_bert")
+ROTARY_ENCODERS = ("eurobert", "gte", "jina_embeddings_v3", "modernbert", "new", "nomic_bert", FLASH)
 
 FIXED: dict[str, Keys] = {
     # DistilBERT and MPNet have no token types, and transformers writes these numbers into their code.
     "distilbert": {"layer_norm_eps": 1e-12, "type_vocab_size": 0},
     "mpnet": {"pad_token_id": 1, "type_vocab_size": 0},
     **{model_type: {"attention_bias": True, "mlp_bias": False, "norm_bias": True} for model_type in ("gte", "new")},
+    **dict.fromkeys(("jina_embeddings_v3", FLASH), {"attention_bias": True, "mlp_bias": True, "norm_bias": True}),
     **{model_type: {"type_vocab_size": 0} for model_type in ("eurobert", "modernbert")},
     "nomic_bert": {"norm_bias": True},
     **decoder_defaults.FIXED,
@@ -131,6 +148,7 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
         "qkv_proj_bias": "attention_bias",
         "rotary_emb_base": "rope_theta",
     },
+    FLASH: {"rotary_emb_base": "rope_theta"},
     **decoder_defaults.OTHER_NAMES,
 }
 
@@ -138,6 +156,7 @@ STRAY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(JINA_BERT, ("hidden_act",)),
     "eurobert": ("layer_norm_eps", "position_embedding_type"),
     "gte": ("num_key_value_heads",),
+    "jina_embeddings_v3": ("num_key_value_heads", "position_embedding_type"),
     "new": ("num_key_value_heads",),
     "nomic_bert": ("attention_bias", "mlp_bias", "num_key_value_heads", "position_embedding_type"),
     "modernbert": ("hidden_act", "layer_norm_eps", "num_key_value_heads", "position_embedding_type"),
@@ -167,7 +186,7 @@ SUPPORTED: Keys = {
 }
 """Keys that change what is computed, and the values we compute. An empty tuple: the key must not be there."""
 
-OWN_CODE = ("eurobert", "falcon", "gte", *JINA_BERT, "new", "nomic_bert", "phi3")
+OWN_CODE = ("eurobert", "falcon", "gte", *JINA_BERT, "new", "nomic_bert", "phi3", FLASH)
 """Model types published with code of their own, which is not run: their files here compute the same."""
 
 JINA_CODE: Keys = {"emb_pooler": ("mean",), "position_embedding_type": ("alibi",)}
@@ -205,11 +224,13 @@ SUPPORTED_BY_TYPE: dict[str, Keys] = {
     "deberta-v2": {"conv_groups": (1,), "norm_rel_ebd": ("none", "layer_norm")},
     "eurobert": {"partial_rotary_factor": (1,)},
     "gte": GTE_CODE,
+    "jina_embeddings_v3": {"head_dim": (None,), "partial_rotary_factor": (1,)},
     "modernbert": {"head_dim": (None,), "partial_rotary_factor": (1,)},
     # transformers writes 32 into MPNet's code, so no other number was ever trained with it.
     "mpnet": {"relative_attention_num_buckets": (32,)},
     "new": GTE_CODE,
     "nomic_bert": NOMIC_BERT,
+    FLASH: {"emb_pooler": ("mean",), "position_embedding_type": ("rotary",), "truncate_dim": ()},
     **decoder_defaults.SUPPORTED,
 }
 
@@ -227,8 +248,13 @@ def complete_keys(keys: Keys) -> Keys:
 
 
 def find_model_type(keys: Keys) -> str:
-    """That of the file, which for JinaBERT is BERT's: its code, of which there are two, goes by `auto_map`."""
+    """That of the file, which for JinaBERT is BERT's: its code, of which there are two, goes by `auto_map`.
+
+    For Jina v3's code it is XLM-R's, or not there.
+    """
     model_type = str(keys.get("model_type"))
+    if keys.get("position_embedding_type") == "rotary" and keys.get("model_type") in (None, "xlm-roberta"):
+        return FLASH
     if model_type != "bert" or keys.get("position_embedding_type") != "alibi":
         return model_type
     return "jina_bert_qk_norm" if "qk-post-norm" in str(keys.get("auto_map")) else "jina_bert"

@@ -257,11 +257,13 @@ class TextModel(nn.Module):
         token_type_ids: Tensor,
         cu_seqlens: Tensor,
         max_seqlen: int,
+        adapter_ids: Tensor,
         num_prompt_tokens: Tensor,
         num_keys: Tensor,
         logit_rows: Tensor,
     ) -> dict[str, Tensor]:
-        sequences = Sequences(cu_seqlens, max_seqlen, num_keys if self.has_unseen_tokens else None)
+        seen = num_keys if self.has_unseen_tokens else None
+        sequences = Sequences(cu_seqlens, max_seqlen, seen, adapter_ids)
         hidden_states = self.encoder(input_ids, position_ids, token_type_ids, sequences)
         inputs = {
             "hidden_states": hidden_states,

@@ -6,6 +6,7 @@ The HTTP side needs no more than this; `models.config` reads the architecture fo
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from models.adapters_config import read_adapters, read_instructions
 from models.defaults import Keys
 from models.judges import find_logit_score, read_answers
 from models.keys import ModelDirectoryError, read_architecture, read_keys, read_object, require_number
@@ -71,6 +72,9 @@ class ModelInfo:
     """
     default_prompt_name: str | None = None
     """The prompt of calls that choose none; None for no prompt. An empty prompt that is asked for is none as well."""
+    adapters: tuple[str, ...] = ()
+    """The tasks that there is a low-rank adapter for, in the order of `Batch.adapter_ids`. The prompt of that name
+    belongs to it."""
     pools_prompt: bool = True
     """False: the first n tokens take part in attention, but not in pooling. `cls` is then the first token after them.
 
@@ -155,6 +159,11 @@ def complete_pooled(info: ModelInfo, directory: Path, keys: Keys, pooling: str, 
     settings = read_settings(directory, info.task)
     prompts = read_prompts(directory / FILE_NAME, settings)
     info = replace(info, prompts=prompts.texts, default_prompt_name=prompts.default_name)
+    adapters = read_adapters(directory / info.transformer, keys)
+    if adapters is not None:
+        instructions = read_instructions(directory / info.transformer / "config.json", keys)
+        texts = {name: instructions.get(name, "") for name in adapters.names} | info.prompts
+        info = replace(info, adapters=adapters.names, prompts=texts)
     if info.task == "sparse":
         return complete_sparse(info, directory, keys)
     if info.task == "classify":

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.defaults import DEFAULTS, Keys, complete_keys
+from models.defaults import DEFAULTS, FLASH, Keys, complete_keys, find_model_type
 
 BARE_ENCODERS = {
     "albert": "AlbertModel",
@@ -18,6 +18,7 @@ BARE_ENCODERS = {
     "ernie": "ErnieModel",
     "eurobert": "EuroBertModel",
     "gte": "GteModel",
+    "jina_embeddings_v3": "JinaEmbeddingsV3Model",
     "jina_bert": "JinaBertModel",
     "jina_bert_qk_norm": "JinaBertModel",
     "modernbert": "ModernBertModel",
@@ -26,6 +27,7 @@ BARE_ENCODERS = {
     "nomic_bert": "NomicBertModel",
     "roberta": "RobertaModel",
     "xlm-roberta": "XLMRobertaModel",
+    "xlm-roberta-flash": "JinaEmbeddingsV3Model",
     "xlm-roberta-xl": "XLMRobertaXLModel",
 }
 
@@ -61,15 +63,21 @@ def read_keys(directory: Path) -> Keys:
     """config.json completed with the defaults of its model type. Raises ModelDirectoryError for types not served."""
     path = directory / "config.json"
     keys = read_object(path)
-    model_type = keys.get("model_type")
-    if model_type not in DEFAULTS:
+    if find_model_type(keys) not in DEFAULTS:
+        model_type = keys.get("model_type")
         raise ModelDirectoryError(f"{path}: model_type {model_type!r} is not served; served are {', '.join(DEFAULTS)}")
     return complete_keys(keys)
 
 
 def read_architecture(keys: Keys) -> str:
-    """The first name; without one that of the model type's bare encoder, as AutoModel of transformers takes it."""
-    return str((keys.get("architectures") or [BARE_ENCODERS.get(str(keys.get("model_type")), "")])[0])
+    """The first name; without one that of the model type's bare encoder, as AutoModel of transformers takes it.
+
+    Jina's code has XLM-R's names for what transformers gives others.
+    """
+    name = str((keys.get("architectures") or [BARE_ENCODERS.get(str(keys.get("model_type")), "")])[0])
+    if keys.get("model_type") != FLASH:
+        return name
+    return name.replace("XLMRobertaLoRA", "XLMRobertaModel").replace("XLMRoberta", "JinaEmbeddingsV3")
 
 
 def require_number(path: Path, keys: Keys, name: str, *, least: int = 1) -> int:

@@ -24,11 +24,12 @@ NOT_BY_DISTANCE = ("absolute", "alibi")
 
 class Sequences(NamedTuple):
     """Where the sequences of a batch lie, see `Batch`. `num_keys`: int32 [num_seqs], how many tokens of each, from its
-    first on, are attended to; None: all."""
+    first on, are attended to; None: all. `adapter_ids` are of their tokens."""
 
     cu_seqlens: Tensor
     max_seqlen: int
     num_keys: Tensor | None = None
+    adapter_ids: Tensor | None = None
 
 
 class SelfAttention(nn.Module):

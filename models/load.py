@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from models.adapter_files import open_adapters
 from models.config import EncoderConfig, read_config
 from models.decoder_config import read_decoder_config
 from models.family import Family, Renames
@@ -88,10 +89,18 @@ def load_encoder(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead])
         is_masked = late is not None and late.has_unseen_tokens
         model = TextModel(family.encoder(config), head, further, has_unseen_tokens=is_masked)
     tensors = open_with_head(directory, family, info)
+    if config.adapters is not None:
+        tensors |= rename_trunk(open_adapters(folder, config.adapters), family)
     for each in heads:
         tensors |= open_further_head(each, family, directory, tensors)
     tensors = drop_spare(tensors, family, dict(model.named_parameters()).keys())
     return LazyModule(model.eval(), check_weights(model, family.adjust(tensors, config), directory))
+
+
+def rename_trunk(tensors: dict[str, LazyWeight], family: Family) -> dict[str, LazyWeight]:
+    """To names below `encoder.`."""
+    renames = [(pattern, TRUNK + target) for pattern, target in family.renames]
+    return rename_tensors(tensors, family.prefix, renames, family.ignored)
 
 
 def drop_spare(tensors: dict[str, LazyWeight], family: Family, used: Collection[str]) -> dict[str, LazyWeight]:

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from models.defaults import Keys
-from models.keys import ModelDirectoryError, read_json, read_object, read_optional, require_number
+from models.defaults import FLASH, Keys
+from models.keys import ModelDirectoryError, read_json, read_keys, read_object, read_optional, require_number
 
 FIRST_KINDS = ("Transformer", "Pooling")
 LATER_KINDS = ("Dense", "LayerNorm", "Normalize")
+OWN_TRANSFORMER = "custom_st.Transformer"
+"""A class of Jina v3's repository, which hands a task on to the model. Others may call theirs the same."""
 IGNORED_KINDS = ("Dropout",)
 """Without effect outside training."""
 
@@ -147,7 +149,8 @@ def name_kinds(path: Path, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, 
     named = []
     for full, folder in pairs:
         kind = full.rpartition(".")[2]
-        if not full.startswith("sentence_transformers.") or kind not in FIRST_KINDS + LATER_KINDS + IGNORED_KINDS:
+        is_theirs = full.startswith("sentence_transformers.") or is_jina(path.parent / folder, full)
+        if not is_theirs or kind not in FIRST_KINDS + LATER_KINDS + IGNORED_KINDS:
             raise ModelDirectoryError(
                 f"{path}: the module {full!r} is not supported; supported are sentence-transformers' "
                 f"{', '.join(FIRST_KINDS + LATER_KINDS)}"
@@ -155,6 +158,10 @@ def name_kinds(path: Path, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, 
         if kind not in IGNORED_KINDS:
             named.append((kind, folder))
     return named
+
+
+def is_jina(folder: Path, full: str) -> bool:
+    return full == OWN_TRANSFORMER and read_keys(folder)["model_type"] == FLASH
 
 
 def check_order(path: Path, kinds: Sequence[str]) -> None:

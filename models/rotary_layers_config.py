@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.defaults import Keys
+from models.defaults import FLASH, Keys
 from models.keys import ModelDirectoryError, require_number
 from models.rotary import RotaryConfig
 from models.rotary_config import build_rotary, read_heads, read_rotary, require_positive
@@ -38,7 +38,8 @@ def read_rotary_layers(path: Path, keys: Keys, num_layers: int) -> RotaryLayersC
     has_gate_bias, has_down_bias = (
         bool(keys[name]) for name in (("mlp_fc1_bias", "mlp_fc2_bias") if is_nomic else ("mlp_bias", "mlp_bias"))
     )
-    is_gated = not is_nomic or keys.get("activation_function") != "gelu"
+    is_jina = keys["model_type"] in ("jina_embeddings_v3", FLASH)
+    is_gated = not is_jina and (not is_nomic or keys.get("activation_function") != "gelu")
     if not is_gated and not (has_gate_bias and has_down_bias):
         raise ModelDirectoryError(
             f"{path}: activation_function gelu needs mlp_fc1_bias and mlp_fc2_bias; use a checkpoint that has both"

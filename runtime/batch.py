@@ -38,6 +38,7 @@ INPUTS: dict[str, ArraySpec] = {
         ArraySpec("input_ids", "int64", ("num_tokens",)),
         ArraySpec("position_ids", "int64", ("num_tokens",)),
         ArraySpec("token_type_ids", "int64", ("num_tokens",)),
+        ArraySpec("adapter_ids", "int64", ("num_tokens",)),
         ArraySpec("num_prompt_tokens", "int32", ("num_seqs",)),
         ArraySpec("num_keys", "int32", ("num_seqs",)),
         ArraySpec("cu_seqlens", "int32", ("num_seqs + 1",)),
@@ -175,6 +176,7 @@ class Batch:
 
     `arrays`: what the model reads of these, as `INPUTS` describes them; more may be there.
         `input_ids`, `position_ids`, `token_type_ids`: int64 `[num_tokens]`; positions restart at 0 in each sequence.
+        `adapter_ids`: int64 `[num_tokens]`, the adapter that each is computed with, counted from 1; 0 for none.
         `num_prompt_tokens`: int32 `[num_seqs]`, tokens at the beginning of each sequence that pooling leaves out.
         `num_keys`: int32 `[num_seqs]`, how many of each sequence's first tokens are attended to.
         `logit_rows`: int64 `[num_logits]`, the tokens that a masked language model is to guess, in ascending order.

@@ -83,14 +83,15 @@ def make_batch(seqlens: list[int], token_id: int = 0) -> Batch:
 
 
 def lay_out(seqlens: list[int], input_ids: npt.NDArray[np.int64]) -> Batch:
-    """These tokens as sequences of these lengths, all of type 0, none of a prompt, all attended to; of each the middle
-    is guessed."""
+    """These tokens as sequences of these lengths, all of type 0, without adapters, none of a prompt, all attended
+    to; of each the middle is guessed."""
     cu_seqlens = np.cumsum([0, *seqlens], dtype=np.int32)
     return Batch(
         {
             "input_ids": input_ids,
             "position_ids": np.concatenate([np.arange(seqlen) for seqlen in seqlens]),
             "token_type_ids": np.zeros_like(input_ids),
+            "adapter_ids": np.zeros_like(input_ids),
             "num_prompt_tokens": np.zeros(len(seqlens), np.int32),
             "num_keys": np.array(seqlens, np.int32),
             "logit_rows": find_middles(cu_seqlens),

@@ -18,7 +18,7 @@ from server.tasks.task import Task
 from server.text.inputs import Input, Size, measure
 from server.text.late_interaction import Filling, fill_up
 from server.text.located import Window
-from server.text.prompts import count_prompt_tokens, put_before
+from server.text.prompts import NO_PROMPT, Prompt, count_prompt_tokens, put_before
 from server.text.work import Truncation
 from server.wire.job import EngineStatus, Job, Ragged, Result, TokenArray, TokenSequence, join_rows, write_inputs
 from server.wire.result_stream import ResultStream
@@ -42,8 +42,8 @@ class TextJob:
     outputs: Mapping[str, str] | None = None
     """See `Job.outputs`; None: those of the model's head."""
     settle: Settle | None = None
-    prompt: str = ""
-    """Stands before each text."""
+    prompt: Prompt = NO_PROMPT
+    """Its text stands before each text; its adapter is for ids as well."""
     ending: TokenArray | None = None
     """Stands behind each text's tokens and is never cut off. With it texts get no special tokens around them."""
     truncation: Truncation = "error"
@@ -96,7 +96,7 @@ class OpenJob:
         self.call.key.check_priority(self.job.priority)
         check_count(self.job, self.model)
         tokens_per_s = check_engine(self.model)
-        self.inputs = put_before(self.job.prompt, self.job.inputs)
+        self.inputs = put_before(self.job.prompt.text, self.job.inputs)
         self.size = measure(self.inputs)
         self.check_cut()
         self.num_expected = self.estimate_answers()
@@ -130,7 +130,7 @@ class OpenJob:
 
     def check_cut(self) -> None:
         """Pooling leaves out as many tokens as the prompt has, wherever it has gone. Raises InvalidField."""
-        is_lost = self.job.prompt and not self.model.info.pools_prompt and self.job.truncation == "left"
+        is_lost = self.job.prompt.text and not self.model.info.pools_prompt and self.job.truncation == "left"
         if is_lost and self.size.num_chars:
             raise InvalidField(
                 f"{self.job.field} cannot be cut on the left (truncation_side, truncation_direction or truncate): that "
@@ -160,7 +160,7 @@ class OpenJob:
         if job.filling is not None:
             self.num_keys = [] if job.filling.is_attended else [sequence.num_tokens for sequence in self.sequences]
             self.sequences = fill_up(self.sequences, job.filling)
-        if job.prompt and not self.model.info.pools_prompt:
+        if job.prompt.text and not self.model.info.pools_prompt:
             self.num_prompt_tokens = await self.count_prompt()
         if job.settle is not None:
             self.params = await job.settle(self.sequences)
@@ -178,7 +178,7 @@ class OpenJob:
 
     async def count_prompt(self) -> int:
         """Tokens of the prompt; of the directory's own ones they are counted once."""
-        prompt, known = self.job.prompt, self.model.prompt_lengths
+        prompt, known = self.job.prompt.text, self.model.prompt_lengths
         key = (prompt, self.job.add_special_tokens)
         if key in known:
             return known[key]
@@ -238,10 +238,12 @@ class OpenJob:
         )
 
     def write_inputs(self) -> dict[str, Ragged]:
-        """With an int32 for each input: `num_prompt_tokens` where pooling leaves any out, of texts, not of ids; and
-        `num_keys` where not all tokens are attended to.
+        """With an int32 for each input: `num_prompt_tokens` where pooling leaves any out, of texts, not of ids;
+        `num_keys` where not all tokens are attended to; `adapter_ids` where there is an adapter.
         """
         inputs = write_inputs(self.sequences)
+        if self.job.prompt.adapter_id:
+            inputs["adapter_ids"] = Ragged(np.full(len(self.sequences), self.job.prompt.adapter_id, np.int32))
         if self.num_prompt_tokens:
             counts = [
                 0 if isinstance(item, list | TokenSequence) else min(self.num_prompt_tokens, sequence.num_tokens)

@@ -15,7 +15,7 @@ from server.http.state import ServedModel, ServerState
 from server.tasks import multi_vector, rerank
 from server.text.inputs import Input
 from server.text.judgement import Judge
-from server.text.prompts import find_by_type, find_default
+from server.text.prompts import NO_PROMPT, Prompt, find_by_type, find_default
 from server.text.work import Truncation
 from server.wire.job import Ragged
 
@@ -41,7 +41,7 @@ class Question:
     documents: SideTexts
     truncation: Truncation | None
     scale: rerank.Scale = "sigmoid"
-    prompts: tuple[str, str] | None = None
+    prompts: tuple[Prompt, Prompt] | None = None
     max_document_tokens: int | None = None
     max_input_tokens: int | None = None
     priority: int = 0
@@ -113,7 +113,7 @@ def ask_judge(judge: Judge, job: TextJob, pairs: Sequence[tuple[str, str]]) -> T
         )
     frames = {query: judge.frame(query) for query in dict(pairs)}
     texts = [f"{frames[query].before}{document}{frames[query].between}" for query, document in pairs]
-    return replace(job, inputs=texts, prompt="", ending=judge.ending_ids)
+    return replace(job, inputs=texts, prompt=NO_PROMPT, ending=judge.ending_ids)
 
 
 async def compare_vectors(call: Call, model: ServedModel, question: Question) -> rerank.Scores:
@@ -156,7 +156,7 @@ async def run_both(
         return await first.collect(), await second.collect()
 
 
-def build_job(model: ServedModel, question: Question, inputs: Sequence[Input], field: str, prompt: str) -> TextJob:
+def build_job(model: ServedModel, question: Question, inputs: Sequence[Input], field: str, prompt: Prompt) -> TextJob:
     return TextJob(
         rerank.TASK,
         inputs,

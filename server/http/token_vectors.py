@@ -10,7 +10,7 @@ from server.http.state import ServedModel
 from server.tasks import token_embed
 from server.text.inputs import Input
 from server.text.late_interaction import Side
-from server.text.prompts import find_default
+from server.text.prompts import Prompt, find_default
 from server.text.work import Truncation
 from server.wire.job import TokenSequence
 
@@ -26,7 +26,7 @@ def build_job(
     field: str,
     *,
     side: Side = "document",
-    prompt: str | None = None,
+    prompt: Prompt | None = None,
     truncation: Truncation | None = None,
     max_input_tokens: int | None = None,
     priority: int = 0,

@@ -94,7 +94,7 @@ def build_judge(info: ModelInfo, tokenizer: Tokenizer) -> Judge | None:
     if not info.question_format:
         return None
     is_structured = info.question_format == "structured"
-    wording = Wording(tokenizer.chat_template, find_default(info), is_structured, info.opens_answer)
+    wording = Wording(tokenizer.chat_template, find_default(info).text, is_structured, info.opens_answer)
     problem = wording.find_problem()
     if problem and info.question_format != "qwen3":
         raise ModelDirectoryError(

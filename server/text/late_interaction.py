@@ -8,7 +8,7 @@ import numpy as np
 from models.info import ModelInfo
 from models.keys import ModelDirectoryError
 from models.late_interaction import LateInteraction
-from server.text.prompts import find_by_type
+from server.text.prompts import Prompt, find_by_type
 from server.text.tokenizer import Tokenizer
 from server.wire.job import TokenSequence
 
@@ -27,7 +27,7 @@ class Filling(NamedTuple):
 class SideRules(NamedTuple):
     """How texts of one side are read. Longer ones than `max_tokens` are cut; `skipped_ids` get no vector."""
 
-    prompt: str
+    prompt: Prompt
     max_tokens: int
     filling: Filling | None
     skipped_ids: tuple[int, ...]

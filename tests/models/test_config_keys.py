@@ -78,6 +78,14 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
         "feed_forward_type": "reglu",
         "layer_norm_eps": 1e-3,
     },
+    "jina_embeddings_v3": SIZES
+    | {
+        "tie_word_embeddings": False,
+        "type_vocab_size": 3,
+        "hidden_act": "relu",
+        "layer_norm_eps": 1e-3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+    },
     "modernbert": SIZES
     | {
         "tie_word_embeddings": False,
@@ -147,6 +155,7 @@ LEGACY: dict[str, dict[str, Any]] = {
         "local_rope_theta": 5.0,
         "rope_scaling": {"type": "linear", "factor": 2.0},
     },
+    "jina_embeddings_v3": {"rope_theta": 5.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
     "gte": {"rope_theta": 5.0, "rope_scaling": {"type": "ntk", "factor": 2.0}},
     "nomic_bert": {
         "n_embd": 64,
@@ -197,6 +206,7 @@ REFUSED: dict[str, dict[str, Any]] = {
         "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
         "quantization_config": {"bits": 4},
     },
+    "jina_embeddings_v3": {"head_dim": 14, "is_decoder": True, "partial_rotary_factor": 0.5},
     "gte": {
         "head_dim": 14,
         "layer_norm_type": "rms_norm",

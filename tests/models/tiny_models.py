@@ -101,6 +101,7 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
         hidden_act="silu",
         rope_parameters={"rope_theta": 250.0, "rope_type": "linear", "factor": 2.0},
     ),
+    "jina_embeddings_v3": lambda: transformers.JinaEmbeddingsV3Config(**ROTARY_SIZES, type_vocab_size=2),
     # Layers of each kind, and windows of which texts are much longer.
     "modernbert": lambda: transformers.ModernBertConfig(**MODERNBERT_SIZES, local_attention=8),
     "modernbert-biased": lambda: transformers.ModernBertConfig(

@@ -70,6 +70,12 @@ def test_tokens_of_prompts_are_counted_for_each_sequence() -> None:
     assert pack([(plain, 0)]).arrays["num_prompt_tokens"].tolist() == [0]
 
 
+def test_tokens_have_the_adapter_of_their_job() -> None:
+    adapted, plain = make_job([make_sequence(2), make_sequence(3)]), make_job([make_sequence(1)])
+    adapted.inputs["adapter_ids"] = Ragged(np.array([4, 1], np.int32))
+    assert pack([(adapted, 1), (plain, 0), (adapted, 0)]).arrays["adapter_ids"].tolist() == [1, 1, 1, 0, 4, 4]
+
+
 def test_equal_lengths_become_neighbours_in_the_order_they_came() -> None:
     assert sort_by_length([5, 2, 5, 1, 2]) == [3, 1, 4, 0, 2]
 

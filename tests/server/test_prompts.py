@@ -8,14 +8,15 @@ from conftest import CLS, MAX_TOKENS, SEP, VOCAB, Server
 
 from models.info import ModelInfo
 from server.errors import InvalidField
-from server.text.prompts import choose_prompt, put_before
+from server.text.prompts import Prompt, choose_prompt, put_before
 
 E5 = {"query": "query: ", "passage": "passage: ", "document": ""}
+JINA = {"retrieval.query": "find: ", "retrieval.passage": "", "separation": "", "classification": ""}
 NOMIC = {name: f"{name}: " for name in ("search_query", "search_document", "classification", "clustering")}
 
 
-def make_info(prompts: dict[str, str], default: str | None = None) -> ModelInfo:
-    return ModelInfo("BertModel", "embed", 10, 2, 16, 8, prompts=prompts, default_prompt_name=default)
+def make_info(prompts: dict[str, str], default: str | None = None, **more: Any) -> ModelInfo:
+    return ModelInfo("BertModel", "embed", 10, 2, 16, 8, prompts=prompts, default_prompt_name=default, **more)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,7 @@ def make_info(prompts: dict[str, str], default: str | None = None) -> ModelInfo:
         (E5, {"input_type": "search_document"}, "passage: "),
         (E5, {"input_type": "document"}, "passage: "),
         (E5, {"input_type": "clustering"}, ""),
+        (E5, {"task": "query"}, "query: "),
         (NOMIC, {"input_type": "query"}, "search_query: "),
         (NOMIC, {"input_type": "passage"}, "search_document: "),
         (NOMIC, {"input_type": "classification"}, "classification: "),
@@ -41,7 +43,33 @@ def make_info(prompts: dict[str, str], default: str | None = None) -> ModelInfo:
     ],
 )
 def test_choice(prompts: dict[str, str], asked: dict[str, Any], prompt: str) -> None:
-    assert choose_prompt(make_info(prompts, "passage" if "passage" in prompts else None), **asked) == prompt
+    assert choose_prompt(make_info(prompts, "passage" if "passage" in prompts else None), **asked) == Prompt(prompt)
+
+
+@pytest.mark.parametrize(
+    ("asked", "prompt"),
+    [
+        ({}, Prompt()),
+        ({"text": "own: "}, Prompt("own: ")),
+        ({"task": "retrieval.query"}, Prompt("find: ", 1)),
+        ({"name": "separation"}, Prompt("", 3)),
+        ({"name": "query"}, Prompt()),
+        ({"input_type": "query"}, Prompt("find: ", 1)),
+        ({"input_type": "search_document"}, Prompt("", 2)),
+        ({"input_type": "clustering"}, Prompt("", 3)),
+        ({"input_type": "classification"}, Prompt("", 4)),
+        ({"input_type": "retrieval.passage"}, Prompt("", 2)),
+    ],
+)
+def test_a_prompt_of_an_adapters_name_brings_it_along(asked: dict[str, str], prompt: Prompt) -> None:
+    assert choose_prompt(make_info(JINA, adapters=tuple(JINA)), **asked) == prompt
+
+
+def test_tasks_that_a_model_has_not() -> None:
+    with pytest.raises(InvalidField, match=r"task 'retrieval' is not .* model's; it has retrieval\.query, .*ion$"):
+        choose_prompt(make_info(JINA, adapters=tuple(JINA)), task="retrieval")
+    with pytest.raises(InvalidField, match="task 'separation' is not one of this model's; it has none; leave task out"):
+        choose_prompt(make_info({}), task="separation")
 
 
 @pytest.mark.parametrize(
@@ -51,6 +79,7 @@ def test_choice(prompts: dict[str, str], asked: dict[str, Any], prompt: str) -> 
         ({"input_type": "image"}, "'image' is not known; there are query, search_query, .*passage", "input_type"),
         ({"name": "query", "text": "x"}, "^prompt and prompt_name choose a prompt each; leave all but", "prompt_name"),
         ({"name": "query", "input_type": "query"}, "^prompt_name and input_type choose", "input_type"),
+        ({"name": "query", "task": "query"}, "^prompt_name and task choose", "task"),
     ],
 )
 def test_wrong_choice(asked: dict[str, Any], problem: str, param: str) -> None:
@@ -89,6 +118,30 @@ async def test_over_http(server: Server) -> None:
     assert server.embed.calls[-1] == [ids("word1")]
     await server.embed_text([[7, 8], [9]])
     assert server.embed.calls[-1] == [[7, 8], [9]], "token ids are as the client wants them"
+
+
+@pytest.mark.anyio
+async def test_adapters_over_http(server: Server) -> None:
+    """Of every protocol that embeds, and of whatever it sends: a text, or ids. Where none is asked for none is sent."""
+    prompts = {"retrieval.query": "word7 ", "retrieval.passage": "word8 "}
+    with_prompts(server, "embedder", prompts=prompts, default_prompt_name=None, adapters=tuple(prompts))
+    named = {"model": "embedder", "prompt_name": "retrieval.passage"}
+    asked: list[tuple[str, dict[str, Any], list[int]]] = [
+        ("/v1/embeddings", {"model": "embedder", "input": ["word1", "word2"], "task": "retrieval.query"}, [1, 1]),
+        ("/v1/embeddings", {"model": "embedder", "input": [7, 8], "task": "retrieval.passage"}, [2]),
+        ("/v2/embed", {"model": "embedder", "texts": ["word1"], "input_type": "search_document"}, [2]),
+        ("/embed", {"inputs": "word1", **named}, [2]),
+        ("/models/embedder", {"inputs": "word1", **named}, [2]),
+    ]
+    for path, body, adapter_ids in asked:
+        response = await server.client.post(path, json=body)
+        assert response.status_code == 200, response.text
+        assert server.embed.jobs[-1].inputs["adapter_ids"].values.tolist() == adapter_ids
+    assert server.embed.calls[-1] == [ids("word8", "word1")]
+    await server.embed_text("word1")
+    assert "adapter_ids" not in server.embed.jobs[-1].inputs
+    error = (await server.embed_text("word1", task="separation")).json()["error"]
+    assert error["param"] == "task" and "it has retrieval.query, retrieval.passage" in error["message"]
 
 
 @pytest.mark.anyio

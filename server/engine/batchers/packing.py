@@ -26,20 +26,24 @@ def pack(inputs: Sequence[tuple[Job, int]]) -> Batch:
     num_tokens = int(cu_seqlens[-1])
     token_type_ids = np.zeros(num_tokens, dtype=np.int64)
     num_prompt_tokens, num_keys = np.zeros(len(rows), dtype=np.int32), seqlens.copy()
+    adapter_ids = np.zeros(len(rows), dtype=np.int64)
     for place, (job, index) in enumerate(inputs):
         types, counts = job.inputs.get("token_type_ids"), job.inputs.get("num_prompt_tokens")
-        keys = job.inputs.get("num_keys")
+        keys, adapters = job.inputs.get("num_keys"), job.inputs.get("adapter_ids")
         if types is not None:
             token_type_ids[cu_seqlens[place] : cu_seqlens[place + 1]] = types.row(index)
         if counts is not None:
             num_prompt_tokens[place] = counts.values[index]
         if keys is not None:
             num_keys[place] = keys.values[index]
+        if adapters is not None:
+            adapter_ids[place] = adapters.values[index]
     return Batch(
         arrays={
             "input_ids": np.concatenate(rows).astype(np.int64),
             "position_ids": np.arange(num_tokens) - np.repeat(cu_seqlens[:-1], seqlens),
             "token_type_ids": token_type_ids,
+            "adapter_ids": np.repeat(adapter_ids, seqlens),
             "num_prompt_tokens": num_prompt_tokens,
             "num_keys": num_keys,
             "logit_rows": find_logit_rows(inputs, cu_seqlens),

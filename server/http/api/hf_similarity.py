@@ -10,6 +10,7 @@ from server.http.api.fields import Texts
 from server.http.call import Call, Reply, reply_json
 from server.http.ranking import Question, SideTexts, score
 from server.http.state import ServedModel
+from server.text.prompts import Prompt
 from server.text.work import Truncation
 
 Comparison = dict[Literal["source_sentence", "sentences"], str | Texts]
@@ -22,7 +23,7 @@ def is_comparison(inputs: object) -> TypeIs[Comparison]:
 
 
 async def compare_sentences(
-    call: Call, model: ServedModel, inputs: Comparison, prompt: str, truncation: Truncation
+    call: Call, model: ServedModel, inputs: Comparison, prompt: Prompt, truncation: Truncation
 ) -> Reply:
     """Cosines, in the order of the sentences. Both sides get the same prompt: neither is a query."""
     source, others = inputs["source_sentence"], inputs["sentences"]

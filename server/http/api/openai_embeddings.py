@@ -56,6 +56,9 @@ class EmbeddingsRequest(PoolingFields):
     input_type: Label | None = Field(
         None, description="query, document, passage, search_query, ...: the model's prompt for such texts."
     )
+    task: Label | None = Field(
+        None, description="retrieval.query, retrieval.passage, ...: the model's adapter for it, and its prompt."
+    )
     output_dtype: TypeName | None = Field(
         None, description="What the numbers are: `float` if absent; of `binary` and `ubinary` each holds eight."
     )
@@ -94,7 +97,9 @@ async def create_embeddings(call: Call, state: ServerState) -> Reply:
         list_inputs(asked.input),
         "input",
         params,
-        prompt=choose_prompt(model.info, text=asked.prompt, name=asked.prompt_name, input_type=asked.input_type),
+        prompt=choose_prompt(
+            model.info, text=asked.prompt, name=asked.prompt_name, input_type=asked.input_type, task=asked.task
+        ),
         truncation=truncation,
         add_special_tokens=asked.add_special_tokens,
         max_input_tokens=max_input_tokens,

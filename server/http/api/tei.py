@@ -146,7 +146,7 @@ async def describe_tokens(
     call.model = model.name
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
     if asked.prompt_name is not None:
-        prompt = find_prompt(model.info, asked.prompt_name)
+        prompt = find_prompt(model.info, asked.prompt_name).text
         texts = [prompt + text if text else text for text in texts]
     check_places(len(texts), model, "inputs")
     with model.admission.admit(len(texts), 0, deadline_s=call.deadline_s, tokens_per_s=0.0):
