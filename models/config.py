@@ -71,7 +71,7 @@ def read_config(directory: Path) -> EncoderConfig:
         raise ModelDirectoryError(
             f"{path}: hidden_size {hidden_size} is no multiple of num_attention_heads {num_heads}"
         )
-    is_albert, is_deberta = (keys["model_type"] == name for name in ("albert", "deberta-v2"))
+    is_albert, is_deberta = keys["model_type"] == "albert", keys["model_type"] in ("deberta", "deberta-v2")
     is_jina = keys["model_type"] in JINA_BERT
     has_narrow_tables = (
         is_albert or keys["model_type"] in ("convbert", "electra") or (is_deberta and "embedding_size" in keys)

@@ -1,7 +1,11 @@
-"""DeBERTa v2 and v3 (He et al., 2020, 2021): scores of tokens by tokens, and of tokens by distances.
+"""DeBERTa v1, v2 and v3 (He et al., 2020, 2021): scores of tokens by tokens, and of tokens by distances.
 
+In v1's files queries, keys and values are one weight, head by head, and keys have no bias.
 `hidden_states` is [num_tokens, hidden_size] everywhere.
 """
+
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +16,7 @@ from models.config import EncoderConfig
 from models.deberta_config import DebertaConfig
 from models.family import Family, Renames
 from models.layers import ACTIVATIONS, FeedForward, Sequences
+from runtime.lazy_module import LazyWeight
 from runtime.ops import unfold, varlen_attention
 
 
@@ -200,3 +205,32 @@ FAMILY = Family(
     spare=(r"embeddings\.(position|token_type)\.weight", r"stack\.distance(_norm)?\..*"),
     tied_head="cls.predictions.decoder.weight",
 )
+
+
+def split_heads(tensors: dict[str, LazyWeight], config: EncoderConfig) -> dict[str, LazyWeight]:
+    """Of v1: three weights of one, and zeros for the biases that it has not."""
+    split, width = dict(tensors), config.hidden_size
+    zeros = LazyWeight(torch.empty(width, device="meta"), partial(torch.zeros, width))
+    for name, value in tensors.items():
+        owner, _, part = name.removesuffix(".weight").rpartition(".")
+        if part == "position_k":
+            split[f"{owner}.position_k.bias"] = zeros
+        elif part == "in_proj" and value.like.shape == (3 * width, width):
+            del split[name]
+            split[f"{owner}.k.bias"] = zeros
+            for index, each in enumerate("qkv"):
+                split[f"{owner}.{each}.weight"] = value.then(partial(take_part, config.num_heads, index))
+    return split
+
+
+def take_part(num_heads: int, index: int, value: Tensor) -> Tensor:
+    return value.unflatten(0, (num_heads, 3, -1))[:, index].flatten(0, 1)
+
+
+FIRST_RENAMES: Renames = (
+    (SELF + r"in_proj\.weight", r"stack.layers.\1.attention.in_proj.weight"),
+    (SELF + r"(q|v)_bias", r"stack.layers.\1.attention.\2.bias"),
+    (SELF + r"pos_proj\.weight", r"stack.layers.\1.attention.position_k.weight"),
+    (SELF + r"pos_q_proj\.(\w+)", r"stack.layers.\1.attention.position_q.\2"),
+)
+FIRST_FAMILY = replace(FAMILY, model_types=("deberta",), renames=FAMILY.renames + FIRST_RENAMES, adjust=split_heads)

@@ -16,6 +16,21 @@ BERT: Keys = {
 }
 ROBERTA = BERT | {"pad_token_id": 1}
 
+DEBERTA = BERT | {
+    "conv_act": "tanh",
+    "conv_kernel_size": 0,
+    "layer_norm_eps": 1e-7,
+    "max_relative_positions": -1,
+    "norm_rel_ebd": "none",
+    "pooler_hidden_act": "gelu",
+    "pos_att_type": [],
+    "position_biased_input": True,
+    "position_buckets": -1,
+    "relative_attention": False,
+    "share_att_key": False,
+    "type_vocab_size": 0,
+}
+
 ROTARY: Keys = {"attention_bias": False, "mlp_bias": False, "type_vocab_size": 0}
 """Encoders with rotary positions, as far as they agree."""
 
@@ -44,21 +59,8 @@ DEFAULTS: dict[str, Keys] = {
     "camembert": ROBERTA,
     "convbert": BERT
     | {"conv_kernel_size": 9, "embedding_size": 768, "head_ratio": 2, "num_groups": 1, "pad_token_id": 1},
-    "deberta-v2": BERT
-    | {
-        "conv_act": "tanh",
-        "conv_kernel_size": 0,
-        "layer_norm_eps": 1e-7,
-        "max_relative_positions": -1,
-        "norm_rel_ebd": "none",
-        "pooler_hidden_act": "gelu",
-        "pos_att_type": [],
-        "position_biased_input": True,
-        "position_buckets": -1,
-        "relative_attention": False,
-        "share_att_key": False,
-        "type_vocab_size": 0,
-    },
+    "deberta": DEBERTA,
+    "deberta-v2": DEBERTA,
     "distilbert": BERT,
     "electra": BERT | {"embedding_size": 128},
     "ernie": BERT | {"task_type_vocab_size": 3, "use_task_id": False},
@@ -154,6 +156,8 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
 
 STRAY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(JINA_BERT, ("hidden_act",)),
+    # What came with v2.
+    "deberta": ("conv_act", "conv_kernel_size", "norm_rel_ebd", "position_buckets", "share_att_key"),
     "eurobert": ("layer_norm_eps", "position_embedding_type"),
     "gte": ("num_key_value_heads",),
     "jina_embeddings_v3": ("num_key_value_heads", "position_embedding_type"),
@@ -221,6 +225,7 @@ SUPPORTED_BY_TYPE: dict[str, Keys] = {
     "albert": {"down_scale_factor": (1,), "gap_size": (0,), "net_structure_type": (0,), "num_memory_blocks": (0,)},
     **dict.fromkeys(JINA_BERT, JINA_CODE),
     **dict.fromkeys(("bert", "camembert", "electra", "ernie", "roberta", "xlm-roberta"), BY_DISTANCE),
+    "deberta": {"talking_head": (False,)},
     "deberta-v2": {"conv_groups": (1,), "norm_rel_ebd": ("none", "layer_norm")},
     "eurobert": {"partial_rotary_factor": (1,)},
     "gte": GTE_CODE,

@@ -51,7 +51,7 @@ def read_head_config(path: Path, keys: Keys) -> HeadConfig:
         return HeadConfig(pooling=read_pooling(path, keys), has_transform=False, has_word_bias=bool(keys["mlp_bias"]))
     if model_type == "convbert":
         return HeadConfig(pooler_activation=read_activation(path, keys["hidden_act"]))
-    if model_type == "deberta-v2":
+    if model_type in ("deberta", "deberta-v2"):
         return HeadConfig(pooler_activation=read_activation(path, keys["pooler_hidden_act"]))
     return HeadConfig()
 

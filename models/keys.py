@@ -12,6 +12,7 @@ BARE_ENCODERS = {
     "bert": "BertModel",
     "camembert": "CamembertModel",
     "convbert": "ConvBertModel",
+    "deberta": "DebertaModel",
     "deberta-v2": "DebertaV2Model",
     "distilbert": "DistilBertModel",
     "electra": "ElectraModel",

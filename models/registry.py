@@ -38,6 +38,7 @@ FAMILIES: dict[str, Family] = {
     "Bert": bert.FAMILY,
     "Camembert": roberta.FAMILY,
     "ConvBert": convbert.FAMILY,
+    "Deberta": deberta.FIRST_FAMILY,
     "DebertaV2": deberta.FAMILY,
     "DistilBert": distilbert.FAMILY,
     "Electra": electra.FAMILY,

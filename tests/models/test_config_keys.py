@@ -46,19 +46,19 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 90,
     "pad_token_id": 3,
 }
+DEBERTA = SIZES | {
+    "tie_word_embeddings": False,
+    "type_vocab_size": 3,
+    "hidden_act": "relu",
+    "layer_norm_eps": 1e-3,
+    "relative_attention": False,
+    "max_relative_positions": 33,
+    "pos_att_type": "c2p",
+    "pooler_hidden_act": "tanh",
+}
 OTHER_VALUES: dict[str, dict[str, Any]] = {
-    "deberta-v2": SIZES
-    | {
-        "tie_word_embeddings": False,
-        "type_vocab_size": 3,
-        "hidden_act": "relu",
-        "layer_norm_eps": 1e-3,
-        "relative_attention": False,
-        "max_relative_positions": 30,
-        "pos_att_type": "c2p",
-        "position_biased_input": True,
-        "pooler_hidden_act": "tanh",
-    },
+    "deberta": DEBERTA | {"position_biased_input": False},
+    "deberta-v2": DEBERTA | {"position_biased_input": True},
     "eurobert": SIZES
     | {
         "num_key_value_heads": 1,
@@ -127,6 +127,7 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     },
 }
 STRAY: dict[str, dict[str, Any]] = {
+    "deberta": {"position_buckets": 6, "share_att_key": True, "conv_kernel_size": 3, "norm_rel_ebd": "layer_norm"},
     "jina_bert": {"hidden_act": "tanh", "attn_implementation": "torch"},
     "modernbert": {"layer_norm_eps": 0.5, "hidden_act": "tanh", "position_embedding_type": "sans_pos"},
 }
@@ -140,6 +141,7 @@ JINA: dict[str, Any] = {
 }
 """Of its own code, beside BERT's; transformers has no class of it."""
 LEGACY: dict[str, dict[str, Any]] = {
+    "deberta": {"embedding_size": 16},
     "deberta-v2": {
         "position_buckets": 6,
         "share_att_key": False,
@@ -172,6 +174,7 @@ LEGACY: dict[str, dict[str, Any]] = {
 }
 """Of files by older versions, or without a default in transformers' class."""
 REFUSED: dict[str, dict[str, Any]] = {
+    "deberta": {"is_decoder": True, "pooler_hidden_size": 5, "pos_att_type": "p2p", "talking_head": True},
     "deberta-v2": {
         "attention_head_size": 5,
         "conv_groups": 2,

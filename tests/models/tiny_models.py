@@ -64,6 +64,7 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "ernie-tasks": lambda: transformers.ErnieConfig(**SIZES, use_task_id=True),
     # Longer than the others, so that distances reach the last bucket.
     "mpnet": lambda: transformers.MPNetConfig(**SIZES | {"max_position_embeddings": 200}),
+    "deberta": lambda: transformers.DebertaConfig(**DEBERTA_SIZES, max_relative_positions=30, type_vocab_size=2),
     # Texts are longer than the distances that are told apart.
     "deberta-v2": lambda: transformers.DebertaV2Config(
         **DEBERTA_SIZES,
@@ -145,7 +146,7 @@ FAMILIES = [
 """One configuration for each file in models/; the others differ in numbers only."""
 
 
-EAGER = ("mpnet", "deberta-v2", "deberta-v2-conv", *SOLO_CONFIGS)
+EAGER = ("mpnet", "deberta", "deberta-v2", "deberta-v2-conv", *SOLO_CONFIGS)
 """What transformers has no other attention for."""
 
 
