@@ -12,6 +12,7 @@ from models.module_chain import find_transformer
 TEXT_FILES = ("*.json", "*.txt", "*.model", "*.spm")
 SAFETENSORS = ("*.safetensors", "*_Dense/pytorch_model.bin", "*_LayerNorm/pytorch_model.bin")
 PICKLES = "pytorch_model*.bin"
+GLINER = "gliner_config.json"
 OTHER_FORMATS = ("onnx/*", "openvino/*")
 """Patterns of the hub, where a star also stands for slashes."""
 
@@ -29,6 +30,11 @@ def find_directory(*, path: str | None = None, package: str | None = None, hub: 
 def check_directory(directory: Path, what: str) -> Path:
     if not directory.is_dir():
         raise ModelDirectoryError(f"{what}: there is no such directory ({directory})")
+    if (directory / GLINER).exists():
+        raise ModelDirectoryError(
+            f"{what}: {directory} is a GLiNER model ({GLINER}), which is not served. Use a model "
+            "for token classification, or for labels of your own one for zero-shot classification"
+        )
     folder = directory / find_transformer(directory)
     if not (folder / "config.json").exists():
         raise ModelDirectoryError(f"{what}: {folder} has no config.json, so it is no model directory")
@@ -53,11 +59,14 @@ def find_in_package(package: str) -> Path:
 def download(hub: str) -> Path:
     """`org/name` or `org/name@revision`, through the hub's own cache. Endpoint and token come from its environment
     variables (HF_ENDPOINT, HF_TOKEN, HF_HOME). Pickled weights are fetched only where there are no others."""
+    what = f"source.hub {hub}"
     directory = fetch_snapshot(hub, TEXT_FILES + SAFETENSORS)
+    if (directory / GLINER).exists():
+        return check_directory(directory, what)  # before more is fetched of what is not served
     folder = find_transformer(directory)
     if not any((directory / folder).glob("*.safetensors")):
         directory = fetch_snapshot(hub, (*TEXT_FILES, *SAFETENSORS, str(Path(folder) / PICKLES)))
-    return check_directory(directory, f"source.hub {hub}")
+    return check_directory(directory, what)
 
 
 def fetch_snapshot(hub: str, patterns: Sequence[str]) -> Path:

@@ -44,6 +44,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     )
     write_files(tmp_path / "org/old", "config.json", "pytorch_model.bin", "vocab.txt", "tf_model.h5")
     write_files(tmp_path / "org/empty", "tokenizer.json")
+    write_files(tmp_path / "org/gliner", "gliner_config.json", "pytorch_model.bin")
     write_files(tmp_path / "org/folder", "0_BERT/config.json", "0_BERT/pytorch_model.bin", "0_BERT/tf_model.h5")
     (tmp_path / "org/folder/modules.json").write_text(json.dumps(MODULES), encoding="utf-8")
     with run_hub(tmp_path) as server:
@@ -99,6 +100,15 @@ def test_path_without_a_model(tmp_path: Path) -> None:
         find_directory(path=str(tmp_path / "nowhere"))
     with pytest.raises(ModelDirectoryError, match=r"has no config\.json"):
         find_directory(path=str(tmp_path))
+
+
+def test_gliner_is_refused_before_its_weights_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    answer = fetch("org/gliner", hub.url, tmp_path / "home")
+    assert answer.returncode == 1
+    assert re.search(r"source\.hub org/gliner: .* is a GLiNER model \(gliner_config\.json\).*not served", answer.stderr)
+    assert not list((tmp_path / "home").rglob("*.bin"))
+    with pytest.raises(ModelDirectoryError, match=r"is a GLiNER model .* Use a model for token classification"):
+        find_directory(path=str(tmp_path / "org/gliner"))
 
 
 def test_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
