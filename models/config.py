@@ -7,12 +7,13 @@ from models.activations import read_activation, read_gate
 from models.adapters_config import AdaptersConfig, read_adapters
 from models.convbert_config import ConvBertConfig, read_convbert
 from models.deberta_config import DebertaConfig, read_deberta
-from models.defaults import JINA_BERT, OWN_CODE, ROTARY_ENCODERS, SUPPORTED, SUPPORTED_BY_TYPE, Keys
+from models.defaults import JINA_BERT, ROTARY_ENCODERS, Keys
 from models.experts_config import ExpertsConfig, read_nomic_experts
 from models.head_config import HeadConfig, read_head_config
-from models.keys import ModelDirectoryError, read_architecture, read_keys, require_number
+from models.keys import ModelDirectoryError, check_supported, read_architecture, read_keys, require_number
 from models.labels import read_labels
 from models.rotary_layers_config import RotaryLayersConfig, read_rotary_layers
+from models.seq2seq_config import T5_TYPES, Seq2SeqConfig, read_t5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class EncoderConfig:
     deberta: DebertaConfig | None = None
     experts: ExpertsConfig | None = None
     adapters: AdaptersConfig | None = None
+    seq2seq: Seq2SeqConfig | None = None
+    """Of an encoder that is one stack of an encoder-decoder."""
     head: HeadConfig = field(default_factory=HeadConfig)
 
     @property
@@ -60,6 +63,8 @@ def read_config(directory: Path) -> EncoderConfig:
     path = directory / "config.json"
     keys = read_keys(directory)
     check_supported(path, keys)
+    if keys["model_type"] in T5_TYPES:
+        return describe_stack(read_t5(path, keys))
 
     def number(name: str, *, least: int = 1) -> int:
         return require_number(path, keys, name, least=least)
@@ -106,20 +111,33 @@ def read_config(directory: Path) -> EncoderConfig:
     )
 
 
+def describe_stack(config: Seq2SeqConfig) -> EncoderConfig:
+    """T5's encoder, of which heads read no more than this."""
+    stack = config.encoder
+    return EncoderConfig(
+        architecture=config.architecture,
+        model_type=config.model_type,
+        vocab_size=stack.vocab_size,
+        hidden_size=config.hidden_size,
+        num_layers=stack.num_layers,
+        num_heads=stack.num_heads,
+        intermediate_size=stack.intermediate_size,
+        activation=config.activation,
+        max_position_embeddings=stack.max_positions,
+        type_vocab_size=0,
+        norm_eps=config.norm_eps,
+        pad_token_id=config.pad_token_id,
+        embedding_size=config.hidden_size,
+        num_groups=stack.num_layers,
+        layers_per_group=1,
+        task_type_vocab_size=0,
+        num_labels=0,
+        positions="distance",
+        seq2seq=config,
+    )
+
+
 def find_activation(keys: Keys) -> object:
     """NomicBERT's own code has another key, where gelu says that nothing is gated."""
     is_plain = keys["model_type"] == "nomic_bert" and keys.get("activation_function") == "gelu"
     return "gelu" if is_plain else keys["hidden_act"]
-
-
-def check_supported(path: Path, keys: Keys) -> None:
-    """Raises ModelDirectoryError for settings that would change the answers and that we do not compute."""
-    for name, values in (SUPPORTED | SUPPORTED_BY_TYPE.get(keys["model_type"], {})).items():
-        if name in keys and keys[name] not in values:
-            supported = f"only {values[0]!r} is" if values else "use a checkpoint without it"
-            raise ModelDirectoryError(f"{path}: {name} {keys[name]!r} is not supported; {supported}")
-    own_code = [name for name in keys.get("auto_map", {}) if name.startswith(("AutoConfig", "AutoModel"))]
-    if own_code and keys["model_type"] not in OWN_CODE:
-        raise ModelDirectoryError(
-            f"{path}: auto_map says that the model brings its own code ({', '.join(own_code)}), which is never run here"
-        )

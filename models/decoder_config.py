@@ -4,12 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.activations import read_activation
-from models.config import check_supported
 from models.decoder_attention import read_layer_types, read_rotaries, read_softmax_scales, read_windows, sees_past_only
 from models.decoder_defaults import Keys
 from models.decoder_layout import DecoderLayout, read_layout
 from models.experts_config import ExpertsConfig, read_experts
-from models.keys import read_architecture, read_keys, require_number
+from models.keys import check_supported, read_architecture, read_keys, require_number
 from models.rotary import RotaryConfig
 from models.rotary_config import read_heads, require_positive
 

@@ -1,10 +1,10 @@
 """What config.json leaves unsaid: defaults and other names of its keys, per model type.
 
 The values are those of transformers' configuration classes. Pure data, so every side can read it. Decoders' are in
-`models.decoder_defaults`.
+`models.decoder_defaults`, encoder-decoders' in `models.seq2seq_defaults`.
 """
 
-from models import decoder_defaults
+from models import decoder_defaults, seq2seq_defaults
 from models.decoder_defaults import Keys as Keys
 
 BERT: Keys = {
@@ -112,6 +112,7 @@ DEFAULTS: dict[str, Keys] = {
     FLASH: JINA_V3 | {"rope_theta": 10000.0, "task_instructions": {}},
     "xlm-roberta-xl": ROBERTA | {"layer_norm_eps": 1e-5, "max_position_embeddings": 514, "type_vocab_size": 1},
     **decoder_defaults.DEFAULTS,
+    **seq2seq_defaults.DEFAULTS,
 }
 """By `model_type`; those listed are the ones served."""
 
@@ -126,6 +127,7 @@ FIXED: dict[str, Keys] = {
     **{model_type: {"type_vocab_size": 0} for model_type in ("eurobert", "modernbert")},
     "nomic_bert": {"norm_bias": True},
     **decoder_defaults.FIXED,
+    **seq2seq_defaults.FIXED,
 }
 """Wins over config.json."""
 
@@ -152,6 +154,7 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     },
     FLASH: {"rotary_emb_base": "rope_theta"},
     **decoder_defaults.OTHER_NAMES,
+    **seq2seq_defaults.OTHER_NAMES,
 }
 
 STRAY: dict[str, tuple[str, ...]] = {
@@ -165,6 +168,7 @@ STRAY: dict[str, tuple[str, ...]] = {
     "nomic_bert": ("attention_bias", "mlp_bias", "num_key_value_heads", "position_embedding_type"),
     "modernbert": ("hidden_act", "layer_norm_eps", "num_key_value_heads", "position_embedding_type"),
     **decoder_defaults.STRAY,
+    **seq2seq_defaults.STRAY,
 }
 """Keys that mean nothing there, though files have them, and that are another's name for us."""
 
@@ -237,6 +241,7 @@ SUPPORTED_BY_TYPE: dict[str, Keys] = {
     "nomic_bert": NOMIC_BERT,
     FLASH: {"emb_pooler": ("mean",), "position_embedding_type": ("rotary",), "truncate_dim": ()},
     **decoder_defaults.SUPPORTED,
+    **seq2seq_defaults.SUPPORTED,
 }
 
 

@@ -8,6 +8,8 @@ from torch import nn
 from models.config import EncoderConfig
 from models.decoder_config import DecoderConfig
 from models.decoder_layers import Decoder
+from models.seq2seq import SourceEncoder
+from models.seq2seq_config import Seq2SeqConfig
 from runtime.lazy_module import LazyWeight
 
 Renames = tuple[tuple[str, str], ...]
@@ -60,3 +62,16 @@ class DecoderFamily:
     renames: Renames
     ignored: tuple[str, ...] = ()
     adjust: Adjust = keep
+
+
+@dataclass(frozen=True, slots=True)
+class Seq2SeqFamily:
+    """As `Family`, for encoder-decoders. `renames` lead to names below `encoder.` and `decoder.`, and to `shared.`: the
+    table of words of both."""
+
+    encoder: Callable[[Seq2SeqConfig], SourceEncoder]
+    model_types: tuple[str, ...]
+    prefix: str
+    renames: Renames
+    ignored: tuple[str, ...] = ()
+    adjust: Callable[[dict[str, LazyWeight], Seq2SeqConfig], dict[str, LazyWeight]] = keep

@@ -8,11 +8,20 @@ from pathlib import Path
 
 from models.adapters_config import read_adapters, read_instructions
 from models.defaults import Keys
+from models.generation_keys import read_tokens
 from models.judges import find_logit_score, read_answers
-from models.keys import ModelDirectoryError, read_architecture, read_keys, read_object, require_number
+from models.keys import (
+    ModelDirectoryError,
+    read_architecture,
+    read_keys,
+    read_object,
+    read_optional,
+    require_number,
+)
 from models.labels import read_labels, read_problem_type, read_score_activation
 from models.late_interaction import LateInteraction, is_late_interaction, read_late_interaction
 from models.module_chain import check_is_whole, check_scorer, find_module, find_transformer, read_modules
+from models.seq2seq_info import Seq2SeqInfo, count_target_words, read_seq2seq_info
 from models.settings import FILE_NAME, read_matryoshka_dimensions, read_prompts, read_settings, read_truncate_dim
 from models.sparse_modules import check_sparse, is_sparse
 from models.special_tokens import find_mask_token, find_special_token
@@ -33,8 +42,11 @@ TOKEN_CLASSIFIER_SUFFIX = "ForTokenClassification"
 QUESTION_ANSWERER_SUFFIX = "ForQuestionAnswering"
 MASKED_SUFFIX = "ForMaskedLM"
 GENERATOR_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+SEQ2SEQ_SUFFIXES = ("ForConditionalGeneration", "MTModel")
 ON_DEMAND = ("sparse", "fill_mask")
 """What masked language models do if they are asked to: most of them are there to be embedded with."""
+SEQ2SEQ_TASKS = ("text2text", "transcribe")
+"""What encoder-decoders do; the second those that hear."""
 NUM_BORDERS = 2
 """What a question answerer tells of each token: the logits of an answer that begins with it, and of one that ends."""
 
@@ -46,12 +58,13 @@ class ModelInfo:
     architecture: str
     task: str
     """`embed`, `token_embed`, `multi_vector`, `sparse`, `token_weights`, `classify`, `token_classify`,
-    `question_answering`, `fill_mask` or `generate`."""
+    `question_answering`, `fill_mask`, `generate`, `text2text` or `transcribe`."""
     vocab_size: int
     type_vocab_size: int
     """1 where the model has no token types, or its tokenizer gives it none: all types are 0."""
     max_input_tokens: int
-    """Special tokens and prompt included. Generators: the context, what is generated included."""
+    """Special tokens and prompt included. Generators: the context, what is generated included. Encoder-decoders: of a
+    source, in rows of features where they hear."""
     output_dim: int
     id2label: dict[int, str] = field(default_factory=dict)
     transformer: str = ""
@@ -96,7 +109,9 @@ class ModelInfo:
     mask_token: str = ""
     """How that is written."""
     eos_token_ids: tuple[int, ...] = ()
-    """Generators: the tokens that end an answer."""
+    """Generators and encoder-decoders: the tokens that end an answer."""
+    seq2seq: Seq2SeqInfo | None = None
+    """Of encoder-decoders."""
     answer_token_ids: tuple[int, ...] = ()
     """Language models that judge pairs: yes and no, whose logits' difference is the score, or yes alone."""
     question_format: str = ""
@@ -141,6 +156,8 @@ def read_info(
     )
     if task == "generate":
         return complete_generator(info, folder, keys)
+    if task in SEQ2SEQ_TASKS:
+        return complete_seq2seq(info, folder, keys)
     if task == "token_classify":
         labels = read_labels(path, keys)
         return replace(info, output_dim=len(labels), id2label=labels)
@@ -181,7 +198,7 @@ def find_module_task(directory: Path, keys: Keys) -> str:
         return "multi_vector"
     if find_logit_score(directory) is not None:
         return "classify"
-    is_generator = read_architecture(keys).endswith(GENERATOR_SUFFIXES)
+    is_generator = read_architecture(keys).endswith((*GENERATOR_SUFFIXES, *SEQ2SEQ_SUFFIXES))
     return "embed" if is_generator and find_module(directory, "Pooling") is not None else "auto"
 
 
@@ -206,6 +223,18 @@ def complete_generator(info: ModelInfo, folder: Path, keys: Keys) -> ModelInfo:
         max_input_tokens=count_positions(folder / "config.json", keys),
         output_dim=info.vocab_size,
         eos_token_ids=read_eos_token_ids(folder, keys),
+    )
+
+
+def complete_seq2seq(info: ModelInfo, folder: Path, keys: Keys) -> ModelInfo:
+    """A tokenizer's limit is for texts, and does not bound what is heard. Raises ModelDirectoryError."""
+    path = folder / "config.json"
+    return replace(
+        info,
+        max_input_tokens=count_positions(path, keys) if info.task == "transcribe" else info.max_input_tokens,
+        output_dim=count_target_words(path, keys),
+        eos_token_ids=read_eos_token_ids(folder, keys),
+        seq2seq=read_seq2seq_info(folder, keys),
     )
 
 
@@ -301,6 +330,7 @@ def choose_task(path: Path, architecture: str, task: str) -> str:
     """
     if task == "classify" and architecture.endswith(GENERATOR_SUFFIXES):
         return task
+    is_seq2seq, hears = architecture.endswith(SEQ2SEQ_SUFFIXES), architecture.startswith("Whisper")
     heads = {
         "classify": architecture.endswith(CLASSIFIER_SUFFIX),
         "token_classify": architecture.endswith(TOKEN_CLASSIFIER_SUFFIX),
@@ -308,6 +338,8 @@ def choose_task(path: Path, architecture: str, task: str) -> str:
         "sparse": architecture.endswith(MASKED_SUFFIX),
         "fill_mask": architecture.endswith(MASKED_SUFFIX),
         "generate": architecture.endswith(GENERATOR_SUFFIXES),
+        "text2text": is_seq2seq and not hears,
+        "transcribe": is_seq2seq and hears,
     }
     if task == "auto":
         return next((name for name, is_there in heads.items() if is_there and name not in ON_DEMAND), "embed")
@@ -318,6 +350,8 @@ def choose_task(path: Path, architecture: str, task: str) -> str:
             "question_answering": "question answering",
             "sparse": "masked language model",
             "fill_mask": "masked language model",
+            "text2text": "sequence-to-sequence",
+            "transcribe": "speech-to-text",
         }
         kind = kinds.get(task, "language model")
         raise ModelDirectoryError(
@@ -333,11 +367,9 @@ def read_eos_token_ids(directory: Path, keys: Keys) -> tuple[int, ...]:
     has any. Raises ModelDirectoryError.
     """
     path = directory / "generation_config.json"
-    given = read_object(path).get("eos_token_id") if path.exists() else None
-    if given is None:
-        path, given = directory / "config.json", keys.get("eos_token_id")
-    ids = given if isinstance(given, list) else [] if given is None else [given]
-    if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in ids):
-        raise ModelDirectoryError(f"{path}: eos_token_id is {given!r}; it must be a token id or a list of them")
+    given = read_optional(path)
+    if given.get("eos_token_id") is None:
+        path, given = directory / "config.json", keys
+    ids = read_tokens(path, given, "eos_token_id")
     eos_token_id = find_special_token(directory, "eos_token")
     return tuple(dict.fromkeys(ids if eos_token_id is None else [*ids, eos_token_id]))

@@ -5,7 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.defaults import DEFAULTS, FLASH, Keys, complete_keys, find_model_type
+from models.defaults import (
+    DEFAULTS,
+    FLASH,
+    OWN_CODE,
+    SUPPORTED,
+    SUPPORTED_BY_TYPE,
+    Keys,
+    complete_keys,
+    find_model_type,
+)
 
 BARE_ENCODERS = {
     "albert": "AlbertModel",
@@ -70,15 +79,31 @@ def read_keys(directory: Path) -> Keys:
     return complete_keys(keys)
 
 
+OLD_ARCHITECTURES = {"T5WithLMHeadModel": "T5ForConditionalGeneration"}
+
+
 def read_architecture(keys: Keys) -> str:
     """The first name; without one that of the model type's bare encoder, as AutoModel of transformers takes it.
 
     Jina's code has XLM-R's names for what transformers gives others.
     """
     name = str((keys.get("architectures") or [BARE_ENCODERS.get(str(keys.get("model_type")), "")])[0])
-    if keys.get("model_type") != FLASH:
-        return name
-    return name.replace("XLMRobertaLoRA", "XLMRobertaModel").replace("XLMRoberta", "JinaEmbeddingsV3")
+    if keys.get("model_type") == FLASH:
+        return name.replace("XLMRobertaLoRA", "XLMRobertaModel").replace("XLMRoberta", "JinaEmbeddingsV3")
+    return OLD_ARCHITECTURES.get(name, name)
+
+
+def check_supported(path: Path, keys: Keys) -> None:
+    """Raises ModelDirectoryError for settings that would change the answers and that we do not compute."""
+    for name, values in (SUPPORTED | SUPPORTED_BY_TYPE.get(keys["model_type"], {})).items():
+        if name in keys and keys[name] not in values:
+            supported = f"only {values[0]!r} is" if values else "use a checkpoint without it"
+            raise ModelDirectoryError(f"{path}: {name} {keys[name]!r} is not supported; {supported}")
+    own_code = [name for name in keys.get("auto_map", {}) if name.startswith(("AutoConfig", "AutoModel"))]
+    if own_code and keys["model_type"] not in OWN_CODE:
+        raise ModelDirectoryError(
+            f"{path}: auto_map says that the model brings its own code ({', '.join(own_code)}), which is never run here"
+        )
 
 
 def require_number(path: Path, keys: Keys, name: str, *, least: int = 1) -> int:

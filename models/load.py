@@ -30,6 +30,7 @@ from models.info import CLASSIFIER_SUFFIX, QUESTION_ANSWERER_SUFFIX, TOKEN_CLASS
 from models.keys import ModelDirectoryError, read_keys
 from models.late_interaction import ARCHITECTURE
 from models.load_causal import load_causal
+from models.load_seq2seq import load_seq2seq
 from models.module_chain import FEATURES
 from models.registry import find_decoder, find_family, is_decoder
 from models.weights import (
@@ -55,12 +56,14 @@ TOKEN_HEADS: dict[str, Renames] = {
 
 def load_model(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead] = ()) -> LazyModule:
     """The module for `info.task`, with what reads its weights from the directory: fp32, on the CPU. `heads`: further
-    ones on an encoder.
+    ones on an encoder. An encoder-decoder's is its decoder's, with the encoder's beside it.
 
     Raises ModelDirectoryError where they do not fit.
     """
     if info.task == "generate":
         return load_decoder(directory, info)
+    if info.seq2seq is not None:
+        return load_seq2seq(directory, info)
     return (load_causal if is_decoder(info.architecture) else load_encoder)(directory, info, heads)
 
 

@@ -2,6 +2,7 @@
 
 from models import (
     albert,
+    bart,
     bert,
     cohere,
     convbert,
@@ -18,18 +19,29 @@ from models import (
     jina_bert,
     jina_v3,
     llama,
+    m2m100,
+    marian,
     mixtral,
     modernbert,
     mpnet,
     nomic_bert,
     olmo,
+    pegasus,
     phi3,
     qwen,
     roberta,
     roberta_xl,
+    t5,
+    whisper,
 )
-from models.family import DecoderFamily, Family
-from models.info import CLASSIFIER_SUFFIX, GENERATOR_SUFFIXES, QUESTION_ANSWERER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX
+from models.family import DecoderFamily, Family, Seq2SeqFamily
+from models.info import (
+    CLASSIFIER_SUFFIX,
+    GENERATOR_SUFFIXES,
+    QUESTION_ANSWERER_SUFFIX,
+    SEQ2SEQ_SUFFIXES,
+    TOKEN_CLASSIFIER_SUFFIX,
+)
 from models.keys import ModelDirectoryError
 from models.late_interaction import ARCHITECTURE
 
@@ -47,15 +59,21 @@ FAMILIES: dict[str, Family] = {
     "Gte": gte.FAMILY,
     "JinaBert": jina_bert.FAMILY,
     "JinaEmbeddingsV3": jina_v3.FAMILY,
+    "MT5Encoder": t5.ENCODER_FAMILY,
     "MPNet": mpnet.FAMILY,
     "ModernBert": modernbert.FAMILY,
     "New": gte.NEW_FAMILY,
     "NomicBert": nomic_bert.FAMILY,
     "Roberta": roberta.FAMILY,
+    "T5Encoder": t5.ENCODER_FAMILY,
+    "UMT5Encoder": t5.ENCODER_FAMILY,
     "XLMRoberta": roberta.FAMILY,
     "XLMRobertaXL": roberta_xl.FAMILY,
 }
 """By the architecture's name without its suffix: Model, ForSequenceClassification and the others of SUFFIXES."""
+
+ENCODERS_OF = {f"{name}ForConditionalGeneration": f"{name}EncoderModel" for name in ("MT5", "T5", "UMT5")}
+"""Of encoder-decoders: what they are to those that only embed."""
 
 DECODERS: dict[str, DecoderFamily] = {
     "Cohere": cohere.FAMILY,
@@ -83,6 +101,19 @@ DECODERS: dict[str, DecoderFamily] = {
 }
 """The same of those that can generate, with the endings of DECODER_SUFFIXES."""
 
+SEQ2SEQ: dict[str, Seq2SeqFamily] = {
+    "Bart": bart.FAMILY,
+    "M2M100": m2m100.FAMILY,
+    "MBart": bart.FAMILY,
+    "MT5": t5.FAMILY,
+    "Marian": marian.FAMILY,
+    "Pegasus": pegasus.FAMILY,
+    "T5": t5.FAMILY,
+    "UMT5": t5.FAMILY,
+    "Whisper": whisper.FAMILY,
+}
+"""The same of encoder-decoders, with the endings of SEQ2SEQ_SUFFIXES."""
+
 DECODER_SUFFIXES = (*GENERATOR_SUFFIXES, "Model", CLASSIFIER_SUFFIX)
 SUFFIXES = (
     "Model",
@@ -96,6 +127,7 @@ SUFFIXES = (
 
 def find_family(architecture: str, model_type: str) -> Family:
     """Raises ModelDirectoryError where the architecture is not served, or is not one of that model type."""
+    architecture = ENCODERS_OF.get(architecture, architecture)
     family = next(
         (
             FAMILIES[architecture.removesuffix(suffix)]
@@ -125,6 +157,19 @@ def find_decoder(architecture: str, model_type: str) -> DecoderFamily:
             f"with the endings {', '.join(DECODER_SUFFIXES)}"
         )
     family = DECODERS[name_decoder(architecture)]
+    check_model_type(architecture, model_type, family.model_types)
+    return family
+
+
+def find_seq2seq(architecture: str, model_type: str) -> Seq2SeqFamily:
+    """Raises ModelDirectoryError as `find_family` does."""
+    ending = next((suffix for suffix in SEQ2SEQ_SUFFIXES if architecture.endswith(suffix)), "")
+    family = SEQ2SEQ.get(architecture.removesuffix(ending)) if ending else None
+    if family is None:
+        raise ModelDirectoryError(
+            f"config.json: the architecture {architecture!r} is no encoder-decoder that is served. Those that are: "
+            f"{', '.join(SEQ2SEQ)}, with the endings {', '.join(SEQ2SEQ_SUFFIXES)}"
+        )
     check_model_type(architecture, model_type, family.model_types)
     return family
 

@@ -24,7 +24,8 @@ NO_TOKEN = -1
 class ArraySpec:
     """One array of a graph: its name, numpy's name of its type, and its dimensions.
 
-    These are numbers, or symbols: num_tokens, num_seqs, num_seqs + 1, num_logits and max_blocks of the batch.
+    These are numbers, or symbols: num_tokens, num_seqs, num_seqs + 1, num_logits, max_blocks and max_source_blocks of
+    the batch; and num_features, which is the model's.
     """
 
     name: str
@@ -46,6 +47,9 @@ INPUTS: dict[str, ArraySpec] = {
         ArraySpec("slot_mapping", "int64", ("num_tokens",)),
         ArraySpec("block_table", "int32", ("num_seqs", "max_blocks")),
         ArraySpec("cache_seqlens", "int32", ("num_seqs",)),
+        ArraySpec("source_table", "int32", ("num_seqs", "max_source_blocks")),
+        ArraySpec("source_seqlens", "int32", ("num_seqs",)),
+        ArraySpec("features", "float32", ("num_tokens", "num_features")),
         ArraySpec("logit_rows", "int64", ("num_logits",)),
         # The memory of the engine and not of a batch; its type, and the dimensions but num_blocks, are the model's.
         ArraySpec("kv_cache", "float32", ("num_layers", "num_blocks", 2, "num_kv_heads", "head_size")),
@@ -160,6 +164,7 @@ class Paging:
     `slot_mapping`: int64 `[num_tokens]`, where each token's key and value go: block * block_size + place in it.
     `logit_rows`: int64 `[num_logits]`, the tokens of the batch after which a next one is wanted; one may be repeated.
     `block_copies`: int64 `[num_copies, 2]`, blocks (from, to) that are copied before anything is computed.
+    `sources`: of encoder-decoders.
     """
 
     cache_seqlens: Int32Array
@@ -168,6 +173,23 @@ class Paging:
     logit_rows: IntArray
     sampling: Sampling
     block_copies: IntArray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    sources: "Sources | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What the sequences of an encoder-decoder's step are answers to.
+
+    `source_table`: int32 `[num_seqs, max_source_blocks]`, the blocks of the KV cache with the keys and values of each
+    sequence's source, in order; the rest of a row is 0. Beams of one source have the same.
+    `source_seqlens`: int32 `[num_seqs]`, how many tokens or frames these are.
+    `batch`: sources that are new, to be encoded before anything is decoded; None: all are in the cache. Its arrays
+    are the encoder's, among them `slot_mapping`: where the keys and values of each of its tokens go.
+    """
+
+    source_table: Int32Array
+    source_seqlens: Int32Array
+    batch: "Batch | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +202,8 @@ class Batch:
         `num_prompt_tokens`: int32 `[num_seqs]`, tokens at the beginning of each sequence that pooling leaves out.
         `num_keys`: int32 `[num_seqs]`, how many of each sequence's first tokens are attended to.
         `logit_rows`: int64 `[num_logits]`, the tokens that a masked language model is to guess, in ascending order.
+        `features`: float32 `[num_tokens, num_features]`, in place of token ids: what was heard, frame by frame.
+        `slot_mapping`: int64 `[num_tokens]`, of sources: see `Sources`.
     `cu_seqlens`: int32 `[num_seqs + 1]`, starts at 0, strictly increasing, ends at `num_tokens`.
     `max_seqlen`: length of the longest sequence.
 

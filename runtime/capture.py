@@ -16,9 +16,16 @@ from runtime.kv_cache.layout import KVLayout
 from runtime.lazy_module import LazyModule, LazyWeight, as_lazy
 from runtime.memory.lifetimes import SYMBOLS, Formula
 
-VARYING = ("num_tokens", "num_seqs", "num_logits", "num_blocks", "max_blocks")
+VARYING = ("num_tokens", "num_seqs", "num_logits", "num_blocks", "max_blocks", "max_source_blocks")
 """The symbols of `INPUTS` that differ from batch to batch, or from engine to engine."""
-EXAMPLE_SIZES = {"num_tokens": 13, "num_seqs": 3, "num_logits": 7, "num_blocks": 5, "max_blocks": 4}
+EXAMPLE_SIZES = {
+    "num_tokens": 13,
+    "num_seqs": 3,
+    "num_logits": 7,
+    "num_blocks": 5,
+    "max_blocks": 4,
+    "max_source_blocks": 6,
+}
 EXAMPLE_MAX_SEQLEN = 6
 UNREAD = "unread"
 """In a graph's `meta`: its constants that are still in their files, by name; the graph itself has their shapes."""
@@ -33,7 +40,7 @@ def capture(model: nn.Module | LazyModule, device: torch.device) -> GraphModule:
     lazy = as_lazy(model)
     module = lazy.prepare(device)
     names = list_inputs(module)
-    examples = {name: make_example(INPUTS[name], device) for name in names}
+    examples = {name: make_example(INPUTS[name], device, count_features(module)) for name in names}
     if isinstance(module, Decodes):
         examples["kv_cache"] = module.kv_layout(torch.float32).allocate(EXAMPLE_SIZES["num_blocks"], device)
     with torch.no_grad():
@@ -52,9 +59,14 @@ def capture(model: nn.Module | LazyModule, device: torch.device) -> GraphModule:
 
 @runtime_checkable
 class Decodes(Protocol):
-    """Decoders say what they keep of each token."""
+    """Decoders say what they keep of each token, and encoders that work for one."""
 
     def kv_layout(self, dtype: torch.dtype) -> KVLayout: ...
+
+
+def count_features(module: nn.Module) -> int:
+    """Numbers of each row of `features`; 0 of a module that reads token ids."""
+    return int(getattr(module, "num_features", 0))
 
 
 def list_inputs(module: nn.Module) -> list[str]:
@@ -89,11 +101,12 @@ def split_dim(dim: str | int) -> tuple[str, int]:
     return ("", int(dim)) if isinstance(dim, int) else (symbol, int(extra or 0))
 
 
-def make_example(spec: ArraySpec, device: torch.device) -> Tensor | int:
+def make_example(spec: ArraySpec, device: torch.device, num_features: int = 0) -> Tensor | int:
     """Zeros: what an input holds is never looked at. Of a cache nothing: the model makes it."""
     if not spec.dims:
         return EXAMPLE_MAX_SEQLEN
-    sizes = [EXAMPLE_SIZES.get(symbol, 0) + extra for symbol, extra in map(split_dim, spec.dims)]
+    known = EXAMPLE_SIZES | {"num_features": num_features}
+    sizes = [known.get(symbol, 0) + extra for symbol, extra in map(split_dim, spec.dims)]
     return torch.zeros(sizes, dtype=getattr(torch, spec.dtype), device=device)
 
 

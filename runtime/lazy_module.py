@@ -47,10 +47,12 @@ def concatenate(weights: list[LazyWeight]) -> LazyWeight:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LazyModule:
-    """`weights` are those of the module's parameters that are on the meta device, by their names."""
+    """`weights` are those of the module's parameters that are on the meta device, by their names. `encoder`: what
+    encodes the sources of a decoder that reads such; its module may share parameters with this one."""
 
     module: nn.Module
     weights: Mapping[str, LazyWeight]
+    encoder: "LazyModule | None" = None
 
     def fill(self) -> nn.Module:
         """The module with all of its weights."""

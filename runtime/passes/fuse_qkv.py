@@ -1,7 +1,8 @@
 """Linear layers that read the same tensor become one, its result cut into columns: one GEMM for Q, K and V.
 
 A gate and what it lets through become another, which `fuse_gated_act` reads whole, and an activation keeps its layer to
-itself: the two blocks of a layer may read one tensor.
+itself: the two blocks of a layer may read one tensor. Layers of different modules stay apart: what an encoder gives is
+read by the keys and values of all layers of a decoder, whose rows together would take as much memory as all the rest.
 """
 
 import torch
@@ -20,13 +21,19 @@ def fuse_qkv(graph_module: GraphModule) -> None:
 
 
 def group_linears(source: Node) -> list[list[Node]]:
-    """Linears over `source`, with and without bias apart, and those of a feed-forward block from others; groups of one
-    are left alone."""
-    groups: dict[tuple[bool, bool], list[Node]] = {}
+    """Linears over `source`, by the module they are in, with and without bias apart, and those of a feed-forward block
+    from others; groups of one are left alone."""
+    groups: dict[tuple[bool, bool, str], list[Node]] = {}
     for user in source.users:
         if is_call(user, LINEAR) and read(user).input is source:
-            groups.setdefault((read(user).bias is not None, feeds_activation(user)), []).append(user)
+            key = (read(user).bias is not None, feeds_activation(user), find_owner(read(user).weight))
+            groups.setdefault(key, []).append(user)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def find_owner(weight: Node) -> str:
+    """The module that has the layer: `attention` of `attention.q.weight`."""
+    return ".".join(str(weight.target).split(".")[:-2])
 
 
 def feeds_activation(linear: Node) -> bool:

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional
 
@@ -80,6 +80,21 @@ class TestFuseQkv:
         assert (gated["linear"], gated["slice"]) == (2, 2)
         plain = check_pass(lambda m, x, _: m.a(x) * m.b(x) + functional.gelu(m.c(x)), "fuse_qkv", fuse_qkv)[0]
         assert (plain["linear"], plain["slice"]) == (2, 2)
+
+    def test_modules_stay_apart(self) -> None:
+        """As the keys and values that each layer of a decoder has of one source."""
+
+        class Other(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.k, self.v = (nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE) for _ in range(2))
+
+            def forward(self, m: Tiny, x: Tensor, _: Tensor) -> Tensor:
+                return m.a(x) * m.b(x) + self.k(x) * self.v(x)
+
+        counts, graph_module = check_pass(Other(), "fuse_qkv", fuse_qkv)
+        assert (counts["linear"], counts["slice"]) == (2, 4)
+        assert graph_module.get_buffer("body_kv_weight").shape == (2 * HIDDEN_SIZE, HIDDEN_SIZE)
 
     def test_shared_weights_stay_shared(self) -> None:
         """As ALBERT's: layers that use the same weights fuse into the same constant."""

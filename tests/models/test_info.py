@@ -11,7 +11,8 @@ from models.config import read_config
 from models.defaults import DEFAULTS, OFFSET_POSITIONS
 from models.info import ModelDirectoryError, read_info
 from models.keys import BARE_ENCODERS, read_architecture
-from models.registry import DECODERS, FAMILIES, find_decoder, find_family
+from models.registry import DECODERS, FAMILIES, SEQ2SEQ, find_decoder, find_family, find_seq2seq
+from models.seq2seq_config import T5_TYPES
 
 BERT = {
     "architectures": ["BertModel"],
@@ -241,7 +242,8 @@ def test_positions_of_every_family(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "model_type", sorted({name for family in FAMILIES.values() for name in family.model_types} - NOT_TRANSFORMERS)
+    "model_type",
+    sorted({name for family in FAMILIES.values() for name in family.model_types} - NOT_TRANSFORMERS - set(T5_TYPES)),
 )
 def test_defaults_are_those_of_transformers(tmp_path: Path, model_type: str) -> None:
     """A config.json that says no more than it must."""
@@ -315,7 +317,7 @@ def test_settings_without_effect_are_accepted(tmp_path: Path) -> None:
     ("keys", "options", "message"),
     [
         ({}, {"task": "classify"}, "task classify needs a classification head, but the architecture is BertModel"),
-        ({"model_type": "t5"}, {}, "model_type 't5' is not served; served are albert, bert"),
+        ({"model_type": "xlnet"}, {}, "model_type 'xlnet' is not served; served are albert, bert"),
         ({"model_type": None}, {}, "model_type None is not served"),
         (CLASSIFIER | {"problem_type": "ranking"}, {}, "problem_type 'ranking' is not supported; supported are single"),
         ({"max_position_embeddings": 0}, {}, "max_position_embeddings is 0"),
@@ -345,6 +347,10 @@ def test_unknown_architecture() -> None:
             find_family(architecture, "bert")
     with pytest.raises(ModelDirectoryError, match="'BertModel' contradicts model_type 'roberta'; it goes with bert"):
         find_family("BertModel", "roberta")
+    with pytest.raises(ModelDirectoryError, match="'GitForConditionalGeneration' is no encoder-decoder that is served"):
+        find_seq2seq("GitForConditionalGeneration", "git")
+    with pytest.raises(ModelDirectoryError, match="contradicts model_type 'mt5'; it goes with bart, mbart"):
+        find_seq2seq("BartForConditionalGeneration", "mt5")
 
 
 def test_without_an_architecture_it_is_the_bare_encoder() -> None:
@@ -358,8 +364,10 @@ def test_without_an_architecture_it_is_the_bare_encoder() -> None:
 
 
 def test_every_model_type_has_a_family() -> None:
-    families = {*FAMILIES.values(), *DECODERS.values()}
-    assert sorted(model_type for family in families for model_type in family.model_types) == sorted(DEFAULTS)
+    """T5's and its kin's two: the whole, and the encoder alone."""
+    families = {*FAMILIES.values(), *DECODERS.values(), *SEQ2SEQ.values()}
+    found = [model_type for family in families for model_type in family.model_types]
+    assert sorted(found) == sorted([*DEFAULTS, *T5_TYPES])
 
 
 def test_matryoshka_dimensions(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def randomize(model: torch.nn.Module) -> None:
             parameter.normal_(0, 0.3)
         elif parameter.ndim == 1:
             parameter.add_(torch.randn_like(parameter) * 0.3)
-        elif ".h." in name or ".layers." in name or "lm_head" in name:
+        elif any(part in name for part in (".h.", ".layers.", ".block.", "lm_head")):
             fan_in = parameter.shape[0 if ".c_" in name else -1]  # GPT-2's lie [in, out].
             parameter.normal_(0, 1.5 * fan_in**-0.5)
         else:
