@@ -17,7 +17,7 @@ from runtime.config import EngineConfig, Precision, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.planned import fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
-from runtime.kv_cache.layout import KV_DTYPES
+from runtime.kv_cache.layout import KV_DTYPES, KVLayout
 from runtime.lazy_module import LazyModule, as_lazy
 from runtime.limits import BatchLimits
 from runtime.lower import lower
@@ -33,7 +33,7 @@ from runtime.passes.pipeline import (
 )
 from runtime.precision_choice import ChosenPrecision
 from runtime.precision_trial import Samples, list_sizes, make_samples, try_engines
-from runtime.program import Program
+from runtime.program import Program, share_constants
 from runtime.quantization.accuracy import Accuracy
 from runtime.quantization.calibrate import find_vocab_size
 from runtime.quantization.observe import random_batch
@@ -61,9 +61,9 @@ class Captured:
     limits: BatchLimits
     config: EngineConfig
 
-    def plan(self, choice: PrecisionChoice) -> PlannedProgram:
+    def plan(self, choice: PrecisionChoice, num_sharing: int = 1) -> PlannedProgram:
         """The only program: rewrites the graph in place, so that weights of both are never there."""
-        return self.plan_graph(self.graph_module, choice, find_cap(self.config, 1))
+        return self.plan_graph(self.graph_module, choice, find_cap(self.config, num_sharing))
 
     def plan_each(
         self, choices: Sequence[PrecisionChoice], progress: Progress, num_sharing: int
@@ -123,7 +123,12 @@ def compile_model(
         retype_cache(captured.graph_module, layout)
         guessing = None if draft is None else compile_model(draft.model, config, limits, progress)
         num_drafts = 0 if draft is None else draft.num_tokens
-        return CompiledModel({choice.precision: captured.plan(choice)}, None, layout, guessing, num_drafts)
+        lazy_encoder = as_lazy(model).encoder
+        planned = captured.plan(choice, num_sharing=1 if lazy_encoder is None else 2)
+        encoder = None
+        if lazy_encoder is not None:
+            encoder = plan_encoder(lazy_encoder, planned.program, choice, layout, config, limits, progress)
+        return CompiledModel({choice.precision: planned}, None, layout, guessing, num_drafts, encoder)
     candidates = [choose_precision(named, device)] if named else list_candidates(device)
     tried: dict[Precision, PlannedProgram] = {}
     if len(candidates) > 1:
@@ -137,6 +142,22 @@ def compile_model(
         info = replace(planned.info, precision_reason=choice.reason)
         return CompiledModel({choice.precision: replace(planned, info=info)}, chosen)
     return CompiledModel(captured.plan_each(candidates, progress, len(candidates)), chosen)
+
+
+def plan_encoder(
+    model: LazyModule,
+    decoder: Program,
+    choice: PrecisionChoice,
+    layout: KVLayout,
+    config: EngineConfig,
+    limits: BatchLimits,
+    progress: Progress,
+) -> PlannedProgram:
+    """Of an encoder-decoder: what writes sources into the decoder's cache. Raises UnusableConfig."""
+    captured = capture_model(model, config, limits.of_sources(), progress)
+    retype_cache(captured.graph_module, layout)
+    planned = captured.plan(choice, num_sharing=2)
+    return replace(planned, program=share_constants(planned.program, decoder))
 
 
 def capture_model(
@@ -273,7 +294,11 @@ def build_reference(
         return inners[0]
     dtype = torch.float32 if config.kv_cache.dtype == "auto" else KV_DTYPES[config.kv_cache.dtype]
     layouts = [each.kv_layout(dtype) for each in modules if isinstance(each, Decodes)]
-    return give_caches(inners, layouts, config, limits, 0 if draft is None else draft.num_tokens)
+    lazy_encoder, encoder = as_lazy(model).encoder, None
+    if lazy_encoder is not None:
+        module = lazy_encoder.fill().eval().requires_grad_(False).to(device)
+        encoder = build_reference_step(module, limits.of_sources(), device, progress)
+    return give_caches(inners, layouts, config, limits, 0 if draft is None else draft.num_tokens, encoder)
 
 
 def build_reference_step(

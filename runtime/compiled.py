@@ -43,6 +43,8 @@ class CompiledModel:
     draft: "CompiledModel | None" = None
     """A small generator that guesses for this one, `num_drafts` tokens at a time."""
     num_drafts: int = 0
+    encoder: PlannedProgram | None = None
+    """Of encoder-decoders: what encodes sources into the KV cache."""
 
     @property
     def only(self) -> PlannedProgram:

@@ -1,7 +1,7 @@
 """The Engine protocol, and nothing concrete."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from runtime.batch import ArraySpec, Batch, Output
@@ -27,6 +27,10 @@ class MemoryStats:
     num_arena_allocations: int = 0
     plan_cache_hits: int = 0
     plan_cache_misses: int = 0
+
+    def plus(self, other: "MemoryStats") -> "MemoryStats":
+        """Of two programs together."""
+        return MemoryStats(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)

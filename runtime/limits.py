@@ -15,6 +15,12 @@ class BatchLimits:
     max_batch_logits: int = 0
     """Decoders: the most tokens of a step after which a next one is wanted. Of encoders as many tokens as there may be
     sequences may be guessed."""
+    max_source_tokens: int = 0
+    """Encoder-decoders: of a source; `max_input_tokens` is of what is decoded."""
+
+    def of_sources(self) -> "BatchLimits":
+        """Of the batches that the encoder of an encoder-decoder is given."""
+        return BatchLimits(self.max_batch_tokens, self.max_batch_requests, self.max_source_tokens)
 
     def largest(self) -> BatchShape:
         num_seqs = min(self.max_batch_requests, self.max_batch_tokens)

@@ -59,6 +59,7 @@ class Lowering:
             weight_bytes=sum_weights(self.constants.values()),
             outputs=describe_outputs(self.graph_module),
             read_inputs=frozenset(node.name for node in nodes if node.op == "placeholder" and is_read(node)),
+            num_features=next((node.meta["val"].shape[1] for node in nodes if node.name == "features"), 0),
         )
 
     def find_value(self, node: Node) -> bool:

@@ -35,7 +35,8 @@ def open_engine(compiled: CompiledModel, config: EngineConfig, limits: BatchLimi
         models = [compiled] if compiled.draft is None else [compiled, compiled.draft]
         inners = [open_program(each.only, kernels, device) for each in models]
         layouts = [each.kv_layout for each in models if each.kv_layout is not None]
-        return give_caches(inners, layouts, config, limits, compiled.num_drafts)
+        encoder = None if compiled.encoder is None else open_program(compiled.encoder, kernels, device)
+        return give_caches(inners, layouts, config, limits, compiled.num_drafts, encoder)
     engines = {name: open_program(planned, kernels, device) for name, planned in compiled.programs.items()}
     if len(engines) == 1:
         (engine,) = engines.values()
@@ -81,19 +82,23 @@ def give_caches(
     config: EngineConfig,
     limits: BatchLimits,
     num_drafts: int,
+    encoder: Computes | None = None,
 ) -> Engine:
-    """A generator with its KV cache, which it shares with the draft model if there is one. Raises UnusableConfig."""
+    """A generator with its KV cache, which it shares with the draft model if there is one, or the encoder of its
+    sources. Raises UnusableConfig."""
+    infos = [each.info for each in (*inners, encoder) if each is not None]
     num_blocks = plan_blocks(
         config.kv_cache.budget_mb,
         block_bytes=sum(layout.block_bytes for layout in layouts),
-        weight_bytes=sum(inner.info.weight_bytes for inner in inners),
-        activation_bytes=sum(inner.info.activation_bytes for inner in inners),
+        weight_bytes=sum(info.weight_bytes for info in infos),
+        activation_bytes=sum(info.activation_bytes for info in infos),
         max_sequences=limits.max_batch_requests,
         max_input_tokens=limits.max_input_tokens,
+        max_source_tokens=limits.max_source_tokens,
     )
     device = torch.device(config.device)
     engines = [
-        DecoderEngine(inner, layout.allocate(num_blocks, device), layout.dtype_name)
+        DecoderEngine(inner, layout.allocate(num_blocks, device), layout.dtype_name, encoder)
         for inner, layout in zip(inners, layouts, strict=True)
     ]
     if len(engines) == 1:

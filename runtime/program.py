@@ -7,7 +7,7 @@ last use.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -60,6 +60,8 @@ class Program:
     outputs: tuple[ArraySpec, ...]
     read_inputs: frozenset[str]
     """The inputs that anything is computed from; `max_seqlen` too."""
+    num_features: int = 0
+    """Numbers of each row of `features`, where it reads such."""
 
     @property
     def planned(self) -> tuple[Instruction, ...]:
@@ -84,3 +86,19 @@ class Program:
         """What torch allocates beside the arena at most at one time."""
         lives = [instruction.life for instruction in self.unplanned if instruction.life is not None]
         return live_peak(size_lifetimes(lives, shape))
+
+
+def share_constants(program: Program, other: Program) -> Program:
+    """The program with the other's tensors in place of equal ones of its own: a table that both read is there once."""
+    theirs = list({id(value): value for value in other.constants.values()}.values())
+    shared = {
+        root: next((each for each in theirs if are_equal(value, each)), value)
+        for root, value in program.constants.items()
+    }
+    return replace(program, constants=shared)
+
+
+def are_equal(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype) and torch.equal(
+        one, other
+    )

@@ -1,4 +1,4 @@
-"""A decoder's step: copy shared blocks, compute logits over the KV cache, choose the next tokens."""
+"""A decoder's step: copy shared blocks, encode new sources, compute logits over the cache, choose next tokens."""
 
 from dataclasses import replace
 from typing import Protocol
@@ -9,7 +9,7 @@ from torch import Tensor
 from runtime.batch import Batch, Output
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
 from runtime.engines.transfer import run_warmup, to_output
-from runtime.kv_cache.examples import page_alone
+from runtime.kv_cache.examples import page_alone, place_source
 from runtime.memory.lifetimes import BatchShape
 from runtime.sampling import sample
 
@@ -19,6 +19,7 @@ class Computes(Protocol):
 
     info: EngineInfo
     largest: BatchShape
+    num_features: int
 
     def compute(self, batch: Batch, **memory: Tensor) -> dict[str, Tensor]: ...
 
@@ -32,17 +33,22 @@ class Computes(Protocol):
 
 
 class DecoderEngine:
-    """`inner` computes logits. Mutable: `kv_cache`, as in `runtime.kv_cache.layout`. One caller at a time."""
+    """`inner` computes logits; `encoder`, of an encoder-decoder, writes what it makes of sources into the cache.
 
-    def __init__(self, inner: Computes, kv_cache: Tensor, kv_cache_dtype: str) -> None:
+    Mutable: `kv_cache`, as in `runtime.kv_cache.layout`. One caller at a time.
+    """
+
+    def __init__(self, inner: Computes, kv_cache: Tensor, kv_cache_dtype: str, encoder: Computes | None = None) -> None:
         self.inner = inner
+        self.encoder = encoder
         self.kv_cache = kv_cache
         self.kv_cache_dtype = kv_cache_dtype
 
     @property
     def info(self) -> EngineInfo:
+        info = self.inner.info if self.encoder is None else join_infos(self.inner.info, self.encoder.info)
         return replace(
-            self.inner.info,
+            info,
             num_blocks=self.kv_cache.shape[1],
             kv_cache_bytes=self.kv_cache.nbytes,
             kv_cache_dtype=self.kv_cache_dtype,
@@ -53,6 +59,10 @@ class DecoderEngine:
         """As PlannedEngine does."""
         self.inner.prepare()
         run_warmup(lambda batch: self.run(self.page(batch)), self.inner.largest, progress)
+        if self.encoder is not None:
+            self.encoder.prepare()
+            width = self.encoder.num_features
+            run_warmup(lambda batch: self.encode(place_source(batch, width)), self.encoder.largest, progress)
 
     def page(self, batch: Batch) -> Batch:
         return page_alone(batch, num_blocks=self.kv_cache.shape[1])
@@ -62,11 +72,18 @@ class DecoderEngine:
         try:
             with torch.inference_mode():
                 self.copy_blocks(torch.from_numpy(batch.paging.block_copies).to(self.kv_cache.device))
+                if batch.paging.sources is not None and batch.paging.sources.batch is not None:
+                    self.encode(batch.paging.sources.batch)
                 outputs = dict(self.inner.compute(batch, kv_cache=self.kv_cache))
                 tokens = sample(outputs.pop("logits"), batch.paging.sampling)
                 return replace(to_output(outputs), tokens=tokens)
         except (RuntimeError, IndexError) as error:
             raise error if isinstance(error, EngineError) else EngineError(f"sampling failed: {error}") from error
+
+    def encode(self, sources: Batch) -> None:
+        """Into the cache, where `slot_mapping` says."""
+        assert self.encoder is not None, "Only encoder-decoders have sources. This is a bug."
+        self.encoder.compute(sources, kv_cache=self.kv_cache)
 
     def copy_blocks(self, copies: Tensor) -> None:
         """In all layers. All are read before any is written: one copy may write where another reads."""
@@ -74,10 +91,26 @@ class DecoderEngine:
             self.kv_cache[:, copies[:, 1]] = self.kv_cache[:, copies[:, 0]]
 
     def memory(self) -> MemoryStats:
-        return replace(self.inner.memory(), kv_cache_bytes=self.kv_cache.nbytes)
+        stats = self.inner.memory() if self.encoder is None else self.inner.memory().plus(self.encoder.memory())
+        return replace(stats, kv_cache_bytes=self.kv_cache.nbytes)
 
     def trim(self) -> None:
-        self.inner.trim()
+        for each in (self.inner, self.encoder):
+            if each is not None:
+                each.trim()
 
     def close(self) -> None:
-        self.inner.close()
+        for each in (self.inner, self.encoder):
+            if each is not None:
+                each.close()
+
+
+def join_infos(decoder: EngineInfo, encoder: EngineInfo) -> EngineInfo:
+    """Of both programs together, which take turns."""
+    return replace(
+        decoder,
+        weight_bytes=decoder.weight_bytes + encoder.weight_bytes,
+        activation_bytes=decoder.activation_bytes + encoder.activation_bytes,
+        max_batch_tokens=min(decoder.max_batch_tokens, encoder.max_batch_tokens),
+        unplanned_ops=encoder.unplanned_ops + decoder.unplanned_ops,
+    )

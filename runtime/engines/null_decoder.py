@@ -56,6 +56,9 @@ class NullDecoder:
             raise EngineError(f"asked to fail after {self.max_steps} steps")
         if len(paging.block_copies):
             self.cache[paging.block_copies[:, 1]] = self.cache[paging.block_copies[:, 0]]
+        if paging.sources is not None and paging.sources.batch is not None:
+            new = paging.sources.batch.arrays
+            self.cache.reshape(-1)[new["slot_mapping"]] = new["input_ids"]
         self.cache.reshape(-1)[paging.slot_mapping] = batch.arrays["input_ids"]
         return Output({}, self.choose(batch, paging))
 
@@ -82,11 +85,17 @@ class NullDecoder:
         return SampledTokens(tokens, logprobs, top_ids, top_logprobs)
 
     def read_past(self, batch: Batch, paging: Paging, place: int) -> npt.NDArray[np.int64]:
-        """All tokens up to the batch's token number `place`, as the cache has them."""
+        """The source's tokens, and all up to the batch's token number `place`, as the cache has them."""
         seq = int(np.searchsorted(batch.cu_seqlens, place, side="right")) - 1
         last = int(batch.arrays["position_ids"][place])
-        blocks = paging.block_table[seq, : last // BLOCK_SIZE + 1]
-        return self.cache[blocks].reshape(-1)[: last + 1]
+        past = self.read(paging.block_table[seq], last + 1)
+        if paging.sources is None:
+            return past
+        source = self.read(paging.sources.source_table[seq], int(paging.sources.source_seqlens[seq]))
+        return np.concatenate([source, past])
+
+    def read(self, block_ids: npt.NDArray[np.int32], num_tokens: int) -> npt.NDArray[np.int64]:
+        return self.cache[block_ids].reshape(-1)[:num_tokens]
 
     def memory(self) -> MemoryStats:
         return MemoryStats()

@@ -39,6 +39,7 @@ class PlannedEngine:
         self.arena: Arena[Tensor] = Arena(self.allocate, arena_cap, self.bound.forget)
         self.is_used = program.is_used
         self.read = program.read_inputs
+        self.num_features = program.num_features
 
     def allocate(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
@@ -63,7 +64,7 @@ class PlannedEngine:
         """
         shape = find_shape(batch, self.largest)
         use_threads(self.info.threads)
-        arrays = take_arrays(batch, self.read)
+        arrays = take_arrays(batch, self.read, self.num_features)
         bucket = round_shape(self.drop_unused(shape), self.largest)
         try:
             layout = self.arena.layout(bucket, lambda: self.program.lifetimes(bucket))
@@ -98,8 +99,10 @@ class PlannedEngine:
 
 def list_symbols(shape: BatchShape, batch: Batch, memory: Mapping[str, Tensor]) -> tuple[int, ...]:
     """The values of SYMBOLS."""
-    max_blocks = 0 if batch.paging is None else batch.paging.block_table.shape[1]
-    return (*shape, max_blocks, memory["kv_cache"].shape[1] if "kv_cache" in memory else 0)
+    paging, cache = batch.paging, memory.get("kv_cache")
+    max_blocks = 0 if paging is None else paging.block_table.shape[1]
+    max_source_blocks = 0 if paging is None or paging.sources is None else paging.sources.source_table.shape[1]
+    return (*shape, max_blocks, 0 if cache is None else cache.shape[1], max_source_blocks)
 
 
 def peak_bytes(program: Program, shape: BatchShape) -> int:

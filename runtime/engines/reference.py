@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.batch import Batch, Output
-from runtime.capture import list_inputs
+from runtime.capture import count_features, list_inputs
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
 from runtime.engines.transfer import find_shape, run_warmup, take_arrays, to_output, to_tensors
 from runtime.memory.lifetimes import BatchShape
@@ -23,6 +23,7 @@ class ReferenceEngine:
         self.module = module
         self.read = read
         self.names = list_inputs(module)
+        self.num_features = count_features(module)
         self.largest = largest
         self.device = device
         self.info = info
@@ -39,7 +40,7 @@ class ReferenceEngine:
     def compute(self, batch: Batch, **memory: Tensor) -> dict[str, Tensor]:
         """See PlannedEngine."""
         find_shape(batch, self.largest)
-        take_arrays(batch, self.read)
+        take_arrays(batch, self.read, self.num_features)
         use_threads(self.info.threads)
         try:
             with torch.inference_mode():

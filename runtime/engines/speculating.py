@@ -75,15 +75,7 @@ class SpeculatingEngine:
         return replace(tokens, draft_ids=drafts)
 
     def memory(self) -> MemoryStats:
-        one, other = self.target.memory(), self.draft.memory()
-        return replace(
-            one,
-            weight_bytes=one.weight_bytes + other.weight_bytes,
-            arena_reserved_bytes=one.arena_reserved_bytes + other.arena_reserved_bytes,
-            arena_in_use_bytes=one.arena_in_use_bytes + other.arena_in_use_bytes,
-            planned_peak_bytes=one.planned_peak_bytes + other.planned_peak_bytes,
-            kv_cache_bytes=one.kv_cache_bytes + other.kv_cache_bytes,
-        )
+        return self.target.memory().plus(self.draft.memory())
 
     def trim(self) -> None:
         self.target.trim()

@@ -20,6 +20,11 @@ def list_arrays(batch: Batch) -> Arrays:
         paging = batch.paging
         arrays["slot_mapping"], arrays["block_table"] = paging.slot_mapping, paging.block_table
         arrays["cache_seqlens"], arrays["logit_rows"] = paging.cache_seqlens, paging.logit_rows
+        if paging.sources is not None:
+            arrays["source_table"], arrays["source_seqlens"] = (
+                paging.sources.source_table,
+                paging.sources.source_seqlens,
+            )
     return arrays
 
 
@@ -30,7 +35,7 @@ DTYPES = {name: np.dtype(spec.dtype) for name, spec in INPUTS.items()}
 """Comparing with a type's name takes longer than all the rest of a check."""
 
 
-def take_arrays(batch: Batch, read: Collection[str]) -> Arrays:
+def take_arrays(batch: Batch, read: Collection[str], num_features: int = 0) -> Arrays:
     """Those that a model reads, in the order of `INPUTS`. `max_seqlen` and a cache are no arrays of the batch.
 
     Raises ValueError where the batch lacks one, or one has another type or shape than `INPUTS` says.
@@ -44,6 +49,7 @@ def take_arrays(batch: Batch, read: Collection[str]) -> Arrays:
         "num_tokens": batch.num_tokens,
         "num_seqs": batch.num_seqs,
         "num_seqs + 1": batch.num_seqs + 1,
+        "num_features": num_features,
     }
     for name in wanted:
         check_array(name, arrays[name], sizes)

@@ -12,13 +12,14 @@ def plan_blocks(
     activation_bytes: int,
     max_sequences: int,
     max_input_tokens: int,
+    max_source_tokens: int = 0,
 ) -> int:
     """Blocks, the scratch block included. Without a budget as many as all sequences could use; with one at most.
 
-    Raises UnusableConfig where not even one sequence of `max_input_tokens` has room.
+    Raises UnusableConfig where not even one sequence of `max_input_tokens` has room, with its source.
     """
-    useful = max_sequences * count_blocks(max_input_tokens) + 1
-    least = count_blocks(max_input_tokens) + 1
+    most_blocks = count_blocks(max_input_tokens) + count_blocks(max_source_tokens)
+    useful, least = max_sequences * most_blocks + 1, most_blocks + 1
     if budget_mb is None:
         return useful
     taken_bytes = weight_bytes + activation_bytes

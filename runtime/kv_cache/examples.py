@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from runtime.batch import NO_TOKEN, Batch, Paging, Sampling
+from runtime.batch import NO_TOKEN, Batch, Paging, Sampling, Sources
 from runtime.kv_cache.blocks import BLOCK_SIZE, SCRATCH_BLOCK
 
 
 def page_alone(batch: Batch, *, num_blocks: int, past: int = 0, every_token: bool = False) -> Batch:
-    """The batch as a decoder takes it: each sequence new, or behind `past` tokens of whatever lies in the cache.
+    """The batch as a decoder takes it: each sequence new, or behind `past` tokens of whatever lies in the cache, and
+    an answer to no source.
 
     Blocks are used over and over where there are not enough, so what is computed means nothing then. `every_token`:
     logits after each of them, else after each sequence's last.
@@ -25,8 +26,17 @@ def page_alone(batch: Batch, *, num_blocks: int, past: int = 0, every_token: boo
     owner = np.repeat(np.arange(batch.num_seqs), batch.seqlens)
     slots = table[owner, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
     rows = np.arange(batch.num_tokens) if every_token else batch.cu_seqlens[1:].astype(np.int64) - 1
-    paging = Paging(lengths.astype(np.int32), table, slots, rows, sample_greedily(len(rows)))
+    sources = Sources(np.full((batch.num_seqs, 1), SCRATCH_BLOCK, np.int32), np.zeros(batch.num_seqs, np.int32))
+    paging = Paging(lengths.astype(np.int32), table, slots, rows, sample_greedily(len(rows)), sources=sources)
     return replace(batch, arrays=batch.arrays | {"position_ids": positions}, paging=paging)
+
+
+def place_source(batch: Batch, num_features: int) -> Batch:
+    """The batch as an encoder of sources takes it, of `num_features` numbers for each token, all written to the scratch
+    block."""
+    features = np.zeros((batch.num_tokens, num_features), np.float32)
+    slots = np.arange(batch.num_tokens, dtype=np.int64) % BLOCK_SIZE + SCRATCH_BLOCK * BLOCK_SIZE
+    return replace(batch, arrays=batch.arrays | {"features": features, "slot_mapping": slots})
 
 
 def sample_greedily(num_logits: int) -> Sampling:
