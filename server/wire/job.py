@@ -17,6 +17,10 @@ Array = npt.NDArray[Any]
 Splits = npt.NDArray[np.int32]
 TokenArray = npt.NDArray[np.int32]
 
+SOURCES = {"source_ids": "input_ids", "features": "features"}
+"""What inputs of encoder-decoders bring along beside the beginning of their answers, `input_ids`: token ids, or what
+was heard, frame by frame, fp32 `[num_frames, num_features]`. By what their encoders call that."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ragged:
@@ -123,7 +127,8 @@ class Job:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.input_ids.values)
+        """Of all inputs, and of what they are answers to."""
+        return sum(len(self.inputs[name].values) for name in ("input_ids", *SOURCES) if name in self.inputs)
 
     @property
     def load_tokens(self) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.batch import ArraySpec
+from runtime.batch import ArraySpec, Paging
 from runtime.engine import Engine, EngineInfo
 from runtime.engines.null_decoder import NullDecoder, choose_token
 from server.engine.batchers.batcher import StepLimits, StepResult
@@ -14,7 +14,7 @@ from server.engine.batchers.decoding import DecodingBatcher, DecodingOptions, De
 from server.engine.batchers.matcher import MakeMatcher, refuse_grammar
 from server.engine.cost_model import CostModel
 from server.wire.generation import AnswerNews, GenerationParams, read_news
-from server.wire.job import Job, Result, TokenSequence, write_inputs
+from server.wire.job import Job, Result, TokenSequence, join_rows, write_inputs
 from server.wire.result_stream import ResultStream
 
 VOCAB_SIZE = 97
@@ -54,10 +54,18 @@ def count_vocab(engine: Engine) -> int:
 
 
 def make_job(
-    prompts: Sequence[Sequence[int]], params: GenerationParams, *, timeout_s: float = 1e9, **options: Any
+    prompts: Sequence[Sequence[int]],
+    params: GenerationParams,
+    *,
+    sources: Sequence[Sequence[int]] = (),
+    timeout_s: float = 1e9,
+    **options: Any,
 ) -> Job:
-    sequences = [TokenSequence(np.array(prompt, np.int32)) for prompt in prompts]
-    return Job("generate", write_inputs(sequences), timeout_s, params, rows_per_input=params.num_sequences, **options)
+    """`sources`: of each prompt, of encoder-decoders."""
+    inputs = write_inputs([TokenSequence(np.array(prompt, np.int32)) for prompt in prompts])
+    if sources:
+        inputs["source_ids"] = join_rows([np.array(source, np.int32) for source in sources])
+    return Job("generate", inputs, timeout_s, params, rows_per_input=params.num_sequences, **options)
 
 
 class Continuous:
@@ -94,6 +102,8 @@ class Continuous:
         self.allocator = self.batcher.running.allocator
         self.now_s = 0.0
         self.batch_sizes: list[int] = []
+        self.source_sizes: list[int] = []
+        """Tokens of the sources that were encoded in each step."""
 
     def start(self, prompt: Sequence[int], params: GenerationParams, **options: Any) -> Heard:
         return self.start_job(make_job([prompt], params, **options))
@@ -119,6 +129,8 @@ class Continuous:
             assert step.batch.num_tokens <= self.batcher.limits.max_batch_tokens
             assert step.batch.num_logits <= self.batcher.limits.max_batch_logits
             self.batch_sizes.append(step.batch.num_tokens)
+            assert step.batch.paging is not None
+            self.source_sizes.append(count_sources(step.batch.paging))
             steps += self.batcher.settle(self.run_engine(step), self.now_s)
 
     def run_engine(self, step: DecodingStep) -> StepResult[DecodingStep]:
@@ -138,6 +150,10 @@ class Continuous:
         assert self.allocator.num_used_blocks == 0
         assert not self.batcher.decodings and not self.batcher.owners
         assert (self.batcher.queue.num_items, self.batcher.num_queued_tokens) == (0, 0)
+
+
+def count_sources(paging: Paging) -> int:
+    return 0 if paging.sources is None or paging.sources.batch is None else paging.sources.batch.num_tokens
 
 
 def expected_answer(prompt: Sequence[int], num_tokens: int, stop: Sequence[int] = ()) -> list[int]:

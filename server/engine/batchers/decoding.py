@@ -22,6 +22,7 @@ from server.engine.batchers.running_set import GenerationPlan, Part, RunningSet,
 from server.engine.batchers.sampling_rows import Row, list_rows
 from server.engine.batchers.sequences import Generation
 from server.engine.batchers.settlement import Settlement, list_generations
+from server.engine.batchers.sources import read_source
 from server.engine.cost_model import CostModel, Rate, StepCost
 from server.errors import DeadlineExceeded, EngineFailure, Unservable
 from server.metrics import Metrics
@@ -102,14 +103,15 @@ class DecodingBatcher:
         """See Batcher."""
         params: GenerationParams = job.params
         prompts = [job.input_ids.row(index).tolist() for index in range(job.num_inputs)]
-        for prompt in prompts:
-            check_feasible(
-                len(prompt), params, self.limits, self.running.allocator.num_blocks, self.options.max_total_tokens
-            )
+        sources = [read_source(job, index) for index in range(job.num_inputs)]
+        num_blocks, most = self.running.allocator.num_blocks, self.options.max_total_tokens
+        for prompt, source in zip(prompts, sources, strict=True):
+            num_source_tokens = 0 if source is None else source.num_tokens
+            check_feasible(len(prompt), params, self.limits, num_blocks, most, num_source_tokens)
         waiting = self.queue.enter(priority=job.priority, deadline_s=now_s + job.timeout_s, arrival_s=now_s)
         decoding = self.decodings[stream] = DecodingJob(job, stream, waiting, self.outbox)
-        for prompt in prompts:
-            self.owners[id(decoding.add_prompt(prompt, self.options.max_total_tokens))] = decoding
+        for prompt, source in zip(prompts, sources, strict=True):
+            self.owners[id(decoding.add_prompt(prompt, source, most))] = decoding
         if params.grammar[0]:
             task = asyncio.create_task(self.compile_and_queue(decoding))
             self.compiling.add(task)
@@ -190,7 +192,7 @@ class DecodingBatcher:
         which would wait for ever; nor may anybody come in while blocks have just run out: who had to give way comes
         first."""
         for waiting, index, generation in take_turns(self.queue.order):
-            if budget.num_tokens <= 0 or plan.preempted:
+            if plan.preempted or not budget.has_room(generation):
                 return
             if self.make_way(generation, budget, plan):
                 self.queue.take(waiting, index)
@@ -312,7 +314,7 @@ class DecodingBatcher:
         self.cost_model.observe(step.cost, step.batch.num_seqs, actual_s)
         if step.is_canary:
             return
-        self.rate.observe(step.batch.num_tokens, actual_s)
+        self.rate.observe(step.cost.num_tokens, actual_s)
         if self.metrics is not None:
             self.metrics.observe_step(*count_phases(step))
 
@@ -366,14 +368,22 @@ def copies_into(parts: Sequence[Part], copies: Sequence[tuple[int, int]]) -> lis
 
 
 def count_phases(step: DecodingStep) -> tuple[int, int]:
-    """Tokens of prompts, and of answers."""
+    """Tokens of prompts and sources, and of answers."""
     is_answer = [part.num_past_tokens >= part.generation.num_prompt_tokens for part in step.parts]
     num_decoded = sum(part.num_tokens for part, decodes in zip(step.parts, is_answer, strict=True) if decodes)
-    return step.batch.num_tokens - num_decoded, num_decoded
+    num_encoded = sum(
+        part.generation.source.num_tokens for part in step.parts if part.encodes and part.generation.source
+    )
+    return num_encoded + step.batch.num_tokens - num_decoded, num_decoded
 
 
 def cost_of_parts(parts: list[Part]) -> StepCost:
-    """Attention costs by the pairs of new tokens and all tokens before them."""
+    """Attention costs by the pairs of new tokens and all tokens that they see."""
     num_tokens = sum(part.num_tokens for part in parts)
     pairs = sum(part.num_tokens * (part.num_past_tokens + part.num_tokens) for part in parts)
+    for part in parts:
+        if part.generation.source is not None:
+            seqlen = part.generation.source.num_tokens
+            num_tokens += seqlen if part.encodes else 0
+            pairs += seqlen * (part.num_tokens + (seqlen if part.encodes else 0))
     return StepCost(num_tokens, pairs)

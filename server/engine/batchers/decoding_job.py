@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from server.engine.batchers.job_queue import Waiting
 from server.engine.batchers.sequences import Generation
+from server.engine.batchers.sources import Source
 from server.wire.generation import AnswerNews, GenerationParams
 from server.wire.job import Job
 from server.wire.result_stream import ResultStream
@@ -34,7 +35,7 @@ class DecodingJob:
         """Generations."""
         return sum(generation is not None for generation in self.generations)
 
-    def add_prompt(self, prompt: list[int], max_total_tokens: int) -> Generation:
+    def add_prompt(self, prompt: list[int], source: Source | None, max_total_tokens: int) -> Generation:
         index, params = len(self.generations), self.params
         first = index * params.num_sequences
         generation = Generation(
@@ -46,6 +47,7 @@ class DecodingJob:
             secrets.randbits(63) if params.seed is None else params.seed,
             self.job.salt,
             lambda news: self.tell(first, news),
+            source,
         )
         self.generations.append(generation)
         self.open_rows |= set(range(first, first + params.num_sequences))

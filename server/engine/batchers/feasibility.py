@@ -18,7 +18,12 @@ FIELDS: dict[type[Processor], str] = {
 
 
 def check_feasible(
-    num_prompt_tokens: int, params: GenerationParams, limits: StepLimits, num_blocks: int, max_total_tokens: int
+    num_prompt_tokens: int,
+    params: GenerationParams,
+    limits: StepLimits,
+    num_blocks: int,
+    max_total_tokens: int,
+    num_source_tokens: int = 0,
 ) -> None:
     """Raises Unservable, naming what to change: it would wait for ever."""
     num_rows = params.num_rows
@@ -32,6 +37,7 @@ def check_feasible(
     last = min(num_prompt_tokens + params.max_tokens, max_total_tokens)
     own = count_blocks(num_prompt_tokens + 1) - num_prompt_tokens // BLOCK_SIZE
     needed = max(count_blocks(last), count_blocks(num_prompt_tokens + 1) + (num_rows - 1) * own)
+    needed += count_blocks(num_source_tokens)
     if needed > num_blocks:
         raise Unservable(
             f"the prompt and its answers need room for {needed * BLOCK_SIZE} tokens, and this server has room for "

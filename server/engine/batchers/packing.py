@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from runtime.batch import Batch, Paging, find_middles
+from runtime.batch import Batch, Paging, Sources, find_middles
 from runtime.kv_cache.blocks import BLOCK_SIZE
 from server.engine.batchers.running_set import Part
 from server.engine.batchers.sampling_rows import Row, build_sampling
+from server.engine.batchers.sources import pack_sources, pack_tables
 from server.wire.job import Job, TokenSequence, write_inputs
 
 
@@ -92,24 +93,20 @@ def pack_parts(parts: Sequence[Part], copies: Sequence[tuple[int, int]], rows: S
         logit_rows=np.array([row.token_row for row in rows], np.int64),
         sampling=build_sampling(rows, vocab_size),
         block_copies=np.array(copies, np.int64).reshape(-1, 2),
+        sources=find_sources(parts),
     )
     ids = np.array(input_ids, np.int64)
     return Batch({"input_ids": ids, "position_ids": position_ids}, cu_seqlens, int(seqlens.max()), paging)
+
+
+def find_sources(parts: Sequence[Part]) -> Sources | None:
+    """Of encoder-decoders: what the parts are answers to, and which of these are new."""
+    answering = [part.generation.source for part in parts if part.generation.source is not None]
+    new = [part.generation.source for part in parts if part.encodes and part.generation.source is not None]
+    return pack_sources(answering, new) if answering else None
 
 
 def list_tokens(part: Part) -> list[int]:
     """What of its sequence is computed, drafts included."""
     first = part.num_past_tokens
     return [*part.sequence.token_ids[first : first + part.num_tokens - len(part.drafts)], *part.drafts]
-
-
-def pack_tables(tables: Sequence[list[int]]) -> npt.NDArray[np.int32]:
-    """int32 [num_seqs, max_blocks], filled up with the scratch block, which is 0.
-
-    The width is a power of two: engines keep what they know of a shape, and answers get longer with every step.
-    """
-    width = 1 << (max(len(table) for table in tables) - 1).bit_length()
-    packed = np.zeros((len(tables), width), np.int32)
-    for row, table in zip(packed, tables, strict=True):
-        row[: len(table)] = table
-    return packed

@@ -15,7 +15,7 @@ from server.engine.batchers.sequences import Generation, Sequence
 @dataclass(frozen=True, slots=True)
 class Part:
     """What a step computes of one sequence, behind its `num_past_tokens`. `num_tokens`: drafts included.
-    `num_prompt_rows`: logprobs of the prompt that it gives."""
+    `num_prompt_rows`: logprobs of the prompt that it gives. `encodes`: its generation's source comes first."""
 
     generation: Generation
     sequence: Sequence
@@ -23,6 +23,7 @@ class Part:
     num_tokens: int
     drafts: tuple[int, ...] = ()
     num_prompt_rows: int = 0
+    encodes: bool = False
 
     @property
     def is_complete(self) -> bool:
@@ -44,6 +45,14 @@ class StepBudget:
     num_tokens: int
     num_sequences: int
     num_logits: int
+    has_sources: bool = False
+
+    def has_room(self, generation: Generation) -> bool:
+        """For something of it. Its source is encoded whole, and beside others if there is room for all: the first one
+        of a step always has, so that no source waits for ever for those who are decoding."""
+        if self.num_tokens <= 0:
+            return False
+        return not self.has_sources or generation.num_source_tokens < self.num_tokens
 
 
 @dataclass(slots=True)
@@ -104,6 +113,8 @@ class RunningSet:
 
     def prefill(self, generation: Generation, budget: StepBudget, plan: GenerationPlan) -> None:
         """As much of what is known and not computed as the step has room for."""
+        if not budget.has_room(generation):
+            return
         for sequence in generation.live:
             num_tokens = min(sequence.num_remaining_tokens, self.count_prefill(budget, plan))
             num_rows = 1 if generation.has_forked else generation.num_rows
@@ -116,8 +127,8 @@ class RunningSet:
                 if len(self.generations) == 1:
                     self.give_up(generation, plan)
                 return
-            past = sequence.num_computed_tokens
-            self.add_part(Part(generation, sequence, past, num_tokens, (), num_prompt_rows), budget, plan)
+            past, encodes = sequence.num_computed_tokens, generation.num_source_tokens > 0
+            self.add_part(Part(generation, sequence, past, num_tokens, (), num_prompt_rows, encodes), budget, plan)
 
     def count_prefill(self, budget: StepBudget, plan: GenerationPlan) -> int:
         waiting = [part for part in plan.parts if part.generation.is_decoding]
@@ -136,6 +147,9 @@ class RunningSet:
     def add_part(self, part: Part, budget: StepBudget, plan: GenerationPlan) -> None:
         plan.parts.append(part)
         budget.num_tokens -= part.num_tokens
+        if part.encodes:
+            budget.num_tokens -= part.generation.num_source_tokens
+            budget.has_sources = True
         budget.num_logits -= part.num_prompt_rows + 1 + len(part.drafts)
         if not part.generation.has_forked:
             budget.num_logits -= part.generation.num_rows - 1
@@ -182,9 +196,8 @@ class RunningSet:
         without them. Its prompt's beginning may be in the cache: this is the most that it needs."""
         staying = [other for other in self.generations if other not in victims]
         promised = sum(other.num_missing_blocks + other.num_rows for other in staying)
-        free = self.allocator.num_free_blocks + self.allocator.count_freed(
-            [sequence.table for victim in victims for sequence in victim.live]
-        )
+        freed = self.allocator.count_freed([table for victim in victims for table in victim.tables])
+        free = self.allocator.num_free_blocks + freed
         room = num_sequences + sum(victim.num_rows for victim in victims)
         return generation.num_rows <= room and generation.num_missing_blocks + promised <= free
 
@@ -211,12 +224,16 @@ class RunningSet:
             self.allocator.release(sequence.table)
             sequence.num_computed_tokens = 0
             sequence.drafts = []
+        if generation.source is not None:
+            self.allocator.release(generation.source.table)
+            generation.source.is_encoded = False
         if generation.num_missing_prompt_logprobs:
             generation.prompt_logprobs.clear()
         self.generations.remove(generation)
 
     def admit(self, generation: Generation) -> bool:
-        """Take a generation in, if there are blocks for all that is known of it; its prompt's beginning may be here."""
+        """Take a generation in, if there are blocks for all that is known of it; its prompt's beginning may be here.
+        Its source gets its own at once."""
         for sequence in generation.live:
             if not generation.num_missing_prompt_logprobs:
                 sequence.table = self.allocator.find_prefix(sequence.token_ids, sequence.hashes, generation.salt)
@@ -228,6 +245,8 @@ class RunningSet:
         if generation.num_missing_blocks + promised > self.allocator.num_free_blocks:
             self.release(generation)
             return False
+        if generation.source is not None:
+            self.allocator.grow(generation.source.table, 0, generation.source.num_tokens)
         if generation.num_preemptions == 0:
             generation.num_cached_tokens = generation.live[0].num_computed_tokens
             self.num_prompt_tokens += generation.num_prompt_tokens
@@ -279,4 +298,4 @@ class RunningSet:
 
 
 def holds_blocks(generation: Generation) -> bool:
-    return any(sequence.table.block_ids for sequence in generation.live)
+    return any(table.block_ids for table in generation.tables)

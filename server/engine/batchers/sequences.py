@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from runtime.kv_cache.blocks import BLOCK_SIZE, BlockHash, BlockTable, count_blocks
 from server.engine.batchers.beam_search import BeamSearch
 from server.engine.batchers.matcher import Matcher
+from server.engine.batchers.sources import Source
 from server.wire.generation import AnswerNews, FinishReason, GenerationParams, TokenLogprob
 
 
@@ -43,7 +44,8 @@ class Sequence:
 class Generation:
     """Mutable: the sequences that still run, and how far they are. `emit` gets the news of each step.
 
-    `place`: its order among others. `seed`: of its random numbers. `salt`: whose prefixes it may share.
+    `place`: its order among others. `seed`: of its random numbers. `salt`: whose prefixes it may share. `source`: what
+    it is an answer to, of encoder-decoders.
     """
 
     prompt: list[int]
@@ -55,6 +57,7 @@ class Generation:
     seed: int = 0
     salt: str = ""
     emit: Callable[[list[AnswerNews]], None] = lambda news: None
+    source: Source | None = None
     live: list[Sequence] = field(default_factory=list)
     branches: list[Sequence] = field(default_factory=list)
     """Answers that have lost their blocks: they go on once their prompt, now alone in `live`, is computed again."""
@@ -98,7 +101,18 @@ class Generation:
     @property
     def num_tokens(self) -> int:
         """Known, of all sequences: what is to be computed of who waits, but for what the prefix cache has."""
-        return sum(len(sequence.token_ids) for sequence in self.live)
+        return sum(len(sequence.token_ids) for sequence in self.live) + self.num_source_tokens
+
+    @property
+    def num_source_tokens(self) -> int:
+        """That are still to be encoded."""
+        return 0 if self.source is None or self.source.is_encoded else self.source.num_tokens
+
+    @property
+    def tables(self) -> list[BlockTable]:
+        """All that it holds blocks by."""
+        own = [sequence.table for sequence in self.live]
+        return own if self.source is None else [*own, self.source.table]
 
     @property
     def num_rows(self) -> int:
@@ -118,10 +132,11 @@ class Generation:
 
     @property
     def num_missing_blocks(self) -> int:
-        """For its known tokens and one more of each sequence, beyond those it has. Branches share the prompt's."""
-        missing = sum(
-            max(0, count_blocks(len(sequence.token_ids) + 1) - len(sequence.table.block_ids)) for sequence in self.live
-        )
+        """For its known tokens and one more of each sequence, and for its source, beyond those it has. Branches share
+        the prompt's."""
+        missing = 0 if self.source is None else self.source.num_missing_blocks
+        for sequence in self.live:
+            missing += max(0, count_blocks(len(sequence.token_ids) + 1) - len(sequence.table.block_ids))
         shared = self.num_prompt_tokens // BLOCK_SIZE
         return missing + sum(count_blocks(len(branch.token_ids) + 1) - shared for branch in self.branches)
 

@@ -64,6 +64,8 @@ class Settlement:
         """One sequence by what was computed of it; `places`: its rows."""
         generation, sequence = part.generation, part.sequence
         sequence.num_computed_tokens += part.num_tokens - len(part.drafts)
+        if part.encodes and generation.source is not None:
+            generation.source.is_encoded = True
         sequence.drafts = []
         drawn = [place for place in places if rows[place].forced_id == NO_TOKEN]
         for place in places:
