@@ -123,7 +123,7 @@ FIXED: dict[str, Keys] = {
     "distilbert": {"layer_norm_eps": 1e-12, "type_vocab_size": 0},
     "mpnet": {"pad_token_id": 1, "type_vocab_size": 0},
     **{model_type: {"attention_bias": True, "mlp_bias": False, "norm_bias": True} for model_type in ("gte", "new")},
-    **dict.fromkeys(("jina_embeddings_v3", FLASH), {"attention_bias": True, "mlp_bias": True, "norm_bias": True}),
+    **{name: {"attention_bias": True, "mlp_bias": True, "norm_bias": True} for name in ("jina_embeddings_v3", FLASH)},
     **{model_type: {"type_vocab_size": 0} for model_type in ("eurobert", "modernbert")},
     "nomic_bert": {"norm_bias": True},
     **decoder_defaults.FIXED,

@@ -41,6 +41,7 @@ from server.http.api import (
     tei_embed_all,
     tei_rerank,
     tei_sparse,
+    text2text,
 )
 from server.http.api.openai_errors import render_error
 from server.http.body import check_media_type
@@ -61,6 +62,7 @@ ROUTES: tuple[Route, ...] = (
     *openai_embeddings.ROUTES,
     *openai_completions.ROUTES,
     *openai_chat.ROUTES,
+    *text2text.ROUTES,
     *openai_models.ROUTES,
     *tei.ROUTES,
     *tei_sparse.ROUTES,

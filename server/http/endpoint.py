@@ -44,8 +44,8 @@ class TextJob:
     settle: Settle | None = None
     prompt: Prompt = NO_PROMPT
     """Its text stands before each text; its adapter is for ids as well."""
-    ending: TokenArray | None = None
-    """Stands behind each text's tokens and is never cut off. With it texts get no special tokens around them."""
+    around: tuple[TokenArray, TokenArray] | None = None
+    """Stand before and behind each text's tokens and are never cut off. With them texts get no special tokens."""
     truncation: Truncation = "error"
     cuts_first: bool = False
     """Of pairs truncation cuts the first text only."""
@@ -58,6 +58,8 @@ class TextJob:
     add_special_tokens: bool = True
     max_input_tokens: int | None = None
     """Of each input, where the call wants fewer than the model takes."""
+    openings: Sequence[TokenArray] = ()
+    """How the answer to each input begins, of encoder-decoders, for which inputs are sources."""
     filling: Filling | None = None
     """What shorter inputs are filled up with once they are tokens."""
     num_answers: int = 1
@@ -176,6 +178,11 @@ class OpenJob:
         if now_s >= call.deadline_s:
             raise DeadlineExceeded("the deadline passed while the text was tokenised")
 
+    @property
+    def prompts(self) -> list[TokenArray]:
+        """What answers go on from."""
+        return list(self.job.openings) or [sequence.input_ids for sequence in self.sequences]
+
     async def count_prompt(self) -> int:
         """Tokens of the prompt; of the directory's own ones they are counted once."""
         prompt, known = self.job.prompt.text, self.model.prompt_lengths
@@ -192,8 +199,8 @@ class OpenJob:
     async def encode(self) -> list[TokenSequence]:
         """Raises InvalidField, also where windows are more than a call may have inputs."""
         job, tokenizer = self.job, self.model.tokenizer
-        if job.ending is not None:
-            return await self.encode_with_ending(job.ending)
+        if job.around is not None:
+            return await self.encode_between(*job.around)
         if not job.wants_places:
             return await tokenizer.encode(
                 self.inputs,
@@ -213,16 +220,16 @@ class OpenJob:
             )
         return [window.sequence for windows in self.windows for window in windows]
 
-    async def encode_with_ending(self, ending: TokenArray) -> list[TokenSequence]:
+    async def encode_between(self, before: TokenArray, behind: TokenArray) -> list[TokenSequence]:
         job, tokenizer = self.job, self.model.tokenizer
         sequences = await tokenizer.encode(
             self.inputs,
             truncation=job.truncation,
             field=job.field,
             add_special_tokens=False,
-            max_tokens=tokenizer.limit_tokens(job.max_input_tokens) - len(ending),
+            max_tokens=tokenizer.limit_tokens(job.max_input_tokens) - len(before) - len(behind),
         )
-        return [TokenSequence(np.concatenate([each.input_ids, ending])) for each in sequences]
+        return [TokenSequence(np.concatenate([before, each.input_ids, behind])) for each in sequences]
 
     def build_job(self) -> Job:
         return Job(
@@ -242,6 +249,8 @@ class OpenJob:
         `num_keys` where not all tokens are attended to; `adapter_ids` where there is an adapter.
         """
         inputs = write_inputs(self.sequences)
+        if self.job.openings:
+            inputs = {"input_ids": join_rows(self.job.openings), "source_ids": inputs["input_ids"]}
         if self.job.prompt.adapter_id:
             inputs["adapter_ids"] = Ragged(np.full(len(self.sequences), self.job.prompt.adapter_id, np.int32))
         if self.num_prompt_tokens:

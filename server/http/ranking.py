@@ -113,7 +113,7 @@ def ask_judge(judge: Judge, job: TextJob, pairs: Sequence[tuple[str, str]]) -> T
         )
     frames = {query: judge.frame(query) for query in dict(pairs)}
     texts = [f"{frames[query].before}{document}{frames[query].between}" for query, document in pairs]
-    return replace(job, inputs=texts, prompt=NO_PROMPT, ending=judge.ending_ids)
+    return replace(job, inputs=texts, prompt=NO_PROMPT, around=(judge.ending_ids[:0], judge.ending_ids))
 
 
 async def compare_vectors(call: Call, model: ServedModel, question: Question) -> rerank.Scores:

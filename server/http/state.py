@@ -16,6 +16,7 @@ from server.tasks.head import Head
 from server.tasks.registry import HEADS, list_tasks
 from server.tasks.task import Task
 from server.text.judgement import Judge
+from server.text.languages import Languages
 from server.text.late_interaction import SIDES, Side, SideRules, find_rules
 from server.text.tokenizer import Tokenizer
 from server.wire.client import EngineClient
@@ -34,6 +35,8 @@ class ServedModel:
     engine: EngineClient
     created_s: int = field(default_factory=lambda: int(time()))
     """Unix time, for `/v1/models`."""
+    languages: Languages | None = None
+    """Of encoder-decoders of texts."""
     judge: Judge | None = None
     """Of rankers that are asked about pairs; None: they read them as they are."""
     prompt_lengths: dict[tuple[str, bool], int] = field(default_factory=dict)

@@ -20,7 +20,7 @@ class TextGeneration:
     """
 
     def __init__(self, call: Call, opened: OpenJob, rules: TextRules, metrics: TokenMetrics) -> None:
-        self.prompts = [sequence.input_ids for sequence in opened.sequences]
+        self.prompts = opened.prompts
         self.num_generated_tokens = 0
         self._num_cached = [0] * len(self.prompts)
         self.prompt_logprobs: list[tuple[TokenLogprob, ...]] = [() for _ in self.prompts]

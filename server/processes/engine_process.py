@@ -113,21 +113,26 @@ def build_decoding(
         cost_model,
         info,
         plan_decoding(model),
-        vocab_size=model.info.vocab_size,
+        vocab_size=model.info.output_dim,
         wake=wake,
         metrics=CacheMetrics(metrics.registry, model.config.name, replica),
     )
 
 
-BATCHERS: dict[Work, Callable[..., Batcher[Any]]] = {Work.ENCODE: build_packed, Work.DECODE: build_decoding}
+BATCHERS: dict[Work, Callable[..., Batcher[Any]]] = {
+    Work.ENCODE: build_packed,
+    Work.DECODE: build_decoding,
+    Work.ENCODE_DECODE: build_decoding,
+}
 
 
 def plan_decoding(model: DeployedModel) -> DecodingOptions:
-    speculative = model.config.speculative
+    speculative, target = model.config.speculative, model.info.seq2seq
+    # Answers that begin alike have nothing in common where they are answers to different sources.
     options = DecodingOptions(
-        model.max_input_tokens,
+        model.max_input_tokens if target is None else target.max_target_tokens,
         prefill_chunk_tokens=model.config.limits.prefill_chunk_tokens,
-        has_prefix_cache=model.config.engine.kv_cache.prefix_caching,
+        has_prefix_cache=model.config.engine.kv_cache.prefix_caching and target is None,
         num_drafts=speculative.num_tokens if speculative is not None and speculative.method == "ngram" else 0,
     )
     if not has_tokenizer(model.text_directory):

@@ -19,6 +19,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from models.translation import read_translation
 from server.http.admission import Admission
 from server.http.app import ROUTES, App
 from server.http.connection import bound_connections
@@ -34,6 +35,7 @@ from server.processes.startup import (
 from server.tasks.head import Work
 from server.text.chat_template import load_chat_template
 from server.text.judgement import build_judge
+from server.text.languages import find_languages
 from server.text.tokenizer_file import load_tokenizer
 from server.wire.client import EngineClient, SocketClient
 from server.wire.replica_set import ReplicaSet
@@ -62,7 +64,7 @@ def build_state(
             tokenizer=load_tokenizer(
                 model.text_directory,
                 lowercase=model.info.do_lower_case,
-                is_required=model.head.work is Work.ENCODE,
+                is_required=model.head.work is not Work.DECODE,
                 markers=() if model.info.late_interaction is None else model.info.late_interaction.markers,
                 max_input_tokens=model.max_input_tokens,
                 vocab_size=model.info.vocab_size,
@@ -79,6 +81,9 @@ def build_state(
             ),
             engine=engine,
         )
+        if model.head.work is Work.ENCODE_DECODE:
+            languages = find_languages(model.info, read_translation(model.text_directory), served.tokenizer)
+            served = replace(served, languages=languages)
         served = replace(served, judge=build_judge(model.info, served.tokenizer))
         models[model.config.name] = add_heads(served, [head.info for head in model.heads])
     return ServerState(deployment.config, models, metrics, deployment.keys)

@@ -11,7 +11,6 @@ from server.config import ConfigError
 from server.processes.child import build_command, build_environment
 from server.processes.deployment import DeployedModel, Deployment
 from server.processes.memory_plan import Claim, plan_memory
-from server.tasks.head import Work
 
 WEIGHT_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 """Of each number; `auto` may come to fp32."""
@@ -38,7 +37,7 @@ def divide_memory(deployment: Deployment) -> Deployment:
 def make_claim(model: DeployedModel) -> Claim:
     """Raises ModelDirectoryError."""
     engine = model.config.engine
-    has_cache = model.head.work is Work.DECODE
+    has_cache = model.head.work.decodes
     budget_mb = engine.kv_cache.budget_mb if has_cache else None
     return Claim(
         model.config.name,

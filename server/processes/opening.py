@@ -12,7 +12,6 @@ from runtime.open import build_null, open_engine
 from server.engine.calibration import calibrate
 from server.engine.cost_model import CostModel
 from server.processes.deployment import DeployedModel
-from server.tasks.head import Work
 from server.tasks.registry import list_outputs
 
 
@@ -34,8 +33,11 @@ def open_model(model: DeployedModel, replica: int, progress: Progress) -> Engine
 
 
 def find_limits(model: DeployedModel) -> BatchLimits:
-    limits = model.config.limits
-    return BatchLimits(limits.max_batch_tokens, limits.max_batch_requests, model.max_input_tokens, count_logits(model))
+    limits, target = model.config.limits, model.info.seq2seq
+    most = (limits.max_batch_tokens, limits.max_batch_requests)
+    if target is None:
+        return BatchLimits(*most, model.max_input_tokens, count_logits(model))
+    return BatchLimits(*most, target.max_target_tokens, count_logits(model), model.max_input_tokens)
 
 
 def settle_engine(model: DeployedModel) -> EngineConfig:
@@ -49,7 +51,7 @@ def settle_engine(model: DeployedModel) -> EngineConfig:
 
 def count_logits(model: DeployedModel) -> int:
     """Rows of logits of a step: of every sequence the next token, and as many as are guessed ahead."""
-    if model.head.work is not Work.DECODE:
+    if not model.head.work.decodes:
         return 0
     limits, speculative = model.config.limits, model.config.speculative
     num_drafts = 0 if speculative is None else speculative.num_tokens

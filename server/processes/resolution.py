@@ -81,8 +81,9 @@ def check_limits(deployed: DeployedModel) -> None:
             f"model {model.name}: limits.max_input_tokens ({wanted}) is over what the model takes "
             f"({info.max_input_tokens}). Lower it, or leave it out"
         )
-    if deployed.head.work is Work.DECODE:
+    if deployed.head.work.decodes:
         check_generator(deployed)
+    if deployed.head.work is Work.DECODE:
         return
     if model.limits.truncation == "left" and not info.pools_prompt:
         raise ConfigError(
@@ -102,7 +103,7 @@ def check_limits(deployed: DeployedModel) -> None:
         )
     if model.speculative is not None:
         raise ConfigError(
-            f"model {model.name}: speculative is for models that generate, and this one's task is "
+            f"model {model.name}: speculative is for language models, and this one's task is "
             f"{deployed.head.name}. Leave it out"
         )
 

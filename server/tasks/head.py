@@ -20,6 +20,12 @@ class Work(Enum):
     """Every input goes through the model once."""
     DECODE = "decode"
     """An input is gone on from, token by token."""
+    ENCODE_DECODE = "encode_decode"
+    """An input is encoded, and an answer to it decoded token by token."""
+
+    @property
+    def decodes(self) -> bool:
+        return self is not Work.ENCODE
 
 
 class Example(NamedTuple):

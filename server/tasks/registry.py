@@ -17,6 +17,7 @@ from server.tasks import (
     question_answering,
     rerank,
     sparse,
+    text2text,
     token_classify,
     token_embed,
 )
@@ -28,6 +29,7 @@ HEADS: dict[str, Head] = {
     for head in (
         *(embed.HEAD, token_embed.HEAD, multi_vector.HEAD, sparse.HEAD, sparse.TOKEN_HEAD),
         *(classify.HEAD, token_classify.HEAD, question_answering.HEAD, fill_mask.HEAD, generate.HEAD),
+        text2text.HEAD,
     )
 }
 TASKS: dict[str, Task] = {
@@ -35,6 +37,7 @@ TASKS: dict[str, Task] = {
     for task in (
         *(embed.TASK, multi_vector.TASK, token_embed.TASK, sparse.TASK, classify.TASK, rerank.TASK),
         *(token_classify.TASK, question_answering.TASK, fill_mask.TASK, infer.TASK, generate.TASK),
+        text2text.TASK,
     )
 }
 

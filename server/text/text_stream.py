@@ -39,6 +39,8 @@ class Delta:
     finish_reason: FinishReason
     is_first: bool = False
     """The answer begins with it; or begins anew, and what was said of it before counts no more."""
+    score: float | None = None
+    """See `AnswerNews`."""
 
 
 class TextStream:
@@ -71,7 +73,7 @@ class TextStream:
             self.finish_reason = news.finish_reason
             parts += [self._stops.push(self._detokenizer.finish()), self._stops.finish()]
         is_first, self._is_new = self._is_new, False
-        return Delta(self.index, "".join(parts), tuple(tokens), self.finish_reason, is_first)
+        return Delta(self.index, "".join(parts), tuple(tokens), self.finish_reason, is_first, news.score)
 
     def _read(self, token_id: int, *, is_end: bool) -> str:
         """The text that is certain with this token. `is_end`: it is the stop token."""

@@ -19,6 +19,7 @@ from server.errors import EmptyInput, InputTooLong, InvalidField, TokenizerFailu
 from server.text.borders import NOWHERE, Borders, find_borders
 from server.text.chat_template import NO_CHAT_TEMPLATE, Chat, ChatTemplate
 from server.text.detokenizer import TokenTexts
+from server.text.given_ids import IdRange
 from server.text.inputs import Input, Text, is_long, is_short, split_chunks
 from server.text.located import Kept, Window, cut_windows, find_word_rules, locate
 from server.text.pairs import SharedText, count_special, find_shared, join_pair
@@ -32,7 +33,7 @@ from server.text.truncation import (
     find_chars,
     take_whole,
 )
-from server.text.work import Truncation, Work, check_certain, choose_part, make_too_long
+from server.text.work import Truncation, Work, check_certain, make_too_long
 from server.wire.job import TokenArray, TokenSequence
 
 Result = TypeVar("Result")
@@ -80,12 +81,11 @@ class Tokenizer:
         self.texts = TokenTexts(plain)
         self._plain = plain
         self.chat_template = chat_template
-        self._vocab_size = vocab_size
+        self._given = IdRange(vocab_size, type_vocab_size)
         self._pool = pool
         self._long_pool = ThreadPoolExecutor(1, "long-text")
         self._num_threads = num_threads
         # Single texts of almost every model are all type 0: looked up once, not per text.
-        self._type_vocab_size = type_vocab_size
         self._has_pair_types = type_vocab_size > 1
         self._has_single_types = False
         self._can_join = False
@@ -115,6 +115,13 @@ class Tokenizer:
         """Of tokens as the vocabulary writes them; those that it lacks are left out."""
         found = [self.texts.find_id(token) for token in tokens]
         return tuple(token_id for token_id in found if token_id is not None)
+
+    def list_tokens(self, *, only_added: bool = False) -> dict[str, int]:
+        """All as the vocabulary writes them, and their ids."""
+        plain = self._find_plain()
+        if only_added:
+            return {token.content: token_id for token_id, token in plain.get_added_tokens_decoder().items()}
+        return dict(plain.get_vocab())
 
     def list_ids(self, text: str) -> list[int]:
         """Of a short text, without special tokens around it. Raises InvalidField where there is no tokenizer."""
@@ -236,36 +243,12 @@ class Tokenizer:
 
     def _encode_input(self, item: Input, work: Work) -> TokenSequence:
         if isinstance(item, list):
-            return self._check_ids(item, work)
+            return self._given.take_ids(item, work)
         if isinstance(item, TokenSequence):
-            return self._check_sequence(item, work)
+            return self._given.take_sequence(item, work)
         if isinstance(item, Chat):
             return self._encode_text(self.chat_template.render_chat(item), work._replace(add_special_tokens=False))
         return self._encode_text(item, work)
-
-    def _check_ids(self, ids: list[int], work: Work) -> TokenSequence:
-        """Token ids are taken as they are: the client has added the special tokens, if it wants any."""
-        ids = ids[choose_part(len(ids), work)]
-        if problem := self._find_foreign(min(ids), max(ids)):
-            raise InvalidField(problem)
-        return TokenSequence(np.array(ids, dtype=np.int32))
-
-    def _check_sequence(self, sequence: TokenSequence, work: Work) -> TokenSequence:
-        """Types likewise."""
-        part = choose_part(sequence.num_tokens, work)
-        ids, types = sequence.input_ids[part], sequence.token_type_ids
-        if problem := self._find_foreign(int(ids.min()), int(ids.max())):
-            raise InvalidField(problem)
-        if types is not None and (types.min() < 0 or types.max() >= self._type_vocab_size):
-            raise InvalidField(f"has token types outside 0 to {self._type_vocab_size - 1}, which this model has")
-        own_types = types[part].astype(np.int32) if types is not None and types.any() else None
-        return TokenSequence(ids.astype(np.int32), own_types)
-
-    def _find_foreign(self, low: int, high: int) -> str:
-        """What is wrong with ids from `low` to `high`; empty where the model has them all."""
-        if low >= 0 and high < self._vocab_size:
-            return ""
-        return f"has the token id {low if low < 0 else high}; ids of this model go from 0 to {self._vocab_size - 1}"
 
     def _find_plain(self) -> tokenizers.Tokenizer:
         """Raises InvalidField where there is none."""
@@ -277,7 +260,7 @@ class Tokenizer:
         """`[num_tokens]`. Pieces that the model has no ids for are unknown to it: Marian's and M2M-100's."""
         ids = np.array(encoding.ids, dtype=np.int32)
         if self._spare_id is not None:
-            ids[ids >= self._vocab_size] = self._spare_id
+            ids[ids >= self._given.vocab_size] = self._spare_id
         return ids
 
     def _encode_text(self, text: Text, work: Work) -> TokenSequence:
@@ -378,8 +361,7 @@ class Tokenizer:
     def _decode_ids(self, ids: list[int], work: Work, *, skip_special_tokens: bool) -> str:
         if not ids:
             raise EmptyInput("must not be empty")
-        if problem := self._find_foreign(min(ids), max(ids)):
-            raise InvalidField(problem)
+        self._given.check(min(ids), max(ids))
         return self._find_plain().decode_batch([ids], skip_special_tokens=skip_special_tokens)[0]
 
     async def describe(self, texts: Sequence[str], *, add_special_tokens: bool, field: str) -> list[list[Piece]]:

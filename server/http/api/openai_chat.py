@@ -7,12 +7,13 @@ from pydantic import Field, StrictBool, StrictInt
 from pydantic.config import JsonDict
 
 from server.errors import InvalidField
+from server.http.answers import Answer
 from server.http.api.generation_fields import MAX_LOGPROBS, GenerationFields
 from server.http.api.generation_params import build_params, build_rules
 from server.http.api.logprobs import format_objects
 from server.http.api.messages import MAX_MESSAGES, ROLES, read_messages
 from server.http.api.openai_errors import render_error
-from server.http.api.openai_generation import Answer, Choice, Choices, Envelope, generate
+from server.http.api.openai_generation import Choice, Choices, Envelope, generate
 from server.http.api.openai_schemas import EVENT_STREAM, ChatReply, ErrorReply
 from server.http.body import parse_body
 from server.http.call import Call, Reply

@@ -9,12 +9,13 @@ import orjson
 from pydantic import Field, StrictBool, StrictInt
 
 from server.errors import InvalidField
+from server.http.answers import Answer
 from server.http.api.fields import Label, Texts, TokenIds, TokenLists, list_inputs
 from server.http.api.generation_fields import MAX_LOGPROBS, GenerationFields
 from server.http.api.generation_params import build_params, build_rules
 from server.http.api.logprobs import format_lists
 from server.http.api.openai_errors import render_error
-from server.http.api.openai_generation import INLINE_TOKENS, Answer, Choice, Choices, Envelope, generate
+from server.http.api.openai_generation import INLINE_TOKENS, Choice, Choices, Envelope, generate
 from server.http.api.openai_schemas import EVENT_STREAM, CompletionReply, ErrorReply
 from server.http.body import parse_body
 from server.http.call import Call, Reply

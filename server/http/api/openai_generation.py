@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from time import time
 from typing import Any, Protocol
@@ -11,43 +10,19 @@ from typing import Any, Protocol
 import orjson
 
 from server.errors import Unservable
+from server.http.answers import Answer, collect_answers
 from server.http.api.generation_fields import GenerationFields
 from server.http.call import Call, Reply
 from server.http.endpoint import OpenJob, TextJob
 from server.http.events import EventStream
 from server.http.state import ServedModel, ServerState
 from server.http.text_generation import TextGeneration
-from server.text.text_stream import Delta, TextRules, TokenNews
-from server.wire.generation import FinishReason
+from server.text.text_stream import Delta, TextRules
 
 Choice = dict[str, Any]
 DONE = b"[DONE]"
 INLINE_TOKENS = 100
 """So many with logprobs are written on the event loop's thread. A chat's token with 20 others takes 0.08 ms."""
-
-
-@dataclass(slots=True)
-class Answer:
-    """One whole answer. Mutable: grows until it has a finish_reason."""
-
-    texts: list[str] = field(default_factory=list)
-    tokens: list[TokenNews] = field(default_factory=list)
-    finish_reason: FinishReason = ""
-
-    def add(self, delta: Delta) -> None:
-        self.texts.append(delta.text)
-        self.tokens.extend(delta.tokens)
-        self.finish_reason = delta.finish_reason
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
-
-    @property
-    def mean_logprob(self) -> float:
-        """By which the best of several are chosen."""
-        found = [token.logprob.logprob for token in self.tokens if token.logprob is not None]
-        return sum(found) / len(found) if found else 0.0
 
 
 class Choices(Protocol):
@@ -151,18 +126,6 @@ async def write_chunks(
     last = [envelope.wrap([], usage=describe_usage(generation))] if has_usage else []
     await events.write(*last, DONE)
     await events.end()
-
-
-async def collect_answers(generation: TextGeneration) -> list[Answer]:
-    """All answers to all prompts, in the engine's order."""
-    answers = [Answer() for _ in range(len(generation.prompts) * generation.num_per_prompt)]
-    async with aclosing(generation.read()) as news:
-        async for deltas in news:
-            for delta in deltas:
-                if delta.is_first:
-                    answers[delta.index] = Answer()
-                answers[delta.index].add(delta)
-    return answers
 
 
 def is_quick(opened: OpenJob, generation: TextGeneration) -> bool:

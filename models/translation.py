@@ -1,0 +1,92 @@
+"""What a directory says of languages: how a translator is told which one it reads, and which one it is to write.
+
+Knows no torch. The tokens of languages are the tokenizer's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from models.defaults import Keys
+from models.keys import ModelDirectoryError, read_object
+
+STYLES: Mapping[str, str] = {
+    "MBartTokenizer": "suffix",
+    "MBart50Tokenizer": "prefix",
+    "M2M100Tokenizer": "prefix",
+    "NllbTokenizer": "prefix",
+    "MarianTokenizer": "target_prefix",
+}
+"""By the tokenizer's class, without Fast."""
+TASK_PREFIX = "translation_"
+"""Of names in `task_specific_params`, as `translation_en_to_de`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskWords:
+    """A task that a model was trained to be told in words, as T5 was: what stands before the text."""
+
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class TranslationInfo:
+    """`style`: where languages are named. `prefix`: the source's token before the text, and the first token of the
+    answer is the target's (M2M-100, NLLB, mBART-50). `suffix`: the source's behind the text, and the answer goes on
+    from the target's (mBART). `target_prefix`: the target's before the text, if the model has several (Marian).
+    `words`: in a sentence before the text (T5). `none`: nowhere."""
+
+    style: str
+    source_language: str = ""
+    """As the model writes it; empty where nothing is said."""
+    target_language: str = ""
+    tasks: Mapping[str, TaskWords] = field(default_factory=dict)
+    """Of `words`, by the names of `task_specific_params`."""
+
+    @property
+    def pairs(self) -> Mapping[tuple[str, str], TaskWords]:
+        """Source and target of those that translate."""
+        found = {}
+        for name, words in self.tasks.items():
+            source, between, target = name.removeprefix(TASK_PREFIX).partition("_to_")
+            if name.startswith(TASK_PREFIX) and between:
+                found[source, target] = words
+        return found
+
+
+def read_translation(folder: Path) -> TranslationInfo:
+    """Raises ModelDirectoryError."""
+    path = folder / "tokenizer_config.json"
+    tokenizer = read_object(path) if path.exists() else {}
+    tasks = read_tasks(folder / "config.json")
+    style = STYLES.get(str(tokenizer.get("tokenizer_class", "")).removesuffix("Fast"), "words" if tasks else "none")
+    if tokenizer.get("legacy_behaviour") is True and style == "prefix":
+        raise ModelDirectoryError(
+            f"{path}: legacy_behaviour puts the language behind the text, as NLLB was once run by mistake; that is not "
+            "supported. Set it to false"
+        )
+    return TranslationInfo(
+        style,
+        read_language(path, tokenizer, "src_lang", "source_lang"),
+        read_language(path, tokenizer, "tgt_lang", "target_lang"),
+        tasks,
+    )
+
+
+def read_language(path: Path, keys: Keys, *names: str) -> str:
+    for name in names:
+        value = keys.get(name)
+        if value is not None and not isinstance(value, str):
+            raise ModelDirectoryError(f"{path}: {name} is {value!r}; it must be the name of a language")
+        if value:
+            return value
+    return ""
+
+
+def read_tasks(path: Path) -> dict[str, TaskWords]:
+    """Those that are told by a prefix; summarizers of other families have settings there as well, but no words."""
+    given = read_object(path).get("task_specific_params") or {}
+    if not isinstance(given, dict):
+        raise ModelDirectoryError(f"{path}: task_specific_params is {given!r}; it must be an object")
+    prefixes = {name: task.get("prefix") for name, task in given.items() if isinstance(task, dict)}
+    return {name: TaskWords(prefix) for name, prefix in prefixes.items() if isinstance(prefix, str) and prefix}
