@@ -27,7 +27,7 @@ from runtime.config import CpuKernels, EngineConfig
 from runtime.engine import Engine
 from runtime.limits import BatchLimits
 from tests.kernels.emulated import COMPILED, EMULATED, load_compiled
-from tests.kernels.tiny_graphs import random_batch, tiny_bert
+from tests.kernels.tiny_graphs import captured_once, random_batch, tiny_bert
 from tests.tolerances import check_close
 
 ISAS = list_isas()
@@ -59,7 +59,8 @@ def write_compiler(path: Path, script: str) -> str:
 
 def build_tiny(**options: object) -> Engine:
     config = EngineConfig(threads=1, **options)  # type: ignore[arg-type]
-    return build_engine(tiny_bert(), config, BatchLimits(512, 64, 128), silent)
+    with captured_once(tiny_bert):
+        return build_engine(tiny_bert(), config, BatchLimits(512, 64, 128), silent)
 
 
 def test_configuration_names_every_instruction_set() -> None:

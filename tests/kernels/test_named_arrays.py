@@ -33,6 +33,7 @@ from tests.kernels.tiny_graphs import (
     HIDDEN_SIZE,
     Tiny,
     capture_body,
+    captured_once,
     count_calls,
     random_batch,
     rewrite,
@@ -91,7 +92,8 @@ def make_module(mode: str = "mean") -> TextModel:
 @cache
 def build(name: str) -> Engine:
     config = EngineConfig(threads=1, **ENGINES[name])  # type: ignore[arg-type]
-    return build_engine(make_module(), config, LIMITS, lambda *_: None)
+    with captured_once(make_module):
+        return build_engine(make_module(), config, LIMITS, lambda *_: None)
 
 
 def with_arrays(batch: Batch, **arrays: Any) -> Batch:

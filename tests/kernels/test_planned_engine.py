@@ -33,6 +33,7 @@ from tests.kernels.tiny_graphs import (
     HIDDEN_SIZE,
     MAX_POSITIONS,
     VOCAB_SIZE,
+    captured_once,
     random_batch,
     rewrite,
     tiny_bert,
@@ -54,6 +55,11 @@ def lower_model(module: nn.Module, implementation: str = "torch") -> Program:
     backend = find_backend(implementation)
     passes = list_passes(choose_precision("fp32", CPU), backend)
     return lower(rewrite(capture(module, CPU), *passes), backend.kernels)
+
+
+def build_bert(config: EngineConfig, chosen: ChosenPrecision | None = None) -> Engine:
+    with captured_once(tiny_bert):
+        return build_engine(tiny_bert(), config, LIMITS, silent, chosen=chosen)
 
 
 @cache
@@ -131,11 +137,11 @@ def test_alone_is_the_same_as_in_a_batch(kind: str, reference: Engine) -> None:
         check_close(alone[0], together[index], tolerance=SAME_ENGINE, what=f"sequence {index}")
 
 
-def test_thousand_random_batches_after_warmup_allocate_nothing(planned: PlannedEngine, reference: Engine) -> None:
+def test_hundreds_of_random_batches_after_warmup_allocate_nothing(planned: PlannedEngine, reference: Engine) -> None:
     planned.warmup(silent)
     before = planned.memory()
     rng = random.Random(0)
-    for index in range(1000):
+    for index in range(400):
         batch = random_batch(random_seqlens(rng), seed=index)
         values = planned.run(batch).arrays["embeddings"]
         if index % 25 == 0:
@@ -143,7 +149,7 @@ def test_thousand_random_batches_after_warmup_allocate_nothing(planned: PlannedE
     after = planned.memory()
     assert after.num_arena_allocations == before.num_arena_allocations == 1
     assert after.arena_reserved_bytes == planned.info.activation_bytes
-    assert after.plan_cache_hits + after.plan_cache_misses >= 1000
+    assert after.plan_cache_hits + after.plan_cache_misses >= 400
     assert after.plan_cache_hits > after.plan_cache_misses
 
 
@@ -242,7 +248,7 @@ class TestBuild:
 
     def build(self, **options: object) -> Engine:
         config = EngineConfig(threads=1, **options)  # type: ignore[arg-type]
-        return build_engine(tiny_bert(), config, LIMITS, silent)
+        return build_bert(config)
 
     def test_bf16_is_close_to_fp32(self, reference: Engine) -> None:
         """On any CPU: where there are no bf16 instructions, linear layers multiply in fp32."""
@@ -266,7 +272,7 @@ class TestBuild:
     def test_a_text_alone_and_in_any_batch_is_the_same_to_the_bit(self, precision: Precision) -> None:
         """In whatever `auto` may choose here; by the compiled kernels, without which equal bits are luck."""
         chosen = ChosenPrecision(((LIMITS.max_batch_tokens, precision),), "fast", problem="it was told to")
-        engine = build_engine(tiny_bert(), EngineConfig(threads=1), LIMITS, silent, chosen=chosen)
+        engine = build_bert(EngineConfig(threads=1), chosen=chosen)
         if engine.info.kernels == "torch":
             pytest.skip("no kernels can be compiled here")
         assert (engine.info.precision, engine.info.chosen) == (precision, chosen)
@@ -287,7 +293,7 @@ class TestBuild:
     def test_each_size_in_what_was_chosen_for_it(self) -> None:
         chosen = ChosenPrecision(((16, "fp32"), (512, "int8")), "fast", problem="it was told to")
         config = EngineConfig(threads=1, precision="auto_per_bucket", memory_cap_mb=50)
-        engine = build_engine(tiny_bert(), config, LIMITS, silent, chosen=chosen)
+        engine = build_bert(config, chosen=chosen)
         assert isinstance(engine, AdaptiveEngine)
         for name, batch in (("fp32", random_batch([9, 7])), ("int8", random_batch([9, 9]))):
             alone = engine.engines[name].run(batch).arrays["embeddings"].copy()

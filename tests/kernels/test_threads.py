@@ -12,7 +12,7 @@ from runtime.config import EngineConfig
 from runtime.engine import Engine
 from runtime.limits import BatchLimits
 from tests.kernels.kernel_cases import CONFIGURABLE
-from tests.kernels.tiny_graphs import MAX_POSITIONS, random_batch, tiny_bert
+from tests.kernels.tiny_graphs import MAX_POSITIONS, captured_once, random_batch, tiny_bert
 
 LIMITS = BatchLimits(max_batch_tokens=512, max_batch_requests=64, max_input_tokens=MAX_POSITIONS)
 
@@ -23,7 +23,8 @@ def build(implementation: str, num_threads: int) -> Engine:
         if implementation != "reference"
         else {"kind": "reference", "threads": num_threads}
     )
-    return build_engine(tiny_bert(), config, LIMITS, lambda *_: None)
+    with captured_once(tiny_bert):
+        return build_engine(tiny_bert(), config, LIMITS, lambda *_: None)
 
 
 def run_elsewhere(work: Callable[[], object]) -> int:

@@ -1,6 +1,9 @@
 """Small modules with the inputs every model has, what becomes of them in the passes, and a tiny BERT."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from models.decoder_config import DecoderConfig
 from models.decoder_layers import Decoder
 from models.heads import EmbeddingHead, TextModel
 from models.rotary import RotaryConfig
+from runtime import build
 from runtime.batch import Batch
 from runtime.capture import capture, constant
 from runtime.engines.transfer import lay_out, to_tensors
@@ -105,6 +109,18 @@ class Tiny(nn.Module):
         self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
     ) -> dict[str, Tensor]:
         return {"rows": self.body(self, self.word(input_ids), cu_seqlens)}
+
+
+@cache
+def capture_made(make: Callable[[], nn.Module]) -> GraphModule:
+    return capture(make(), CPU)
+
+
+@contextmanager
+def captured_once(make: Callable[[], nn.Module]) -> Iterator[None]:
+    """What is built meanwhile of what `make` makes gets copies of one graph: capturing takes longer than the rest."""
+    with patch.object(build, "capture", lambda *_: build.copy_graph(capture_made(make))):
+        yield
 
 
 def capture_body(body: Body) -> GraphModule:

@@ -16,13 +16,13 @@ from runtime.backends.backend import Backend
 from runtime.backends.cpu.backend import PASSES
 from runtime.backends.cpu.ops import LINEAR_ACT_PACKED, LINEAR_INT8_PACKED
 from runtime.backends.plain.table import TORCH_KERNELS, plain_backend
-from runtime.capture import capture
+from runtime.build import copy_graph
 from runtime.listing import format_graph, format_program
 from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
 from runtime.ops import embed_norm
 from runtime.passes.pipeline import PrecisionChoice, list_passes, run_passes
-from tests.kernels.tiny_graphs import CPU, tiny_bert, tiny_llama
+from tests.kernels.tiny_graphs import CPU, capture_made, tiny_bert, tiny_llama
 
 HERE = Path(__file__).parent
 UPDATE_VARIABLE = "PADLESS_UPDATE_SNAPSHOTS"
@@ -63,7 +63,7 @@ def describe(model: str, choice: PrecisionChoice, backend: Backend) -> str:
     def on_pass(name: str, graph_module: GraphModule) -> None:
         parts.append(f"== {name}\n{rename_nodes(format_graph(graph_module))}\n")
 
-    graph_module = capture(MODELS[model](), CPU)
+    graph_module = copy_graph(capture_made(MODELS[model]))
     run_passes(graph_module, list_passes(choice, backend), on_pass)
     parts.append(f"== plan\n{rename_nodes(format_program(lower(graph_module, backend.kernels), LARGEST))}\n")
     return "\n".join(parts)
