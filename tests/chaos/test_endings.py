@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.ledger import Ledger
 from tests.chaos.servers import ChaosServer, start_chaos_server, write_chaos_config
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_an_item_that_raises(server: ChaosServer) -> None:
     assert ledger.refused == 10
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_an_engine_is_killed_or_stopped(server: ChaosServer, story: str, signal_number: signal.Signals) -> None:
     """One of each model's two: its sibling computes what it had, but for streams that had begun."""
     ledger = Ledger(server, f"engine {signal_number.name}")
@@ -71,6 +71,7 @@ def test_an_engine_is_killed_or_stopped(server: ChaosServer, story: str, signal_
     assert ledger.interrupted <= 4  # as many as were under way
 
 
+@pytest.mark.slow
 def test_time_jumps(server: ChaosServer) -> None:
     """All processes stand still for longer than a silent engine or a hanging step is given, as those of a machine that
     is put to sleep: to their clocks that is one long step. Nobody is given up for it, and nothing is lost."""

@@ -38,6 +38,7 @@ def read_info(server: RunningServer) -> dict[str, Any]:
     return model
 
 
+@pytest.mark.slow
 def test_cache_folder_that_cannot_be_written(config: Path, tmp_path: Path) -> None:
     """It is a file, which stops the superuser too: served all the same, by torch's kernels, and the log says why. What
     precision is chosen holds for this start, and for both replicas."""

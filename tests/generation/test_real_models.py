@@ -12,7 +12,7 @@ from tests.generation.continuous import Continuous, Heard, count_vocab
 from tests.generation.real_engines import build, load_reference, reference_logprobs
 from tests.tolerances import check_close
 
-NUM_TOKENS = 64
+NUM_PROMPTS, NUM_TOKENS = 24, 40
 NUM_TOP = 5
 MODELS = ["stories15m", "microformer-gpt2", "smollm2-135m-instruct"]
 
@@ -73,19 +73,23 @@ def list_scenarios() -> list[object]:
 @pytest.mark.parametrize(("name", "scenario"), list_scenarios())
 def test_greedy_tokens_and_logprobs_are_transformers(name: str, scenario: str) -> None:
     engine = build(name)
-    prompts = make_prompts(count_vocab(engine), 64)
+    prompts = make_prompts(count_vocab(engine), NUM_PROMPTS)
     params = GenerationParams(NUM_TOKENS, temperature=0.0, num_logprobs=NUM_TOP)
     check_against_reference(name, prompts, generate(engine, prompts, params, **SCENARIOS[scenario]))
 
 
-@pytest.mark.parametrize("name", ["stories15m", "microformer-gpt2"])
-@pytest.mark.parametrize("draft", ["", "stories15m"])
+@pytest.mark.parametrize(
+    ("name", "draft"),
+    [
+        ("stories15m", "stories15m"),
+        pytest.param("stories15m", "", marks=pytest.mark.slow),
+        ("microformer-gpt2", ""),
+    ],
+)
 def test_sampled_answer_is_the_same_alone_and_in_any_batch(name: str, draft: str) -> None:
     """Bit for bit: through other batch-mates, chunks, preemption, prefix hits and drafts."""
-    if draft and name != draft:
-        pytest.skip("a draft model needs the same vocabulary")
     engine = build(name)
-    prompts = make_prompts(count_vocab(engine), 8, seed=1)
+    prompts = make_prompts(count_vocab(engine), 6, seed=1)
     params = GenerationParams(
         20, temperature=0.9, top_p=0.95, top_k=100, seed=7, num_sequences=2, num_logprobs=2, repetition_penalty=1.1
     )
@@ -112,7 +116,7 @@ def test_draft_model_that_is_the_model_is_always_right() -> None:
     heard = [run.start(prompt, params) for prompt in prompts]
     run.run()
     check_against_reference("stories15m", prompts, heard)
-    assert run.batcher.settlement.num_accepted == run.batcher.settlement.num_drafted > 300
+    assert run.batcher.settlement.num_accepted == run.batcher.settlement.num_drafted > 200
 
 
 def test_prompt_logprobs_are_transformers() -> None:
@@ -132,14 +136,14 @@ def test_prompt_logprobs_are_transformers() -> None:
     ("name", "early_stopping", "length_penalty"),
     [
         ("stories15m", False, 1.0),
-        ("stories15m", True, 0.6),
-        ("microformer-gpt2", False, 2.0),
+        pytest.param("stories15m", True, 0.6, marks=pytest.mark.slow),
+        pytest.param("microformer-gpt2", False, 2.0, marks=pytest.mark.slow),
         ("microformer-gpt2", True, 1.0),
     ],
 )
 def test_beam_search_is_transformers(name: str, early_stopping: bool, length_penalty: float) -> None:
     engine, reference = build(name), load_reference(name)
-    prompts = make_prompts(count_vocab(engine), 13, seed=4)
+    prompts = make_prompts(count_vocab(engine), 6, seed=4)
     stop = reference.generation_config.eos_token_id or reference.config.eos_token_id
     # Frequent tokens as ends too, so that beams do end.
     ends = (stop, *frequent_tokens(engine, prompts))
@@ -181,7 +185,9 @@ def strip_padding(answer: list[int], ends: tuple[int, ...]) -> list[int]:
     return answer[: place + 1]
 
 
-@pytest.mark.parametrize("kv_dtype", ["bf16", "fp16", "int8"])
+@pytest.mark.parametrize(
+    "kv_dtype", [*(pytest.param(each, marks=pytest.mark.slow) for each in ("bf16", "fp16")), "int8"]
+)
 def test_narrow_caches_stay_close(kv_dtype: str) -> None:
     """Teacher-forced, so that one other choice does not make all that follows incomparable."""
     engine = build("stories15m", kv_dtype=kv_dtype)

@@ -123,7 +123,7 @@ def send(message: Message) -> Any:
 
 
 @given(st.lists(messages, max_size=4), st.integers(1, 50))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_messages_survive_the_stream(sent: list[Message], piece: int) -> None:
     assert asyncio.run(read_all(b"".join(frame(message) for message in sent), piece)) == sent
 

@@ -1,9 +1,8 @@
 """`padless quantize`: what it reads, what it refuses, and what it leaves behind."""
 
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ from server.processes import quantize_process
 from server.processes.quantize_process import choose_texts, read_texts
 from tests.kernels.tiny_graphs import random_batch
 
-ROOT = Path(__file__).parents[2]
 WORDS = [f"w{index}" for index in range(50)]
 
 
@@ -58,19 +56,30 @@ def write_texts(path: Path, count: int) -> Path:
     return path
 
 
-def run_quantize(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "server", "quantize", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ, timeout=240, check=False)
+def run_quantize(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """The command, and what it has run in a process of its own, both in this one."""
+    called: list[tuple[str, Sequence[str]]] = []
+    monkeypatch.setattr(command_line, "run_module", lambda module, words: called.append((module, words)) or 0)
+    monkeypatch.setattr(sys, "argv", ["padless", "quantize", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    ((module, words),) = called
+    assert (ended.value.code, module) == (0, quantize_process.__name__)
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    quantize_process.main()
 
 
-def test_file_and_report_lie_beside_the_config(config: Path, tmp_path: Path) -> None:
-    result = run_quantize("--config", config, "--data", write_texts(tmp_path / "texts.jsonl", 60), "--max-texts", 50)
-    assert result.returncode == 0, result.stderr
+def test_file_and_report_lie_beside_the_config(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_texts(tmp_path / "texts.jsonl", 60)
+    run_quantize(monkeypatch, "--config", config, "--data", data, "--max-texts", 50)
+    stdout = capsys.readouterr().out
     out = tmp_path / "org_tiny.int8.safetensors"
     quantization = load_quantization(out)
     assert len(quantization.linears) == 4 and quantization.activations == "dynamic"
     assert (quantization.num_texts, quantization.accuracy.num_texts) == (10, 40)
-    assert f"quantization: {out}" in result.stdout and "precision: int8" in result.stdout
+    assert f"quantization: {out}" in stdout and "precision: int8" in stdout
     assert "measured on 40 others" in out.with_suffix(".md").read_text()
     document = json.loads(out.with_suffix(".json").read_text())
     assert len(document["linears"]) == 4 and document["accuracy"]["num_texts"] == 40

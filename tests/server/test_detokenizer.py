@@ -26,7 +26,7 @@ def draw_ids(data: st.DataObject, name: str, max_size: int = 12) -> list[int]:
 
 
 @pytest.mark.parametrize("name", RAW)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data(), skip=st.booleans())
 def test_as_decoded_at_once(name: str, data: st.DataObject, skip: bool) -> None:
     ids = draw_ids(data, name)
@@ -36,7 +36,7 @@ def test_as_decoded_at_once(name: str, data: st.DataObject, skip: bool) -> None:
 
 
 @pytest.mark.parametrize("name", RAW)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_a_stream_goes_on_where_the_prompt_ends(name: str, data: st.DataObject) -> None:
     prompt, ids = draw_ids(data, name, 30), draw_ids(data, name)
@@ -51,7 +51,7 @@ def test_a_stream_goes_on_where_the_prompt_ends(name: str, data: st.DataObject) 
         assert text == whole[len(complete) :]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(raw=st.binary(max_size=12))
 def test_bytes_are_read_as_utf_8_whatever_they_are(raw: bytes) -> None:
     """The library gives up a whole run of byte tokens for one that is wrong; the rest is text all the same."""
