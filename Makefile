@@ -11,6 +11,10 @@ PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 # Threads that wait for one another sleep instead of turning in circles: docs/decisions/0014.
 export GOMP_SPINCOUNT ?= 2000
+# Texts are tokenised on the thread that asks, as in the server's processes: server/text/tokenizer.py.
+export TOKENIZERS_PARALLELISM ?= false
+# Each of the processes that tests start would compile all it imports, where images forbid Python to keep that.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup serve test test-slow test-gpu test-chaos test-clients test-schema test-upgraded test-newest
 .PHONY: constraints check bench bench-peers bench-generation loadtest loadtest-chat clean
@@ -41,12 +45,12 @@ test-slow: $(VENV)/.dev
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
 
-# A minute or two: the server's tests with the newest versions of what it imports, torch excepted, laid over the others.
+# The server's tests with the newest versions of what it imports, torch excepted, laid over the others.
 test-upgraded: $(VENV)/.dev
 	rm -rf build/upgraded && mkdir -p build
 	$(BIN)/python -c "$(LIST_DEPENDENCIES)" > build/upgraded.txt
-	$(BIN)/pip install --quiet --target build/upgraded --requirement build/upgraded.txt
-	PYTHONPATH=build/upgraded $(PYTEST) -m "not slow and not gpu and not schema and not clients" tests/pure tests/server
+	$(BIN)/pip install --quiet --no-compile --target build/upgraded --requirement build/upgraded.txt
+	PYTHONPATH=build/upgraded $(PYTEST) -m "not slow and not gpu and not schema and not clients" tests/server
 
 LIST_DEPENDENCIES = import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 	print(*(each for each in project['dependencies'] if not each.startswith('torch')), sep='\n')
