@@ -1,6 +1,5 @@
 """BGE-M3's three kinds of vectors of one pass: XLM-R, and two linear layers over its rows."""
 
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 import transformers
 from sentence_dirs import LETTERS, write_json
 from test_served_prompts import Client, serve
-from tiny_engines import Captured, capture_model, list_cases
+from tiny_engines import Find, capture_model, list_cases
 from tiny_models import CONFIGS, Ids, TinyModel, make_sequences, pack, randomize, run_padded
 from tokenizers import models, pre_tokenizers, processors
 
@@ -28,7 +27,6 @@ SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]
 TEXTS = ["abc", "a b a c a", "zy<unk>x", "a", "AB" * 60]
 
 Rows = npt.NDArray[np.float32]
-Find = Callable[[str], Captured]
 
 
 def make_m3(directory: Path) -> TinyModel:

@@ -13,7 +13,7 @@ from tiny_models import Ids, TinyModel, build, pack, run_padded
 from models.info import read_info
 from tests.tolerances import check_close
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.slow]
 
 PARK = "今天天气真好，我们去公园玩吧。"
 GAMBLING = "加微信领取彩金，百家乐首存送88"

@@ -11,7 +11,7 @@ import torch
 import transformers
 from test_parity import compute_rows
 from tiny_engines import PRECISIONS, Captured, capture_model, check_planned
-from tiny_models import SOLO_CONFIGS, Ids, TinyModel, build, make_model, make_sequences, pack, run_padded
+from tiny_models import SOLO_CONFIGS, Ids, TinyModel, make_model, make_sequences, pack, run_module, run_padded
 from torch import Tensor
 
 from models.config import read_config
@@ -52,7 +52,7 @@ def test_planned(find: Callable[[str], Captured], name: str, precision: str) -> 
 def test_logits_match_transformers(name: str, tmp_path: Path) -> None:
     model = make_model(name, tmp_path, transformers.AutoModelForSequenceClassification)
     ids, types = make_sequences(model, SEQLENS)
-    logits = build(model, kind="reference").run(pack(ids, types)).arrays["logits"]
+    logits = run_module(model, pack(ids, types))["logits"]
     check_close(logits, torch.stack(run_alone(model, ids, types)))
 
 
@@ -60,7 +60,7 @@ def test_words_match_transformers(tmp_path: Path) -> None:
     made = make_model("convbert", tmp_path, transformers.AutoModelForMaskedLM)
     model = TinyModel(tmp_path, made.theirs, read_info(tmp_path, task="sparse"))
     ids, types = make_sequences(model, SEQLENS)
-    found = build(model, kind="reference").run(pack(ids, types)).arrays["max_logits"]
+    found = run_module(model, pack(ids, types))["max_logits"]
     check_close(found, torch.stack([logits.amax(0) for logits in run_alone(model, ids, types)]))
 
 

@@ -1,7 +1,6 @@
 """Every decoder in every precision, by the kernels of every instruction set: it starts, it is the model, and a request
 alone gets the numbers that it gets in any batch, its prompt at once or in pieces."""
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy.typing as npt
 import pytest
 from paging import chunks, compute_logits, then_tokens, whole
 from tiny_decoders import CONFIGS, make_decoder, make_ids
-from tiny_engines import BEST, Captured, capture_model, compute_rows, list_cases
+from tiny_engines import BEST, Captured, Find, capture_model, compute_rows, list_cases
 
 from models.decoder_layers import Decoder
 from runtime.config import UnusableConfig
@@ -29,8 +28,6 @@ WAYS = {
     "chunks": chunks(SEQLENS, [1, 1, 7, 15, 16, 17, 30, 49]),
     "tokens": then_tokens(SEQLENS, [1, 1, 11, 15, 13, 31, 45, 64]),
 }
-
-Find = Callable[[str], Captured]
 
 
 @pytest.fixture(scope="module")

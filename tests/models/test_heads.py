@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import TinyModel, build, make_model, make_sequences, pack, run_padded
+from tiny_engines import BEST, Captured, capture_model
+from tiny_models import TinyModel, build, make_model, make_sequences, pack, run_module, run_padded
 from torch import Tensor
 from torch.nn import functional
 
@@ -65,9 +66,9 @@ def test_dense_modules(activation: str, tmp_path: Path) -> None:
     model = TinyModel(tmp_path, model.theirs, read_info(tmp_path))
     pooled, inputs = pool_mean(model)
     expected = functional.normalize(ACTIVATIONS[activation](pooled @ first.T + bias) @ second.T, dim=-1)
-    kinds = ("planned", "reference") if activation.endswith("Tanh") else ("reference",)
-    for kind in kinds:
-        check_close(build(model, kind=kind).run(pack(*inputs)).arrays["embeddings"], expected, what=kind)
+    check_close(run_module(model, pack(*inputs))["embeddings"], expected, what="module")
+    if activation.endswith("Tanh"):
+        check_close(build(model).run(pack(*inputs)).arrays["embeddings"], expected, what="planned")
 
 
 def test_heads_stay_fp32(tmp_path: Path) -> None:
@@ -106,23 +107,29 @@ def test_dense_that_is_refused(settings: dict[str, object], message: str, tmp_pa
         load_model(tmp_path, read_info(tmp_path))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("mode", WEIGHTED)
-def test_weighted_poolings(mode: str, precision: str, tmp_path: Path) -> None:
-    """The modes that `padless::pool` does not have, side by side with one that it has, in the planned engine."""
-    model = make_model("bert", tmp_path)
-    model = TinyModel(tmp_path, model.theirs, replace(model.info, pooling=(mode, "max"), output_dim=64))
-    ids, types = make_sequences(model, SEQLENS)
-    hidden_states, _ = run_padded(model.theirs, ids, types)
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory: pytest.TempPathFactory) -> Captured:
+    """The modes that `padless::pool` does not have, side by side with one that it has."""
+    model = make_model("bert", tmp_path_factory.mktemp("weighted"))
+    info = replace(model.info, pooling=(*WEIGHTED, "max"), output_dim=96)
+    return capture_model(lambda: TinyModel(model.directory, model.theirs, info))
+
+
+POOL: dict[str, Callable[[Tensor], Tensor]] = {
+    "weighted_mean": lambda rows: torch.arange(1, len(rows) + 1.0) @ rows / torch.arange(1, len(rows) + 1.0).sum(),
+    "mean_sqrt_len": lambda rows: rows.sum(0) / len(rows) ** 0.5,
+    "max": lambda rows: rows.amax(0),
+}
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_weighted_poolings(weighted: Captured, precision: str, dtype: torch.dtype) -> None:
+    ids, types = make_sequences(weighted.model, SEQLENS)
+    hidden_states, _ = run_padded(weighted.model.theirs, ids, types)
     spans = [rows[:seqlen] for rows, seqlen in zip(hidden_states, SEQLENS, strict=True)]
-    weights = [torch.arange(1, seqlen + 1.0) if mode == "weighted_mean" else torch.ones(seqlen) for seqlen in SEQLENS]
-    divisors = [weight.sum() if mode == "weighted_mean" else weight.sum().sqrt() for weight in weights]
-    pooled = [weight @ span / divisor for weight, span, divisor in zip(weights, spans, divisors, strict=True)]
-    expected = torch.cat([torch.stack(pooled), torch.stack([span.amax(0) for span in spans])], dim=1)
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    check_close(
-        build(model, kind="planned", precision=precision).run(pack(ids, types)).arrays["embeddings"], expected, dtype
-    )
+    expected = torch.stack([torch.cat([POOL[mode](span) for mode in weighted.model.info.pooling]) for span in spans])
+    found = weighted.build(BEST, precision).run(pack(ids, types)).arrays["embeddings"]
+    check_close(found, expected, dtype)
 
 
 def test_unknown_pooling(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Vectors of tokens in every precision, with tokens that are not attended to; and what directories may say of it."""
 
 import json
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 import transformers
 from late_dirs import DIM, make_own, make_pylate, make_stanford
 from sentence_dirs import make_base, write_json
-from tiny_engines import Captured, capture_model, list_cases
+from tiny_engines import Captured, Find, capture_model, list_cases
 from tiny_models import Ids, TinyModel, pack
 
 from models.info import ModelDirectoryError, read_info
@@ -25,8 +24,6 @@ from tests.tolerances import ENCODER_TOLERANCES, SAME_ENGINE, check_close
 LENGTHS = [(24, 5), (24, 24), (3, 3), (17, 17), (24, 1), (30, 30), (24, 23), (1, 1)]
 """(tokens, keys) of each sequence: queries with masks, and documents."""
 MAKERS = {"stanford": make_stanford, "pylate": make_pylate, "own": make_own}
-
-Find = Callable[[str], Captured]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Every encoder in every precision, by the kernels of every instruction set: it starts, it is the model, and a request
 alone gets the numbers that it gets in any batch."""
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import transformers
-from tiny_engines import BEST, PRECISIONS, Captured, capture_model, find_tolerances, list_cases
+from tiny_engines import BEST, PRECISIONS, Captured, Find, capture_model, find_tolerances, list_cases
 from tiny_models import CONFIGS, FAMILIES, Ids, make_model, make_sequences, pack
 from torch import Tensor
 
@@ -24,13 +23,6 @@ from tests.tolerances import ENCODER_TOLERANCES, SAME_ENGINE, check_close
 SEQLENS = [1, 2, 15, 16, 17, 33, 1, 47, 48, 49, 64, 65, 3, 73]
 """Around the borders of tiles, of panels and of blocks of rows."""
 
-Find = Callable[[str], Captured]
-
-
-@pytest.fixture(scope="module")
-def find(tmp_path_factory: pytest.TempPathFactory) -> Find:
-    return cache(lambda name: capture_model(lambda: make_model(name, tmp_path_factory.mktemp(name))))
-
 
 def run(engine: Engine, ids: list[Ids], types: list[Ids]) -> npt.NDArray[np.float32]:
     return engine.run(pack(ids, types)).arrays["embeddings"]
@@ -44,8 +36,8 @@ def run_module(captured: Captured, batch: Batch, output: str = "embeddings") -> 
 
 
 @pytest.mark.parametrize(("name", "kernels", "precision"), list_cases(CONFIGS, FAMILIES))
-def test_every_precision(find: Find, name: str, kernels: str, precision: str) -> None:
-    captured = find(name)
+def test_every_precision(find_encoder: Find, name: str, kernels: str, precision: str) -> None:
+    captured = find_encoder(name)
     engine = captured.build(kernels, precision)
     ids, types = make_sequences(captured.model, SEQLENS)
     together = run(engine, ids, types)
@@ -105,17 +97,17 @@ def test_heads_of_tokens_are_not_quantised(find_token_classifier: Find) -> None:
 
 @pytest.mark.parametrize("precision", ["auto", "auto_per_bucket"])
 @pytest.mark.parametrize("name", [FAMILIES[0], *(pytest.param(each, marks=pytest.mark.slow) for each in FAMILIES[1:])])
-def test_auto(find: Find, name: str, precision: str) -> None:
+def test_auto(find_encoder: Find, name: str, precision: str) -> None:
     """Where it may choose among all: whatever it takes, the numbers are those of the precision by its name."""
-    engine = find(name).build(BEST, precision, has_bf16=True)
+    engine = find_encoder(name).build(BEST, precision, has_bf16=True)
     assert engine.info.chosen is not None
     assert [each.precision for each in engine.info.chosen.candidates] == PRECISIONS
-    ids, types = make_sequences(find(name).model, SEQLENS)
-    named = find(name).build(BEST, engine.info.chosen.find(sum(SEQLENS)))
+    ids, types = make_sequences(find_encoder(name).model, SEQLENS)
+    named = find_encoder(name).build(BEST, engine.info.chosen.find(sum(SEQLENS)))
     np.testing.assert_array_equal(run(engine, ids, types), run(named, ids, types))
 
 
 @pytest.mark.parametrize("kernels", dict.fromkeys(["torch", BEST]))
-def test_fp16_is_refused_on_a_cpu(find: Find, kernels: str) -> None:
+def test_fp16_is_refused_on_a_cpu(find_encoder: Find, kernels: str) -> None:
     with pytest.raises(UnusableConfig, match=r"engine\.precision fp16 .* Set precision to bf16, fp32 or auto"):
-        find("bert").build(kernels, "fp16")
+        find_encoder("bert").build(kernels, "fp16")

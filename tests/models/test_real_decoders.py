@@ -30,7 +30,10 @@ NEXT = {"stories15m": ",", "smollm2-135m-instruct": " Paris"}
 """After the first of them."""
 
 
-@pytest.fixture(scope="module", params=SOURCES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name.startswith("smollm2") else ()) for name in SOURCES],
+)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

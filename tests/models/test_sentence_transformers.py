@@ -1,6 +1,7 @@
 """People's model directories: our vectors and scores are those of sentence-transformers, whatever their files say."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,17 @@ from sentence_dirs import (
     HIDDEN_SIZE,
     POSITIONS,
     Module,
+    Text,
     make_base,
     make_texts,
     tokenize,
     write_directory,
     write_json,
 )
-from tiny_models import TinyModel, build
+from tiny_models import TinyModel, run_module
 
 from models.info import ModelInfo, read_info
-from runtime.engine import Engine
+from runtime.batch import Batch
 from server.tasks.classify import compute_scores
 from tests.tolerances import check_close
 
@@ -124,15 +126,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def build_reference(directory: Path) -> tuple[ModelInfo, Engine]:
+def run(directory: Path, info: ModelInfo, batch: Batch, output: str = "embeddings") -> torch.Tensor:
+    return run_module(TinyModel(directory, None, info), batch)[output]
+
+
+def encode(directory: Path, texts: list[str]) -> tuple[ModelInfo, torch.Tensor]:
     info = read_info(directory)
-    return info, build(TinyModel(directory, None, info), kind="reference")
-
-
-def encode(directory: Path, texts: list[str]) -> tuple[ModelInfo, Any]:
-    info, engine = build_reference(directory)
     prompt = info.prompts.get(info.default_prompt_name or "", "")
-    return info, engine.run(tokenize(directory, info, texts, prompt)).arrays["embeddings"]
+    return info, run(directory, info, tokenize(directory, info, texts, prompt))
+
+
+def score(directory: Path, info: ModelInfo, texts: Sequence[Text], prompt: str = "") -> Any:
+    logits = run(directory, info, tokenize(directory, info, texts, prompt), "logits")
+    return compute_scores(logits.numpy(), info)
 
 
 def load_theirs(directory: Path) -> Any:
@@ -174,8 +180,7 @@ def test_prompt_that_is_not_pooled(mode: str, base: Path, tmp_path: Path) -> Non
     assert num_left_out == len(["[CLS]", "a", "##b", ":"])
     batch = tokenize(directory, info, ["dada"], info.prompts["query"])
     batch = replace(batch, arrays=batch.arrays | {"num_prompt_tokens": np.array([num_left_out], np.int32)})
-    _, engine = build_reference(directory)
-    check_close(engine.run(batch).arrays["embeddings"][0], theirs.encode("dada"))
+    check_close(run(directory, info, batch)[0], theirs.encode("dada"))
 
 
 PAIRS = [(text, other) for text, other in zip(make_texts(12), make_texts(12, seed=1), strict=True)]
@@ -208,10 +213,9 @@ def test_scores_of_cross_encoders(name: str, tmp_path: Path) -> None:
     directory = write_directory(tmp_path / "base", tmp_path / "model", [], files)
     (directory / "modules.json").unlink()
     theirs = sentence_transformers.CrossEncoder(str(directory), device="cpu", local_files_only=True)
-    info, engine = build_reference(directory)
+    info = read_info(directory)
     assert info.activation == activation
-    prompt = info.prompts.get(info.default_prompt_name or "", "")
-    ours = compute_scores(engine.run(tokenize(directory, info, PAIRS, prompt)).arrays["logits"], info)
+    ours = score(directory, info, PAIRS, info.prompts.get(info.default_prompt_name or "", ""))
     check_close(ours.squeeze(1) if num_labels == 1 else ours, theirs.predict(PAIRS), what=name)
 
 
@@ -225,10 +229,9 @@ def test_cross_encoder_of_its_own(tmp_path: Path) -> None:
     theirs.save_pretrained(str(saved), create_model_card=False)
     config = json.loads((saved / "config.json").read_text(encoding="utf-8"))
     write_json(saved / "config.json", config | {"sbert_ce_default_activation_function": IDENTITY})
-    info, engine = build_reference(saved)
+    info = read_info(saved)
     assert info.activation == "sigmoid" and info.default_prompt_name == "query"
-    ours = compute_scores(engine.run(tokenize(saved, info, PAIRS, info.prompts["query"])).arrays["logits"], info)
-    check_close(ours, theirs.predict(PAIRS))
+    check_close(score(saved, info, PAIRS, info.prompts["query"]), theirs.predict(PAIRS))
 
 
 @pytest.mark.parametrize("num_labels", [1, 3])
@@ -238,9 +241,9 @@ def test_regression(num_labels: int, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     write_json(tmp_path / "config.json", config | {"problem_type": "regression"})
     write_json(tmp_path / TOKENIZER, {"do_lower_case": False, "model_max_length": POSITIONS})
-    info, engine = build_reference(tmp_path)
+    info = read_info(tmp_path)
     texts = make_texts(8)
-    ours = compute_scores(engine.run(tokenize(tmp_path, info, texts)).arrays["logits"], info)
+    ours = score(tmp_path, info, texts)
     pipeline = transformers.pipeline("text-classification", str(tmp_path), device="cpu", top_k=None, truncation=True)
     theirs = [{row["label"]: row["score"] for row in rows} for rows in pipeline(texts)]
     check_close(ours, np.array([[row[name] for name in info.id2label.values()] for row in theirs]))

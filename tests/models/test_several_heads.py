@@ -1,7 +1,6 @@
 """Several heads on one trunk: one pass gives what each gives alone, bit for bit, in every precision."""
 
-from collections.abc import Callable
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 import transformers
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from tiny_engines import BEST, PRECISIONS, capture_model
+from tiny_engines import BEST, PRECISIONS, Captured, capture_model
 from tiny_models import TinyModel, make_model, make_sequences, pack, run_padded
 
 from models.further_heads import list_own_heads, read_further_head
@@ -53,48 +52,52 @@ def join(models: dict[str, TinyModel]) -> TinyModel:
     )
 
 
-Find = Callable[[], tuple[dict[str, TinyModel], TinyModel]]
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyModel]:
+    return make_heads(tmp_path_factory.mktemp("heads"))
 
 
 @pytest.fixture(scope="module")
-def find(tmp_path_factory: pytest.TempPathFactory) -> Find:
-    def make() -> tuple[dict[str, TinyModel], TinyModel]:
-        models = make_heads(tmp_path_factory.mktemp("heads"))
-        return models, join(models)
+def joined(models: dict[str, TinyModel]) -> Captured:
+    return capture_model(lambda: join(models))
 
-    return cache(make)
+
+@pytest.fixture(scope="module")
+def single(models: dict[str, TinyModel]) -> dict[str, Captured]:
+    """Each with its own head alone."""
+    return {name: capture_model(partial(models.__getitem__, name)) for name in ("", "mood")}
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_heads_give_what_each_gives_alone(find: Find, precision: str) -> None:
-    models, joined = find()
-    engine = capture_model(lambda: joined).build(BEST, precision)
-    batch = pack(*make_sequences(joined, SEQLENS))
+def test_heads_give_what_each_gives_alone(
+    models: dict[str, TinyModel], joined: Captured, single: dict[str, Captured], precision: str
+) -> None:
+    engine = joined.build(BEST, precision)
+    texts = make_sequences(joined.model, SEQLENS)
+    batch = pack(*texts)
     found = {name: array.copy() for name, array in engine.run(batch).arrays.items()}
     assert list(found) == ["embeddings", "tokens.token_embeddings", "mood.logits", "places.token_logits"]
     assert [spec.name for spec in engine.info.outputs] == list(found)
     assert not engine.info.unplanned_ops
-    alone = capture_model(lambda: models[""]).build(BEST, precision).run(batch).arrays
+    alone = single[""].build(BEST, precision).run(batch).arrays
     np.testing.assert_array_equal(found["embeddings"], alone["embeddings"])
-    alone = capture_model(lambda: models["mood"]).build(BEST, precision).run(batch).arrays
+    alone = single["mood"].build(BEST, precision).run(batch).arrays
     np.testing.assert_array_equal(found["mood.logits"], alone["logits"])
-    logits, mask = run_padded(models["places"].theirs, *make_sequences(joined, SEQLENS))
+    logits, mask = run_padded(models["places"].theirs, *texts)
     check_close(found["places.token_logits"], logits[mask == 1], tolerance=ENCODER_TOLERANCES[precision])
-    rows, mask = run_padded(models[""].theirs, *make_sequences(joined, SEQLENS))
+    rows, mask = run_padded(models[""].theirs, *texts)
     check_close(found["tokens.token_embeddings"], rows[mask == 1], tolerance=ENCODER_TOLERANCES[precision])
 
 
-def test_only_what_is_wanted_is_handed_out(find: Find) -> None:
-    _, joined = find()
-    engine = capture_model(lambda: joined).build(BEST, "fp32")
-    batch = pack(*make_sequences(joined, [3, 4]))
+def test_only_what_is_wanted_is_handed_out(joined: Captured) -> None:
+    engine = joined.build(BEST, "fp32")
+    batch = pack(*make_sequences(joined.model, [3, 4]))
     wanted = frozenset({"mood.logits"})
     (name,) = engine.run(type(batch)(batch.arrays, batch.cu_seqlens, batch.max_seqlen, outputs=wanted)).arrays
     assert name == "mood.logits"
 
 
-def test_another_trunk_is_refused(find: Find, tmp_path: Path) -> None:
-    models, _ = find()
+def test_another_trunk_is_refused(models: dict[str, TinyModel], tmp_path: Path) -> None:
     torch.manual_seed(1)
     other = make_model("bert", tmp_path / "other", transformers.AutoModelForSequenceClassification)
     with torch.no_grad():
@@ -106,8 +109,7 @@ def test_another_trunk_is_refused(find: Find, tmp_path: Path) -> None:
         load_model(trunk.directory, trunk.info, [head])
 
 
-def test_another_vocabulary_is_refused(find: Find, tmp_path: Path) -> None:
-    models, _ = find()
+def test_another_vocabulary_is_refused(models: dict[str, TinyModel], tmp_path: Path) -> None:
     made = make_model("bert", tmp_path, transformers.AutoModelForSequenceClassification)
     made.theirs.resize_token_embeddings(103)
     made.theirs.save_pretrained(tmp_path)
@@ -115,8 +117,7 @@ def test_another_vocabulary_is_refused(find: Find, tmp_path: Path) -> None:
         read_further_head(tmp_path, "mood", "auto", models[""].info)
 
 
-def test_a_generator_is_no_head(tmp_path: Path, find: Find) -> None:
-    models, _ = find()
+def test_a_generator_is_no_head(tmp_path: Path, models: dict[str, TinyModel]) -> None:
     info = read_info(models[""].directory)
     config = transformers.GPT2Config(n_layer=1, n_embd=32, n_head=2, n_positions=80, vocab_size=101)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
@@ -124,9 +125,8 @@ def test_a_generator_is_no_head(tmp_path: Path, find: Find) -> None:
         read_further_head(tmp_path, "chat", "auto", info)
 
 
-def test_a_configuration_with_heads(find: Find, tmp_path: Path) -> None:
+def test_a_configuration_with_heads(models: dict[str, TinyModel], tmp_path: Path) -> None:
     """As it reaches an engine's process, and as that builds it."""
-    models, _ = find()
     heads = [{"name": name, "source": {"path": str(models[name].directory)}} for name in ("mood", "places")]
     model = {"name": "all", "source": {"path": str(models[""].directory)}, "heads": heads}
     config = ServerConfig.model_validate({"models": [model | {"engine": {"precision": "fp32", "threads": 1}}]})
@@ -144,8 +144,7 @@ def test_a_configuration_with_heads(find: Find, tmp_path: Path) -> None:
     )
 
 
-def test_names_of_heads(find: Find, tmp_path: Path) -> None:
-    models, _ = find()
+def test_names_of_heads(models: dict[str, TinyModel], tmp_path: Path) -> None:
     source = {"path": str(models[""].directory)}
 
     def resolve_heads(*names: str) -> None:

@@ -1,7 +1,6 @@
 """Masked places and answers' borders: what engines compute of them in every precision, and transformers' logits."""
 
 import json
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import transformers
-from tiny_engines import Captured, capture_model, find_tolerances, list_cases
+from tiny_engines import Captured, Find, capture_model, find_tolerances, list_cases
 from tiny_models import CONFIGS, Ids, TinyModel, make_model, make_sequences, pack, run_padded
 
 from models.info import ModelDirectoryError, read_info
@@ -25,7 +24,6 @@ MASK = 6
 ANSWERERS = [name for name in CONFIGS if not name.startswith(("eurobert", "gte", "nomic_bert"))]
 """transformers has no such head for the others."""
 
-Find = Callable[[str], Captured]
 Rows = npt.NDArray[np.float32]
 
 

@@ -1,7 +1,6 @@
 """Masked language models as SPLADE: the largest logits in every precision, and sentence-transformers' SparseEncoder."""
 
 import json
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import transformers
 from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from sentence_transformers.sparse_encoder.modules import Transformer as MlmTransformer
-from tiny_engines import Captured, capture_model, find_tolerances, list_cases
-from tiny_models import CONFIGS, TinyModel, make_model, make_sequences, pack, run_padded
+from tiny_engines import Find, capture_model, find_tolerances, list_cases
+from tiny_models import CONFIGS, TinyModel, make_model, make_sequences, pack, run_module, run_padded
 
 from models.info import ModelDirectoryError, read_info
 from server.tasks import sparse
@@ -22,8 +21,6 @@ from tests.tolerances import SPARSE_TOLERANCES, check_close
 
 OFTEN = ["bert", "roberta", "albert", "modernbert", "eurobert"]
 SEQLENS = [1, 2, 15, 16, 17, 33, 1, 48, 49, 65, 3, 73]
-
-Find = Callable[[str], Captured]
 
 
 def make_masked(name: str, directory: Path) -> TinyModel:
@@ -61,9 +58,8 @@ def test_a_table_of_its_own(tmp_path: Path) -> None:
     theirs = transformers.BertForMaskedLM(config).eval()
     theirs.save_pretrained(tmp_path)
     model = TinyModel(tmp_path, theirs, read_info(tmp_path, task="sparse"))
-    captured = capture_model(lambda: model)
     ids, types = make_sequences(model, [5, 9])
-    found = captured.build("torch", "fp32").run(pack(ids, types)).arrays["max_logits"]
+    found = run_module(model, pack(ids, types))["max_logits"]
     logits, mask = run_padded(theirs, ids, types)
     check_close(found, logits.masked_fill(mask[..., None] == 0, -torch.inf).amax(1))
 
@@ -83,10 +79,9 @@ def test_weights_are_sparse_encoders(tmp_path: Path) -> None:
     assert (info.task, info.output_dim) == ("sparse", made.info.vocab_size)
     texts = ["w1 w2 w3", "w5", "w7 w7 w9 w1 w80"]
     expected = theirs.encode(texts, convert_to_sparse_tensor=False).numpy()
-    captured = capture_model(lambda: TinyModel(tmp_path / "sparse", made.theirs, info))
     ids = [np.array(theirs.tokenizer(text)["input_ids"]) for text in texts]
-    logits = captured.build("torch", "fp32").run(pack(ids)).arrays["max_logits"]
-    reduced = sparse.reduce({"max_logits": Ragged(logits)}, sparse.SparseParams())
+    logits = run_module(TinyModel(tmp_path / "sparse", made.theirs, info), pack(ids))["max_logits"]
+    reduced = sparse.reduce({"max_logits": Ragged(logits.numpy())}, sparse.SparseParams())
     found = np.zeros_like(expected)
     for row in range(len(texts)):
         found[row, reduced["indices"].row(row)] = reduced["weights"].row(row)

@@ -36,16 +36,18 @@ BEST = CONFIGURABLE[1] if len(CONFIGURABLE) > 1 else "torch"
 
 
 def list_cases(names: Collection[str], often: Sequence[str], in_int8: Collection[str] = ()) -> list[Any]:
-    """Models by kernels by precision. Slow are all but `often` with the best kernels, `in_int8` with these in that
-    precision, and the first of `often` with any kernels that this CPU has. The instruction sets that it lacks are for
-    `often` only, and slow."""
+    """Models by kernels by precision. Slow are all but the first of `often` with any kernels that this CPU has, the
+    others with the best ones in one precision each, by turns, and `in_int8` with these in that. The instruction sets
+    that it lacks are for `often` only, and slow."""
     cases: list[Any] = []
     lacking = [case.values[0] for case in COMPILED if not isinstance(case, str)]
+    turns = {name: PRECISIONS[place % len(PRECISIONS)] for place, name in enumerate(often)}
+    turns |= dict.fromkeys(in_int8, "int8")
     for name in names:
         for kernels in [*CONFIGURABLE, *(lacking if name in often else [])]:
-            is_quick = kernels in CONFIGURABLE and name in (often if kernels == BEST else often[:1])
-            quick = PRECISIONS if is_quick else ["int8"] if name in in_int8 and kernels == BEST else []
-            cases += [make_case(name, kernels, precision, precision in quick) for precision in PRECISIONS]
+            quick = PRECISIONS if name == often[0] else [turns[name]] if name in turns and kernels == BEST else []
+            is_there = kernels in CONFIGURABLE
+            cases += [make_case(name, kernels, precision, is_there and precision in quick) for precision in PRECISIONS]
     return cases
 
 
@@ -65,8 +67,8 @@ class Captured:
     def build(self, kernels: str, precision: str, *, has_bf16: bool = False, **options: object) -> Engine:
         """An engine of one thread, warm. `has_bf16`: what `auto` thinks of this CPU."""
         limits = BatchLimits(
-            max_batch_tokens=1024,
-            max_batch_requests=32,
+            max_batch_tokens=2048,
+            max_batch_requests=64,
             max_input_tokens=self.model.info.max_input_tokens,
             max_batch_logits=1024 if isinstance(self.module, Decoder) else 0,
         )
@@ -100,6 +102,10 @@ def check_planned(captured: Captured, precision: str, ids: list[Ids], types: lis
         pairs = zip(ids, types, strict=True)
         alone = [engine.run(pack([text], [kinds])).arrays["embeddings"].copy() for text, kinds in pairs]
         np.testing.assert_array_equal(np.concatenate(alone), together)
+
+
+Find = Callable[[str], Captured]
+"""Made and captured when a name is asked for the first time."""
 
 
 def capture_model(make: Callable[[], TinyModel]) -> Captured:

@@ -16,9 +16,10 @@ from models.info import ModelInfo, read_info
 from models.load import load_model
 from runtime.batch import Batch
 from runtime.build import build_engine
+from runtime.capture import list_inputs
 from runtime.config import EngineConfig
 from runtime.engine import Engine
-from runtime.engines.transfer import lay_out
+from runtime.engines.transfer import lay_out, to_tensors
 from runtime.limits import BatchLimits
 
 Ids = npt.NDArray[np.int64]
@@ -232,3 +233,12 @@ def build(model: TinyModel, **options: str) -> Engine:
     config = EngineConfig.model_validate({"precision": "fp32", "threads": 1} | options)
     module = load_model(model.directory, model.info, model.heads)
     return build_engine(module, config, limits, lambda *_: None)
+
+
+@torch.inference_mode()
+def run_module(model: TinyModel, batch: Batch) -> dict[str, Tensor]:
+    """What our own module gives, op by op, by name: no graph is captured, which is most of what an engine takes."""
+    module = load_model(model.directory, model.info, model.heads).fill().eval()
+    inputs = to_tensors(batch, torch.device("cpu"))
+    outputs: dict[str, Tensor] = module(**{name: inputs.get(name) for name in list_inputs(module)})
+    return outputs
