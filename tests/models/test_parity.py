@@ -27,7 +27,7 @@ from torch import Tensor
 from models.info import read_info
 from models.layers import Sequences
 from models.load import load_model
-from models.mpnet import NUM_BUCKETS
+from models.mpnet import BUCKETS
 from runtime.batch import Batch
 from runtime.engine import Engine
 from runtime.engines.transfer import to_tensors
@@ -114,7 +114,7 @@ def test_weights_are_counted_once(case: Case) -> None:
     num_bytes = sum(value.numel() * value.element_size() for value in values)
     if case.name == "mpnet":  # instead of each bucket's bias, that of each distance
         num_heads = SIZES["num_attention_heads"]
-        num_bytes += ((2 * case.model.info.max_input_tokens - 1) - NUM_BUCKETS) * num_heads * 4
+        num_bytes += ((2 * case.model.info.max_input_tokens - 1) - BUCKETS.count) * num_heads * 4
     assert case.planned.info.weight_bytes == num_bytes
 
 
