@@ -51,6 +51,12 @@ class DecoderConfig:
     attention_softcap: float = 0.0
     """0 for none, as below."""
     logit_softcap: float = 0.0
+    max_input_tokens: int = 0
+    """No text that is served is longer, what is generated included; 0: as many as there are positions."""
+
+    @property
+    def longest_text(self) -> int:
+        return self.max_input_tokens or self.max_position_embeddings
 
 
 def read_decoder_config(directory: Path) -> DecoderConfig:

@@ -197,7 +197,8 @@ class Decoder(nn.Module):
         distinct = [each for each in dict.fromkeys(config.rotaries) if each is not None]
         names = {each: f"rotary_{index}" for index, each in enumerate(distinct)}
         for each, name in names.items():
-            self.register_buffer(name, build_table(each, config.max_position_embeddings), persistent=False)
+            table = build_table(each, config.max_position_embeddings, config.longest_text)
+            self.register_buffer(name, table, persistent=False)
         self.table_names = [None if each is None else names[each] for each in config.rotaries]
 
     def find_tables(self) -> Tables:

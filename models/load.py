@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ def load_model(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead] = 
 def load_decoder(directory: Path, info: ModelInfo) -> LazyModule:
     """A language model, whose head is its own or its table of embeddings."""
     folder = directory / info.transformer
-    config = read_decoder_config(folder)
+    config = replace(read_decoder_config(folder), max_input_tokens=info.max_input_tokens)
     family = find_decoder(info.architecture, config.model_type)
     with torch.device("meta"):
         model = family.decoder(config)

@@ -28,7 +28,7 @@ LM_HEAD, TABLE = "lm_head.weight", "embedding.weight"
 def load_causal(directory: Path, info: ModelInfo, heads: Sequence[FurtherHead] = ()) -> LazyModule:
     """Raises ModelDirectoryError where the weights do not fit, or heads are of other directories."""
     folder = directory / info.transformer
-    config = read_decoder_config(folder)
+    config = replace(read_decoder_config(folder), max_input_tokens=info.max_input_tokens)
     family = find_decoder(info.architecture, config.model_type)
     check_tasks(folder, [info, *(head.info for head in heads)])
     check_served(folder, config, directory, heads)
@@ -65,11 +65,11 @@ def check_served(folder: Path, config: DecoderConfig, directory: Path, heads: Se
 def check_positions(folder: Path, config: DecoderConfig) -> None:
     """Raises ModelDirectoryError where short texts would be turned by other numbers than long ones."""
     for rotary in config.rotaries:
-        if rotary and rotary.scaling == "longrope" and config.max_position_embeddings > rotary.original_max_positions:
+        if rotary and rotary.scaling == "longrope" and config.longest_text > rotary.original_max_positions:
             raise ModelDirectoryError(
                 f"{folder}: rotary positions of the type 'longrope' depend on the length of each text, and are served "
                 f"to generate only. For texts of up to {rotary.original_max_positions} tokens set "
-                f"max_position_embeddings to that, and attention_factor to {rotary.attention_factor:.6g}"
+                "limits.max_input_tokens to that"
             )
 
 

@@ -1,5 +1,10 @@
 """Phi-3 (Abdin et al., 2024), also Phi-3.5, Phi-4 and Phi-4-mini: Llama with fused weights, LongRoPE, and heads that
-may turn in part."""
+may turn in part.
+
+LongRoPE has factors for short texts and for long ones. One of both is taken for all texts, by the longest that is
+served: with `limits.max_input_tokens` up to `original_max_position_embeddings` the short ones, as vLLM and llama.cpp
+do it. transformers begins with the short ones, and computes a text anew with the long ones when it outgrows that.
+"""
 
 from functools import partial
 

@@ -35,37 +35,38 @@ class RotaryConfig:
     """dim / 2 numbers each."""
 
 
-def build_table(config: RotaryConfig, num_positions: int) -> Tensor:
+def build_table(config: RotaryConfig, num_positions: int, longest_text: int | None = None) -> Tensor:
     """fp32 [num_positions, dim], cosines and then sines, for `padless::store_kv` and `padless::paged_attention`.
 
-    On the CPU whatever the default device is: models are built on `meta`, and no checkpoint fills this.
+    `longest_text` that is served, in tokens; None: as many as positions. On the CPU whatever the default device is:
+    models are built on `meta`, and no checkpoint fills this.
     """
     with torch.device("cpu"):
-        frequencies = FREQUENCIES[config.scaling](config, num_positions)
+        frequencies = FREQUENCIES[config.scaling](config, longest_text or num_positions)
         angles = torch.arange(num_positions).float()[:, None] * frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=1) * config.attention_factor
 
 
-def compute_default(config: RotaryConfig, num_positions: int) -> Tensor:
+def compute_default(config: RotaryConfig, longest_text: int) -> Tensor:
     """Wavelengths from 2 pi to 2 pi * theta: [dim / 2], like all of these."""
     return 1.0 / config.theta ** (torch.arange(0, config.dim, 2).float() / config.dim)
 
 
-def compute_linear(config: RotaryConfig, num_positions: int) -> Tensor:
+def compute_linear(config: RotaryConfig, longest_text: int) -> Tensor:
     """Position interpolation (Chen et al., 2023)."""
-    return compute_default(config, num_positions) / config.factor
+    return compute_default(config, longest_text) / config.factor
 
 
-def compute_llama3(config: RotaryConfig, num_positions: int) -> Tensor:
+def compute_llama3(config: RotaryConfig, longest_text: int) -> Tensor:
     """Llama 3.1 (Grattafiori et al., 2024): long waves are interpolated, short ones kept, those between are mixed."""
-    frequencies = compute_default(config, num_positions)
+    frequencies = compute_default(config, longest_text)
     waves = config.original_max_positions * frequencies / (2 * math.pi)  # how many fit into a text
     kept = (waves - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
     kept = kept.clamp(0, 1)
     return frequencies * (kept + (1 - kept) / config.factor)
 
 
-def compute_yarn(config: RotaryConfig, num_positions: int) -> Tensor:
+def compute_yarn(config: RotaryConfig, longest_text: int) -> Tensor:
     """YaRN (Peng et al., 2023): as llama3, but what is kept falls linearly with the index of the frequency."""
     first, last = (find_index(config, waves) for waves in (config.beta_fast, config.beta_slow))
     if config.is_truncated:
@@ -73,7 +74,7 @@ def compute_yarn(config: RotaryConfig, num_positions: int) -> Tensor:
     first, last = max(first, 0), min(last, config.dim - 1)
     width = last - first if last != first else 0.001
     kept = 1 - ((torch.arange(config.dim // 2) - first) / width).clamp(0, 1)
-    frequencies = compute_default(config, num_positions)
+    frequencies = compute_default(config, longest_text)
     return frequencies * (kept + (1 - kept) / config.factor)
 
 
@@ -83,13 +84,13 @@ def find_index(config: RotaryConfig, waves: float) -> float:
     return config.dim * math.log(length) / (2 * math.log(config.theta))
 
 
-def compute_longrope(config: RotaryConfig, num_positions: int) -> Tensor:
+def compute_longrope(config: RotaryConfig, longest_text: int) -> Tensor:
     """LongRoPE (Ding et al., 2024): a factor for each frequency, found by search.
 
-    There are two sets of them. transformers takes that for the length of each text; here all texts share a cache, and
-    what is in it must fit any length it may grow to: the long ones as soon as longer texts can be served at all.
+    There are two sets of them. transformers takes that for the length that a text has just now; here all texts share a
+    cache, and what is in it must fit any length it may grow to: the long ones as soon as longer texts are served.
     """
-    factors = config.long_factors if num_positions > config.original_max_positions else config.short_factors
+    factors = config.long_factors if longest_text > config.original_max_positions else config.short_factors
     waves = config.theta ** (torch.arange(0, config.dim, 2).float() / config.dim)
     return 1.0 / (torch.tensor(factors, dtype=torch.float32) * waves)
 

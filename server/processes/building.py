@@ -1,5 +1,7 @@
 """A model's engine built from its weights in this process: the reference, and what could not be compiled ahead."""
 
+from dataclasses import replace
+
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
 from runtime.build import DraftModel, build_engine
@@ -36,4 +38,5 @@ def load_draft(model: DeployedModel) -> DraftModel | None:
             f"{model.config.name} up to {model.max_input_tokens}; set limits.max_input_tokens to at most "
             f"{info.max_input_tokens}"
         )
-    return DraftModel(load_model(model.draft_directory, info), speculative.num_tokens)
+    served = replace(info, max_input_tokens=model.max_input_tokens)
+    return DraftModel(load_model(model.draft_directory, served), speculative.num_tokens)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from models.further_heads import FurtherHead, list_own_heads, read_further_head
@@ -36,10 +37,16 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
         heads = (*own, *find_heads(model, info, [head.info.head for head in own]))
         deployed = DeployedModel(index, model, directory, info, heads, find_draft(model), threads)
         check_limits(deployed)
+        deployed = replace(deployed, info=limit_input(info, model.limits.max_input_tokens))
         check_chat(deployed)
         deployed.head.check_config(model)
         models.append(deployed)
     return Deployment(config, tuple(models), run_dir, num_cores, keys)
+
+
+def limit_input(info: ModelInfo, max_input_tokens: int | None) -> ModelInfo:
+    """What is served of the model: some compute short texts otherwise where there are no long ones."""
+    return info if max_input_tokens is None else replace(info, max_input_tokens=max_input_tokens)
 
 
 def locate(source: SourceConfig) -> Path:

@@ -1,5 +1,8 @@
 """Every decoder family against transformers, on tiny random models: logits after every token, in any steps."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from paging import Steps, chunks, compute_logits, then_tokens, whole
@@ -91,3 +94,11 @@ def test_cache_of_another_type(module: Decoder, ids: list[Ids], expected: Tensor
     logits = compute_logits(module, ids, WAYS["chunks"], torch.bfloat16)
     has_experts = module.config.experts is not None
     check_close(logits, expected, torch.bfloat16, tolerance=EXPERTS_TOLERANCES["bf16"] if has_experts else None)
+
+
+def test_longrope_is_that_of_short_texts_where_none_are_longer(tmp_path: Path) -> None:
+    made = make_decoder("phi3-longrope", tmp_path)
+    module = load_model(tmp_path, replace(made.info, max_input_tokens=4)).fill()
+    assert isinstance(module, Decoder)
+    ids = make_ids([4, 2])
+    check_close(compute_logits(module, ids, whole([4, 2])), run_alone(made.theirs, ids))
