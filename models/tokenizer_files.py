@@ -79,6 +79,9 @@ def make_tokenizer(directory: Path) -> Keys:
         missing = f"nor, of a {name}, {' or '.join(SENTENCEPIECE_CLASSES[name].files)}"
     elif name in VOCABULARY_CLASSES:
         missing = f"nor, of a {name}, {' with '.join(VOCABULARY_CLASSES[name].files)}"
+    elif not name:
+        files = {file for kind in (SENTENCEPIECE_CLASSES | VOCABULARY_CLASSES).values() for file in kind.files}
+        missing = f"and neither tokenizer_class nor model_type says which of {', '.join(sorted(files))} it is made of"
     else:
         known = ", ".join(sorted(SENTENCEPIECE_CLASSES.keys() | VOCABULARY_CLASSES.keys()))
         missing = f"and tokenizer_class {name!r} is none that it can be made for: {known}"

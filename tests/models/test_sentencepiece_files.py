@@ -264,6 +264,10 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelDirectoryError, match=r"neither tokenizer_class nor model_type says .* spm\.model, .*vocab"
+    ):
+        read_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "deberta-v2"}))
     assert not has_tokenizer(tmp_path)
     with pytest.raises(

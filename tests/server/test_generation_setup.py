@@ -35,7 +35,7 @@ DECODER = {
 
 async def test_a_tokenizer_that_is_not_there(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     options: dict[str, Any] = {"max_input_tokens": 8, "vocab_size": 50, "type_vocab_size": 1, "pool": pool}
-    with pytest.raises(ModelDirectoryError, match="no such file"):
+    with pytest.raises(ModelDirectoryError, match=r"there is no tokenizer\.json, .* spm\.model"):
         load_tokenizer(tmp_path, **options)
     tokenizer = load_tokenizer(tmp_path, is_required=False, **options)
     assert not tokenizer.knows_texts
