@@ -1,8 +1,8 @@
 """Linear layers over token rows become `padless::linear_int8`; those that calibration left in float stay.
 
 Where all readers of a norm or of an int8 layer are int8 layers that quantise alike, the rows are quantised once, by the
-one that makes them. `padless::experts` gets int8 weights too, without smoothing: calibration does not know
-them. Its router stays as it is.
+one that makes them. `padless::experts` gets int8 weights too, without smoothing: it quantises rows by itself. Its
+router stays as it is.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
 from runtime.config import UnusableConfig
-from runtime.ops import add_norm, experts, gated_act, linear_int8
+from runtime.ops import add_norm, gated_act, linear_int8
 from runtime.passes.rewriting import (
     add_constant,
     change,
@@ -27,8 +27,8 @@ from runtime.passes.rewriting import (
 )
 from runtime.quantization.calibrate import smooth_blindly
 from runtime.quantization.scheme import LinearScheme, Quantization, check_model
-from runtime.quantization.simulate import find_linears, linear_weights
-from runtime.quantization.weights import QuantizedWeight, RoundChannels, quantize_weight
+from runtime.quantization.simulate import find_experts, find_linears, list_weights
+from runtime.quantization.weights import QuantizedWeight, RoundChannels, quantize_weight, stack_weights
 
 
 def quantize(
@@ -43,15 +43,15 @@ def quantize(
     Raises UnusableConfig where the calibration is of another model, or weights are not finite.
     """
     if quantization is not None:
-        check_model(quantization, linear_weights(graph_module))
+        check_model(quantization, list_weights(graph_module))
     schemes = quantization.linears if quantization else smooth_blindly(graph_module)
     round_weight = partial(quantize_weight, overflow_free=overflow_free, round_channels=round_channels)
     for name, nodes in find_linears(graph_module).items():
         scheme = schemes.get(name, LinearScheme())
         if not scheme.is_float:
             quantize_linears(graph_module, nodes, scheme, round_weight)
-    for node in list(graph_module.graph.nodes):
-        if is_call(node, experts.OP):
+    for name, node in find_experts(graph_module).items():
+        if not schemes.get(name, LinearScheme()).is_float:
             quantize_experts(graph_module, node, round_weight)
     graph_module.graph.eliminate_dead_code()
     infer_shapes(graph_module, only_missing=True)
@@ -87,9 +87,9 @@ def quantize_experts(graph_module: GraphModule, node: Node, round_weight: Callab
         weight: Node = getattr(call, part)
         name = str(weight.target).replace(".", "_")
         with naming(weight):
-            each = [round_weight(matrix, scheme=None) for matrix in constant(graph_module, weight)]
-        values = add_constant(graph_module, f"{name}_int8", torch.stack([one.values for one in each]))
-        scale = add_constant(graph_module, f"{name}_scale", torch.stack([one.scale for one in each]))
+            quantized = stack_weights([round_weight(each, scheme=None) for each in constant(graph_module, weight)])
+        values = add_constant(graph_module, f"{name}_int8", quantized.values)
+        scale = add_constant(graph_module, f"{name}_scale", quantized.scale)
         change(node, **{part: values, f"{part}_scale": scale})
     drop_constants(graph_module, call.up, call.down)
 

@@ -2,12 +2,12 @@
 
 Smoothing is SmoothQuant's (Xiao et al. 2023): columns of large inputs are divided, and the weight's columns multiplied,
 before either is rounded. It differs in two things: an input's size is its root mean square and not its maximum, and the
-exponent is chosen for each linear by the error of its output. Linears go back to float only where the whole model is
-not accurate enough without, in the order of what each adds to the error by itself.
+exponent is chosen for each linear by the error of its output. Linears, and experts, go back to float only where the
+whole model is not accurate enough without, in the order of what each adds to the error by itself.
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,12 +26,15 @@ from runtime.quantization.accuracy import BOUNDS, Accuracy, AgreesOn, Bound, mea
 from runtime.quantization.observe import InputStatistics, observe, random_batch
 from runtime.quantization.scheme import ActivationMode, LinearScheme, Quantization, fingerprint_weights
 from runtime.quantization.simulate import (
+    SimulatedExperts,
     SimulatedLinear,
     compute_float,
     find_linears,
     linear_weights,
+    list_weights,
     replace_linears,
     run_batches,
+    simulate_experts,
     simulate_linear,
 )
 
@@ -55,10 +58,11 @@ class LinearReport:
     """One linear by itself, on the inputs FP32 gives it: |y_int8 - y| / |y|."""
 
     name: str
-    shape: tuple[int, int]
-    """(out_features, in_features)"""
-    error: float
-    unsmoothed_error: float
+    shape: tuple[int, ...]
+    """(out_features, in_features); of experts with their number in front."""
+    error: float | None
+    unsmoothed_error: float | None
+    """None for experts, which are not smoothed and only measured in the whole model."""
     is_float: bool = False
 
 
@@ -80,21 +84,29 @@ def calibrate(
     weights = linear_weights(graph_module)
     schemes, reports = choose_schemes(observation.inputs, weights, options, progress)
     linears = simulate_linears(weights, schemes, options.overflow_free)
-    trial = Trial(graph_module, batches, observation.output, linears, options, progress)
+    experts = simulate_experts(graph_module, overflow_free=options.overflow_free)
+    trial = Trial(graph_module, batches, observation.output, linears, experts, options, progress)
     floats = choose_floats(trial)
     schemes = {name: replace(scheme, is_float=name in floats) for name, scheme in schemes.items()}
-    kept = {name: linear for name, linear in linears.items() if name not in floats}
+    schemes |= {name: LinearScheme(is_float=name in floats) for name in experts}
     expected = run_batches(graph_module, held_out, compute_float, progress, "FP32 on held-out texts")
-    found = run_batches(graph_module, held_out, replace_linears(kept), progress, "INT8 on held-out texts")
+    held_out_trial = replace(trial, batches=held_out, expected=expected)
     quantization = Quantization(
         schemes,
-        fingerprint_weights(weights),
+        fingerprint_weights(list_weights(graph_module)),
         options.activations,
         num_texts=observation.num_texts,
         num_tokens=observation.num_tokens,
-        accuracy=measure_accuracy(found.numpy(), expected.numpy(), options.agrees_on),
+        accuracy=held_out_trial.measure(trial.names - floats, "INT8 on held-out texts"),
     )
-    return Calibration(quantization, tuple(replace(report, is_float=report.name in floats) for report in reports))
+    reports = [replace(report, is_float=report.name in floats) for report in reports]
+    reports += [report for name in experts for report in report_experts(name, experts[name], name in floats)]
+    return Calibration(quantization, tuple(reports))
+
+
+def report_experts(name: str, experts: SimulatedExperts, is_float: bool) -> Iterator[LinearReport]:
+    for part, weight in (("", experts.up), (" (down)", experts.down)):
+        yield LinearReport(name + part, tuple(weight.values.shape), None, None, is_float)
 
 
 def choose_schemes(
@@ -156,26 +168,34 @@ def simulate_linears(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """Runs the texts of the calibration with some of the linears in INT8, against what FP32 has answered."""
+    """Runs texts with some of the linears and experts in INT8, against what FP32 has answered."""
 
     graph_module: GraphModule
     batches: Sequence[Batch]
     expected: Tensor
     linears: Mapping[str, SimulatedLinear]
+    experts: Mapping[str, SimulatedExperts]
     options: Options
     progress: Progress
 
-    def measure(self, names: Iterable[str], what: str) -> Accuracy:
-        chosen = {name: self.linears[name] for name in names}
-        found = run_batches(self.graph_module, self.batches, replace_linears(chosen), self.progress, what)
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset([*self.linears, *self.experts])
+
+    def measure(self, names: Collection[str], what: str) -> Accuracy:
+        linears = {name: linear for name, linear in self.linears.items() if name in names}
+        experts = {name: block for name, block in self.experts.items() if name in names}
+        compute = replace_linears(linears)
+        found = run_batches(self.graph_module, self.batches, compute, self.progress, what, experts)
         return measure_accuracy(found.numpy(), self.expected.numpy(), self.options.agrees_on)
 
 
-def choose_floats(trial: Trial) -> Collection[str]:
-    """The linears to leave in float: the fewest, of those that err most by themselves, that make the bound hold."""
-    if trial.options.bound.holds(trial.measure(trial.linears, "INT8 on calibration texts")):
-        return ()
-    errors = {name: trial.measure([name], f"INT8 in {name} alone").error for name in trial.linears}
+def choose_floats(trial: Trial) -> frozenset[str]:
+    """Those to leave in float: the fewest, of those that err most by themselves, that make the bound hold."""
+    if trial.options.bound.holds(trial.measure(trial.names, "INT8 on calibration texts")):
+        return frozenset()
+    names = [*trial.linears, *trial.experts]
+    errors = {name: trial.measure([name], f"INT8 in {name} alone").error for name in names}
     worst_first = sorted(errors, key=errors.__getitem__, reverse=True)
 
     def is_enough(count: int) -> bool:

@@ -1,6 +1,7 @@
 """What `padless quantize` says about its result: a page of Markdown for people, and the same numbers as JSON."""
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,8 +46,8 @@ def time_batches(engine: Engine, batches: Sequence[Batch]) -> float:
 
 def count_bytes(linears: Sequence[LinearReport]) -> tuple[int, int]:
     """Of the linears' weights in FP32, and as they are now: int8 with an fp32 scale per row, or left in float."""
-    fp32 = [FP32_BYTES * linear.shape[0] * linear.shape[1] for linear in linears]
-    int8 = [linear.shape[0] * (linear.shape[1] + FP32_BYTES) for linear in linears]
+    fp32 = [FP32_BYTES * math.prod(linear.shape) for linear in linears]
+    int8 = [math.prod(linear.shape[:-1]) * (linear.shape[-1] + FP32_BYTES) for linear in linears]
     now = [full if linear.is_float else small for linear, full, small in zip(linears, fp32, int8, strict=True)]
     return sum(fp32), sum(now)
 
@@ -131,4 +132,5 @@ def describe_linears(linears: Sequence[LinearReport]) -> Iterator[str]:
     for linear in linears:
         kept = "float" if linear.is_float else ""
         shape = "x".join(str(size) for size in linear.shape)
-        yield f"| `{linear.name}` | {shape} | {linear.error:.2%} | {linear.unsmoothed_error:.2%} | {kept} |"
+        errors = ("" if error is None else f"{error:.2%}" for error in (linear.error, linear.unsmoothed_error))
+        yield f"| `{linear.name}` | {shape} | {' | '.join(errors)} | {kept} |"

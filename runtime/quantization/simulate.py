@@ -1,4 +1,4 @@
-"""INT8 without its kernels: the fused fp32 graph, node by node, with linears that round as the integer op does.
+"""INT8 without its kernels: the fused fp32 graph, node by node, with linears and experts that round as integer ops do.
 
 Slow and allocating, for calibration and tests only. Sums of whole numbers in fp32 are exact up to 2**24 and not far off
 beyond, so what differs from the op is the last bits.
@@ -6,6 +6,7 @@ beyond, so what differs from the op is the last bits.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from runtime.capture import UNREAD, as_weight, is_paged, read_inputs
 from runtime.engine import Progress
 from runtime.engines.transfer import take_arrays, to_tensors
 from runtime.lazy_module import LazyWeight
-from runtime.ops import linear_act
-from runtime.passes.rewriting import LINEAR, find_device, find_head, is_call, read_linear
+from runtime.ops import experts, linear_act
+from runtime.passes.rewriting import LINEAR, find_device, find_head, is_call, read, read_linear
 from runtime.quantization.scheme import LinearScheme
-from runtime.quantization.weights import quantize_weight
+from runtime.quantization.weights import QuantizedWeight, quantize_weight, stack_weights
 
 ACTIVATION_STEPS = 255
 
@@ -48,20 +49,50 @@ def weight_name(linear: Node) -> str:
     return str(read_linear(linear).weight.target)
 
 
+def find_experts(graph_module: GraphModule) -> dict[str, Node]:
+    """The blocks of experts, by the name of their weight `up`. Their routers are never quantised."""
+    nodes = [node for node in graph_module.graph.nodes if is_call(node, experts.OP)]
+    return {str(read(node).up.target): node for node in nodes}
+
+
+def list_weights(graph_module: GraphModule) -> dict[str, LazyWeight]:
+    """All that may be quantised: what a model's fingerprint is taken of."""
+    parts = [part for node in find_experts(graph_module).values() for part in (read(node).up, read(node).down)]
+    return linear_weights(graph_module) | {str(part.target): as_weight(graph_module, part) for part in parts}
+
+
 def linear_weights(graph_module: GraphModule) -> dict[str, LazyWeight]:
-    """The fp32 weights [out_features, in_features] of `find_linears`: what a model's fingerprint is taken of."""
+    """The fp32 weights [out_features, in_features] of `find_linears`."""
     return {
         name: as_weight(graph_module, read_linear(nodes[0]).weight)
         for name, nodes in find_linears(graph_module).items()
     }
 
 
-class LinearInterpreter(Interpreter):
-    """Runs a graph with `compute` in place of its quantisable linears. Weights are read for the ops that use them."""
+@dataclass(frozen=True, slots=True)
+class SimulatedExperts:
+    """The weights of a block of experts as the integer op has them."""
 
-    def __init__(self, graph_module: GraphModule, compute: Compute):
+    up: QuantizedWeight
+    down: QuantizedWeight
+
+    def __call__(self, x: Tensor, router: Tensor, top_k: int, act: str, is_gated: bool, renormalize: bool) -> Tensor:
+        """As `padless::experts` has it."""
+        weights, scales = (self.up.values, self.down.values), (self.up.scale, self.down.scale)
+        return experts.experts(x, router, *weights, top_k, act, is_gated, renormalize, *scales)
+
+
+NO_EXPERTS: Mapping[str, SimulatedExperts] = MappingProxyType({})
+
+
+class LinearInterpreter(Interpreter):
+    """Runs a graph with `compute` in place of its quantisable linears, and with `rounded` in place of the experts of
+    these names. Weights are read for the ops that use them."""
+
+    def __init__(self, graph_module: GraphModule, compute: Compute, rounded: Mapping[str, SimulatedExperts]):
         super().__init__(graph_module)
         self.compute = compute
+        self.rounded = {node: rounded[name] for name, node in find_experts(graph_module).items() if name in rounded}
         self.unread: Mapping[str, LazyWeight] = graph_module.meta[UNREAD]
         self.device = find_device(graph_module)
         self.linears = {node for nodes in find_linears(graph_module).values() for node in nodes}
@@ -71,10 +102,15 @@ class LinearInterpreter(Interpreter):
         return self.unread.get(target) or super().get_attr(target, args, kwargs)
 
     def fetch_args_kwargs_from_env(self, n: Node) -> Any:
-        args, kwargs = super().fetch_args_kwargs_from_env(n)
-        return tree_map_only(LazyWeight, lambda weight: weight.read().to(self.device), (args, kwargs))
+        return self.read_weights(super().fetch_args_kwargs_from_env(n))
+
+    def read_weights(self, values: Any) -> Any:
+        return tree_map_only(LazyWeight, lambda weight: weight.read().to(self.device), values)
 
     def run_node(self, n: Node) -> Any:
+        if n in self.rounded:
+            (x, router, _, _, *settings), _ = super().fetch_args_kwargs_from_env(n)
+            return self.rounded[n](x, self.read_weights(router), *settings)
         if n not in self.linears:
             return super().run_node(n)
         args, _ = self.fetch_args_kwargs_from_env(n)
@@ -86,13 +122,18 @@ class LinearInterpreter(Interpreter):
 
 
 def run_batches(
-    graph_module: GraphModule, batches: Sequence[Batch], compute: Compute, progress: Progress, what: str
+    graph_module: GraphModule,
+    batches: Sequence[Batch],
+    compute: Compute,
+    progress: Progress,
+    what: str,
+    rounded: Mapping[str, SimulatedExperts] = NO_EXPERTS,
 ) -> Tensor:
     """The graph's first output for all batches in their order, fp32 [num_rows of all, ...].
 
     It is the one that accuracy is measured on: what else a graph gives comes from the same rows.
     """
-    interpreter = LinearInterpreter(graph_module, compute)
+    interpreter = LinearInterpreter(graph_module, compute, rounded)
     device = find_device(graph_module)
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     read, memory = read_inputs(graph_module), allocate_cache(graph_module, batches, device)
@@ -144,6 +185,19 @@ class SimulatedLinear:
 def simulate_linear(weight: Tensor, scheme: LinearScheme, *, overflow_free: bool) -> SimulatedLinear:
     quantized = quantize_weight(weight, scheme=scheme, overflow_free=overflow_free)
     return SimulatedLinear(quantized.values.float(), quantized.scale, scheme)
+
+
+def simulate_experts(graph_module: GraphModule, *, overflow_free: bool) -> dict[str, SimulatedExperts]:
+    """All of them, by name. Raises ValueError as `quantize_weight` does."""
+
+    def round_all(weight: Node) -> QuantizedWeight:
+        matrices = as_weight(graph_module, weight).read()
+        return stack_weights([quantize_weight(each, scheme=None, overflow_free=overflow_free) for each in matrices])
+
+    found = find_experts(graph_module)
+    return {
+        name: SimulatedExperts(round_all(read(node).up), round_all(read(node).down)) for name, node in found.items()
+    }
 
 
 def quantize_rows(x: Tensor, static_range: tuple[float, float] | None) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ adds two such results before it widens them, so the four weights that meet in on
 any activation from 0 to 255. Their columns are {8j, 8j+1, 8j+4, 8j+5} and {8j+2, 8j+3, 8j+6, 8j+7}.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,8 @@ A scale is NaN where none fits: the channel's weights, or their squares, are not
 class QuantizedWeight:
     """`values`: int8 [out_features, in_features], -127..127. `scale`: fp32 [out_features], all positive.
 
-    values * scale[:, None] is the weight, times `smooth` of its scheme in each column.
+    values * scale[:, None] is the weight, times `smooth` of its scheme in each column. Of experts, both have a
+    dimension more in front.
     """
 
     values: Tensor
@@ -72,6 +73,11 @@ def quantize_weight(
     if spoilt:
         raise ValueError(f"the weights of {spoilt} of {len(scale)} output channels are not finite, or too large")
     return QuantizedWeight(values, scale)
+
+
+def stack_weights(each: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """Those of experts."""
+    return QuantizedWeight(torch.stack([one.values for one in each]), torch.stack([one.scale for one in each]))
 
 
 def round_by_torch(weight: Tensor, limits: tuple[float, ...], overflow_free: bool) -> tuple[Tensor, Tensor]:

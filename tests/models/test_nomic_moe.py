@@ -14,6 +14,12 @@ from torch.nn import functional
 
 from models.config import read_config
 from models.info import ModelDirectoryError
+from models.load import load_model
+from runtime.quantization.accuracy import Bound
+from runtime.quantization.calibrate import Options, calibrate, simulate_linears
+from runtime.quantization.observe import random_batch, trace_linears
+from runtime.quantization.scheme import save_quantization
+from runtime.quantization.simulate import compute_float, linear_weights, replace_linears, run_batches
 from tests.tolerances import measure_difference
 
 VOCAB, WIDTH, NUM_HEADS, HIDDEN, NUM_LAYERS, NUM_EXPERTS, TOP_K = 61, 32, 4, 48, 4, 6, 2
@@ -131,6 +137,31 @@ def test_mean_of_rows_is_the_formula(captured: Captured, precision: str) -> None
     ids, types = TEXTS
     expected = torch.stack([compute_expected(make_tensors(), text).mean(0) for text in ids])
     check_planned(captured, precision, ids, [kinds * 0 for kinds in types], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bound", "is_float"), [(Bound(agreement=0), False), (Bound(agreement=1, error=1e-9), True)])
+def test_calibration_counts_experts(captured: Captured, bound: Bound, is_float: bool, tmp_path: Path) -> None:
+    """In its accuracy, which is the engine's, and among what stays in float where nothing else is exact enough."""
+    model = captured.model
+    graph_module = trace_linears(load_model(model.directory, model.info), torch.device("cpu"))
+    calibrated, held_out = (random_batch(VOCAB, num_seqs, 9) for num_seqs in (8, 16))
+    options = Options(overflow_free=False, bound=bound)
+    calibration = calibrate(graph_module, [calibrated], [held_out], options, lambda *_: None)
+    schemes, accuracy = calibration.quantization.linears, calibration.quantization.accuracy
+    names = [name for name in schemes if name.endswith("up")]
+    assert len(names) == NUM_LAYERS // 2
+    assert all(schemes[name].is_float == is_float for name in names)
+    reports = [each for each in calibration.linears if each.name.startswith(names[0])]
+    assert [each.shape for each in reports] == [(NUM_EXPERTS, HIDDEN, WIDTH), (NUM_EXPERTS, WIDTH, HIDDEN)]
+    linears = replace_linears(simulate_linears(linear_weights(graph_module), schemes, False))
+    both = [run_batches(graph_module, [held_out], each, lambda *_: None, "") for each in (linears, compute_float)]
+    assert accuracy.error == 0 if is_float else accuracy.error > 1.1 * measure_difference(*both).norm
+    save_quantization(tmp_path / "int8", calibration.quantization)
+    engines = (captured.build("torch", "int8", quantization=tmp_path / "int8"), captured.build("torch", "fp32"))
+    found, expected = (engine.run(held_out).arrays["embeddings"].copy() for engine in engines)
+    # Between its layers an engine's rows are bf16 besides.
+    assert measure_difference(found, expected).norm == pytest.approx(accuracy.error, rel=0.15, abs=4e-3)
 
 
 def test_weights_that_sum_to_one_are_read(captured: Captured, tmp_path: Path) -> None:
