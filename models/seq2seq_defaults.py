@@ -17,6 +17,7 @@ T5: Keys = {
     "feed_forward_proj": "gated-gelu",
     "head_dim": 64,
     "layer_norm_eps": 1e-6,
+    "max_position_embeddings": T5_POSITIONS,
     "pad_token_id": 0,
     "relative_attention_max_distance": 128,
     "relative_attention_num_buckets": 32,
@@ -42,7 +43,6 @@ FIXED: dict[str, Keys] = {
     **dict.fromkeys(("bart", "m2m_100", "marian", "mbart", "pegasus"), ALWAYS_BART),
     # transformers reads the key of scaled embeddings, and scales none.
     "whisper": ALWAYS_BART | {"scale_embedding": False},
-    **{model_type: {"max_position_embeddings": T5_POSITIONS} for model_type in ("mt5", "t5", "umt5")},
 }
 
 BART_NAMES = {"activation_function": "hidden_act", "d_model": "hidden_size"}
@@ -63,7 +63,7 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
 
 STRAY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("bart", "m2m_100", "marian", "mbart", "pegasus"), ("hidden_act", "hidden_size")),
-    **dict.fromkeys(("mt5", "t5", "umt5"), ("head_dim", "hidden_size")),
+    **dict.fromkeys(("mt5", "t5", "umt5"), ("head_dim", "hidden_size", "max_position_embeddings")),
     "whisper": ("hidden_act", "hidden_size", "max_position_embeddings"),
 }
 

@@ -205,6 +205,12 @@ def is_paged(graph_module: GraphModule) -> bool:
     return any(node.op == "placeholder" and node.name == "kv_cache" for node in graph_module.graph.nodes)
 
 
+def find_num_features(graph_module: GraphModule) -> int:
+    """Numbers of each row of `features`; 0 of a graph that reads token ids."""
+    places = graph_module.graph.find_nodes(op="placeholder")
+    return next((int(node.meta["val"].shape[1]) for node in places if node.name == "features"), 0)
+
+
 def read_inputs(graph_module: GraphModule) -> frozenset[str]:
     """The names of the inputs that something is computed from, or that are outputs themselves."""
     return frozenset(node.name for node in graph_module.graph.nodes if node.op == "placeholder" and node.users)

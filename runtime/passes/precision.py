@@ -22,10 +22,12 @@ from runtime.ops import (
     varlen_attention,
 )
 from runtime.passes.rewriting import (
+    CAST,
     LINEAR,
     change,
     find_head,
     infer_shapes,
+    insert_call,
     is_call,
     order,
     read,
@@ -54,6 +56,8 @@ def lower_precision(graph_module: GraphModule, dtype: torch.dtype, *, keep_linea
             continue
         if not any(needs_fp32(node, user, head, keep_linears) for user in node.users):
             replace_constant(graph_module, node, constant(graph_module, node).to(dtype))
+    if not keep_linears:
+        cast_features(graph_module, dtype)
     use_mixed_linears(graph_module, head)
     for node in graph_module.graph.nodes:
         if is_call(node, linear_int8.OP) and read(node).dtype is None:
@@ -68,6 +72,16 @@ def needs_fp32(weight: Node, user: Node, head: set[Node], keep_linears: bool) ->
         return True
     names = FP32_ARGUMENTS.get(user.target, ())  # type: ignore[call-overload]
     return any(getattr(read(user), name) is weight for name in names)
+
+
+def cast_features(graph_module: GraphModule, dtype: torch.dtype) -> None:
+    """Rows of words come out of tables of that type; features come from outside, in fp32."""
+    nodes = list(graph_module.graph.nodes)
+    first_call = next(node for node in nodes if node.op not in ("placeholder", "get_attr"))
+    for node in nodes:
+        if node.op == "placeholder" and node.name == "features":
+            cast = insert_call(first_call, CAST, "features_cast", self=node, dtype=dtype)
+            node.replace_all_uses_with(cast, delete_user_cb=lambda user, cast=cast: user is not cast)
 
 
 def use_mixed_linears(graph_module: GraphModule, head: set[Node]) -> None:

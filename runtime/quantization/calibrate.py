@@ -10,13 +10,14 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.nn import functional
 
 from runtime.batch import Batch
-from runtime.capture import is_paged
+from runtime.capture import find_num_features, is_paged
 from runtime.engine import Progress
 from runtime.kv_cache.examples import page_alone
 from runtime.lazy_module import LazyWeight
@@ -210,9 +211,10 @@ def smooth_blindly(graph_module: GraphModule) -> dict[str, LinearScheme]:
     """Schemes for a model without calibration: dynamic ranges, nothing in float, and smoothing where it can be guessed.
 
     That is for rows that come out of a norm: which of their columns are large, the norm's weight decides more than the
-    text, so one batch of random tokens shows it. `graph_module` may be fused further than that of `trace_linears`.
+    text, so one batch of random tokens, or features, shows it. `graph_module` may be fused further than that of
+    `trace_linears`.
     """
-    batch = random_batch(find_vocab_size(graph_module), num_seqs=16, seqlen=32)
+    batch = draw_batch(graph_module)
     if is_paged(graph_module):
         batch = page_alone(batch, num_blocks=1 + 16 * 2, every_token=True)
     observation = observe(graph_module, [batch], lambda *_: None, num_rows=0)
@@ -223,6 +225,16 @@ def smooth_blindly(graph_module: GraphModule) -> dict[str, LinearScheme]:
         rms = observation.inputs[name].rms
         schemes[name] = LinearScheme(smooth_columns(rms, weights[name].read(), USUAL_EXPONENT) if is_normed else None)
     return schemes
+
+
+def draw_batch(graph_module: GraphModule) -> Batch:
+    """16 sequences of 32 tokens each, or of rows of features where the graph reads those."""
+    width = find_num_features(graph_module)
+    batch = random_batch(1 if width else find_vocab_size(graph_module), num_seqs=16, seqlen=32)
+    if not width:
+        return batch
+    features = np.random.default_rng(0).standard_normal((batch.num_tokens, width), np.float32)
+    return replace(batch, arrays=batch.arrays | {"features": features})
 
 
 def find_vocab_size(graph_module: GraphModule) -> int:

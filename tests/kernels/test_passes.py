@@ -1,8 +1,10 @@
 """Each pass on a graph just large enough: the same numbers before and after, and the nodes that should be there."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from runtime.backends.backend import Backend
 from runtime.backends.cpu.backend import PASSES
 from runtime.backends.cpu.pack_weights import pack_weights
 from runtime.backends.plain.table import TORCH_KERNELS, plain_backend
-from runtime.capture import constant
+from runtime.capture import capture, constant
 from runtime.ops import embed_norm, lora, pool
 from runtime.passes.drop_casts import drop_casts
 from runtime.passes.fold_constants import fold_constants
@@ -316,6 +318,32 @@ class TestPrecision:
         expected = run_graph(graph_module, BATCH)
         rewrite(graph_module, ("precision", lower))
         check_close(run_graph(graph_module, BATCH), expected, torch.bfloat16)
+
+    @pytest.mark.parametrize("keep_linears", [True, False])
+    def test_features_take_the_type_of_weights(self, keep_linears: bool) -> None:
+        """They are an input in fp32, where words come out of a table of the type that is asked for."""
+
+        class Hearing(nn.Module):
+            num_features = 6
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b = nn.Linear(6, HIDDEN_SIZE), nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE)
+
+            def forward(self, features: Tensor) -> dict[str, Tensor]:
+                return {"rows": self.b(functional.gelu(self.a(features)))}
+
+        graph_module = capture(Hearing().eval().requires_grad_(False), CPU)
+        features = np.random.default_rng(0).standard_normal((15, 6), np.float32)
+        batch = replace(BATCH, arrays=BATCH.arrays | {"features": features})
+        expected = run_graph(graph_module, batch)
+
+        def lower(graph: GraphModule) -> None:
+            lower_precision(graph, torch.bfloat16, keep_linears=keep_linears)
+
+        rewrite(graph_module, ("precision", lower), ("drop_casts", drop_casts))
+        assert count_calls(graph_module).get("to", 0) == (not keep_linears)
+        check_close(run_graph(graph_module, batch), expected, torch.bfloat16)
 
     def test_choice_follows_the_device_and_says_so(self) -> None:
         native = has_cpu_bf16()

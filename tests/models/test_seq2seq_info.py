@@ -44,7 +44,7 @@ def test_bart(tmp_path: Path) -> None:
 
 def test_limits_of_sources_and_of_targets(tmp_path: Path) -> None:
     """The tokenizer's is one for sources. T5 has no positions, and Whisper hears no tokens."""
-    for keys, source, target in ((BART, 50, 80), (T5, 50, 4096), (WHISPER, 20, 40)):
+    for keys, source, target in ((BART, 50, 80), (T5, 50, 4096), (WHISPER, 40, 40)):
         info = read(tmp_path, keys, tokenizer={"model_max_length": 50 if keys is not WHISPER else 10})
         assert info.seq2seq is not None
         assert (info.max_input_tokens, info.seq2seq.max_target_tokens) == (source, target)
@@ -164,7 +164,7 @@ HEARING: Keys = {
 
 def test_whisper(tmp_path: Path) -> None:
     info = read(tmp_path, WHISPER | {"median_filter_width": 5}, HEARING)
-    assert (info.task, info.max_input_tokens, info.eos_token_ids) == ("transcribe", 20, (3,))
+    assert (info.task, info.max_input_tokens, info.eos_token_ids) == ("transcribe", 40, (3,))
     assert info.seq2seq is not None and info.seq2seq.max_target_tokens == 40
     assert info.seq2seq.speech == SpeechInfo(
         num_mel_bins=10,

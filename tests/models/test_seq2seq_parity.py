@@ -46,7 +46,7 @@ def pair(model: TinyModel) -> Pair:
 def sources(model: TinyModel) -> list[Any]:
     if model.info.task == "transcribe":
         random = np.random.default_rng(0)
-        return [random.normal(size=(20, 20)).astype(np.float32) for _ in SOURCE_LENGTHS]
+        return [random.normal(size=(40, 20)).astype(np.float32) for _ in SOURCE_LENGTHS]
     return make_ids(SOURCE_LENGTHS)
 
 
@@ -58,7 +58,7 @@ def targets(model: TinyModel) -> list[Ids]:
 @pytest.fixture(scope="module")
 def expected(model: TinyModel, sources: list[Any], targets: list[Ids]) -> Tensor:
     if model.info.task == "transcribe":
-        sources = [np.ascontiguousarray(source.reshape(40, 10).T) for source in sources]
+        sources = [np.ascontiguousarray(source.reshape(80, 10).T) for source in sources]
     return decode_alone(model.theirs, sources, targets)
 
 

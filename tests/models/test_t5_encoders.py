@@ -58,8 +58,9 @@ def find(tmp_path_factory: pytest.TempPathFactory) -> Find:
 @pytest.mark.parametrize(
     ("name", "precision"),
     [
-        *(("t5", "fp32"), ("t5", "int8"), ("umt5", "fp32")),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("t5", "bf16"), ("mt5", "fp32"), ("umt5", "int8"))),
+        *(("t5", "fp32"), ("t5", "int8")),
+        *(pytest.param("t5", "bf16", marks=pytest.mark.slow), pytest.param("mt5", "fp32", marks=pytest.mark.slow)),
+        *(pytest.param("umt5", precision, marks=pytest.mark.slow) for precision in ("fp32", "int8")),
     ],
 )
 def test_matches_transformers(find: Find, name: str, precision: str) -> None:
@@ -69,7 +70,8 @@ def test_matches_transformers(find: Find, name: str, precision: str) -> None:
     found = {each: array.copy() for each, array in engine.run(pack(ids)).arrays.items()}
     with torch.no_grad():
         rows = [captured.model.theirs(torch.from_numpy(each)[None]).last_hidden_state[0] for each in ids]
-    tolerance = ENCODER_TOLERANCES[precision]
+    # UMT5 is gated: see `find_tolerances`.
+    tolerance = ENCODER_TOLERANCES[precision].times(2 if name == "umt5" and precision != "fp32" else 1)
     check_close(found["tokens.token_embeddings"], torch.cat(rows), tolerance=tolerance)
     dense = load_file(captured.model.directory / "2_Dense" / "model.safetensors")["linear.weight"]
     vectors = functional.normalize(functional.linear(torch.stack([each.mean(0) for each in rows]), dense), dim=-1)
@@ -84,12 +86,13 @@ def test_whole_model_embeds_by_its_encoder(tmp_path: Path) -> None:
     model = make_seq2seq("t5-gated", tmp_path)
     model = TinyModel(model.directory, model.theirs, read_info(tmp_path, task="embed", pooling="mean"))
     assert (model.info.task, model.info.output_dim, model.info.seq2seq) == ("embed", 32, None)
-    expected = build(model).run(pack(make_ids(SEQLENS))).arrays["embeddings"].copy()
+    expected = build(model, kind="reference").run(pack(make_ids(SEQLENS))).arrays["embeddings"].copy()
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
     tensors["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.ones(8, 4)
     save_file(tensors, tmp_path / "model.safetensors")
-    check_close(build(model).run(pack(make_ids(SEQLENS))).arrays["embeddings"], expected, tolerance=SAME_ENGINE)
+    found = build(model, kind="reference").run(pack(make_ids(SEQLENS))).arrays["embeddings"]
+    check_close(found, expected, tolerance=SAME_ENGINE)
 
 
 def test_modules_make_an_embedder_of_it(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ WHISPER_SIZES: dict[str, Any] = {
     key: value for key, value in BART_SIZES.items() if key != "max_position_embeddings"
 } | {
     "num_mel_bins": 10,
-    "max_source_positions": 20,
+    "max_source_positions": 40,
     "max_target_positions": 40,
     "bos_token_id": 3,
     "eos_token_id": 3,

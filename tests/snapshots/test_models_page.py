@@ -6,35 +6,42 @@
 import inspect
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
 from models import registry
 from models.defaults import DEFAULTS
-from models.family import DecoderFamily, Family
+from models.family import DecoderFamily, Family, Seq2SeqFamily
 from tests.snapshots.test_snapshots import UPDATE_VARIABLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+AnyFamily = Family | DecoderFamily | Seq2SeqFamily
+TABLES: dict[str, Mapping[str, AnyFamily]] = {
+    "encoders": registry.FAMILIES,
+    "decoders": registry.DECODERS,
+    "encoder-decoders": registry.SEQ2SEQ,
+}
 BEGIN, END = "<!-- generated from models/registry.py: {} -->", "<!-- end of {} -->"
 
 
-def find_module(family: Family | DecoderFamily) -> ModuleType:
+def find_module(family: AnyFamily) -> ModuleType:
     """The file that the family is in."""
     modules = [value for value in vars(registry).values() if inspect.ismodule(value)]
     return next(module for module in modules if any(value is family for value in vars(module).values()))
 
 
-def describe(family: Family | DecoderFamily) -> str:
+def describe(family: AnyFamily) -> str:
     paragraphs = (find_module(family).__doc__ or "").strip().split("\n\n")
     return " ".join(" ".join(paragraphs).split()).replace("|", "\\|")
 
 
-def list_lengths(family: Family | DecoderFamily) -> str:
+def list_lengths(family: AnyFamily) -> str:
     lengths = {DEFAULTS[name].get("max_position_embeddings") for name in family.model_types}
     return ", ".join(f"{length:,}" for length in sorted(length for length in lengths if length is not None)) or "any"
 
 
-def build_table(families: dict[str, Family] | dict[str, DecoderFamily]) -> str:
+def build_table(families: Mapping[str, AnyFamily]) -> str:
     """Architectures of one family are one line."""
     names: dict[int, list[str]] = {}
     for name, family in families.items():
@@ -50,8 +57,8 @@ def build_table(families: dict[str, Family] | dict[str, DecoderFamily]) -> str:
 
 
 def write_page(page: str) -> str:
-    """The page with both tables as they should be."""
-    for name, families in (("encoders", registry.FAMILIES), ("decoders", registry.DECODERS)):
+    """The page with all tables as they should be."""
+    for name, families in TABLES.items():
         begin, end = BEGIN.format(name), END.format(name)
         assert begin in page and end in page, f"{PAGE.name} has lost its place for {name}"
         table = f"{begin}\n{build_table(families)}\n{end}"
