@@ -2,8 +2,8 @@
 
 A gate and what it lets through become another, which `fuse_gated_act` reads whole, and an activation keeps its layer to
 itself: the two blocks of a layer may read one tensor. Layers of different modules stay apart: what an encoder gives is
-read by the keys and values of all layers of a decoder. As one GEMM they are no faster, and with 6 layers of 512 the plan
-takes twice the memory.
+read by the keys and values of all layers of a decoder. As one GEMM they are no faster, and with 6 layers of 512 the
+plan takes twice the memory.
 """
 
 import torch

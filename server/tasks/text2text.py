@@ -166,7 +166,7 @@ def describe_output(info: ModelInfo) -> str:
 
 
 def make_example(info: ModelInfo, name: str, has_tokenizer: bool, has_chat_template: bool) -> Example:
-    return Example("/v1/completions", {"model": name, "prompt": "How are you?"})
+    return Example("/v1/translate", {"model": name, "text": "How are you?"})
 
 
 HEAD = Head("text2text", Work.ENCODE_DECODE, check_config, describe_graph, describe_output, make_example)
@@ -174,6 +174,6 @@ TASK = Task(
     name="text2text",
     heads=("text2text",),
     params=GenerationParams,
-    routes=("POST /v1/completions", "POST /v1/translate", "POST /v1/summarize"),
+    routes=("POST /v1/translate", "POST /v1/summarize"),
     reduce=reduce,
 )

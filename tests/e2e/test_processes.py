@@ -240,5 +240,5 @@ def test_tokenizer_that_is_not_there_is_told_in_one_line(null_model: Path, tmp_p
     (directory / "tokenizer.json").unlink()
     server = start_server(write_config(tmp_path / "config.yaml", directory, engine={"inline": is_inline}))
     assert server.process.wait(60) == 1
-    assert server.log.count("tokenizer.json: no such file") == 1 and "Traceback" not in server.log
+    assert server.log.count("there is no tokenizer.json") == 1 and "Traceback" not in server.log
     assert "http 0 cannot be started; the reason is above" in server.log

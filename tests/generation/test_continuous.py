@@ -88,7 +88,7 @@ def test_forks_sample_the_same_whatever_is_around_them(
 @pytest.mark.parametrize("num_requests", [1_500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_many_requests_with_cancels_leak_nothing(num_requests: int) -> None:
     rng = random.Random(0)
-    run = Continuous(num_blocks=20, max_batch_tokens=48, prefill_chunk_tokens=16)
+    run = Continuous(num_blocks=14, max_batch_tokens=48, prefill_chunk_tokens=16)
     shared = [rng.randrange(VOCAB_SIZE) for _ in range(64)]
     open_requests = []
     for number in range(num_requests):

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
 from models.info import ModelInfo
+from models.seq2seq_info import Seq2SeqInfo
+from models.translation import TranslationInfo
 from server.config import ChatConfig, HttpConfig, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
 from server.http.admission import Admission
 from server.http.app import App
@@ -22,6 +24,7 @@ from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
 from server.tasks.registry import HEADS
 from server.text.chat_template import load_chat_template
+from server.text.languages import Languages
 from server.text.tokenizer import Tokenizer
 from server.text.tokenizer_file import load_tokenizer
 from server.wire.generation import AnswerNews, FinishReason, GenerationParams, TokenLogprob, pack_logprob, write_news
@@ -36,6 +39,8 @@ CORPUS = [
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 BOS, EOS = 1, 2
 CONTEXT = 128
+TARGET = 64
+LANGUAGES = Languages(TranslationInfo("prefix", "en_XX", "de_DE"), {"en_XX": 3, "de_DE": 4, "de_CH": 5}, EOS)
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -218,12 +223,14 @@ class FakeGenerator:
 
 @dataclass
 class GenerationServer:
-    """The application and what is behind it: `writer`, a model with texts, and `ids`, one without."""
+    """The application and what is behind it: `writer`, a model with texts, `ids`, one without, and `translator`, an
+    encoder-decoder."""
 
     app: App
     state: ServerState
     engine: FakeGenerator
     ids_engine: FakeGenerator
+    translator_engine: FakeGenerator
     tokenizer: Tokenizer
     raw: RawTokenizer
     client: httpx.AsyncClient
@@ -256,8 +263,15 @@ class GenerationServer:
         """No place is taken, and every stream has ended or been cancelled."""
         for model in self.state.models.values():
             assert (model.admission.num_inputs, model.admission.num_tokens) == (0, 0)
-        for job in (*self.engine.jobs, *self.ids_engine.jobs):
+        for job in (*self.engine.jobs, *self.ids_engine.jobs, *self.translator_engine.jobs):
             assert job.is_cancelled or job.has_ended
+
+
+def describe_translator(size: int) -> ModelInfo:
+    """Of a vocabulary of that size."""
+    rules = Seq2SeqInfo(TARGET, EOS, EOS, num_beams=2, max_length=20, no_repeat_ngram_size=3)
+    info = ModelInfo("M2M100ForConditionalGeneration", "text2text", size, 1, CONTEXT, size, eos_token_ids=(EOS,))
+    return replace(info, seq2seq=rules)
 
 
 def build_generation_server(
@@ -276,6 +290,8 @@ def build_generation_server(
         "writer": load_tokenizer(directory, chat_template=load_chat_template(directory), **options),
         "ids": Tokenizer(None, **options),
     }
+    tokenizers["translator"] = tokenizers["writer"]
+    infos = dict.fromkeys(("writer", "ids"), info) | {"translator": describe_translator(size)}
     configs = tuple(
         ModelConfig(
             name=name,
@@ -285,16 +301,17 @@ def build_generation_server(
         )
         for name in tokenizers
     )
-    engines = [FakeGenerator(), FakeGenerator([[7, 8, EOS]])]
+    engines = [FakeGenerator(), FakeGenerator([[7, 8, EOS]]), FakeGenerator()]
     served = {
         config.name: ServedModel(
             config.name,
             config,
-            HEADS[info.task],
-            info,
+            HEADS[infos[config.name].task],
+            infos[config.name],
             tokenizers[config.name],
             Admission(config.limits.max_concurrent_requests),
             engine,
+            languages=LANGUAGES if config.name == "translator" else None,
         )
         for config, engine in zip(configs, engines, strict=True)
     }
@@ -302,8 +319,9 @@ def build_generation_server(
     state = ServerState(config, served, Metrics(CollectorRegistry()))
     app = App(state)
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://padless")
-    server = GenerationServer(app, state, engines[0], engines[1], tokenizers["writer"], raw, client)
+    server = GenerationServer(app, state, *engines, tokenizers["writer"], raw, client)
     server.say("Once upon a time")
+    server.translator_engine.answers = server.engine.answers
     return server
 
 

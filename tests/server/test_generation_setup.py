@@ -130,7 +130,7 @@ def write_config(directory: Path, name: str, **keys: object) -> Path:
         ({"speculative": {"method": "draft", "draft": {"path": "encoder"}}}, "encoder does not generate text"),
         (
             {"source": {"path": "encoder"}, "speculative": {"method": "ngram"}},
-            "speculative is for models that generate",
+            "speculative is for language models",
         ),
         ({"source": {"path": "encoder"}, "chat": {"template": "x"}}, "chat is for models that generate"),
         ({"engine": {"precision": "auto_per_bucket"}}, "engine.precision auto_per_bucket is for models that read"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import CLASSIFIER, EMBEDDER, RANKER, SPARSE, UNK, build_state
+from fake_generator import GenerationServer
 from test_multi_vector_routes import COLBERT
 
 from models.info import ModelInfo
@@ -48,8 +49,11 @@ def find_pages() -> list[Path]:
 
 
 @pytest.mark.parametrize("page", find_pages(), ids=lambda page: page.stem)
-async def test_curl_lines_work(page: Path, tokenizer: Tokenizer) -> None:
-    state = build_state(tokenizer, LimitsConfig(), HttpConfig(), SERVED[page.stem])
+async def test_curl_lines_work(page: Path, tokenizer: Tokenizer, generator: GenerationServer) -> None:
+    if page.stem in SERVED:
+        state = build_state(tokenizer, LimitsConfig(), HttpConfig(), SERVED[page.stem])
+    else:
+        state = replace(generator.state, models={"translator": generator.state.models["translator"]})
     lines = CURL.findall(page.read_text(encoding="utf-8"))
     assert lines
     async with httpx.AsyncClient(transport=httpx.ASGITransport(App(state)), base_url="http://padless") as client:

@@ -41,7 +41,8 @@ def app(tokenizer: Tokenizer, generator_directory: Path, pool: ThreadPoolExecuto
     tokens = replace(EMBEDDER, task="token_embed", head="tokens", normalize=False)
     infos = {**INFOS, "splade": SPARSE, "colbert": COLBERT}
     state = build_state(tokenizer, LimitsConfig(), HttpConfig(allow_priority=True), infos, {"embedder": [tokens]})
-    state.models["writer"] = build_generation_server(generator_directory, pool).state.models["writer"]
+    generators = build_generation_server(generator_directory, pool).state.models
+    state.models |= {name: generators[name] for name in ("writer", "translator")}
     return App(state)
 
 
