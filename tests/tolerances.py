@@ -63,18 +63,21 @@ kernels: 8.6e-2 and 1.7e-1 in int8."""
 
 DECODER_TOLERANCES: dict[str, Tolerance] = {
     "fp32": TOLERANCES[torch.float32],
-    "bf16": Tolerance(norm=3e-2, bound=3e-1),
+    "bf16": Tolerance(norm=3e-2, bound=3.5e-1),
     "int8": Tolerance(norm=1e-1, bound=1.0),
 }
-"""The same of logits after every token, over a cache of bf16 except in fp32. Measured: 2.4e-2 and 2.4e-1 in bf16,
+"""The same of logits after every token, over a cache of bf16 except in fp32. Measured: 2.4e-2 and 3.1e-1 in bf16,
 7.6e-2 and 8.1e-1 in int8."""
 
 EXPERTS_TOLERANCES: dict[str, Tolerance] = {
     "fp32": TOLERANCES[torch.float32],
-    "bf16": Tolerance(norm=1e-1, bound=2.0),
-    "int8": Tolerance(norm=3e-1, bound=3.0),
+    "bf16": Tolerance(norm=8e-2, bound=2.0),
+    "int8": Tolerance(norm=1.8e-1, bound=2.5),
 }
-"""The same of models with experts: where two of them are nearly even for a token, rounding takes the other one."""
+"""The same of models with experts: where two are nearly even for a token, rounding takes the other one, and its row is
+another. Where all experts are taken, so that none can be another, they are as other decoders: 1.5e-2 and 1.9e-1
+in bf16, 5e-2 and 3.6e-1 in int8. Measured on tiny models, of which Mixtral errs most, with two experts of five: 6.4e-2
+and 1.5 in bf16, 1.44e-1 and 1.9 in int8 by AVX2's kernels with their bounded weights."""
 
 LAST_TOKEN_TOLERANCES = DECODER_TOLERANCES | {"int8": Tolerance(norm=1.5e-1, bound=1.0)}
 """The same of vectors that are one token's row: few numbers, over which errors do not average out. Measured: 1.24e-1
