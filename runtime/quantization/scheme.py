@@ -98,6 +98,6 @@ def load_quantization(path: Path) -> Quantization:
 
 
 def check_model(quantization: Quantization, weights: Mapping[str, LazyWeight]) -> None:
-    """Whether the file was made for these weights, those of `linear_weights`. Raises UnusableConfig."""
+    """Whether the file was made for these weights, those of `list_weights`. Raises UnusableConfig."""
     if fingerprint_weights(weights) != quantization.fingerprint:
         raise UnusableConfig(f"engine.quantization: the file was made for another model's weights. {REMEDY}")
