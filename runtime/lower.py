@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from runtime.backends.plain.table import TORCH_KERNELS, VIEW_OPS
-from runtime.capture import constant, describe_outputs, find_outputs, symbol_names, sympify, to_formula
+from runtime.capture import (
+    constant,
+    describe_outputs,
+    find_num_features,
+    find_outputs,
+    symbol_names,
+    sympify,
+    to_formula,
+)
 from runtime.memory.lifetimes import Formula, TensorLife
 from runtime.program import NUM_SHAPE, Instruction, Program
 from runtime.values import Late, View
@@ -59,7 +67,7 @@ class Lowering:
             weight_bytes=sum_weights(self.constants.values()),
             outputs=describe_outputs(self.graph_module),
             read_inputs=frozenset(node.name for node in nodes if node.op == "placeholder" and is_read(node)),
-            num_features=next((node.meta["val"].shape[1] for node in nodes if node.name == "features"), 0),
+            num_features=find_num_features(self.graph_module),
         )
 
     def find_value(self, node: Node) -> bool:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from runtime.batch import Batch
-from runtime.capture import UNREAD, as_weight, is_paged, read_inputs
+from runtime.capture import UNREAD, as_weight, find_num_features, is_paged, read_inputs
 from runtime.engine import Progress
 from runtime.engines.transfer import take_arrays, to_tensors
 from runtime.lazy_module import LazyWeight
@@ -141,7 +141,7 @@ def run_batches(
     with torch.inference_mode():
         for index, batch in enumerate(batches):
             progress(what, index, len(batches))
-            take_arrays(batch, read)
+            take_arrays(batch, read, find_num_features(graph_module))
             inputs = to_tensors(batch, device) | memory
             outputs = interpreter.run(*(inputs.get(node.name) for node in placeholders))
             rows.append(next(iter(outputs.values())).float().cpu())

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional
 
@@ -159,6 +159,23 @@ class TestSmoothing:
         assert len(schemes) == LINEARS_PER_LAYER * BERT_CONFIG.num_layers
         assert len(smoothed) == 2 * BERT_CONFIG.num_layers
         assert all("qkv" in name or "up" in name for name in smoothed)
+
+    def test_blindly_where_features_come_in(self) -> None:
+        """As into an encoder of speech, which has no table of words to draw from."""
+
+        class Hearing(nn.Module):
+            num_features = 6
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.first, self.norm, self.second = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 8)
+
+            def forward(self, features: Tensor) -> dict[str, Tensor]:
+                return {"rows": self.second(self.norm(self.first(features)))}
+
+        schemes = smooth_blindly(trace_linears(Hearing().eval().requires_grad_(False), CPU))
+        smoothed = {name: scheme.smooth is not None for name, scheme in schemes.items()}
+        assert smoothed == {"first.weight": False, "second.weight": True}
 
 
 class TestCalibrate:
