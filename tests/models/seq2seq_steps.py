@@ -1,7 +1,7 @@
 """Sources and targets in one paged cache, without an engine: sources at once, targets in steps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.load import load_model
 from models.seq2seq import SourceEncoder, TargetDecoder
+from runtime.batch import Batch
 from runtime.capture import list_inputs
 from runtime.engines.transfer import lay_out, to_tensors
 from runtime.kv_cache.layout import BLOCK_SIZE
@@ -51,20 +52,22 @@ class Pair:
         return torch.cat([rows for parts in found for rows in parts])
 
     def encode(self, sources: Sequence[Any], tables: Sequence[Sequence[int]], kv_cache: Tensor) -> None:
-        lengths = [len(source) for source in sources]
-        rows = np.concatenate(sources)
-        batch = lay_out(lengths, np.zeros(len(rows), np.int64) if rows.ndim > 1 else rows)
-        slots = [
-            np.asarray(table)[np.arange(length) // BLOCK_SIZE] * BLOCK_SIZE + np.arange(length) % BLOCK_SIZE
-            for table, length in zip(tables, lengths, strict=True)
-        ]
-        inputs = to_tensors(batch, CPU) | {
-            "features": torch.from_numpy(rows),
-            "slot_mapping": torch.from_numpy(np.concatenate(slots)),
-            "kv_cache": kv_cache,
-        }
+        inputs = to_tensors(place_sources(sources, tables), CPU) | {"kv_cache": kv_cache}
         stored = self.encoder(**{name: inputs[name] for name in list_inputs(self.encoder)})["stored"]
         assert stored.shape == (0,)
+
+
+def place_sources(sources: Sequence[Any], tables: Sequence[Sequence[int]]) -> Batch:
+    """As an encoder takes them: of each the blocks that its keys and values go to."""
+    lengths, rows = [len(source) for source in sources], np.concatenate(sources)
+    has_features = rows.ndim > 1
+    batch = lay_out(lengths, np.zeros(len(rows), np.int64) if has_features else rows)
+    slots = [
+        np.asarray(table)[np.arange(length) // BLOCK_SIZE] * BLOCK_SIZE + np.arange(length) % BLOCK_SIZE
+        for table, length in zip(tables, lengths, strict=True)
+    ]
+    placed = {"slot_mapping": np.concatenate(slots)} | ({"features": rows} if has_features else {})
+    return replace(batch, arrays=batch.arrays | placed)
 
 
 def load_pair(model: TinyModel) -> Pair:
