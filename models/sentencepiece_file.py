@@ -27,6 +27,10 @@ CHARSMAP, DUMMY_PREFIX, REMOVE_EXTRA_BLANKS, ESCAPE_BLANKS = 2, 3, 4, 5
 ALGORITHMS = {1: "unigram", 2: "bpe"}
 
 
+class NotSupported(ValueError):
+    """What is read is right, but nothing here does it."""
+
+
 class PieceKind(IntEnum):
     NORMAL = 1
     UNKNOWN = 2
@@ -81,7 +85,7 @@ def read_sentencepiece(path: Path) -> SentencePieceFile:
             elif key == NORMALIZER:
                 read_normalizer(found, value)
         check_pieces(found.pieces)
-    except NotImplementedError as error:
+    except NotSupported as error:
         raise ModelDirectoryError(
             f"{path}: {error} is not supported. Save the tokenizer with transformers, which writes tokenizer.json"
         ) from None
@@ -106,9 +110,9 @@ def read_trainer(found: SentencePieceFile, raw: bytes) -> None:
     numbers = {key: number for key, number, _ in read_fields(raw)}
     algorithm = ALGORITHMS.get(numbers.get(ALGORITHM, 1))
     if algorithm is None:
-        raise NotImplementedError("a vocabulary of words or of characters (model_type)")
+        raise NotSupported("a vocabulary of words or of characters (model_type)")
     if numbers.get(BLANK_IS_SUFFIX):
-        raise NotImplementedError("treat_whitespace_as_suffix")
+        raise NotSupported("treat_whitespace_as_suffix")
     found.algorithm = algorithm
     found.has_byte_fallback = bool(numbers.get(BYTE_FALLBACK))
 
@@ -116,7 +120,7 @@ def read_trainer(found: SentencePieceFile, raw: bytes) -> None:
 def read_normalizer(found: SentencePieceFile, raw: bytes) -> None:
     numbers = {key: number for key, number, _ in read_fields(raw)}
     if not numbers.get(ESCAPE_BLANKS, True):
-        raise NotImplementedError("escape_whitespaces: false")
+        raise NotSupported("escape_whitespaces: false")
     found.charsmap = {key: value for key, _, value in read_fields(raw)}.get(CHARSMAP, b"")
     found.has_dummy_prefix = bool(numbers.get(DUMMY_PREFIX, True))
     found.removes_extra_blanks = bool(numbers.get(REMOVE_EXTRA_BLANKS, True))
@@ -127,7 +131,7 @@ def check_pieces(pieces: list[Piece]) -> None:
     if kinds.count(PieceKind.UNKNOWN) != 1:
         raise ValueError("it must have one piece for what is unknown")
     if PieceKind.UNUSED in kinds:
-        raise NotImplementedError("a vocabulary with unused pieces")
+        raise NotSupported("a vocabulary with unused pieces")
 
 
 def read_fields(raw: bytes) -> Iterator[Field]:

@@ -23,13 +23,6 @@ TASK_PREFIX = "translation_"
 
 
 @dataclass(frozen=True, slots=True)
-class TaskWords:
-    """A task that a model was trained to be told in words, as T5 was: what stands before the text."""
-
-    prefix: str
-
-
-@dataclass(frozen=True, slots=True)
 class TranslationInfo:
     """`style`: where languages are named. `prefix`: the source's token before the text, and the first token of the
     answer is the target's (M2M-100, NLLB, mBART-50). `suffix`: the source's behind the text, and the answer goes on
@@ -40,17 +33,17 @@ class TranslationInfo:
     source_language: str = ""
     """As the model writes it; empty where nothing is said."""
     target_language: str = ""
-    tasks: Mapping[str, TaskWords] = field(default_factory=dict)
-    """Of `words`, by the names of `task_specific_params`."""
+    task_prefixes: Mapping[str, str] = field(default_factory=dict)
+    """Of `words`: what stands before the text, by the names of `task_specific_params`."""
 
     @property
-    def pairs(self) -> Mapping[tuple[str, str], TaskWords]:
-        """Source and target of those that translate."""
+    def pair_prefixes(self) -> Mapping[tuple[str, str], str]:
+        """Of those that translate, by source and target."""
         found = {}
-        for name, words in self.tasks.items():
+        for name, prefix in self.task_prefixes.items():
             source, between, target = name.removeprefix(TASK_PREFIX).partition("_to_")
             if name.startswith(TASK_PREFIX) and between:
-                found[source, target] = words
+                found[source, target] = prefix
         return found
 
 
@@ -58,8 +51,8 @@ def read_translation(folder: Path) -> TranslationInfo:
     """Raises ModelDirectoryError."""
     path = folder / "tokenizer_config.json"
     tokenizer = read_object(path) if path.exists() else {}
-    tasks = read_tasks(folder / "config.json")
-    style = STYLES.get(str(tokenizer.get("tokenizer_class", "")).removesuffix("Fast"), "words" if tasks else "none")
+    prefixes = read_task_prefixes(folder / "config.json")
+    style = STYLES.get(str(tokenizer.get("tokenizer_class", "")).removesuffix("Fast"), "words" if prefixes else "none")
     if tokenizer.get("legacy_behaviour") is True and style == "prefix":
         raise ModelDirectoryError(
             f"{path}: legacy_behaviour puts the language behind the text, as NLLB was once run by mistake; that is not "
@@ -69,7 +62,7 @@ def read_translation(folder: Path) -> TranslationInfo:
         style,
         read_language(path, tokenizer, "src_lang", "source_lang"),
         read_language(path, tokenizer, "tgt_lang", "target_lang"),
-        tasks,
+        prefixes,
     )
 
 
@@ -83,10 +76,10 @@ def read_language(path: Path, keys: Keys, *names: str) -> str:
     return ""
 
 
-def read_tasks(path: Path) -> dict[str, TaskWords]:
+def read_task_prefixes(path: Path) -> dict[str, str]:
     """Those that are told by a prefix; summarizers of other families have settings there as well, but no words."""
     given = read_object(path).get("task_specific_params") or {}
     if not isinstance(given, dict):
         raise ModelDirectoryError(f"{path}: task_specific_params is {given!r}; it must be an object")
     prefixes = {name: task.get("prefix") for name, task in given.items() if isinstance(task, dict)}
-    return {name: TaskWords(prefix) for name, prefix in prefixes.items() if isinstance(prefix, str) and prefix}
+    return {name: prefix for name, prefix in prefixes.items() if isinstance(prefix, str) and prefix}

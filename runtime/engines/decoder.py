@@ -41,6 +41,7 @@ class DecoderEngine:
     def __init__(self, inner: Computes, kv_cache: Tensor, kv_cache_dtype: str, encoder: Computes | None = None) -> None:
         self.inner = inner
         self.encoder = encoder
+        self.programs = (inner,) if encoder is None else (inner, encoder)
         self.kv_cache = kv_cache
         self.kv_cache_dtype = kv_cache_dtype
 
@@ -95,14 +96,12 @@ class DecoderEngine:
         return replace(stats, kv_cache_bytes=self.kv_cache.nbytes)
 
     def trim(self) -> None:
-        for each in (self.inner, self.encoder):
-            if each is not None:
-                each.trim()
+        for each in self.programs:
+            each.trim()
 
     def close(self) -> None:
-        for each in (self.inner, self.encoder):
-            if each is not None:
-                each.close()
+        for each in self.programs:
+            each.close()
 
 
 def join_infos(decoder: EngineInfo, encoder: EngineInfo) -> EngineInfo:

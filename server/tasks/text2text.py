@@ -8,10 +8,9 @@ import numpy as np
 from models.info import ModelInfo
 from models.seq2seq_info import Seq2SeqInfo
 from models.translation import TranslationInfo
-from runtime.batch import ArraySpec
 from server.config import ModelConfig
 from server.errors import InvalidField
-from server.tasks.generate import reduce
+from server.tasks.generate import describe_graph, reduce
 from server.tasks.head import Example, Head, Work, refuse_pooling
 from server.tasks.task import Task
 from server.wire.generation import EarlyStopping, GenerationParams
@@ -56,8 +55,7 @@ class DecodingWish:
 
 def find_summary_prefix(translation: TranslationInfo) -> str:
     """The words that tell a model to summarise, as T5 was trained; empty for models that do nothing else."""
-    words = translation.tasks.get("summarization")
-    return "" if words is None else words.prefix
+    return translation.task_prefixes.get("summarization", "")
 
 
 def begin_answer(info: ModelInfo) -> TokenArray:
@@ -155,10 +153,6 @@ def list_processors(rules: Seq2SeqInfo, wish: DecodingWish, max_tokens: int) -> 
 
 def check_config(model: ModelConfig) -> None:
     refuse_pooling(model, "embeddings, and this model writes answers")
-
-
-def describe_graph(info: ModelInfo) -> tuple[ArraySpec, ...]:
-    return (ArraySpec("logits", "float32", ("num_logits", info.output_dim)),)
 
 
 def describe_output(info: ModelInfo) -> str:

@@ -74,10 +74,10 @@ class Languages:
         return self.codes[found[0]]
 
     def find_words(self, source: str | None, target: str | None) -> str:
-        pairs = self.info.pairs
+        pairs = self.info.pair_prefixes
         fitting = [pair for pair in pairs if source in (None, pair[0]) and target in (None, pair[1])]
         if len(fitting) == 1:
-            return pairs[fitting[0]].prefix
+            return pairs[fitting[0]]
         known = list_codes(f"{one} to {other}" for one, other in pairs) or "no languages"
         name = "target_language" if target is None or source is not None else "source_language"
         problem = "leave several translations open" if fitting else "are not a pair that this model translates"

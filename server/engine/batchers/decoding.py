@@ -371,10 +371,7 @@ def count_phases(step: DecodingStep) -> tuple[int, int]:
     """Tokens of prompts and sources, and of answers."""
     is_answer = [part.num_past_tokens >= part.generation.num_prompt_tokens for part in step.parts]
     num_decoded = sum(part.num_tokens for part, decodes in zip(step.parts, is_answer, strict=True) if decodes)
-    num_encoded = sum(
-        part.generation.source.num_tokens for part in step.parts if part.encodes and part.generation.source
-    )
-    return num_encoded + step.batch.num_tokens - num_decoded, num_decoded
+    return step.cost.num_tokens - num_decoded, num_decoded
 
 
 def cost_of_parts(parts: list[Part]) -> StepCost:

@@ -23,7 +23,7 @@ from server.http.state import ServedModel, ServerState
 from server.http.text_generation import TextGeneration
 from server.tasks.text2text import TASK, begin_answer, find_summary_prefix, settle_params
 from server.text.detokenizer import TokenTexts
-from server.text.languages import Instruction, as_tokens
+from server.text.languages import Instruction, Languages, as_tokens
 from server.text.prompts import Prompt
 from server.text.sentences import SplitText, keep_whole, split_text
 from server.text.text_stream import TextRules
@@ -94,24 +94,21 @@ class Writing:
     instruction: Instruction
     truncation: Truncation = "error"
 
-    @property
-    def sentences(self) -> list[str]:
-        return [sentence for split in self.splits for sentence in split.sentences]
-
     def build_job(self, model: ServedModel) -> TextJob:
         """Raises InvalidField."""
         asked, given = self.asked, self.instruction
+        sentences = [sentence for split in self.splits for sentence in split.sentences]
         params = settle_params(model.info, asked.wish(given.forced_begin))
         opening = begin_answer(model.info) if given.opening is None else as_tokens(given.opening)
         return TextJob(
             TASK,
-            self.sentences,
+            sentences,
             "text",
             params,
             prompt=Prompt(given.prefix),
             around=given.around,
             truncation=self.truncation,
-            openings=[opening] * len(self.sentences),
+            openings=[opening] * len(sentences),
             num_answers=params.num_sequences,
             num_sequences=params.num_rows,
             num_answer_tokens=params.max_tokens,
@@ -119,12 +116,18 @@ class Writing:
         )
 
 
-async def translate_texts(call: Call, state: ServerState) -> Reply:
-    asked = parse_body(TranslateRequest, call.take_body())
-    model = state.pick_model(asked.model, TASK)
+def pick_writer(call: Call, state: ServerState, name: str | None) -> tuple[ServedModel, Languages]:
+    """And what it knows of languages. Raises UnknownModel, InvalidField, WrongTask."""
+    model = state.pick_model(name, TASK)
     call.model = model.name
     assert model.languages is not None, "Every encoder-decoder of texts has them. This is a bug."
-    instruction = model.languages.instruct(asked.source_language, asked.target_language)
+    return model, model.languages
+
+
+async def translate_texts(call: Call, state: ServerState) -> Reply:
+    asked = parse_body(TranslateRequest, call.take_body())
+    model, languages = pick_writer(call, state, asked.model)
+    instruction = languages.instruct(asked.source_language, asked.target_language)
     if asked.split_sentences and asked.num_answers > 1:
         raise InvalidField(
             "split_sentences gives one answer to a text, and n asks for more; leave one of them out",
@@ -133,23 +136,22 @@ async def translate_texts(call: Call, state: ServerState) -> Reply:
     texts = list_texts(asked.text)
     check_places(len(texts), model, "text")
     is_split = asked.num_answers == 1 if asked.split_sentences is None else asked.split_sentences
-    splits = [keep_whole(text) for text in texts]
     if is_split:
-        language = (asked.source_language or model.languages.info.source_language or "en").strip("_").split("_")[0]
+        language = (asked.source_language or languages.info.source_language or "en").strip("_").split("_")[0]
         splits = await model.tokenizer.run(lambda: [split_text(text, language) for text in texts])
+    else:
+        splits = [keep_whole(text) for text in texts]
     written, usage = await write_answers(call, state, model, Writing(splits, asked, instruction))
     return reply_json(TranslateReply(object="list", model=model.name, translations=written, usage=usage))
 
 
 async def summarize_texts(call: Call, state: ServerState) -> Reply:
     asked = parse_body(SummarizeRequest, call.take_body())
-    model = state.pick_model(asked.model, TASK)
-    call.model = model.name
-    assert model.languages is not None, "Every encoder-decoder of texts has them. This is a bug."
+    model, languages = pick_writer(call, state, asked.model)
     splits = [keep_whole(text) for text in list_texts(asked.text)]
     configured = model.config.limits.truncation
     truncation: Truncation = configured if asked.truncate is None else "right" if asked.truncate else "error"
-    instruction = Instruction(prefix=find_summary_prefix(model.languages.info))
+    instruction = Instruction(prefix=find_summary_prefix(languages.info))
     written, usage = await write_answers(call, state, model, Writing(splits, asked, instruction, truncation))
     return reply_json(SummarizeReply(object="list", model=model.name, summaries=written, usage=usage))
 
@@ -167,19 +169,15 @@ async def write_answers(
     call: Call, state: ServerState, model: ServedModel, writing: Writing
 ) -> tuple[list[Translation], Text2TextUsage]:
     """One entry for each text. Raises ServiceError's kinds."""
-    answers: list[Answer] = []
-    texts: list[str] = []
-    num_source_tokens = num_written = 0
-    if writing.sentences:
-        metrics = state.metrics.bind_tokens(route=call.path, model=model.name)
-        async with OpenJob(call, model, writing.build_job(model)) as opened:
-            generation = TextGeneration(call, opened, TextRules(stop_token_ids=model.info.eos_token_ids), metrics)
-            try:
-                answers = await collect_answers(generation)
-            finally:
-                generation.finish()
-            texts = await model.tokenizer.run(partial(read_texts, model.tokenizer.texts, answers))
-            num_source_tokens, num_written = opened.num_tokens, generation.num_generated_tokens
+    metrics = state.metrics.bind_tokens(route=call.path, model=model.name)
+    async with OpenJob(call, model, writing.build_job(model)) as opened:
+        generation = TextGeneration(call, opened, TextRules(stop_token_ids=model.info.eos_token_ids), metrics)
+        try:
+            answers = await collect_answers(generation)
+        finally:
+            generation.finish()
+        texts = await model.tokenizer.run(partial(read_texts, model.tokenizer.texts, answers))
+    num_source_tokens, num_written = opened.num_tokens, generation.num_generated_tokens
     usage = Text2TextUsage(
         source_tokens=num_source_tokens, completion_tokens=num_written, total_tokens=num_source_tokens + num_written
     )
