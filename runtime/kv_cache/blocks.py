@@ -134,12 +134,35 @@ class BlockAllocator:
             block = self.found.get(hashes[place])
             if block is None:
                 break
-            if self.ref_counts[block] == 0:
-                del self.kept[block]
-            self.ref_counts[block] += 1
+            self.hold(block)
             table.block_ids.append(block)
         table.num_published = len(table.block_ids)
         return table
+
+    def hold(self, block: int) -> None:
+        """One owner more of a published block."""
+        if self.ref_counts[block] == 0:
+            del self.kept[block]
+        self.ref_counts[block] += 1
+
+    def find_whole(self, hashes: Sequence[BlockHash]) -> BlockTable:
+        """A table over the blocks that were published under these hashes; empty where one of them is missing, for what
+        is of no use in part."""
+        blocks = [self.found[each] for each in hashes if each in self.found]
+        if not self.has_prefix_cache or len(blocks) < len(hashes):
+            return BlockTable()
+        for block in blocks:
+            self.hold(block)
+        return BlockTable(blocks, len(blocks))
+
+    def publish_whole(self, table: BlockTable, hashes: Sequence[BlockHash]) -> None:
+        """Let others find all blocks of a table, the last one too, though it may not be full."""
+        if not self.has_prefix_cache:
+            return
+        for block, each in zip(table.block_ids, hashes, strict=True):
+            if each not in self.found and block not in self.hashes:
+                self.found[each], self.hashes[block] = block, each
+        table.num_published = len(table.block_ids)
 
     def publish(
         self, table: BlockTable, token_ids: Sequence[int], num_final: int, hashes: list[BlockHash], salt: str = ""

@@ -128,11 +128,10 @@ BATCHERS: dict[Work, Callable[..., Batcher[Any]]] = {
 
 def plan_decoding(model: DeployedModel) -> DecodingOptions:
     speculative, target = model.config.speculative, model.info.seq2seq
-    # Answers that begin alike have nothing in common where they are answers to different sources.
     options = DecodingOptions(
         model.max_input_tokens if target is None else target.max_target_tokens,
         prefill_chunk_tokens=model.config.limits.prefill_chunk_tokens,
-        has_prefix_cache=model.config.engine.kv_cache.prefix_caching and target is None,
+        has_prefix_cache=model.config.engine.kv_cache.prefix_caching,
         num_drafts=speculative.num_tokens if speculative is not None and speculative.method == "ngram" else 0,
     )
     if not has_tokenizer(model.text_directory):

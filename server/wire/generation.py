@@ -42,6 +42,9 @@ class GenerationParams:
     """-1: none; 0: of the tokens; k: and of the k most probable ones."""
     num_prompt_logprobs: int = -1
     """The same for the prompt's tokens but the first."""
+    probe: tuple[int, int] | None = None
+    """(place, token): how probable that token is behind the prompt's token number `place`, which is told in place of
+    the prompt's logprobs."""
     beam_width: int = 0
     """Over 0: beam search, `num_sequences` (at most beam_width) best answers, all given at the end."""
     length_penalty: float = 1.0
@@ -56,6 +59,11 @@ class GenerationParams:
     def num_rows(self) -> int:
         """Most sequences that one prompt ever has at one time."""
         return max(self.num_sequences, self.beam_width, 1)
+
+    @property
+    def asks_about_prompt(self) -> bool:
+        """For logprobs in it."""
+        return self.num_prompt_logprobs >= 0 or self.probe is not None
 
 
 @dataclass(frozen=True, slots=True)

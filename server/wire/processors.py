@@ -33,6 +33,12 @@ class SuppressedTokens(msgspec.Struct, frozen=True, tag=True, array_like=True):
     token_ids: tuple[int, ...]
 
 
+class AllowedTokens(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """No other tokens ever come. Ascending."""
+
+    token_ids: tuple[int, ...]
+
+
 class SuppressedAtBegin(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Tokens that do not come first. `place`: behind so many generated ones; 1 where `ForcedBegin` is the first."""
 
@@ -77,6 +83,7 @@ Processor = (
     | BadWords
     | MinTokens
     | SuppressedTokens
+    | AllowedTokens
     | SuppressedAtBegin
     | NoRepeatNgrams
     | ForcedBegin

@@ -289,6 +289,21 @@ def test_max_tokens_zero_only_looks_at_the_prompt() -> None:
     assert all(len(each.top) == 1 for each in heard.news[0].prompt_logprobs)
 
 
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_a_probe_tells_of_one_token_alone(chunk: int) -> None:
+    """In whatever step its place is computed; the answer is the same."""
+    prompt = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    run = Continuous(max_batch_logits=2, prefill_chunk_tokens=chunk)
+    plain = run.start(prompt, greedy(5))
+    run.step()
+    probed = run.start(prompt, greedy(5, probe=(4, 6)))
+    whole = run.start(prompt, greedy(5, num_prompt_logprobs=0))
+    run.run()
+    assert probed.answers == plain.answers
+    (found,) = probed.news[0].prompt_logprobs
+    assert whole.news[0].prompt_logprobs[4] == found  # 6 stands there
+
+
 def test_out_of_blocks_alone_ends_with_length() -> None:
     run = Continuous(num_blocks=5)
     heard = run.start([1, 2], GenerationParams(60, temperature=1.0, num_sequences=2))

@@ -31,6 +31,7 @@ from server.engine.batchers.sampling_rows import build_bias, build_sampling, col
 from server.engine.batchers.sequences import Generation
 from server.wire.generation import GenerationParams
 from server.wire.processors import (
+    AllowedTokens,
     BadWords,
     ForcedBegin,
     ForcedEnd,
@@ -73,6 +74,8 @@ def make_reference(processor: Processor, num_prompt_tokens: int) -> LogitsProces
             return MinNewTokensLengthLogitsProcessor(num_prompt_tokens, count, [STOP])
         case SuppressedTokens(ids):
             return SuppressTokensLogitsProcessor(ids)
+        case AllowedTokens(ids):
+            return SuppressTokensLogitsProcessor([each for each in range(VOCAB_SIZE) if each not in ids])
         case SuppressedAtBegin(ids, place):
             return SuppressTokensAtBeginLogitsProcessor(ids, num_prompt_tokens + place)
         case NoRepeatNgrams(size):
@@ -105,6 +108,8 @@ def process_by_transformers(logits: Tensor, part: Part) -> Tensor:
 
 text = st.integers(0, 3)
 ids = st.lists(st.integers(0, STOP), min_size=1, max_size=4, unique=True).map(tuple)
+# More than the others can forbid together.
+allowed_ids = st.sets(st.integers(0, VOCAB_SIZE - 1), min_size=VOCAB_SIZE - 2).map(lambda found: tuple(sorted(found)))
 words = st.lists(st.lists(text, min_size=1, max_size=4).map(tuple), min_size=1, max_size=6, unique=True).map(tuple)
 counts = st.integers(0, 3)
 biases = st.dictionaries(st.integers(0, VOCAB_SIZE - 1), st.floats(-4, 4), min_size=1, max_size=4)
@@ -114,6 +119,7 @@ plain_processors: list[st.SearchStrategy[Processor]] = [
     st.builds(MinTokens, counts),
     st.builds(NoRepeatNgrams, st.integers(1, 4)),
     st.builds(SuppressedTokens, ids),
+    st.builds(AllowedTokens, allowed_ids),
     st.builds(SuppressedAtBegin, ids, st.integers(0, 1)),
 ]
 # Nothing that the others forbid, which transformers would forbid as well: no token at all would be left.

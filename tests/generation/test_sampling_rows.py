@@ -4,6 +4,7 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from runtime.batch import NO_TOKEN
 from server.engine.batchers.running_set import Part
@@ -41,6 +42,15 @@ def test_processors_do_not_look_at_tokens_of_a_prompt() -> None:
     rows = list_rows([make_part(prompt, past=0, rows=2)])
     assert [(row.token_row, row.forced_id) for row in rows] == [(0, 4), (1, 5), (2, NO_TOKEN)]
     assert list(collect_row_rules(rows)) == [2]
+
+
+@pytest.mark.parametrize(("past", "rows", "places"), [(0, 1, [(1, 9), (3, NO_TOKEN)]), (2, 0, [(1, NO_TOKEN)])])
+def test_a_probe_stands_at_its_place(past: int, rows: int, places: list[tuple[int, int]]) -> None:
+    """Nobody asks what follows the others; nor again, where it has been told."""
+    generation = make_generation([3, 4, 5, 6], GenerationParams(9, probe=(1, 9)))
+    found = list_rows([make_part(generation, past=past, rows=rows)])
+    assert [(row.token_row, row.forced_id) for row in found] == places
+    assert build_sampling(found, VOCAB_SIZE).num_top.tolist() == [0, -1][-len(places) :]
 
 
 def test_rows_of_a_prompt_with_several_answers() -> None:

@@ -31,12 +31,14 @@ sources = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=64)
     st.integers(14, 40),
     st.integers(4, 64),
     st.sampled_from([0, 3]),
+    st.booleans(),
 )
 def test_answers_are_those_of_each_alone(
-    requests: list[tuple[list[int], int, int]], blocks: int, budget: int, drafts: int
+    requests: list[tuple[list[int], int, int]], blocks: int, budget: int, drafts: int, has_cache: bool
 ) -> None:
     """Through preemptions and drafts; sources share the budget, or go alone where one is larger than it."""
-    run = Continuous(num_blocks=blocks, max_batch_tokens=budget, has_prefix_cache=False, num_drafts=drafts)
+    run = Continuous(num_blocks=blocks, max_batch_tokens=budget, has_prefix_cache=has_cache, num_drafts=drafts)
+    requests = [*requests, *requests[:2]]
     heard = [start(run, source, greedy(count, num_sequences=answers)) for source, count, answers in requests]
     run.run()
     for (source, count, answers), each in zip(requests, heard, strict=True):
@@ -50,6 +52,55 @@ def test_a_source_is_encoded_once_for_all_of_its_answers() -> None:
     run.run()
     assert run.source_sizes == [40] + [0] * 8
     assert len(heard.answers) == 4
+
+
+def test_the_same_source_is_found_encoded() -> None:
+    """With its last block, which is not full; beside who still reads it, and after all of them have gone."""
+    run = Continuous()
+    heard = [start(run, SOURCE, greedy(9))]
+    run.step()
+    assert run.allocator.num_used_blocks == 3 + 1
+    heard.append(start(run, SOURCE, greedy(4)))
+    run.step()
+    assert run.allocator.num_used_blocks == 3 + 2 and run.source_sizes == [40, 0]
+    run.run()
+    heard.append(start(run, SOURCE, greedy(5)))
+    run.run()
+    assert sum(run.source_sizes) == 40
+    for each, count in zip(heard, (9, 4, 5), strict=True):
+        assert each.answers[0] == expected_answer([*SOURCE, *START], count)
+    running = run.batcher.running
+    assert (running.num_prompt_tokens, running.num_cached_tokens) == (3 * 41, 2 * 40)
+
+
+def test_only_the_same_source_of_the_same_key_is_found() -> None:
+    run = Continuous()
+    for source, salt in ((SOURCE, ""), (SOURCE, "other"), ([*SOURCE[:-1], 0], ""), (SOURCE[:32], "")):
+        run.start_job(make_job([START], greedy(2), sources=[source], salt=salt))
+        run.run()
+    assert sum(run.source_sizes) == 40 + 40 + 40 + 32
+
+
+def test_a_source_of_which_a_block_was_taken_is_encoded_again() -> None:
+    run = Continuous(num_blocks=9)
+    start(run, SOURCE, greedy(2))
+    run.run()
+    start(run, list(range(20, 94)), greedy(2))  # five blocks, and one for the answer
+    run.run()
+    again = start(run, SOURCE, greedy(2))
+    run.run()
+    assert sum(run.source_sizes) == 40 + 74 + 40
+    assert again.answers[0] == expected_answer([*SOURCE, *START], 2)
+
+
+def test_who_gives_way_finds_its_source_again() -> None:
+    run = Continuous(num_blocks=8)
+    first = start(run, SOURCE[:16], greedy(60))
+    second = start(run, SOURCE[:20], greedy(60))
+    run.run()
+    assert run.batcher.num_preemptions and sum(run.source_sizes) == 36
+    assert first.answers[0] == expected_answer([*SOURCE[:16], *START], 60)
+    assert second.answers[0] == expected_answer([*SOURCE[:20], *START], 60)
 
 
 def test_beams_share_their_source() -> None:
@@ -124,10 +175,12 @@ def test_a_failed_step_encodes_again() -> None:
 @pytest.mark.parametrize("num_requests", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_thousands_of_requests_with_cancels_leak_nothing(num_requests: int) -> None:
     rng = random.Random(0)
-    run = Continuous(num_blocks=14, max_batch_tokens=48, has_prefix_cache=False)
+    run = Continuous(num_blocks=14, max_batch_tokens=48)
     open_requests = []
     for number in range(num_requests):
         source = [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 48))]
+        if rng.random() < 0.3:
+            source = SOURCE  # what many ask about
         width = rng.choice([0, 0, 0, 3])
         params = GenerationParams(
             rng.choice([1, 2, 5, 12, 40] if number % 10 == 0 else [1, 2, 5]),

@@ -27,8 +27,8 @@ def check_feasible(
 ) -> None:
     """Raises Unservable, naming what to change: it would wait for ever."""
     num_rows = params.num_rows
-    num_logits = num_rows + (params.num_prompt_logprobs >= 0)
-    most = min(limits.max_batch_requests, limits.max_batch_logits - (params.num_prompt_logprobs >= 0))
+    num_logits = num_rows + params.asks_about_prompt
+    most = min(limits.max_batch_requests, limits.max_batch_logits - params.asks_about_prompt)
     if num_rows > limits.max_batch_requests or num_logits > limits.max_batch_logits:
         raise Unservable(
             f"{num_rows} answers at a time are over what this server computes together, which is {most}; ask for fewer",

@@ -9,12 +9,14 @@ from array import array
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from typing import assert_never
 
 import numpy as np
 
 from runtime.batch import IntArray
 from server.wire.processors import (
+    AllowedTokens,
     BadWords,
     ForcedBegin,
     ForcedEnd,
@@ -110,6 +112,10 @@ def apply(processor: Processor, past: Past, rules: RowRules) -> None:
                 rules.ban(past.stop_token_ids)
         case SuppressedTokens(token_ids):
             rules.ban(token_ids)
+        case AllowedTokens(token_ids):
+            for before, after in pairwise((-1, *token_ids, NO_END)):
+                if before + 1 < after:
+                    rules.ban_range(before + 1, after)
         case SuppressedAtBegin(token_ids, place):
             if past.num_generated == place:
                 rules.ban(token_ids)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from runtime.kv_cache.blocks import BlockAllocator
 from server.engine.batchers.sequences import Generation, Sequence
+from server.engine.batchers.sources import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class RunningSet:
     generations: list[Generation] = field(default_factory=list)
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
-    """Of all prompts so far, looked up and found in the prefix cache."""
+    """Of all prompts and sources so far, looked up and found in the prefix cache."""
 
     @property
     def num_sequences(self) -> int:
@@ -118,7 +119,7 @@ class RunningSet:
         for sequence in generation.live:
             num_tokens = min(sequence.num_remaining_tokens, self.count_prefill(budget, plan))
             num_rows = 1 if generation.has_forked else generation.num_rows
-            num_prompt_rows = self.count_prompt_rows(generation, sequence, num_tokens)
+            num_prompt_rows = count_prompt_rows(generation, sequence, num_tokens)
             if num_prompt_rows and num_prompt_rows + num_rows > budget.num_logits:
                 num_prompt_rows = num_tokens = max(budget.num_logits - num_rows, 0)
             if num_rows > budget.num_logits or num_tokens <= 0:
@@ -136,13 +137,6 @@ class RunningSet:
             return budget.num_tokens
         taken = sum(part.num_tokens for part in plan.parts if not part.generation.is_decoding)
         return min(budget.num_tokens, self.prefill_chunk_tokens - taken)
-
-    def count_prompt_rows(self, generation: Generation, sequence: Sequence, num_tokens: int) -> int:
-        """How many of these tokens have a logprob of the prompt to tell: that of the token behind them."""
-        if not generation.num_missing_prompt_logprobs:
-            return 0
-        last = min(sequence.num_computed_tokens + num_tokens, generation.num_prompt_tokens - 1)
-        return max(0, last - sequence.num_computed_tokens)
 
     def add_part(self, part: Part, budget: StepBudget, plan: GenerationPlan) -> None:
         plan.parts.append(part)
@@ -234,8 +228,12 @@ class RunningSet:
     def admit(self, generation: Generation) -> bool:
         """Take a generation in, if there are blocks for all that is known of it; its prompt's beginning may be here.
         Its source gets its own at once."""
+        source = generation.source
+        if source is not None:
+            source.table = self.allocator.find_whole(source.list_hashes(generation.salt))
+            source.is_encoded = bool(source.table.block_ids)
         for sequence in generation.live:
-            if not generation.num_missing_prompt_logprobs:
+            if source is None and not generation.num_missing_prompt_logprobs:
                 sequence.table = self.allocator.find_prefix(sequence.token_ids, sequence.hashes, generation.salt)
             sequence.num_computed_tokens = sequence.table.num_slots
         # What the others still need for what is known of them is promised, and one block more for each, so that they do
@@ -245,13 +243,20 @@ class RunningSet:
         if generation.num_missing_blocks + promised > self.allocator.num_free_blocks:
             self.release(generation)
             return False
-        if generation.source is not None:
-            self.allocator.grow(generation.source.table, 0, generation.source.num_tokens)
+        if source is not None and not source.is_encoded:
+            self.allocator.grow(source.table, 0, source.num_tokens)
         if generation.num_preemptions == 0:
             generation.num_cached_tokens = generation.live[0].num_computed_tokens
-            self.num_prompt_tokens += generation.num_prompt_tokens
-            self.num_cached_tokens += generation.num_cached_tokens
+            self.count_prompt(generation)
         return True
+
+    def count_prompt(self, generation: Generation) -> None:
+        self.num_prompt_tokens += generation.num_prompt_tokens
+        self.num_cached_tokens += generation.num_cached_tokens
+        if generation.source is not None:
+            num_tokens = generation.source.num_tokens
+            self.num_prompt_tokens += num_tokens
+            self.num_cached_tokens += num_tokens if generation.source.is_encoded else 0
 
     def fork(self, parent: Sequence, index: int) -> Sequence:
         """A second sequence that goes on from where `parent` is, sharing its blocks."""
@@ -274,10 +279,17 @@ class RunningSet:
         generation.live, generation.branches = generation.branches, []
 
     def publish(self, generation: Generation, sequence: Sequence) -> None:
-        """Let others find what is computed; nothing if the sequence has given up its blocks meanwhile."""
-        if sequence.table.block_ids:
+        """Let others find what is computed; nothing if the sequence has given up its blocks meanwhile. Answers that
+        begin alike have nothing in common where they are answers to different sources."""
+        if sequence.table.block_ids and generation.source is None:
             computed = sequence.num_computed_tokens
             self.allocator.publish(sequence.table, sequence.token_ids, computed, sequence.hashes, generation.salt)
+
+    def note_encoded(self, source: Source, salt: str) -> None:
+        """A step has computed it: its answers can go on, and others with the same source find it."""
+        source.is_encoded = True
+        if source.table.block_ids:
+            self.allocator.publish_whole(source.table, source.list_hashes(salt))
 
     def drop(self, generation: Generation, sequence: Sequence) -> None:
         """An answer has ended: its blocks are free, and what is in them may still be found."""
@@ -295,6 +307,14 @@ class RunningSet:
         """Every block is free or held by somebody we know. Raises AssertionError."""
         self.allocator.check()
         assert self.generations or not self.allocator.num_used_blocks, "Blocks are held by nobody."
+
+
+def count_prompt_rows(generation: Generation, sequence: Sequence, num_tokens: int) -> int:
+    """How many of its next tokens have a logprob of the prompt to tell: that of a token behind them."""
+    if not generation.num_missing_prompt_logprobs:
+        return 0
+    asked, computed = generation.asked_places, sequence.num_computed_tokens
+    return max(0, min(computed + num_tokens, asked.stop) - max(computed, asked.start))
 
 
 def holds_blocks(generation: Generation) -> bool:

@@ -82,9 +82,10 @@ def list_rows(parts: Seq[Part]) -> list[Row]:
     rows: list[Row] = []
     first = 0
     for part in parts:
-        token_ids, computed = part.sequence.token_ids, part.num_past_tokens
-        for offset in range(part.num_prompt_rows):
-            rows.append(Row(part, first + offset, 0, forced_id=token_ids[computed + offset + 1]))
+        computed = part.num_past_tokens
+        asked = max(computed, part.generation.asked_places.start)
+        for place in range(asked, asked + part.num_prompt_rows):
+            rows.append(Row(part, first + place - computed, 0, forced_id=part.generation.find_asked(place)))
         first += part.num_tokens
         if part.is_complete and part.generation.params.max_tokens > 0:
             last = first - 1 - len(part.drafts)
@@ -138,7 +139,7 @@ def draw_row_uniforms(rows: Seq[Row]) -> npt.NDArray[np.float64]:
 
 def count_top(row: Row) -> int:
     if row.forced_id != NO_TOKEN:
-        return row.generation.params.num_prompt_logprobs
+        return max(row.generation.params.num_prompt_logprobs, 0)
     if row.generation.beams is not None:
         return row.generation.beams.num_candidates
     return row.generation.params.num_logprobs

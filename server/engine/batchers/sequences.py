@@ -100,8 +100,9 @@ class Generation:
 
     @property
     def num_tokens(self) -> int:
-        """Known, of all sequences: what is to be computed of who waits, but for what the prefix cache has."""
-        return sum(len(sequence.token_ids) for sequence in self.live) + self.num_source_tokens
+        """Known, of all sequences and the source: what is to be computed of who waits, but for what the cache has."""
+        own = sum(len(sequence.token_ids) for sequence in self.live)
+        return own if self.source is None else own + self.source.num_tokens
 
     @property
     def num_source_tokens(self) -> int:
@@ -125,10 +126,19 @@ class Generation:
         return self.has_forked and not self.branches and all(each.num_remaining_tokens == 1 for each in self.live)
 
     @property
+    def asked_places(self) -> range:
+        """The prompt's tokens behind which a logprob is wanted."""
+        if self.params.probe is not None:
+            return range(self.params.probe[0], self.params.probe[0] + 1)
+        return range(self.num_prompt_tokens - 1 if self.params.num_prompt_logprobs >= 0 else 0)
+
+    def find_asked(self, place: int) -> int:
+        """The token whose logprob behind the prompt's token `place` is wanted."""
+        return self.prompt[place + 1] if self.params.probe is None else self.params.probe[1]
+
+    @property
     def num_missing_prompt_logprobs(self) -> int:
-        if self.params.num_prompt_logprobs < 0 or self.has_forked:
-            return 0
-        return self.num_prompt_tokens - 1 - len(self.prompt_logprobs)
+        return 0 if self.has_forked else len(self.asked_places) - len(self.prompt_logprobs)
 
     @property
     def num_missing_blocks(self) -> int:

@@ -65,12 +65,13 @@ class Settlement:
         generation, sequence = part.generation, part.sequence
         sequence.num_computed_tokens += part.num_tokens - len(part.drafts)
         if part.encodes and generation.source is not None:
-            generation.source.is_encoded = True
+            self.running.note_encoded(generation.source, generation.salt)
         sequence.drafts = []
         drawn = [place for place in places if rows[place].forced_id == NO_TOKEN]
         for place in places:
             if rows[place].forced_id != NO_TOKEN:
-                generation.prompt_logprobs.append(read_logprob(tokens, place, generation.params.num_prompt_logprobs))
+                num_top = max(generation.params.num_prompt_logprobs, 0)
+                generation.prompt_logprobs.append(read_logprob(tokens, place, num_top))
         if any(tokens.token_ids[place] == NO_TOKEN for place in places):
             self.fail(generation, explain_no_token(generation.params))
             return

@@ -2,16 +2,18 @@
 beams of a generation read. Pure numpy.
 
 A source is computed whole, in the step in which its answers begin: encoding and decoding of many requests share steps,
-and nobody waits for anybody else's.
+and nobody waits for anybody else's. As long as its blocks are not taken for something else, whoever asks about the very
+same source finds it encoded.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from runtime.batch import Arrays, Batch, Int32Array, Sources
-from runtime.kv_cache.blocks import BLOCK_SIZE, BlockTable, count_blocks
+from runtime.kv_cache.blocks import BLOCK_SIZE, BlockHash, BlockTable, count_blocks
 from server.wire.job import SOURCES, Job
 
 
@@ -25,6 +27,8 @@ class Source:
     arrays: Arrays
     table: BlockTable = field(default_factory=BlockTable)
     is_encoded: bool = False
+    hashes: list[BlockHash] = field(default_factory=list)
+    """Of its blocks, once somebody has asked for them."""
 
     @property
     def num_tokens(self) -> int:
@@ -33,6 +37,19 @@ class Source:
     @property
     def num_missing_blocks(self) -> int:
         return count_blocks(self.num_tokens) - len(self.table.block_ids)
+
+    def list_hashes(self, salt: str) -> list[BlockHash]:
+        """Each over all of the source, every token of which sees every other, and its block's place. A second of sound
+        takes 0.03 ms."""
+        if not self.hashes:
+            whole = hashlib.blake2b(b"source:" + salt.encode(), digest_size=16)
+            for name, values in sorted(self.arrays.items()):
+                whole.update(name.encode() + np.ascontiguousarray(values).tobytes())
+            self.hashes = [
+                hashlib.blake2b(whole.digest() + place.to_bytes(8), digest_size=16).digest()
+                for place in range(count_blocks(self.num_tokens))
+            ]
+        return self.hashes
 
 
 def read_source(job: Job, index: int) -> Source | None:
