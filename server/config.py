@@ -50,6 +50,8 @@ class HttpConfig(Section):
     """Threads per HTTP process that turn text into tokens, off the event loop."""
     max_body_mb: Annotated[float, Field(gt=0)] = 4.0
     """Largest request body, counted after decompression."""
+    max_audio_mb: Annotated[float, Field(gt=0)] = 25.0
+    """The same of a request that brings a sound file; at most `max_bodies_mb`."""
     max_body_items: Positive = 300_000
     """Most values in one body: items of lists (texts count 3); objects, lists and members of objects count 20 each, and
     fields of gRPC's messages 10."""
@@ -143,6 +145,8 @@ class LimitsConfig(Section):
     """Longest input, special tokens included; None: the model's own limit."""
     truncation: Literal["error", "right", "left"] = "error"
     """What happens to longer inputs: refused, or cut at that end."""
+    max_audio_s: Annotated[float, Field(gt=0)] = 1800.0
+    """Transcription: the longest sound, in seconds. An hour holds 115 MB of an HTTP process while it is heard."""
 
 
 class SpeculativeConfig(Section):

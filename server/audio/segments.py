@@ -44,13 +44,6 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
-    text: str
-    begin_s: float
-    end_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class Segment:
     """Something that is said. Frames count from the sound's beginning, those of times among `token_ids` from `seek`,
     where the window begins. The attempt's figures are of the whole window."""
@@ -73,12 +66,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """`language`: its code. `words`: none where they were not asked for."""
+    """`language`: its code."""
 
     language: str
     duration_s: float
     segments: tuple[Segment, ...]
-    words: tuple[Word, ...] = ()
 
     @property
     def text(self) -> str:

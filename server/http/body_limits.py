@@ -28,20 +28,21 @@ class BodyBudget:
 
     def __init__(self, http: HttpConfig) -> None:
         self.max_bytes = int(http.max_body_mb * 1e6)
+        self.max_audio_bytes = int(min(http.max_audio_mb, http.max_bodies_mb) * 1e6)
         self.max_items = http.max_body_items
         self.max_held_bytes = int(http.max_bodies_mb * 1e6)
         self.held_bytes = 0
         self.turn = asyncio.Lock()
 
-    def open(self) -> "HeldBody":
-        return HeldBody(self)
+    def open(self, *, has_audio: bool = False) -> "HeldBody":
+        return HeldBody(self, self.max_audio_bytes if has_audio else self.max_bytes)
 
 
 class HeldBody:
     """One body's part of the budget, as a context manager. Mutable: the bytes that have come."""
 
-    def __init__(self, budget: BodyBudget) -> None:
-        self.budget = budget
+    def __init__(self, budget: BodyBudget, max_bytes: int) -> None:
+        self.budget, self.max_bytes = budget, max_bytes
         self.num_bytes = 0
 
     def __enter__(self) -> "HeldBody":
@@ -58,11 +59,15 @@ class HeldBody:
 
         Raises BodyTooLarge, Overloaded.
         """
-        budget = self.budget
-        if num_bytes > budget.max_bytes:
+        if num_bytes > self.max_bytes:
             raise BodyTooLarge(
-                f"the body is over the limit of {budget.max_bytes} bytes (after decompression); send several requests"
+                f"the body is over the limit of {self.max_bytes} bytes (after decompression); send several requests"
             )
+        self.check_room(num_bytes)
+
+    def check_room(self, num_bytes: int) -> None:
+        """Whether it may become so large beside all others. Raises Overloaded."""
+        budget = self.budget
         if num_bytes <= SMALL_BYTES:
             return
         more = count_large(num_bytes) - count_large(self.num_bytes)
@@ -76,6 +81,14 @@ class HeldBody:
     def add(self, num_bytes: int) -> None:
         """So many bytes more have come. Raises BodyTooLarge, Overloaded."""
         self.expect(self.num_bytes + num_bytes)
+        self.count(num_bytes)
+
+    def hold(self, num_bytes: int) -> None:
+        """So much comes of it beside what it said, and is held as long, such as sound. Raises Overloaded."""
+        self.check_room(self.num_bytes + num_bytes)
+        self.count(num_bytes)
+
+    def count(self, num_bytes: int) -> None:
         before = self.num_bytes
         self.num_bytes += num_bytes
         self.budget.held_bytes += count_large(self.num_bytes) - count_large(before)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import orjson
 from starlette.types import Message, Receive, Scope, Send
 
+from server.http.body_limits import HeldBody
 from server.http.keys import Key
 from server.metrics import UNKNOWN_MODEL, CallTimes
 
@@ -59,6 +60,8 @@ class Call:
     deadline_s: float = float("inf")
     on_deadline: Callable[[], None] | None = None
     """Who waits for it, and is told when it changes."""
+    held: HeldBody | None = None
+    """Once there is a body to be read."""
     body: bytes = b""
     rest: str = ""
     """What the `{name}` in the route's path stands for."""

@@ -45,7 +45,8 @@ async def run_in_time(call: Call, route: Route, state: ServerState, bodies: Body
     """Read the body and compute the answer. Raises DeadlineExceeded, ClientGone, and what the route raises."""
     if route.method == "GET":
         return await route.answer(call, state)
-    with Watch(call) as watch, bodies.open() as held:
+    with Watch(call) as watch, bodies.open(has_audio=route.has_audio) as held:
+        call.held = held
         call.body = await (route.read_body or read_body)(call, held)
         watch.look_out()
         return await route.answer(call, state)

@@ -20,7 +20,17 @@ from server.text.late_interaction import Filling, fill_up
 from server.text.located import Window
 from server.text.prompts import NO_PROMPT, Prompt, count_prompt_tokens, put_before
 from server.text.work import Truncation
-from server.wire.job import EngineStatus, Job, Ragged, Result, TokenArray, TokenSequence, join_rows, write_inputs
+from server.wire.job import (
+    EngineStatus,
+    FrameArray,
+    Job,
+    Ragged,
+    Result,
+    TokenArray,
+    TokenSequence,
+    join_rows,
+    write_inputs,
+)
 from server.wire.result_stream import ResultStream
 
 Settle = Callable[[Sequence[TokenSequence]], Awaitable[Any]]
@@ -60,6 +70,8 @@ class TextJob:
     """Of each input, where the call wants fewer than the model takes."""
     openings: Sequence[TokenArray] = ()
     """How the answer to each input begins, of encoder-decoders, for which inputs are sources."""
+    features: Sequence[FrameArray] = ()
+    """What was heard, of those that go on from it: rows of frames for each input."""
     filling: Filling | None = None
     """What shorter inputs are filled up with once they are tokens."""
     num_answers: int = 1
@@ -144,10 +156,15 @@ class OpenJob:
         """Exact for token ids, guessed from the characters for text."""
         size = self.size
         if not size.num_chars:
-            return size.num_ids
+            return size.num_ids + self.num_rows
         estimator = self.model.admission.estimator
         most = self.model.tokenizer.limit_tokens(self.job.max_input_tokens)
         return size.num_ids + estimator.estimate(size.num_chars, num_texts=len(self.inputs), max_input_tokens=most)
+
+    @property
+    def num_rows(self) -> int:
+        """Of what was heard; each is computed like a token."""
+        return sum(len(rows) for rows in self.job.features)
 
     def estimate_answers(self) -> int:
         """Tokens, of all answers to one input."""
@@ -166,7 +183,8 @@ class OpenJob:
             self.num_prompt_tokens = await self.count_prompt()
         if job.settle is not None:
             self.params = await job.settle(self.sequences)
-        self.num_tokens = num_tokens = sum([len(sequence.input_ids) for sequence in self.sequences])
+        num_tokens = sum([len(sequence.input_ids) for sequence in self.sequences]) + self.num_rows
+        self.num_tokens = num_tokens
         now_s = monotonic()
         call.times.note_tokens(len(self.sequences), num_tokens, now_s - begin_s)
         assert self.ticket is not None and self.charge is not None
@@ -251,6 +269,8 @@ class OpenJob:
         inputs = write_inputs(self.sequences)
         if self.job.openings:
             inputs = {"input_ids": join_rows(self.job.openings), "source_ids": inputs["input_ids"]}
+        if self.job.features:
+            inputs["features"] = join_rows(self.job.features)
         if self.job.prompt.adapter_id:
             inputs["adapter_ids"] = Ragged(np.full(len(self.sequences), self.job.prompt.adapter_id, np.int32))
         if self.num_prompt_tokens:

@@ -35,7 +35,8 @@ class Route:
     `operation_id`, `schema_name`: what clients made from that document call the route and the body; the answer
     function's name where empty, and none.
     `deadline`: which of the server's settings limits it; None: none does.
-    `media_types`: of the body; the first is the schema's. `read_body`: within its limits; None: as HTTP's are.
+    `media_types`: of the body; the first is the schema's. `has_audio`: it may be as large as sound files may.
+    `read_body`: within its limits; None: as HTTP's are.
     `is_open`: needs no key. `is_admin`: belongs on the port of its own, where there is one.
     """
 
@@ -55,6 +56,7 @@ class Route:
     schema_name: str = ""
     deadline: Literal["default", "generation"] | None = None
     media_types: tuple[str, ...] = (JSON,)
+    has_audio: bool = False
     read_body: ReadBody | None = None
     is_open: bool = False
     is_admin: bool = False

@@ -7,6 +7,7 @@ from time import time
 from models.further_heads import TOKENS, name_output
 from models.info import ModelInfo
 from server.api_keys import KeyConfig
+from server.audio.hearing import Hearing
 from server.config import ModelConfig, ServerConfig
 from server.errors import Forbidden, InvalidField, UnknownModel, WrongTask
 from server.http.admission import Admission
@@ -37,6 +38,8 @@ class ServedModel:
     """Unix time, for `/v1/models`."""
     languages: Languages | None = None
     """Of encoder-decoders of texts."""
+    hearing: Hearing | None = None
+    """Of those of sound."""
     judge: Judge | None = None
     """Of rankers that are asked about pairs; None: they read them as they are."""
     prompt_lengths: dict[tuple[str, bool], int] = field(default_factory=dict)

@@ -41,15 +41,22 @@ def describe_head(info: ModelInfo) -> str:
 
 
 def describe_access(deployment: Deployment, url: str, admin_url: str, seconds: float) -> str:
-    route, body = find_example(deployment.models[0])
+    example = find_example(deployment.models[0])
     metrics = "/metrics" if admin_url == url else f"{admin_url}/metrics"
     grpc_port = deployment.config.server.grpc_port
     grpc = "" if grpc_port is None else f", gRPC on port {grpc_port}"
     key = " -H 'authorization: Bearer YOUR_KEY'" if deployment.keys else ""
     return (
         f"Ready after {seconds:.1f} s on {url} (docs at /docs, metrics at {metrics}{grpc}). Try:\n"
-        f"  curl {url}{route} -H 'content-type: application/json'{key} -d '{json.dumps(body)}'"
+        f"  curl {url}{example.route}{key} {write_body(example)}"
     )
+
+
+def write_body(example: Example) -> str:
+    """As curl's options."""
+    if example.is_form:
+        return " ".join(f"-F {name}={value}" for name, value in example.body.items())
+    return f"-H 'content-type: application/json' -d '{json.dumps(example.body)}'"
 
 
 def find_example(model: DeployedModel) -> Example:

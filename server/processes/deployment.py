@@ -70,6 +70,11 @@ class DeployedModel:
         return tuple(head for head in self.heads if head.info.head in names)
 
     @property
+    def hears(self) -> bool:
+        """Sound, rather than reading texts."""
+        return self.info.seq2seq is not None and self.info.seq2seq.speech is not None
+
+    @property
     def head(self) -> Head:
         return HEADS[self.info.task]
 

@@ -20,6 +20,10 @@ import uvicorn
 import uvloop
 
 from models.translation import read_translation
+from server.audio.features import load_log_mel
+from server.audio.hearing import Hearing
+from server.audio.speech import find_speech
+from server.config import HttpConfig
 from server.http.admission import Admission
 from server.http.app import ROUTES, App
 from server.http.connection import bound_connections
@@ -36,6 +40,7 @@ from server.tasks.head import Work
 from server.text.chat_template import load_chat_template
 from server.text.judgement import build_judge
 from server.text.languages import find_languages
+from server.text.tokenizer import Tokenizer
 from server.text.tokenizer_file import load_tokenizer
 from server.wire.client import EngineClient, SocketClient
 from server.wire.replica_set import ReplicaSet
@@ -81,12 +86,23 @@ def build_state(
             ),
             engine=engine,
         )
-        if model.head.work is Work.ENCODE_DECODE:
+        if model.hears:
+            served = replace(served, hearing=build_hearing(model, served.tokenizer, deployment.config.server))
+        elif model.head.work is Work.ENCODE_DECODE:
             languages = find_languages(model.info, read_translation(model.text_directory), served.tokenizer)
             served = replace(served, languages=languages)
         served = replace(served, judge=build_judge(model.info, served.tokenizer))
         models[model.config.name] = add_heads(served, [head.info for head in model.heads])
     return ServerState(deployment.config, models, metrics, deployment.keys)
+
+
+def build_hearing(model: DeployedModel, tokenizer: Tokenizer, http: HttpConfig) -> Hearing:
+    return Hearing(
+        speech=find_speech(model.info, tokenizer.texts),
+        log_mel=load_log_mel(model.text_directory),
+        max_s=model.config.limits.max_audio_s,
+        pool=ThreadPoolExecutor(http.tokenizer_threads, "hearing"),
+    )
 
 
 async def connect(deployment: Deployment, model: DeployedModel) -> ReplicaSet:

@@ -33,6 +33,8 @@ class Example(NamedTuple):
 
     route: str
     body: dict[str, Any]
+    is_form: bool = False
+    """Not JSON: files are named as curl wants it, behind @."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from server.tasks import (
     text2text,
     token_classify,
     token_embed,
+    transcribe,
 )
 from server.tasks.head import Head
 from server.tasks.task import Task
@@ -29,7 +30,7 @@ HEADS: dict[str, Head] = {
     for head in (
         *(embed.HEAD, token_embed.HEAD, multi_vector.HEAD, sparse.HEAD, sparse.TOKEN_HEAD),
         *(classify.HEAD, token_classify.HEAD, question_answering.HEAD, fill_mask.HEAD, generate.HEAD),
-        text2text.HEAD,
+        *(text2text.HEAD, transcribe.HEAD),
     )
 }
 TASKS: dict[str, Task] = {
@@ -37,7 +38,7 @@ TASKS: dict[str, Task] = {
     for task in (
         *(embed.TASK, multi_vector.TASK, token_embed.TASK, sparse.TASK, classify.TASK, rerank.TASK),
         *(token_classify.TASK, question_answering.TASK, fill_mask.TASK, infer.TASK, generate.TASK),
-        text2text.TASK,
+        *(text2text.TASK, transcribe.TASK),
     )
 }
 

@@ -16,6 +16,7 @@ from runtime.engine import EngineInfo
 Array = npt.NDArray[Any]
 Splits = npt.NDArray[np.int32]
 TokenArray = npt.NDArray[np.int32]
+FrameArray = npt.NDArray[np.float32]
 
 SOURCES = {"source_ids": "input_ids", "features": "features"}
 """What inputs of encoder-decoders bring along beside the beginning of their answers, `input_ids`: token ids, or what

@@ -46,7 +46,7 @@ CHOICES: list[tuple[dict[str, str], dict[str, str]]] = [
 
 @asynccontextmanager
 async def open_client(
-    directory: Path, run_dir: Path, *, task: str = "auto", heads: Sequence[HeadConfig] = ()
+    directory: Path, run_dir: Path, *, task: str = "auto", heads: Sequence[HeadConfig] = (), **limits: Any
 ) -> AsyncIterator[Client]:
     """Of the application over an engine in this process, which is ready."""
     model = ModelConfig(
@@ -55,7 +55,7 @@ async def open_client(
         source=SourceConfig(path=str(directory)),
         heads=tuple(heads),
         engine=EngineConfig(precision="fp32", threads=1, warmup=False, inline=True),
-        limits=LimitsConfig(truncation="right", max_batch_tokens=256),
+        limits=LimitsConfig(**({"truncation": "right", "max_batch_tokens": 256} | limits)),
     )
     # Nothing is known of the engine's speed before its first step, which is slow: no call is to be late.
     http = HttpConfig(default_timeout_ms=600_000)

@@ -170,10 +170,15 @@ class FakeJob:
                 self.find_logprobs(group, self.params.num_logprobs),
                 reason if place == len(groups) - 1 else "",
                 self.engine.num_cached_tokens if index == 0 and place == 0 else 0,
-                self.find_logprobs(prompt[1:], self.params.num_prompt_logprobs) if index == place == 0 else (),
+                self.find_prompt_logprobs(prompt) if index == place == 0 else (),
             )
             for place, group in enumerate(groups)
         ]
+
+    def find_prompt_logprobs(self, prompt: list[int]) -> tuple[TokenLogprob, ...]:
+        if self.params.probe is not None:
+            return self.find_logprobs(self.params.probe[1:], 0)
+        return self.find_logprobs(prompt[1:], self.params.num_prompt_logprobs)
 
     def find_logprobs(self, ids: Any, num_top: int) -> tuple[TokenLogprob, ...]:
         if num_top < 0:

@@ -13,7 +13,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from server.audio.fallback import Attempt
 from server.audio.languages import NAMES, find_language
-from server.audio.segments import Segment, Transcript, Word
+from server.audio.segments import Segment, Transcript
 from server.errors import InvalidField
 from server.http.api.openai_audio_reply import write_delta, write_done, write_srt, write_transcript, write_vtt
 from server.http.api.openai_audio_request import AudioRequest, read_request
@@ -38,7 +38,6 @@ TRANSCRIPT = Transcript(
     "de",
     3725.521,
     (build_segment(0, 250, " Guten Tag."), build_segment(250, 372_499, "  a < b\n\n--> c & d")),
-    (Word("Guten", 0.0, 1.2), Word("Tag.", 1.3, 2.5)),
 )
 
 
@@ -49,15 +48,15 @@ def read(**fields: FormValue) -> AudioRequest:
 def test_a_file_is_all_that_is_needed() -> None:
     asked = read_request({"file": FILE})
     assert asked.file is FILE and asked.model is None and asked.response_format == "json"
-    assert asked.temperature == 0.0 and not asked.stream and asked.has("segment") and not asked.has("word")
+    assert asked.temperature == 0.0 and not asked.stream and not asked.timestamp_granularities
 
 
 def test_text_is_read_as_what_it_stands_for() -> None:
     asked = read(temperature="0.4", stream="true", language="", prompt="", model="whisper")
     assert (asked.temperature, asked.stream, asked.language, asked.prompt) == (0.4, True, None, None)
-    for given in ("word", ["word"]):
+    for given in ("segment", ["segment"]):
         asked = read(response_format="verbose_json", timestamp_granularities=given)
-        assert asked.has("word") and not asked.has("segment")
+        assert asked.timestamp_granularities == ["segment"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,16 @@ def test_text_is_read_as_what_it_stands_for() -> None:
         ({"temperature": "hot"}, "temperature", "valid number"),
         ({"stream": "perhaps"}, "stream", "valid boolean"),
         ({"stream": "true", "response_format": "srt"}, "stream", "stream is for json and text, and response_format is"),
-        ({"timestamp_granularities": ["word"]}, "timestamp_granularities", "are for verbose_json, and response_format"),
+        (
+            {"timestamp_granularities": ["segment"]},
+            "timestamp_granularities",
+            "are for verbose_json, and response_form",
+        ),
+        (
+            {"timestamp_granularities": ["word"], "response_format": "verbose_json"},
+            "timestamp_granularities",
+            "times of single words are not supported; send segment",
+        ),
         (
             {"timestamp_granularities": ["line"], "response_format": "verbose_json"},
             "timestamp_granularities",
@@ -173,24 +181,19 @@ async def test_the_client_reads_every_format(make_server: MakeServer) -> None:
         events = [*create(**asked, stream=True)]
         assert [getattr(event, "delta", None) or event.text for event in events] == [" Guten", " Tag.", plain.text]
         with pytest.raises(openai.BadRequestError, match="are for verbose_json") as raised:
-            create(**asked, timestamp_granularities=["word"])
+            create(**asked, timestamp_granularities=["segment"])
         assert raised.value.param == "timestamp_granularities"
 
 
 def check_verbose(create: Any, asked: dict[str, Any]) -> None:
-    whole = create(
-        **asked, response_format="verbose_json", timestamp_granularities=["word", "segment"], temperature=0.5
-    )
+    whole = create(**asked, response_format="verbose_json", timestamp_granularities=["segment"], temperature=0.5)
     assert isinstance(whole, TranscriptionVerbose)
     assert (whole.language, whole.duration, whole.text) == ("german", 3725.52, TRANSCRIPT.text)
-    assert whole.words is not None and whole.segments is not None
-    assert [(word.word, word.start, word.end) for word in whole.words] == [("Guten", 0.0, 1.2), ("Tag.", 1.3, 2.5)]
+    assert whole.segments is not None
     last = whole.segments[1]
     assert (last.id, last.seek, last.start, last.end, last.tokens) == (1, 0, 2.5, 3724.99, [50364, 7, 50464])
     assert (last.temperature, last.avg_logprob, last.no_speech_prob) == (0.2, -0.25, 0.125)
     assert last.text == TRANSCRIPT.segments[1].text and last.compression_ratio == ATTEMPT.compression_ratio
-    only_words = create(**asked, response_format="verbose_json", timestamp_granularities=["word"])
-    assert only_words.words is not None and only_words.segments is None
 
 
 @pytest.mark.anyio

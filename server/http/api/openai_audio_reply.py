@@ -12,7 +12,6 @@ from server.http.api.openai_audio_request import AudioRequest
 from server.http.api.openai_schemas import (
     DurationUsage,
     TranscribedSegment,
-    TranscribedWord,
     TranscriptionReply,
     VerboseTranscriptionReply,
 )
@@ -28,7 +27,7 @@ def write_transcript(transcript: Transcript, asked: AudioRequest, *, task: str) 
         case "json":
             return reply_json(describe(transcript))
         case "verbose_json":
-            return reply_json(describe_fully(transcript, asked, task=task))
+            return reply_json(describe_fully(transcript, task))
         case "text":
             return Reply(f"{transcript.text}\n".encode(), content_type=PLAIN)
         case "srt":
@@ -51,22 +50,15 @@ def describe(transcript: Transcript) -> TranscriptionReply:
     return {"text": transcript.text, "usage": count_usage(transcript)}
 
 
-def describe_fully(transcript: Transcript, asked: AudioRequest, *, task: str) -> VerboseTranscriptionReply:
-    content: VerboseTranscriptionReply = {
+def describe_fully(transcript: Transcript, task: str) -> VerboseTranscriptionReply:
+    return {
         "task": task,
         "language": NAMES[transcript.language],
         "duration": round(transcript.duration_s, 2),
         "text": transcript.text,
         "usage": count_usage(transcript),
+        "segments": [describe_segment(index, segment) for index, segment in enumerate(transcript.segments)],
     }
-    if asked.has("segment"):
-        content["segments"] = [describe_segment(index, segment) for index, segment in enumerate(transcript.segments)]
-    if asked.has("word"):
-        words: list[TranscribedWord] = [
-            {"word": word.text, "start": word.begin_s, "end": word.end_s} for word in transcript.words
-        ]
-        content["words"] = words
-    return content
 
 
 def describe_segment(index: int, segment: Segment) -> TranscribedSegment:

@@ -147,18 +147,11 @@ class TranscribedSegment(TypedDict):
     no_speech_prob: float
 
 
-class TranscribedWord(TypedDict):
-    word: str
-    start: float
-    end: float
-
-
 class VerboseTranscriptionReply(TranscriptionReply):
     task: str
     language: str
     duration: float
-    segments: NotRequired[list[TranscribedSegment]]
-    words: NotRequired[list[TranscribedWord]]
+    segments: list[TranscribedSegment]
 
 
 class ModelCard(TypedDict):

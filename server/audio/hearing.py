@@ -1,0 +1,56 @@
+"""What an HTTP process needs of a model that hears: sound files become what its encoder reads, on threads of their own,
+for an hour of sound takes seconds in which texts would wait."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from server.audio.decode import decode_audio
+from server.audio.features import HOP, SAMPLE_RATE, Features, LogMel
+from server.audio.speech import Speech
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Heard:
+    """A file. `features`: of all of it, with silence behind what is shorter than a window."""
+
+    features: Features
+    num_samples: int
+
+    @property
+    def duration_s(self) -> float:
+        return self.num_samples / SAMPLE_RATE
+
+    @property
+    def num_frames(self) -> int:
+        """Of the sound alone; one that is begun is one."""
+        return -(-self.num_samples // HOP)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hearing:
+    """`speech`: how the model is asked. `max_s`: of the longest sound."""
+
+    speech: Speech
+    log_mel: LogMel
+    max_s: float
+    pool: ThreadPoolExecutor
+
+    @property
+    def window_frames(self) -> int:
+        return self.log_mel.window_frames
+
+    async def hear(self, content: bytes, field: str) -> Heard:
+        """A file that came in this field. Raises EmptyInput, InputTooLong, InvalidField."""
+        work = partial(self._hear, content, field)
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+
+    def _hear(self, content: bytes, field: str) -> Heard:
+        samples = decode_audio(content, max_s=self.max_s, field=field)
+        return Heard(self.log_mel.compute(samples), len(samples))
+
+    def cut_rows(self, heard: Heard, begin: int) -> Features:
+        """The window from this frame on, as encoders read it: `[window_frames / 2, 2 * num_mel_bins]`."""
+        window = self.log_mel.cut_window(heard.features, begin)
+        return window.reshape(-1, 2 * self.log_mel.num_mel_bins)

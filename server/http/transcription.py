@@ -1,0 +1,102 @@
+"""A sound's windows one after the other through the engine, between those of everybody else. Knows no protocol."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from server.audio.fallback import Attempt
+from server.audio.hearing import Heard, Hearing
+from server.audio.segments import Segment
+from server.audio.speech import ENGLISH
+from server.audio.transcriber import Transcriber, TranscriptWish
+from server.http.call import Call
+from server.http.endpoint import OpenJob, TextJob
+from server.http.state import ServedModel
+from server.metrics import TokenMetrics
+from server.tasks.transcribe import TASK, ask_language, settle_params
+from server.wire.generation import GenerationParams, read_news
+
+FIELD = "file"
+"""What came in it is to blame for what windows are refused for."""
+
+
+@dataclass(slots=True)
+class Said:
+    """Of one window, at one temperature. Mutable: grows. `no_speech`: that logprob."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    no_speech: float = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Transcription:
+    """One call's sound and the model that hears it. Its methods raise ServiceError's kinds."""
+
+    call: Call
+    model: ServedModel
+    hearing: Hearing
+    heard: Heard
+    metrics: TokenMetrics
+
+    async def find_language(self) -> str:
+        """Of what is said in the first window."""
+        if not self.hearing.speech.languages:
+            return ENGLISH
+        said = await self._run([self.hearing.speech.start_id], ask_language(self.hearing.speech), 0)
+        return self.hearing.speech.name_language(said.token_ids[0])
+
+    async def read(self, wish: TranscriptWish) -> AsyncGenerator[list[Segment]]:
+        """What each window says, as soon as that is certain."""
+        transcriber = Transcriber(
+            self.hearing.speech, wish, num_frames=self.heard.num_frames, window_frames=self.hearing.window_frames
+        )
+        while transcriber.window is not None:
+            yield transcriber.take(await self._try(transcriber))
+
+    async def _try(self, transcriber: Transcriber) -> Attempt:
+        """The next window, until an attempt is good."""
+        assert transcriber.window is not None
+        begin, prompt = transcriber.window.begin, transcriber.prompt
+        attempt: Attempt | None = None
+        for temperature in transcriber.list_temperatures():
+            params = settle_params(self.hearing.speech, prompt, temperature, seed=begin)
+            said = await self._run(prompt, params, begin)
+            attempt = self.hearing.speech.read_attempt(said.token_ids, said.logprobs, said.no_speech, temperature)
+            if attempt.is_good:
+                break
+        assert attempt is not None
+        return attempt
+
+    async def _run(self, prompt: list[int], params: GenerationParams, begin: int) -> Said:
+        """The window from this frame on. Encoded once: the engine knows it again at the next attempt."""
+        job = TextJob(
+            TASK,
+            [prompt],
+            FIELD,
+            params,
+            features=[self.hearing.cut_rows(self.heard, begin)],
+            num_answer_tokens=params.max_tokens,
+        )
+        async with OpenJob(self.call, self.model, job) as opened:
+            said = await read_answer(opened)
+            opened.count_generated(len(said.token_ids))
+        self.metrics.observe_tokens(num_prompt_tokens=opened.num_tokens, num_generated_tokens=len(said.token_ids))
+        if params.max_tokens > 1:
+            self.model.admission.estimator.learn_generated(len(said.token_ids))
+        return said
+
+
+async def read_answer(opened: OpenJob) -> Said:
+    """The only answer of a job, to its end."""
+    assert opened.results is not None
+    said = Said()
+    async for result in opened.results:
+        if result.is_restart:
+            said = Said()
+            continue
+        for news in read_news(result):
+            said.token_ids += news.token_ids
+            said.logprobs += [each.logprob for each in news.logprobs]
+            if news.prompt_logprobs:
+                said.no_speech = news.prompt_logprobs[0].logprob
+    return said

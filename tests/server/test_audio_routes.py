@@ -1,0 +1,350 @@
+"""`/v1/audio/transcriptions` and `/v1/audio/translations` on an engine that says what a test tells it."""
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fake_generator import FakeGenerator, FakeJob, find_logprob
+from prometheus_client import CollectorRegistry
+from tokenizers import Tokenizer as RawTokenizer
+
+from models.info import ModelDirectoryError, ModelInfo
+from models.seq2seq_info import Seq2SeqInfo
+from models.speech_info import SpeechInfo
+from server.audio.features import LogMel
+from server.audio.hearing import Hearing
+from server.audio.speech import find_speech
+from server.config import HttpConfig, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
+from server.errors import EngineFailure
+from server.http.admission import Admission
+from server.http.app import App
+from server.http.state import ServedModel, ServerState
+from server.metrics import Metrics
+from server.tasks.registry import HEADS
+from server.text.detokenizer import TokenTexts
+from server.text.tokenizer import Tokenizer
+from server.text.tokenizer_file import load_tokenizer
+from server.wire.job import Job
+from server.wire.processors import AllowedTokens, SuppressedAtBegin, SuppressedTokens, Timestamps
+from server.wire.result_stream import ResultStream
+from tests.whisper_files import (
+    LANGUAGES,
+    MAX_TARGET_TOKENS,
+    NUM_MEL_BINS,
+    WINDOW_S,
+    build_tokenizer,
+    describe_generation,
+    make_sound,
+    write_wav,
+)
+
+pytestmark = pytest.mark.anyio
+
+RAW = build_tokenizer()
+SETTINGS = describe_generation(RAW)
+SOUND = write_wav(make_sound(1.5))
+LONG = write_wav(make_sound(3.0))
+
+
+def find(token: str) -> int:
+    token_id = RAW.token_to_id(token)
+    assert token_id is not None
+    return token_id
+
+
+END, START, PREVIOUS, NO_SPEECH = (
+    find(f"<|{name}|>") for name in ("endoftext", "startoftranscript", "startofprev", "nospeech")
+)
+
+
+def spell(*parts: str | float, end: bool = True) -> list[int]:
+    """Texts and times in turn."""
+    ids: list[int] = []
+    for part in parts:
+        ids += RAW.encode(part).ids if isinstance(part, str) else [find(f"<|{part:.2f}|>")]
+    return [*ids, *([END] if end else [])]
+
+
+@dataclass
+class Hearer(FakeGenerator):
+    """Says `windows`, one after the other; asked for a language, that one. Mutable: as the others."""
+
+    windows: list[list[int]] = field(default_factory=lambda: [spell(0.0, " hello", 1.5)])
+    language: str = "de"
+    num_said: int = 0
+    fails_at: int | None = None
+    """So many windows have been answered."""
+
+    def submit(self, job: Job) -> ResultStream:
+        if isinstance(job.params.processors[0], AllowedTokens):
+            self.answers = [[find(f"<|{self.language}|>")]]
+        else:
+            self.error = EngineFailure("gone") if self.num_said == self.fails_at else None
+            self.answers = [self.windows[min(self.num_said, len(self.windows) - 1)]]
+            self.num_said += 1
+        return super().submit(job)
+
+    @property
+    def said(self) -> list[FakeJob]:
+        """Jobs that asked for words."""
+        return [job for job in self.jobs if job.params.max_tokens > 1]
+
+
+def describe_model(settings: dict[str, Any]) -> ModelInfo:
+    speech = SpeechInfo(
+        NUM_MEL_BINS,
+        is_multilingual=settings["is_multilingual"],
+        lang_to_id=settings.get("lang_to_id", {}),
+        task_to_id=settings.get("task_to_id", {}),
+        no_timestamps_token_id=settings["no_timestamps_token_id"],
+        max_initial_timestamp_index=settings["max_initial_timestamp_index"],
+        prev_sot_token_id=settings["prev_sot_token_id"],
+    )
+    rules = Seq2SeqInfo(
+        MAX_TARGET_TOKENS,
+        START,
+        END,
+        suppress_tokens=tuple(settings["suppress_tokens"]),
+        begin_suppress_tokens=tuple(settings["begin_suppress_tokens"]),
+        speech=speech,
+    )
+    size = RAW.get_vocab_size()
+    return ModelInfo(
+        *("WhisperForConditionalGeneration", "transcribe", size, 1, WINDOW_S * 50, size),
+        eos_token_ids=(END,),
+        seq2seq=rules,
+    )
+
+
+@dataclass
+class Server:
+    state: ServerState
+    app: App
+    engine: Hearer
+    client: httpx.AsyncClient
+
+    async def post(
+        self, content: bytes = SOUND, *, route: str = "transcriptions", name: str = "a.wav", **fields: Any
+    ) -> httpx.Response:
+        path = f"/v1/audio/{route}"
+        return await self.client.post(path, files={"file": (name, content)}, data=fields)
+
+    async def refuse(self, content: bytes = SOUND, **fields: Any) -> tuple[int, str | None, str]:
+        response = await self.post(content, **fields)
+        error = response.json()["error"]
+        return response.status_code, error["param"], error["message"]
+
+    def check_idle(self) -> None:
+        for model in self.state.models.values():
+            assert (model.admission.num_inputs, model.admission.num_tokens) == (0, 0)
+        assert self.app.bodies.held_bytes == 0
+
+
+def build(pool: ThreadPoolExecutor, directory: Any, http: dict[str, Any] | None = None, **limits: Any) -> Server:
+    RAW.save(str(directory / "tokenizer.json"))
+    info = describe_model(SETTINGS)
+    tokenizer: Tokenizer = load_tokenizer(
+        directory, max_input_tokens=info.max_input_tokens, vocab_size=info.vocab_size, type_vocab_size=1, pool=pool
+    )
+    config = ModelConfig(name="whisper", source=SourceConfig(path="unused"), limits=LimitsConfig(**limits))
+    engine = Hearer()
+    model = ServedModel(
+        *("whisper", config, HEADS["transcribe"], info, tokenizer),
+        Admission(config.limits.max_concurrent_requests),
+        engine,
+        hearing=Hearing(
+            find_speech(info, tokenizer.texts), LogMel(NUM_MEL_BINS, WINDOW_S), config.limits.max_audio_s, pool
+        ),
+    )
+    state = ServerState(
+        ServerConfig(server=HttpConfig(**(http or {})), models=(config,)),
+        {"whisper": model},
+        Metrics(CollectorRegistry()),
+    )
+    app = App(state)
+    return Server(state, app, engine, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://padless"))
+
+
+@pytest.fixture
+async def server(pool: ThreadPoolExecutor, tmp_path: Any) -> AsyncIterator[Server]:
+    built = build(pool, tmp_path)
+    yield built
+    built.check_idle()
+
+
+async def test_a_window_is_asked_as_whisper_was_trained(server: Server) -> None:
+    response = await server.post(language="de")
+    assert response.json() == {"text": "hello", "usage": {"type": "duration", "seconds": 2}}
+    (job,) = server.engine.jobs
+    assert job.prompt == [START, find("<|de|>"), find("<|transcribe|>")]
+    assert job.job.inputs["features"].values.shape == (WINDOW_S * 50, 2 * NUM_MEL_BINS)
+    params = job.params
+    assert (params.temperature, params.max_tokens, params.stop_token_ids) == (0.0, MAX_TARGET_TOKENS // 2, (END,))
+    assert params.probe == (0, NO_SPEECH) and params.num_logprobs == 0
+    assert params.processors == (
+        SuppressedTokens(tuple(SETTINGS["suppress_tokens"])),
+        SuppressedAtBegin((END,)),
+        Timestamps(find("<|0.00|>"), find("<|notimestamps|>"), END, 20),
+    )
+
+
+async def test_the_language_is_found_where_nobody_says_it(server: Server) -> None:
+    response = await server.post(response_format="verbose_json")
+    assert response.json()["language"] == "german"
+    first, second = server.engine.jobs
+    assert first.prompt == [START] and first.params.max_tokens == 1
+    assert first.params.processors == (AllowedTokens(tuple(sorted(find(f"<|{code}|>") for code in LANGUAGES))),)
+    assert second.prompt == [START, find("<|de|>"), find("<|transcribe|>")]
+    features = [job.job.inputs["features"].values for job in (first, second)]
+    np.testing.assert_array_equal(*features)
+
+
+async def test_everything_verbose_json_tells(server: Server) -> None:
+    server.engine.windows = [spell(0.0, " hello", 0.5, 0.5, " world", 1.5)]
+    content = (await server.post(route="translations", response_format="verbose_json", language="fr")).json()
+    assert (content["task"], content["duration"], content["text"]) == ("translate", 1.5, "hello world")
+    assert [(each["start"], each["end"], each["text"]) for each in content["segments"]] == [
+        (0.0, 0.5, " hello"),
+        (0.5, 1.5, " world"),
+    ]
+    segment = content["segments"][0]
+    logprobs = [find_logprob(token_id) for token_id in server.engine.windows[0]]
+    assert segment["avg_logprob"] == pytest.approx(sum(logprobs) / len(logprobs))
+    assert segment["no_speech_prob"] == pytest.approx(math.exp(find_logprob(NO_SPEECH)))
+    assert server.engine.jobs[0].prompt[-1] == find("<|translate|>")
+
+
+async def test_later_windows_are_told_of_those_before(server: Server) -> None:
+    server.engine.windows = [spell(0.0, " hello", 1.4, 1.4, " wor"), spell(0.0, " world", 1.6)]
+    response = await server.post(LONG, language="en", response_format="srt")
+    assert response.headers["content-type"] == "text/plain; charset=utf-8"
+    assert response.text == ("1\n00:00:00,000 --> 00:00:01,400\nhello\n\n2\n00:00:01,400 --> 00:00:03,000\nworld\n\n")
+    first, second = server.engine.said
+    said = spell(0.0, " hello", 1.4, end=False)
+    assert second.prompt == [PREVIOUS, *said, START, find("<|en|>"), find("<|transcribe|>")]
+    assert second.params.probe == (len(said) + 1, NO_SPEECH)
+    assert not np.array_equal(first.job.inputs["features"].values, second.job.inputs["features"].values)
+
+
+async def test_a_prompt_is_what_was_said_before(server: Server) -> None:
+    await server.post(language="en", prompt=" hello <|en|>")
+    words = [token_id for token_id in RAW.encode(" hello <|en|>").ids if token_id < END]
+    assert server.engine.jobs[0].prompt[: len(words) + 2] == [PREVIOUS, *words, START]
+    await server.post(language="en", prompt="whatever " * 400)
+    assert len(server.engine.jobs[1].prompt) == 1 + MAX_TARGET_TOKENS // 2 - 1 + 3
+
+
+async def test_a_doubtful_window_is_decoded_once_more(server: Server) -> None:
+    """The same text again and again; then at a higher temperature, always by the same numbers."""
+    server.engine.windows = [spell(0.0, " hello hello" * 20, 1.0), spell(0.0, " world", 1.0)]
+    content = (await server.post(language="en", response_format="verbose_json")).json()
+    assert content["text"] == "world" and content["segments"][0]["temperature"] == 0.2
+    assert [job.params.temperature for job in server.engine.jobs] == [0.0, 0.2]
+    assert {job.params.seed for job in server.engine.jobs} == {0}
+
+
+async def test_a_temperature_is_tried_alone(server: Server) -> None:
+    server.engine.windows = [spell(0.0, " hello hello" * 20, 1.0)]
+    await server.post(language="en", temperature="0.7")
+    assert [job.params.temperature for job in server.engine.jobs] == [0.7]
+
+
+async def test_a_stream_tells_each_window(server: Server) -> None:
+    server.engine.windows = [spell(0.0, " hello", 1.4, 1.4, " wor"), spell(0.0, " world", 1.6)]
+    response = await server.post(LONG, language="en", stream="true")
+    events = [json.loads(line.removeprefix("data: ")) for line in response.text.split("\n\n")[:-1]]
+    assert events == [
+        {"type": "transcript.text.delta", "delta": "hello"},
+        {"type": "transcript.text.delta", "delta": " world"},
+        {"type": "transcript.text.done", "text": "hello world"},
+    ]
+
+
+async def test_a_failure_in_a_stream_is_its_last_event(server: Server) -> None:
+    server.engine.windows = [spell(0.0, " hello", 1.4, 1.4, " wor")]
+    server.engine.fails_at = 1
+    response = await server.post(LONG, language="en", stream="true")
+    last = json.loads(response.text.split("\n\n")[-2].removeprefix("data: "))
+    assert last["error"]["message"] == "gone"
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "param", "message"),
+    [
+        (b"", {}, "file", "file is empty; send a sound file"),
+        (b"Dear reader, this is no sound.", {"name": "a.mp3"}, "file", "file cannot be read as sound"),
+        (SOUND[:30], {}, "file", "file"),
+        (write_wav(make_sound(6.0)), {}, "file", "file is longer than 5 s, the limit; send it in parts"),
+        (SOUND, {"language": "klingon"}, "language", "'klingon' is no language Whisper knows"),
+        (SOUND, {"language": "ja"}, "language", "language 'ja' is not known to this model, which writes en, de, fr"),
+        (SOUND, {"model": "whisper-1"}, "model", "model 'whisper-1' does not exist; the models here are whisper"),
+        (SOUND, {"temperature": "2"}, "temperature", "less than or equal to 1"),
+    ],
+)
+async def test_what_is_wrong_is_named(
+    pool: ThreadPoolExecutor, tmp_path: Any, content: bytes, fields: dict[str, str], param: str, message: str
+) -> None:
+    """And a request that runs goes on."""
+    server = build(pool, tmp_path, max_audio_s=5.0)
+    server.engine.gate = asyncio.Semaphore(0)
+    running = asyncio.create_task(server.post(language="en"))
+    while not server.engine.jobs:
+        await asyncio.sleep(0)
+    status, found, text = await server.refuse(content, **fields)
+    assert status in (400, 404) and found == param and message in text
+    for _ in range(20):
+        server.engine.gate.release()
+    assert (await running).json()["text"] == "hello"
+    server.check_idle()
+
+
+async def test_a_body_may_be_as_large_as_sound_is(pool: ThreadPoolExecutor, tmp_path: Any) -> None:
+    server = build(pool, tmp_path, {"max_body_mb": 0.01, "max_audio_mb": 0.06})
+    assert (await server.post(language="en")).status_code == 200
+    status, _, text = await server.refuse(LONG)
+    assert status == 413 and "60000 bytes" in text
+    other = await server.client.post("/v1/completions", json={"prompt": "a" * 20_000})
+    assert other.status_code == 413
+    server.check_idle()
+
+
+async def test_what_is_heard_counts_among_what_is_held(pool: ThreadPoolExecutor, tmp_path: Any) -> None:
+    server = build(pool, tmp_path, {"max_bodies_mb": 0.1, "max_body_mb": 0.1, "max_audio_mb": 0.1})
+    server.engine.gate = asyncio.Semaphore(0)
+    running = [asyncio.create_task(server.post(LONG, language="en")) for _ in range(2)]
+    while len(server.engine.jobs) < 2:
+        await asyncio.sleep(0.001)
+    status, _, text = await server.refuse(LONG)
+    assert status == 429 and "bodies of other requests" in text
+    for _ in range(100):
+        server.engine.gate.release()
+    assert [(await each).status_code for each in running] == [200, 200]
+    server.check_idle()
+
+
+async def test_json_is_no_form(server: Server) -> None:
+    response = await server.client.post("/v1/audio/transcriptions", json={"model": "whisper"})
+    assert response.status_code == 415 and "multipart/form-data" in response.json()["error"]["message"]
+
+
+def test_what_a_directory_leaves_out_is_the_tokenizers_to_say() -> None:
+    texts = TokenTexts(RAW)
+    bare = describe_model({**SETTINGS, "no_timestamps_token_id": None, "prev_sot_token_id": None})
+    speech = find_speech(bare, texts)
+    assert (speech.no_timestamps_id, speech.previous_id) == (find("<|notimestamps|>"), PREVIOUS)
+    with pytest.raises(ModelDirectoryError, match="no_timestamps_token_id"):
+        find_speech(bare, TokenTexts(RawTokenizer.from_str(json.dumps(strip_times()))))
+
+
+def strip_times() -> dict[str, Any]:
+    """The tokenizer of somebody who has no times."""
+    content: dict[str, Any] = json.loads(RAW.to_str())
+    content["added_tokens"] = [each for each in content["added_tokens"] if "notimestamps" not in each["content"]]
+    return content
