@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from pydantic import BaseModel
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
@@ -59,6 +61,17 @@ async def parse_form(call: Call) -> dict[str, FormValue]:
             raise InvalidField(f"{name} is there more than once; send it once, or each of several as {name}[]", name)
         values.append(value)
     return fields
+
+
+def describe_form(schema: type[BaseModel]) -> dict[str, Any]:
+    """As JSON's schema, but that fields are there or not, and never null."""
+    described = schema.model_json_schema()
+    for name, field in described["properties"].items():
+        kinds = [kind for kind in field.pop("anyOf", ()) if kind != {"type": "null"}]
+        described["properties"][name] = {**(kinds[0] if kinds else {}), **field}
+        if field.get("default", "") is None:
+            del described["properties"][name]["default"]
+    return described
 
 
 def find_boundary(call: Call) -> bytes:

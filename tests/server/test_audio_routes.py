@@ -5,122 +5,44 @@ import json
 import math
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from fake_generator import FakeGenerator, FakeJob, find_logprob
+from fake_generator import find_logprob
+from fake_hearer import (
+    END,
+    NO_SPEECH,
+    PREVIOUS,
+    RAW,
+    SETTINGS,
+    SOUND,
+    START,
+    Hearer,
+    build_hearer,
+    describe_model,
+    find,
+    spell,
+)
 from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer as RawTokenizer
 
-from models.info import ModelDirectoryError, ModelInfo
-from models.seq2seq_info import Seq2SeqInfo
-from models.speech_info import SpeechInfo
-from server.audio.features import LogMel
-from server.audio.hearing import Hearing
+from models.info import ModelDirectoryError
 from server.audio.speech import find_speech
-from server.config import HttpConfig, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
-from server.errors import EngineFailure
-from server.http.admission import Admission
+from server.config import HttpConfig, ServerConfig
 from server.http.app import App
-from server.http.state import ServedModel, ServerState
+from server.http.state import ServerState
 from server.metrics import Metrics
-from server.tasks.registry import HEADS
 from server.text.detokenizer import TokenTexts
-from server.text.tokenizer import Tokenizer
-from server.text.tokenizer_file import load_tokenizer
-from server.wire.job import Job
 from server.wire.processors import AllowedTokens, SuppressedAtBegin, SuppressedTokens, Timestamps
-from server.wire.result_stream import ResultStream
-from tests.whisper_files import (
-    LANGUAGES,
-    MAX_TARGET_TOKENS,
-    NUM_MEL_BINS,
-    WINDOW_S,
-    build_tokenizer,
-    describe_generation,
-    make_sound,
-    write_wav,
-)
+from tests.whisper_files import LANGUAGES, MAX_TARGET_TOKENS, NUM_MEL_BINS, WINDOW_S, make_sound, write_wav
 
 pytestmark = pytest.mark.anyio
 
-RAW = build_tokenizer()
-SETTINGS = describe_generation(RAW)
-SOUND = write_wav(make_sound(1.5))
 LONG = write_wav(make_sound(3.0))
-
-
-def find(token: str) -> int:
-    token_id = RAW.token_to_id(token)
-    assert token_id is not None
-    return token_id
-
-
-END, START, PREVIOUS, NO_SPEECH = (
-    find(f"<|{name}|>") for name in ("endoftext", "startoftranscript", "startofprev", "nospeech")
-)
-
-
-def spell(*parts: str | float, end: bool = True) -> list[int]:
-    """Texts and times in turn."""
-    ids: list[int] = []
-    for part in parts:
-        ids += RAW.encode(part).ids if isinstance(part, str) else [find(f"<|{part:.2f}|>")]
-    return [*ids, *([END] if end else [])]
-
-
-@dataclass
-class Hearer(FakeGenerator):
-    """Says `windows`, one after the other; asked for a language, that one. Mutable: as the others."""
-
-    windows: list[list[int]] = field(default_factory=lambda: [spell(0.0, " hello", 1.5)])
-    language: str = "de"
-    num_said: int = 0
-    fails_at: int | None = None
-    """So many windows have been answered."""
-
-    def submit(self, job: Job) -> ResultStream:
-        if isinstance(job.params.processors[0], AllowedTokens):
-            self.answers = [[find(f"<|{self.language}|>")]]
-        else:
-            self.error = EngineFailure("gone") if self.num_said == self.fails_at else None
-            self.answers = [self.windows[min(self.num_said, len(self.windows) - 1)]]
-            self.num_said += 1
-        return super().submit(job)
-
-    @property
-    def said(self) -> list[FakeJob]:
-        """Jobs that asked for words."""
-        return [job for job in self.jobs if job.params.max_tokens > 1]
-
-
-def describe_model(settings: dict[str, Any]) -> ModelInfo:
-    speech = SpeechInfo(
-        NUM_MEL_BINS,
-        is_multilingual=settings["is_multilingual"],
-        lang_to_id=settings.get("lang_to_id", {}),
-        task_to_id=settings.get("task_to_id", {}),
-        no_timestamps_token_id=settings["no_timestamps_token_id"],
-        max_initial_timestamp_index=settings["max_initial_timestamp_index"],
-        prev_sot_token_id=settings["prev_sot_token_id"],
-    )
-    rules = Seq2SeqInfo(
-        MAX_TARGET_TOKENS,
-        START,
-        END,
-        suppress_tokens=tuple(settings["suppress_tokens"]),
-        begin_suppress_tokens=tuple(settings["begin_suppress_tokens"]),
-        speech=speech,
-    )
-    size = RAW.get_vocab_size()
-    return ModelInfo(
-        *("WhisperForConditionalGeneration", "transcribe", size, 1, WINDOW_S * 50, size),
-        eos_token_ids=(END,),
-        seq2seq=rules,
-    )
 
 
 @dataclass
@@ -147,33 +69,17 @@ class Server:
         assert self.app.bodies.held_bytes == 0
 
 
-def build(pool: ThreadPoolExecutor, directory: Any, http: dict[str, Any] | None = None, **limits: Any) -> Server:
-    RAW.save(str(directory / "tokenizer.json"))
-    info = describe_model(SETTINGS)
-    tokenizer: Tokenizer = load_tokenizer(
-        directory, max_input_tokens=info.max_input_tokens, vocab_size=info.vocab_size, type_vocab_size=1, pool=pool
-    )
-    config = ModelConfig(name="whisper", source=SourceConfig(path="unused"), limits=LimitsConfig(**limits))
+def build(pool: ThreadPoolExecutor, directory: Path, http: dict[str, Any] | None = None, **limits: Any) -> Server:
     engine = Hearer()
-    model = ServedModel(
-        *("whisper", config, HEADS["transcribe"], info, tokenizer),
-        Admission(config.limits.max_concurrent_requests),
-        engine,
-        hearing=Hearing(
-            find_speech(info, tokenizer.texts), LogMel(NUM_MEL_BINS, WINDOW_S), config.limits.max_audio_s, pool
-        ),
-    )
-    state = ServerState(
-        ServerConfig(server=HttpConfig(**(http or {})), models=(config,)),
-        {"whisper": model},
-        Metrics(CollectorRegistry()),
-    )
+    model = build_hearer(pool, directory, engine, **limits)
+    config = ServerConfig(server=HttpConfig(**(http or {})), models=(model.config,))
+    state = ServerState(config, {"whisper": model}, Metrics(CollectorRegistry()))
     app = App(state)
     return Server(state, app, engine, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://padless"))
 
 
 @pytest.fixture
-async def server(pool: ThreadPoolExecutor, tmp_path: Any) -> AsyncIterator[Server]:
+async def server(pool: ThreadPoolExecutor, tmp_path: Path) -> AsyncIterator[Server]:
     built = build(pool, tmp_path)
     yield built
     built.check_idle()
@@ -289,7 +195,7 @@ async def test_a_failure_in_a_stream_is_its_last_event(server: Server) -> None:
     ],
 )
 async def test_what_is_wrong_is_named(
-    pool: ThreadPoolExecutor, tmp_path: Any, content: bytes, fields: dict[str, str], param: str, message: str
+    pool: ThreadPoolExecutor, tmp_path: Path, content: bytes, fields: dict[str, str], param: str, message: str
 ) -> None:
     """And a request that runs goes on."""
     server = build(pool, tmp_path, max_audio_s=5.0)
@@ -305,7 +211,7 @@ async def test_what_is_wrong_is_named(
     server.check_idle()
 
 
-async def test_a_body_may_be_as_large_as_sound_is(pool: ThreadPoolExecutor, tmp_path: Any) -> None:
+async def test_a_body_may_be_as_large_as_sound_is(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
     server = build(pool, tmp_path, {"max_body_mb": 0.01, "max_audio_mb": 0.06})
     assert (await server.post(language="en")).status_code == 200
     status, _, text = await server.refuse(LONG)
@@ -315,7 +221,7 @@ async def test_a_body_may_be_as_large_as_sound_is(pool: ThreadPoolExecutor, tmp_
     server.check_idle()
 
 
-async def test_what_is_heard_counts_among_what_is_held(pool: ThreadPoolExecutor, tmp_path: Any) -> None:
+async def test_what_is_heard_counts_among_what_is_held(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
     server = build(pool, tmp_path, {"max_bodies_mb": 0.1, "max_body_mb": 0.1, "max_audio_mb": 0.1})
     server.engine.gate = asyncio.Semaphore(0)
     running = [asyncio.create_task(server.post(LONG, language="en")) for _ in range(2)]

@@ -22,7 +22,7 @@ from server.http.api.openai_schemas import ErrorReply, TranscriptionReply, Verbo
 from server.http.app import App
 from server.http.call import Call, Reply
 from server.http.events import EventStream
-from server.http.multipart import FORM, FormValue, UploadedFile, parse_form, read_form_body
+from server.http.multipart import FORM, FormValue, UploadedFile, describe_form, parse_form, read_form_body
 from server.http.route import Route
 from server.http.state import ServerState
 
@@ -161,7 +161,7 @@ ROUTE = Route(
     *("POST", "/v1/audio/transcriptions", answer, render_error, "", ""),
     media_types=(FORM,),
     read_body=read_form_body,
-    schema=AudioRequest.model_json_schema(),
+    schema=describe_form(AudioRequest),
     reply=TranscriptionReply | VerboseTranscriptionReply,
     error_reply=ErrorReply,
 )
@@ -205,3 +205,5 @@ async def test_the_document_shows_a_form(make_server: MakeServer) -> None:
     assert content[0] == "multipart/form-data" and content[1]["schema"]["required"] == ["file"]
     file = content[1]["schema"]["properties"]["file"]
     assert (file["type"], file["format"]) == ("string", "binary")
+    language = content[1]["schema"]["properties"]["language"]
+    assert language["type"] == "string" and "default" not in language and "anyOf" not in language

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from conftest import EMBEDDER, INFOS, SPARSE, build_state
 from fake_generator import build_generation_server
+from fake_hearer import SOUND, Hearer, build_hearer
+from hypothesis import strategies as st
+from schemathesis import openapi
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import from_schema
 from schemathesis.engine.events import EngineFinished, FatalError, NonFatalError, ScenarioFinished
@@ -35,14 +38,20 @@ CHECKS = {
 }
 
 
+openapi.format("binary", st.sampled_from([SOUND, SOUND, SOUND, SOUND[:60], b"no sound"]))
+
+
 @pytest.fixture(scope="module")
-def app(tokenizer: Tokenizer, generator_directory: Path, pool: ThreadPoolExecutor) -> App:
+def app(
+    tokenizer: Tokenizer, generator_directory: Path, pool: ThreadPoolExecutor, tmp_path_factory: pytest.TempPathFactory
+) -> App:
     """With models of all tasks."""
     tokens = replace(EMBEDDER, task="token_embed", head="tokens", normalize=False)
     infos = {**INFOS, "splade": SPARSE, "colbert": COLBERT}
     state = build_state(tokenizer, LimitsConfig(), HttpConfig(allow_priority=True), infos, {"embedder": [tokens]})
     generators = build_generation_server(generator_directory, pool).state.models
     state.models |= {name: generators[name] for name in ("writer", "translator")}
+    state.models["whisper"] = build_hearer(pool, tmp_path_factory.mktemp("whisper"), Hearer())
     return App(state)
 
 

@@ -13,7 +13,7 @@ from server.http.api.openai_errors import render_error
 from server.http.api.openai_schemas import EVENT_STREAM, ErrorReply, TranscriptionReply
 from server.http.call import Call, Reply
 from server.http.events import EventStream
-from server.http.multipart import FORM, parse_form, read_form_body
+from server.http.multipart import FORM, describe_form, parse_form, read_form_body
 from server.http.route import Answer, Route
 from server.http.state import ServedModel, ServerState
 from server.http.transcription import FIELD, Transcription
@@ -99,7 +99,7 @@ def build_route(path: str, answer_audio: Answer, summary: str) -> Route:
         render_error,
         summary,
         "openai",
-        schema=AudioRequest.model_json_schema(),
+        schema=describe_form(AudioRequest),
         reply=TranscriptionReply,
         other_replies={PLAIN: {}, VTT: {}, **EVENT_STREAM},
         error_reply=ErrorReply,

@@ -38,7 +38,9 @@ class AudioRequest(BaseModel):
         UploadedFile, PlainValidator(check_file), WithJsonSchema({"type": "string", "format": "binary"})
     ] = Field(description="wav, flac, mp3, ogg, opus, m4a, aac or webm; found out from what is in it.")
     model: ModelName | None = Field(None, description="Needed only where several models transcribe.")
-    language: Label | None = Field(None, description="Of the speech, as ISO 639-1 has it; found out if absent.")
+    language: Label | None = Field(
+        None, description="Of the speech, as ISO 639-1 has it; found out if absent.", examples=["en"]
+    )
     prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARS)] | None = Field(
         None, description="What was said before, or words that may come, as they are to be written."
     )

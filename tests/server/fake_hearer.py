@@ -1,0 +1,122 @@
+"""An engine that hears what a test tells it, and what an application needs to ask it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fake_generator import FakeGenerator, FakeJob
+
+from models.info import ModelInfo
+from models.seq2seq_info import Seq2SeqInfo
+from models.speech_info import SpeechInfo
+from server.audio.features import LogMel
+from server.audio.hearing import Hearing
+from server.audio.speech import find_speech
+from server.config import LimitsConfig, ModelConfig, SourceConfig
+from server.errors import EngineFailure
+from server.http.admission import Admission
+from server.http.state import ServedModel
+from server.tasks.registry import HEADS
+from server.text.tokenizer_file import load_tokenizer
+from server.wire.job import Job
+from server.wire.processors import AllowedTokens
+from server.wire.result_stream import ResultStream
+from tests.whisper_files import (
+    MAX_TARGET_TOKENS,
+    NUM_MEL_BINS,
+    WINDOW_S,
+    build_tokenizer,
+    describe_generation,
+    make_sound,
+    write_wav,
+)
+
+RAW = build_tokenizer()
+SETTINGS = describe_generation(RAW)
+SOUND = write_wav(make_sound(1.5))
+
+
+def find(token: str) -> int:
+    token_id = RAW.token_to_id(token)
+    assert token_id is not None
+    return token_id
+
+
+END, START, PREVIOUS, NO_SPEECH = (
+    find(f"<|{name}|>") for name in ("endoftext", "startoftranscript", "startofprev", "nospeech")
+)
+
+
+def spell(*parts: str | float, end: bool = True) -> list[int]:
+    """Texts and times in turn."""
+    ids: list[int] = []
+    for part in parts:
+        ids += RAW.encode(part).ids if isinstance(part, str) else [find(f"<|{part:.2f}|>")]
+    return [*ids, *([END] if end else [])]
+
+
+@dataclass
+class Hearer(FakeGenerator):
+    """Says `windows`, one after the other; asked for a language, that one. Mutable: as the others."""
+
+    windows: list[list[int]] = field(default_factory=lambda: [spell(0.0, " hello", 1.5)])
+    language: str = "de"
+    num_said: int = 0
+    fails_at: int | None = None
+    """So many windows have been answered."""
+
+    def submit(self, job: Job) -> ResultStream:
+        if isinstance(job.params.processors[0], AllowedTokens):
+            self.answers = [[find(f"<|{self.language}|>")]]
+        else:
+            self.error = EngineFailure("gone") if self.num_said == self.fails_at else None
+            self.answers = [self.windows[min(self.num_said, len(self.windows) - 1)]]
+            self.num_said += 1
+        return super().submit(job)
+
+    @property
+    def said(self) -> list[FakeJob]:
+        """Jobs that asked for words."""
+        return [job for job in self.jobs if job.params.max_tokens > 1]
+
+
+def describe_model(settings: dict[str, Any]) -> ModelInfo:
+    speech = SpeechInfo(
+        NUM_MEL_BINS,
+        is_multilingual=settings["is_multilingual"],
+        lang_to_id=settings.get("lang_to_id", {}),
+        task_to_id=settings.get("task_to_id", {}),
+        no_timestamps_token_id=settings["no_timestamps_token_id"],
+        max_initial_timestamp_index=settings["max_initial_timestamp_index"],
+        prev_sot_token_id=settings["prev_sot_token_id"],
+    )
+    rules = Seq2SeqInfo(
+        MAX_TARGET_TOKENS,
+        START,
+        END,
+        suppress_tokens=tuple(settings["suppress_tokens"]),
+        begin_suppress_tokens=tuple(settings["begin_suppress_tokens"]),
+        speech=speech,
+    )
+    size = RAW.get_vocab_size()
+    return ModelInfo(
+        *("WhisperForConditionalGeneration", "transcribe", size, 1, WINDOW_S * 50, size),
+        eos_token_ids=(END,),
+        seq2seq=rules,
+    )
+
+
+def build_hearer(pool: ThreadPoolExecutor, directory: Path, engine: Hearer, **limits: Any) -> ServedModel:
+    """A model named whisper."""
+    RAW.save(str(directory / "tokenizer.json"))
+    info = describe_model(SETTINGS)
+    tokenizer = load_tokenizer(
+        directory, max_input_tokens=info.max_input_tokens, vocab_size=info.vocab_size, type_vocab_size=1, pool=pool
+    )
+    config = ModelConfig(name="whisper", source=SourceConfig(path="unused"), limits=LimitsConfig(**limits))
+    hearing = Hearing(
+        find_speech(info, tokenizer.texts), LogMel(NUM_MEL_BINS, WINDOW_S), config.limits.max_audio_s, pool
+    )
+    admission = Admission(config.limits.max_concurrent_requests)
+    return ServedModel("whisper", config, HEADS["transcribe"], info, tokenizer, admission, engine, hearing=hearing)
