@@ -86,6 +86,12 @@ class DeployedModel:
             return limits.max_input_tokens or self.info.max_input_tokens
         return limits.max_input_tokens or min(self.info.max_input_tokens, limits.max_batch_tokens)
 
+    @property
+    def max_total_tokens(self) -> int:
+        """Of one sequence of a step: inputs, or what decoders write, with what that goes on from."""
+        target = self.info.seq2seq
+        return self.max_input_tokens if target is None else target.max_target_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Deployment:

@@ -127,9 +127,9 @@ BATCHERS: dict[Work, Callable[..., Batcher[Any]]] = {
 
 
 def plan_decoding(model: DeployedModel) -> DecodingOptions:
-    speculative, target = model.config.speculative, model.info.seq2seq
+    speculative = model.config.speculative
     options = DecodingOptions(
-        model.max_input_tokens if target is None else target.max_target_tokens,
+        model.max_total_tokens,
         prefill_chunk_tokens=model.config.limits.prefill_chunk_tokens,
         has_prefix_cache=model.config.engine.kv_cache.prefix_caching,
         num_drafts=speculative.num_tokens if speculative is not None and speculative.method == "ngram" else 0,

@@ -70,7 +70,7 @@ def measure_costs(model: DeployedModel, engine: Engine, progress: Progress) -> C
         engine,
         max_batch_tokens=min(limits.max_batch_tokens, engine.info.max_batch_tokens),
         max_batch_requests=limits.max_batch_requests,
-        max_input_tokens=model.max_input_tokens,
+        max_input_tokens=model.max_total_tokens,
         progress=progress,
     )
 

@@ -90,6 +90,8 @@ def check_limits(deployed: DeployedModel) -> None:
         )
     if deployed.head.work.decodes:
         check_generator(deployed)
+    if deployed.hears:
+        check_window(deployed)
     if deployed.head.work is Work.DECODE:
         return
     if model.limits.truncation == "left" and not info.pools_prompt:
@@ -112,6 +114,21 @@ def check_limits(deployed: DeployedModel) -> None:
         raise ConfigError(
             f"model {model.name}: speculative is for language models, and this one's task is "
             f"{deployed.head.name}. Leave it out"
+        )
+
+
+def check_window(deployed: DeployedModel) -> None:
+    """Of sound, which is encoded whole. Raises ConfigError."""
+    model, num_rows = deployed.config, deployed.info.max_input_tokens
+    if model.limits.max_input_tokens is not None:
+        raise ConfigError(
+            f"model {model.name}: limits.max_input_tokens is for texts, and this model hears windows of {num_rows} rows, "
+            "each whole. Leave it out; limits.max_audio_s limits how long a sound may be"
+        )
+    if model.limits.max_batch_tokens < num_rows:
+        raise ConfigError(
+            f"model {model.name}: limits.max_batch_tokens ({model.limits.max_batch_tokens}) is below the {num_rows} rows "
+            f"of a window, which is encoded whole. Raise it to at least {num_rows}"
         )
 
 

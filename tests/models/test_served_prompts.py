@@ -46,7 +46,13 @@ CHOICES: list[tuple[dict[str, str], dict[str, str]]] = [
 
 @asynccontextmanager
 async def open_client(
-    directory: Path, run_dir: Path, *, task: str = "auto", heads: Sequence[HeadConfig] = (), **limits: Any
+    directory: Path,
+    run_dir: Path,
+    *,
+    task: str = "auto",
+    heads: Sequence[HeadConfig] = (),
+    warmup: bool = False,
+    **limits: Any,
 ) -> AsyncIterator[Client]:
     """Of the application over an engine in this process, which is ready."""
     model = ModelConfig(
@@ -54,7 +60,7 @@ async def open_client(
         task=task,
         source=SourceConfig(path=str(directory)),
         heads=tuple(heads),
-        engine=EngineConfig(precision="fp32", threads=1, warmup=False, inline=True),
+        engine=EngineConfig(precision="fp32", threads=1, warmup=warmup, inline=True),
         limits=LimitsConfig(**({"truncation": "right", "max_batch_tokens": 256} | limits)),
     )
     # Nothing is known of the engine's speed before its first step, which is slow: no call is to be late.

@@ -15,6 +15,8 @@ import transformers
 from test_served_prompts import Client, open_client
 from tiny_whisper import make_whisper
 
+from server.config import ConfigError, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
+from server.processes.resolution import resolve
 from tests.whisper_files import LANGUAGES, RATE, Sound, make_sound, write_wav
 
 SEED = 2
@@ -165,10 +167,11 @@ def test_a_window_is_encoded_once(served: Served) -> None:
 
 
 def test_who_writes_english_only_is_told_no_language(tmp_path: Path) -> None:
+    """Warmed up and timed before, with answers that are shorter than windows."""
     make_whisper(tmp_path / "model", is_multilingual=False, seed=SEED)
 
     async def run() -> None:
-        async with open_client(tmp_path / "model", tmp_path / "run", truncation="error") as client:
+        async with open_client(tmp_path / "model", tmp_path / "run", truncation="error", warmup=True) as client:
             found = await transcribe(client, make_sound(2.0))
             assert found["language"] == "english" and found["segments"]
             file = {"file": ("a.wav", write_wav(make_sound(1.0)))}
@@ -178,3 +181,22 @@ def test_who_writes_english_only_is_told_no_language(tmp_path: Path) -> None:
             assert refused.status_code == 400 and "English only" in refused.text
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_batch_tokens": 64}, "max_batch_tokens .64. is below the 100 rows of a window"),
+        ({"max_input_tokens": 50}, "max_input_tokens is for texts, and this model hears windows"),
+        ({"truncation": "right"}, "truncation is for texts, and this model hears"),
+    ],
+)
+def test_limits_that_sound_has_not(tmp_path: Path, limits: dict[str, Any], message: str) -> None:
+    make_whisper(tmp_path / "model")
+    model = ModelConfig(
+        name="w",
+        source=SourceConfig(path=str(tmp_path / "model")),
+        limits=LimitsConfig(**{"max_batch_tokens": 256} | limits),
+    )
+    with pytest.raises(ConfigError, match=message):
+        resolve(ServerConfig(models=(model,)), tmp_path)
