@@ -122,13 +122,13 @@ def check_window(deployed: DeployedModel) -> None:
     model, num_rows = deployed.config, deployed.info.max_input_tokens
     if model.limits.max_input_tokens is not None:
         raise ConfigError(
-            f"model {model.name}: limits.max_input_tokens is for texts, and this model hears windows of {num_rows} rows, "
-            "each whole. Leave it out; limits.max_audio_s limits how long a sound may be"
+            f"model {model.name}: limits.max_input_tokens is for texts, and this model hears windows of {num_rows} "
+            "rows, each whole. Leave it out; limits.max_audio_s limits how long a sound may be"
         )
     if model.limits.max_batch_tokens < num_rows:
         raise ConfigError(
-            f"model {model.name}: limits.max_batch_tokens ({model.limits.max_batch_tokens}) is below the {num_rows} rows "
-            f"of a window, which is encoded whole. Raise it to at least {num_rows}"
+            f"model {model.name}: limits.max_batch_tokens ({model.limits.max_batch_tokens}) is below the {num_rows} "
+            f"rows of a window, which is encoded whole. Raise it to at least {num_rows}"
         )
 
 
