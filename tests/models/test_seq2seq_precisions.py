@@ -9,18 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from paging import draw_tables, make_step, whole
+from seq2seq_engines import build_seq2seq
 from seq2seq_steps import lay_sources, load_pair, place_sources
 from tiny_decoders import make_ids
 from tiny_engines import PRECISIONS
-from tiny_models import Ids, TinyModel
+from tiny_models import Ids
 from tiny_seq2seq import CONFIGS, make_seq2seq
 
-from models.load import load_model
 from runtime.batch import Sources
-from runtime.build import build_engine
-from runtime.config import EngineConfig
 from runtime.engines.decoder import DecoderEngine
-from runtime.limits import BatchLimits
 from tests.tolerances import DECODER_TOLERANCES, check_close
 
 SOURCE_LENGTHS = [15, 16, 33, 1, 40]
@@ -28,17 +25,6 @@ TARGET_LENGTHS = [17, 33, 5, 16, 1]
 GATED = ("mt5", "t5-gated", "umt5")
 """They multiply two rounded numbers, and twice as much is allowed them. Measured in mT5: 4.2e-2 and 4.5e-1 in bf16,
 1.4e-1 and 1.2 in int8."""
-
-
-def build(model: TinyModel, precision: str) -> DecoderEngine:
-    """Of one thread, by the best kernels."""
-    assert model.info.seq2seq is not None
-    limits = BatchLimits(1024, 32, model.info.seq2seq.max_target_tokens, 1024, model.info.max_input_tokens)
-    config = EngineConfig.model_validate({"precision": precision, "threads": 1})
-    engine = build_engine(load_model(model.directory, model.info), config, limits, lambda *_: None)
-    assert isinstance(engine, DecoderEngine)
-    engine.warmup(lambda *_: None)
-    return engine
 
 
 def compute_rows(engine: DecoderEngine, sources: Sequence[Any], targets: Sequence[Ids]) -> npt.NDArray[np.float32]:
@@ -62,7 +48,7 @@ def test_every_precision(name: str, precision: str, tmp_path: Path) -> None:
     heard = [random.standard_normal((length, 20), np.float32) for length in SOURCE_LENGTHS]
     sources: Sequence[Any] = heard if model.info.task == "transcribe" else make_ids(SOURCE_LENGTHS)
     targets = make_ids(TARGET_LENGTHS, model.info.output_dim, seed=1)
-    engine = build(model, precision)
+    engine = build_seq2seq(model, precision)
     found = compute_rows(engine, sources, targets)
     expected = load_pair(model).compute_logits(sources, targets, whole(TARGET_LENGTHS))
     tolerance = DECODER_TOLERANCES[precision].times(2 if name in GATED and precision != "fp32" else 1)
