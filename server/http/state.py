@@ -76,13 +76,13 @@ class ServedModel:
         """A model, or a head that was configured for it."""
         return self.info.head != TOKENS
 
-    def find_head(self, task: Task) -> "ServedModel | None":
-        """The first of its heads that can do that."""
-        return next((each for each in self.heads if task.can_use(each.info)), None)
+    def find_head(self, *tasks: Task) -> "ServedModel | None":
+        """The first of its heads that can do one of them."""
+        return next((each for each in self.heads if any(task.can_use(each.info) for task in tasks)), None)
 
-    def pick_head(self, task: Task) -> "ServedModel":
+    def pick_head(self, *tasks: Task) -> "ServedModel":
         """Raises WrongTask, naming the route that would work."""
-        found = self.find_head(task)
+        found = self.find_head(*tasks)
         if found is None:
             routes = [route for each in list_tasks(self.info) for route in each.routes]
             raise WrongTask(
@@ -157,23 +157,24 @@ class ServerState:
         model = self.models.get(model_name)
         return model and next((each for each in model.others if each.info.head == head), None)
 
-    def pick_model(self, name: str | None, task: Task | None) -> ServedModel:
-        """The named model, or the only one for the task where the request names none; None: for whatever it does.
+    def pick_model(self, name: str | None, *tasks: Task) -> ServedModel:
+        """The named model, or the only one for one of the tasks where the request names none; without tasks for whatever
+        it does.
 
         Raises UnknownModel, InvalidField, WrongTask.
         """
         if name is None:
-            return self.pick_only(task)
+            return self.pick_only(*tasks)
         model = self.find_model(name)
-        return model if task is None else model.pick_head(task)
+        return model.pick_head(*tasks) if tasks else model
 
-    def pick_only(self, task: Task | None) -> ServedModel:
-        found = [model if task is None else model.find_head(task) for model in self.models.values()]
+    def pick_only(self, *tasks: Task) -> ServedModel:
+        found = [model.find_head(*tasks) if tasks else model for model in self.models.values()]
         fitting = [model for model in found if model is not None]
         if len(fitting) == 1:
             return fitting[0]
         if not fitting:
-            raise UnknownModel(f"no model here has the task {task.name if task else ''}", param="model")
+            raise UnknownModel(f"no model here has the task {' or '.join(task.name for task in tasks)}", param="model")
         raise InvalidField(
             f"several models could answer; name one of them in 'model': {', '.join(m.full_name for m in fitting)}",
             param="model",

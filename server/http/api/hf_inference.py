@@ -34,7 +34,7 @@ class HfErrorReply(TypedDict):
 async def infer(call: Call, state: ServerState) -> Reply:
     """For a client that was given the server's own address."""
     asked = parse_body(InferenceRequest, call.take_body())
-    return await serve(call, state.pick_model(asked.model, None), asked)
+    return await serve(call, state.pick_model(asked.model), asked)
 
 
 async def infer_with_model(call: Call, state: ServerState) -> Reply:

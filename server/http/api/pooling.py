@@ -106,7 +106,7 @@ async def pool_inputs(call: Call, state: ServerState) -> Reply:
 def pick_task(state: ServerState, asked: PoolingRequest) -> tuple[ServedModel, Task]:
     """Raises UnknownModel, InvalidField, WrongTask."""
     if asked.task is None:
-        model = state.pick_model(asked.model, None)
+        model = state.pick_model(asked.model)
         task = next((task for task in TASKS.values() if task.can_use(model.info)), embed.TASK)
         return model.pick_head(task), task
     if asked.task not in TASKS:

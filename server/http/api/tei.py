@@ -142,7 +142,7 @@ async def describe_tokens(
     call: Call, state: ServerState, asked: TokenizeRequest
 ) -> tuple[list[list[Piece]], ServedModel]:
     """Of each text. It takes a place like any other call: tokenising costs time too."""
-    model = state.pick_model(asked.model, None)
+    model = state.pick_model(asked.model)
     call.model = model.name
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
     if asked.prompt_name is not None:

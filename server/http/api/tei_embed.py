@@ -81,7 +81,7 @@ async def decode(call: Call, state: ServerState) -> Reply:
 
 async def decode_ids(call: Call, state: ServerState, asked: DecodeRequest) -> list[str]:
     """It takes a place like any other call, as tokenising does."""
-    model = state.pick_model(asked.model, None)
+    model = state.pick_model(asked.model)
     call.model = model.name
     lists: list[Any] = [asked.ids] if asked.ids and isinstance(asked.ids[0], int) else asked.ids
     check_places(len(lists), model, "ids")

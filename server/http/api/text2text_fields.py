@@ -37,7 +37,7 @@ class DecodingFields(BaseModel):
     def num_answers(self) -> int:
         return self.n or 1
 
-    def wish(self, forced_begin: int | None = None) -> DecodingWish:
+    def wish(self) -> DecodingWish:
         return DecodingWish(
             max_tokens=self.max_tokens,
             min_tokens=self.min_tokens,
@@ -51,5 +51,4 @@ class DecodingFields(BaseModel):
             seed=self.seed,
             repetition_penalty=self.repetition_penalty,
             no_repeat_ngram_size=self.no_repeat_ngram_size,
-            forced_begin=forced_begin,
         )
