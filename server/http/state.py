@@ -158,8 +158,8 @@ class ServerState:
         return model and next((each for each in model.others if each.info.head == head), None)
 
     def pick_model(self, name: str | None, *tasks: Task) -> ServedModel:
-        """The named model, or the only one for one of the tasks where the request names none; without tasks for whatever
-        it does.
+        """The named model, or the only one for one of the tasks where the request names none; with no tasks for
+        whatever it does.
 
         Raises UnknownModel, InvalidField, WrongTask.
         """

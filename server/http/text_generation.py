@@ -21,6 +21,8 @@ class TextGeneration:
 
     def __init__(self, call: Call, opened: OpenJob, rules: TextRules, metrics: TokenMetrics) -> None:
         self.prompts = opened.prompts
+        self.num_prompt_tokens = opened.num_tokens
+        """That were read: of the prompts, or of an encoder-decoder's sources."""
         self.num_generated_tokens = 0
         self._num_cached = [0] * len(self.prompts)
         self.prompt_logprobs: list[tuple[TokenLogprob, ...]] = [() for _ in self.prompts]
@@ -109,9 +111,8 @@ class TextGeneration:
 
     def finish(self) -> None:
         """Whatever became of it: what was computed is counted, and what answers are like is learned."""
-        num_prompt_tokens = sum(len(prompt) for prompt in self.prompts)
         self._metrics.observe_tokens(
-            num_prompt_tokens=num_prompt_tokens, num_generated_tokens=self.num_generated_tokens
+            num_prompt_tokens=self.num_prompt_tokens, num_generated_tokens=self.num_generated_tokens
         )
         self._opened.count_generated(self.num_generated_tokens)
         if not self._num_open and self._opened.params.max_tokens:

@@ -46,7 +46,12 @@ class GenerationWish:
             self.check_room(prompt.num_tokens, context, field)
         # The engine ends every answer where the context does; this is what the shortest prompt leaves.
         most_room = context - min(prompt.num_tokens for prompt in prompts)
-        max_tokens = min(self.most_tokens, most_room)
+        return await self.complete(prompts, min(self.most_tokens, most_room), tokenizer)
+
+    async def complete(
+        self, prompts: Sequence[TokenSequence], max_tokens: int, tokenizer: Tokenizer
+    ) -> GenerationParams:
+        """For answers that have room for so many tokens. Raises InvalidField and its kinds."""
         self.check_logprobs(prompts, max_tokens)
         processors = (*self.params.processors, *await self.list_processors(tokenizer))
         return replace(self.params, max_tokens=max_tokens, processors=processors)

@@ -141,7 +141,8 @@ def list_processors(rules: Seq2SeqInfo, wish: DecodingWish, max_tokens: int) -> 
     size = rules.no_repeat_ngram_size if wish.no_repeat_ngram_size is None else wish.no_repeat_ngram_size
     if size:
         yield NoRepeatNgrams(size)
-    least = max(rules.min_length - 1, 0) if wish.min_tokens is None else wish.min_tokens
+    # Of a directory's least and a client's most the client's counts.
+    least = min(max(rules.min_length - 1, 0), max_tokens) if wish.min_tokens is None else wish.min_tokens
     if least > max_tokens:
         raise InvalidField(
             f"min_tokens is {least}, and at most {max_tokens} tokens are written; lower it or raise max_tokens",
@@ -168,6 +169,6 @@ TASK = Task(
     name="text2text",
     heads=("text2text",),
     params=GenerationParams,
-    routes=("POST /v1/translate", "POST /v1/summarize"),
+    routes=("POST /v1/translate", "POST /v1/summarize", "POST /v1/completions"),
     reduce=reduce,
 )

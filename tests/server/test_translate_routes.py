@@ -1,12 +1,14 @@
 """`/v1/translate` and `/v1/summarize`: what encoder-decoders are asked, and what comes back."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
-from fake_generator import EOS, LANGUAGES, GenerationServer
+from fake_generator import EOS, LANGUAGES, GenerationServer, describe_translator
 
+from server.tasks.text2text import DecodingWish, settle_params
 from server.text.languages import Languages
 from server.wire.generation import GenerationParams
 from server.wire.processors import ForcedBegin, MinTokens, NoRepeatNgrams
@@ -125,6 +127,15 @@ async def test_what_is_wrong_is_told(
     assert response.status_code in (400, 404) and error["param"] == param, error
     assert re.search(message, error["message"]), error
     generator.check_idle()
+
+
+def test_a_directorys_least_gives_way_to_a_clients_most() -> None:
+    """As where a summarizer for long texts is asked for a short one."""
+    info = describe_translator(100)
+    assert info.seq2seq is not None
+    info = replace(info, seq2seq=replace(info.seq2seq, min_length=12))
+    assert MinTokens(11) in settle_params(info, DecodingWish()).processors
+    assert MinTokens(5) in settle_params(info, DecodingWish(max_tokens=5)).processors
 
 
 async def test_a_summary(generator: GenerationServer) -> None:

@@ -25,7 +25,7 @@ def build_params(
     beam_width = choose_beam_width(asked)
     num_sequences = asked.num_answers if beam_width else asked.best_of or asked.num_answers
     is_ranked = num_sequences > asked.num_answers
-    vocab_size = model.info.vocab_size
+    vocab_size = model.info.output_dim
     is_greedy = asked.top_p == 0
     biases = read_logit_bias(asked.logit_bias or {}, vocab_size)
     return GenerationParams(
@@ -122,7 +122,7 @@ def choose_stop_tokens(asked: GenerationFields, model: ServedModel) -> tuple[int
     """The client's and the model's own. Raises InvalidField."""
     given = asked.stop_token_ids or []
     for token_id in given:
-        check_token(token_id, model.info.vocab_size, "stop_token_ids")
+        check_token(token_id, model.info.output_dim, "stop_token_ids")
     own = () if asked.ignore_eos else model.info.eos_token_ids
     return tuple(dict.fromkeys([*given, *own]))
 

@@ -1,4 +1,4 @@
-"""OpenAI's completions: text goes on where the prompt ends."""
+"""OpenAI's completions: text goes on where the prompt ends, or is written for it where a model reads and writes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,14 @@ from server.http.api.logprobs import format_lists
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_generation import INLINE_TOKENS, Choice, Choices, Envelope, generate
 from server.http.api.openai_schemas import EVENT_STREAM, CompletionReply, ErrorReply
+from server.http.api.openai_sources import build_source_job, instruct
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob
 from server.http.route import Route
 from server.http.state import ServedModel, ServerState
 from server.http.text_generation import TextGeneration
+from server.tasks import text2text
 from server.tasks.generate import TASK, GenerationWish
 from server.text.detokenizer import Detokenizer, TokenTexts
 from server.text.inputs import Input
@@ -47,11 +49,13 @@ class CompletionRequest(GenerationFields):
         None, description="Logprobs of the tokens, and of so many most probable ones; with echo the prompt's as well."
     )
     suffix: Label | None = None
+    source_language: Label | None = Field(None, description="Of translators, as /v1/translate has it.")
+    target_language: Label | None = None
 
 
 async def create_completion(call: Call, state: ServerState) -> Reply | None:
     asked = parse_body(CompletionRequest, call.take_body())
-    model = state.pick_model(asked.model, TASK)
+    model = state.pick_model(asked.model, TASK, text2text.TASK)
     call.model = model.name
     inputs = list_inputs(asked.prompt)
     job, rules = build_job(asked, model, inputs), build_rules(asked, model)
@@ -84,6 +88,12 @@ def build_job(asked: CompletionRequest, model: ServedModel, inputs: Sequence[Inp
             "max_tokens is 0; ask for at least 1, or set echo to true for the prompt alone", param="max_tokens"
         )
     num_logprobs = -1 if asked.logprobs is None else asked.logprobs
+    if text2text.TASK.can_use(model.info):
+        if asked.echo:
+            raise InvalidField("echo is for models that go on from the prompt; leave it out", param="echo")
+        given = instruct(model, inputs, asked.source_language, asked.target_language)
+        return build_source_job(asked, model, inputs, given, num_logprobs)
+    check_no_languages(asked)
     params = build_params(
         asked, model, num_logprobs=num_logprobs, num_prompt_logprobs=num_logprobs if asked.echo else -1
     )
@@ -99,6 +109,13 @@ def build_job(asked: CompletionRequest, model: ServedModel, inputs: Sequence[Inp
         num_answer_tokens=wish.most_tokens,
         priority=asked.priority or 0,
     )
+
+
+def check_no_languages(asked: CompletionRequest) -> None:
+    """Raises InvalidField."""
+    for name in ("source_language", "target_language"):
+        if getattr(asked, name) is not None:
+            raise InvalidField(f"{name} is for translators, and this model is none; leave it out", param=name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ def choose_best(answers: Sequence[Answer], num_per_prompt: int, num_wanted: int)
 
 def describe_usage(generation: TextGeneration) -> dict[str, Any]:
     """Each prompt counts once, whatever n; generated tokens all count, also those that best_of left out."""
-    num_prompt_tokens = sum(len(prompt) for prompt in generation.prompts)
+    num_prompt_tokens = generation.num_prompt_tokens
     return {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": generation.num_generated_tokens,
