@@ -35,6 +35,8 @@ class TranslationInfo:
     target_language: str = ""
     task_prefixes: Mapping[str, str] = field(default_factory=dict)
     """Of `words`: what stands before the text, by the names of `task_specific_params`."""
+    task_names: tuple[str, ...] = ()
+    """All of these, also those that are told by no words."""
 
     @property
     def pair_prefixes(self) -> Mapping[tuple[str, str], str]:
@@ -51,7 +53,8 @@ def read_translation(folder: Path) -> TranslationInfo:
     """Raises ModelDirectoryError."""
     path = folder / "tokenizer_config.json"
     tokenizer = read_object(path) if path.exists() else {}
-    prefixes = read_task_prefixes(folder / "config.json")
+    tasks = read_tasks(folder / "config.json")
+    prefixes = list_prefixes(tasks)
     style = STYLES.get(str(tokenizer.get("tokenizer_class", "")).removesuffix("Fast"), "words" if prefixes else "none")
     if tokenizer.get("legacy_behaviour") is True and style == "prefix":
         raise ModelDirectoryError(
@@ -63,6 +66,7 @@ def read_translation(folder: Path) -> TranslationInfo:
         read_language(path, tokenizer, "src_lang", "source_lang"),
         read_language(path, tokenizer, "tgt_lang", "target_lang"),
         prefixes,
+        tuple(tasks),
     )
 
 
@@ -76,10 +80,14 @@ def read_language(path: Path, keys: Keys, *names: str) -> str:
     return ""
 
 
-def read_task_prefixes(path: Path) -> dict[str, str]:
-    """Those that are told by a prefix; summarizers of other families have settings there as well, but no words."""
+def read_tasks(path: Path) -> Keys:
     given = read_object(path).get("task_specific_params") or {}
     if not isinstance(given, dict):
         raise ModelDirectoryError(f"{path}: task_specific_params is {given!r}; it must be an object")
-    prefixes = {name: task.get("prefix") for name, task in given.items() if isinstance(task, dict)}
+    return given
+
+
+def list_prefixes(tasks: Keys) -> dict[str, str]:
+    """Of those that are told by one; summarizers of other families have settings there as well, but no words."""
+    prefixes = {name: task.get("prefix") for name, task in tasks.items() if isinstance(task, dict)}
     return {name: prefix for name, prefix in prefixes.items() if isinstance(prefix, str) and prefix}

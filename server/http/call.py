@@ -99,7 +99,11 @@ class Call:
 
     def shorten_deadline(self, timeout_s: float) -> None:
         """To so long after the call's start, where that is earlier: a time that came in the body."""
-        self.deadline_s = min(self.deadline_s, self.start_s + timeout_s)
+        self.set_deadline(min(self.deadline_s - self.start_s, timeout_s))
+
+    def set_deadline(self, timeout_s: float) -> None:
+        """So long after the call's start."""
+        self.deadline_s = self.start_s + timeout_s
         if self.on_deadline is not None:
             self.on_deadline()
 

@@ -26,6 +26,13 @@ def settle_deadline(call: Call, route: Route, config: HttpConfig) -> None:
     call.deadline_s = call.start_s + (timeout_ms if given is None else parse_timeout(given)) / 1000
 
 
+def allow_generation(call: Call, config: HttpConfig) -> None:
+    """Of a route whose model says whether it generates: as much time as routes that always do, if the client does not
+    say."""
+    if call.header(TIMEOUT_HEADER) is None:
+        call.set_deadline(config.generation_timeout_ms / 1000)
+
+
 def parse_timeout(value: str) -> float:
     """Milliseconds. Raises InvalidField naming the header."""
     name = TIMEOUT_HEADER.decode()

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from models.info import ModelInfo
 from models.seq2seq_info import Seq2SeqInfo
-from models.translation import TranslationInfo
+from models.translation import TASK_PREFIX, TranslationInfo
 from server.config import ModelConfig
 from server.errors import InvalidField
 from server.tasks.generate import describe_graph, reduce
@@ -26,6 +27,10 @@ from server.wire.processors import (
     SuppressedTokens,
 )
 
+SUMMARIZATION = "summarization"
+"""A name in `task_specific_params`."""
+MAX_NGRAM = 64
+"""Longest runs of tokens that may be kept from coming again."""
 USUAL_MAX_TOKENS = 256
 """Of an answer, where neither the client nor the model's directory says anything."""
 
@@ -53,9 +58,26 @@ class DecodingWish:
     """The first token of the answer, such as its language."""
 
 
+Purpose = Literal["translation", "summarization", "text2text-generation"]
+"""As Hugging Face's hub calls what a model is for."""
+TRANSLATORS, SUMMARIZERS = ("M2M100", "MBart", "Marian"), ("Pegasus",)
+"""Families that are for nothing else."""
+
+
+def find_purpose(info: ModelInfo, translation: TranslationInfo) -> Purpose:
+    """By the family, else by the only task that config.json has settings for."""
+    kinds: set[Purpose] = {"translation" for name in translation.task_names if name.startswith(TASK_PREFIX)}
+    kinds |= {"summarization" for name in translation.task_names if name == SUMMARIZATION}
+    if info.architecture.startswith(TRANSLATORS):
+        kinds = {"translation"}
+    elif info.architecture.startswith(SUMMARIZERS):
+        kinds = {"summarization"}
+    return kinds.pop() if len(kinds) == 1 else "text2text-generation"
+
+
 def find_summary_prefix(translation: TranslationInfo) -> str:
     """The words that tell a model to summarise, as T5 was trained; empty for models that do nothing else."""
-    return translation.task_prefixes.get("summarization", "")
+    return translation.task_prefixes.get(SUMMARIZATION, "")
 
 
 def begin_answer(info: ModelInfo) -> TokenArray:
@@ -169,6 +191,6 @@ TASK = Task(
     name="text2text",
     heads=("text2text",),
     params=GenerationParams,
-    routes=("POST /v1/translate", "POST /v1/summarize", "POST /v1/completions"),
+    routes=("POST /v1/translate", "POST /v1/summarize", "POST /v1/completions", "POST /models/{model}"),
     reduce=reduce,
 )

@@ -23,6 +23,16 @@ SIZES = {
     "intermediate_size": 64,
     "max_position_embeddings": 512,
 }
+STACKS: dict[str, Any] = {
+    "vocab_size": len(VOCAB),
+    "d_model": 32,
+    **{f"{stack}_{name}": 1 for stack in ("encoder", "decoder") for name in ("layers", "attention_heads")},
+    **{f"{stack}_ffn_dim": 48 for stack in ("encoder", "decoder")},
+    "pad_token_id": 0,
+    "decoder_start_token_id": 0,
+    "eos_token_id": 3,
+    "forced_eos_token_id": None,
+}
 LABELS = ["contradiction", "neutral", "entailment"]
 TAGS = ["O", "B-PER", "B-LOC"]
 
@@ -43,6 +53,12 @@ def make_generator(directory: Path) -> None:
     build_tokenizer(has_template=False).save(str(directory / "tokenizer.json"))
     template = "{% for message in messages %}{{ message.role }}: {{ message.content }} {% endfor %}"
     (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": "[SEP]"}))
+
+
+def make_writer_of_texts(directory: Path, config: transformers.PreTrainedConfig) -> None:
+    """An encoder-decoder."""
+    save(directory, transformers.AutoModelForSeq2SeqLM, config)
+    build_tokenizer().save(str(directory / "tokenizer.json"))
 
 
 def save(directory: Path, auto: Any, config: transformers.PreTrainedConfig) -> None:
@@ -85,6 +101,7 @@ def make_colbert(directory: Path) -> None:
 def make_models(folder: Path) -> Mapping[str, Path]:
     """Directories by the names that the pages of docs/protocols give their models."""
     names = ("all-MiniLM-L6-v2", "ranker", "classifier", "ner", "splade", "bert", "squad", "writer")
+    names += ("translator", "summarizer")
     folders = {name: folder / name for name in names}
     make_encoder(folders["all-MiniLM-L6-v2"], transformers.AutoModel)
     make_encoder(folders["ranker"], transformers.AutoModelForSequenceClassification, ["LABEL_0"])
@@ -94,4 +111,6 @@ def make_models(folder: Path) -> Mapping[str, Path]:
     make_encoder(folders["bert"], transformers.AutoModelForMaskedLM)
     make_encoder(folders["squad"], transformers.AutoModelForQuestionAnswering)
     make_generator(folders["writer"])
+    make_writer_of_texts(folders["translator"], transformers.MarianConfig(**STACKS, max_position_embeddings=64))
+    make_writer_of_texts(folders["summarizer"], transformers.PegasusConfig(**STACKS, max_position_embeddings=64))
     return folders

@@ -59,6 +59,15 @@ print(
             "some words": list_all(reach("bert").fill_mask(given["masked"], targets=["a", "b"], top_k=2)),
             "answer": ask(texts[0]),
             "answers": ask(texts[0], top_k=2, max_answer_len=4),
+            "translation": dataclasses.asdict(reach("translator").translation(texts[0])),
+            "best of beams": dataclasses.asdict(
+                reach("translator").translation(texts[0], generate_parameters={"num_beams": 3, "max_new_tokens": 9})
+            ),
+            "summary": dataclasses.asdict(
+                reach("summarizer").summarization(
+                    texts[0], clean_up_tokenization_spaces=True, truncation="longest_first"
+                )
+            ),
             "chat": chat.choices[0].message.content,
             "error": fail(),
         }

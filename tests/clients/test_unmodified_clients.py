@@ -22,6 +22,7 @@ GIVEN = {
     "ids": [[2, 40, 41, 42, 3], [2, 50, 3], [2, 60, 61, 62, 63, 64, 3]],
     "model": "all-MiniLM-L6-v2",
     **{name: name for name in ("ranker", "classifier", "ner", "bert", "squad", "writer")},
+    **{name: name for name in ("translator", "summarizer")},
     "masked": "a b [MASK] d",
 }
 RunClient = Callable[[Path, str, Any], Any]
@@ -166,6 +167,10 @@ def test_huggingface_hub(any_python: Path, run_client: RunClient, plain: Plain) 
     asked = {"question": QUERY, "context": TEXTS[0]}
     check_alike(found["answer"], [plain.infer("squad", asked)])
     check_alike(found["answers"], plain.infer("squad", asked, top_k=2, max_answer_len=4))
+    check_alike([found["translation"]], plain.infer("translator"))
+    check_alike([found["best of beams"]], plain.infer("translator", num_beams=3, max_new_tokens=9))
+    summary = plain.infer("summarizer", clean_up_tokenization_spaces=True, truncation="longest_first")
+    check_alike([found["summary"]], summary)
     assert found["chat"] == plain.write()
     assert found["error"][0] == 400 and EMPTY in found["error"][1]
 

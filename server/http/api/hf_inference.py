@@ -12,6 +12,7 @@ from server.errors import ServiceError
 from server.http.api.hf_labels import classify_texts, classify_tokens, classify_without_training
 from server.http.api.hf_request import FeatureExtraction, InferenceRequest, read_parameters
 from server.http.api.hf_similarity import compare_sentences, is_comparison
+from server.http.api.hf_text2text import write_for_texts
 from server.http.api.hf_words import answer_questions, fill_masks
 from server.http.api.statuses import find_status
 from server.http.body import parse_body
@@ -20,7 +21,7 @@ from server.http.endpoint import TextJob, run_job
 from server.http.replies import INLINE_NUMBERS, write_reply
 from server.http.route import Route, Shape
 from server.http.state import ServedModel, ServerState
-from server.tasks import classify, embed, fill_mask, question_answering, token_classify
+from server.tasks import classify, embed, fill_mask, question_answering, text2text, token_classify
 from server.tasks.task import Task
 from server.text.prompts import choose_prompt
 
@@ -34,19 +35,21 @@ class HfErrorReply(TypedDict):
 async def infer(call: Call, state: ServerState) -> Reply:
     """For a client that was given the server's own address."""
     asked = parse_body(InferenceRequest, call.take_body())
-    return await serve(call, state.pick_model(asked.model), asked)
+    return await serve(call, state, state.pick_model(asked.model), asked)
 
 
 async def infer_with_model(call: Call, state: ServerState) -> Reply:
     asked = parse_body(InferenceRequest, call.take_body())
-    return await serve(call, state.find_model(call.rest), asked)
+    return await serve(call, state, state.find_model(call.rest), asked)
 
 
-async def serve(call: Call, model: ServedModel, asked: InferenceRequest) -> Reply:
+async def serve(call: Call, state: ServerState, model: ServedModel, asked: InferenceRequest) -> Reply:
     """Raises WrongTask where the model does none of what can be asked for here, or not what the body is about."""
     call.model = model.name
     if (asked.parameters or {}).get("candidate_labels") is not None:  # which every other task would ignore
         return await classify_without_training(call, model.pick_head(classify.TASK), asked)
+    if text2text.TASK.can_use(model.info):
+        return await write_for_texts(call, state, model, asked)
     for head in model.heads:
         for task, answer in ANSWERS:
             if task.can_use(head.info):
@@ -119,6 +122,14 @@ class AnswerReply(TypedDict):
     answer: str
 
 
+class WrittenReply(TypedDict, total=False):
+    """One of them, by what the model is for."""
+
+    translation_text: str
+    summary_text: str
+    generated_text: str
+
+
 InferenceReply = (
     list[EntityReply]
     | list[list[EntityReply]]
@@ -130,6 +141,8 @@ InferenceReply = (
     | AnswerReply
     | list[AnswerReply]
     | list[list[AnswerReply]]
+    | list[WrittenReply]
+    | list[list[WrittenReply]]
     | list[list[float]]
     | list[float]
 )

@@ -50,7 +50,10 @@ class InferenceRequest(FeatureExtraction):
         description="Of token classification: aggregation_strategy, ignore_labels, stride. Of text classification: "
         "top_k, function_to_apply. Of zero-shot classification: candidate_labels, multi_label, hypothesis_template. "
         "Of fill-mask: top_k, targets. Of question answering: top_k, doc_stride, max_answer_len, max_question_len, "
-        "max_seq_len, handle_impossible_answer, align_to_words. "
+        "max_seq_len, handle_impossible_answer, align_to_words. Of translation, summarization, text2text-generation: "
+        "src_lang, tgt_lang, max_new_tokens, max_length, min_new_tokens, min_length, num_beams, num_return_sequences, "
+        "length_penalty, early_stopping, do_sample, temperature, top_k, top_p, seed, repetition_penalty, "
+        "no_repeat_ngram_size, clean_up_tokenization_spaces, truncation, generate_parameters (more of them). "
         "Of feature extraction: those that may also stand beside inputs.",
     )
     options: Options | None = Field(None, description="Understood, and of no effect.")

@@ -6,9 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from server.http.api.fields import ModelName, Priority
 from server.http.api.generation_fields import Count, Factor, LengthPenalty, Sequences, Temperature
-from server.tasks.text2text import DecodingWish
-
-MAX_NGRAM = 64
+from server.tasks.text2text import MAX_NGRAM, DecodingWish
 
 
 class DecodingFields(BaseModel):
