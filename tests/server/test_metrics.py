@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from runtime.engine import MemoryStats
+from server.engine.batchers.cache_metrics import CacheMetrics, CacheReport
 from server.metrics import SECONDS_BUCKETS, Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -216,3 +217,15 @@ async def test_info(server: Server) -> None:
     assert replica["is_ready"] is True and sorted(replica) == ["info", "is_ready", "reason", "tokens_per_s"]
     assert body["config"]["models"][0]["limits"]["max_client_batch_size"] == 2048
     assert body["is_draining"] is False
+
+
+def test_two_generators_in_one_process_count_apart() -> None:
+    """As inline engines do, which share its registry."""
+    registry = CollectorRegistry()
+    for count, model in enumerate(("writer", "translator"), start=1):
+        CacheMetrics(registry, model, 0).observe(CacheReport(num_running=count))
+    values = [
+        registry.get_sample_value("padless_running_requests", {"model": model, "replica": "0"})
+        for model in ("writer", "translator")
+    ]
+    assert values == [1, 2]

@@ -1,6 +1,7 @@
 """What an engine that generates counts: its sequences, the blocks of its KV cache, and tokens by phase."""
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -20,19 +21,17 @@ class CacheReport:
     num_accepted: int = 0
 
 
-class CacheMetrics:
-    """One engine's. Mutable: its last counts."""
+class CacheFamilies:
+    """What all engines of a process count in, each with labels of its own; there can be one of each name."""
 
-    def __init__(self, registry: CollectorRegistry, model: str, replica: int) -> None:
-        labels = {"model": model, "replica": str(replica)}
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ("model", "replica")
 
         def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"padless_{name}", text, labels, registry=registry, multiprocess_mode="livemostrecent").labels(
-                **labels
-            )
+            return Gauge(f"padless_{name}", text, labels, registry=registry, multiprocess_mode="livemostrecent")
 
         def counter(name: str, text: str) -> Counter:
-            return Counter(f"padless_{name}", text, labels, registry=registry).labels(**labels)
+            return Counter(f"padless_{name}", text, labels, registry=registry)
 
         self.running = gauge("running_requests", "Generations that hold blocks of the KV cache")
         self.waiting = gauge("waiting_requests", "Generations in the queue, those that were preempted included")
@@ -47,6 +46,34 @@ class CacheMetrics:
         self.accepted = counter("speculative_accepted_tokens", "Tokens guessed ahead that were right")
         self.prefilled = counter("prefill_tokens", "Tokens of prompts computed, and computed again")
         self.decoded = counter("decode_tokens", "Tokens of answers computed, drafts included")
+
+
+FAMILIES: WeakKeyDictionary[CollectorRegistry, CacheFamilies] = WeakKeyDictionary()
+"""Inline engines share their process, and so its registry."""
+
+
+def find_families(registry: CollectorRegistry) -> CacheFamilies:
+    if registry not in FAMILIES:
+        FAMILIES[registry] = CacheFamilies(registry)
+    return FAMILIES[registry]
+
+
+class CacheMetrics:
+    """One engine's. Mutable: its last counts."""
+
+    def __init__(self, registry: CollectorRegistry, model: str, replica: int) -> None:
+        labels, families = {"model": model, "replica": str(replica)}, find_families(registry)
+        self.running = families.running.labels(**labels)
+        self.waiting = families.waiting.labels(**labels)
+        self.blocks = families.blocks.labels(**labels)
+        self.used_blocks = families.used_blocks.labels(**labels)
+        self.queries = families.queries.labels(**labels)
+        self.hits = families.hits.labels(**labels)
+        self.preemptions = families.preemptions.labels(**labels)
+        self.drafted = families.drafted.labels(**labels)
+        self.accepted = families.accepted.labels(**labels)
+        self.prefilled = families.prefilled.labels(**labels)
+        self.decoded = families.decoded.labels(**labels)
         self.last = CacheReport()
 
     def observe_step(self, num_prefilled: int, num_decoded: int) -> None:
