@@ -1,11 +1,13 @@
-"""An engine that hears what a test tells it, and what an application needs to ask it."""
+"""An engine that hears what a test tells it, and an application that asks it."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 from fake_generator import FakeGenerator, FakeJob
+from prometheus_client import CollectorRegistry
 
 from models.info import ModelInfo
 from models.seq2seq_info import Seq2SeqInfo
@@ -13,10 +15,12 @@ from models.speech_info import SpeechInfo
 from server.audio.features import LogMel
 from server.audio.hearing import Hearing
 from server.audio.speech import find_speech
-from server.config import LimitsConfig, ModelConfig, SourceConfig
+from server.config import HttpConfig, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
 from server.errors import EngineFailure
 from server.http.admission import Admission
-from server.http.state import ServedModel
+from server.http.app import App
+from server.http.state import ServedModel, ServerState
+from server.metrics import Metrics
 from server.tasks.registry import HEADS
 from server.text.tokenizer_file import load_tokenizer
 from server.wire.job import Job
@@ -120,3 +124,42 @@ def build_hearer(pool: ThreadPoolExecutor, directory: Path, engine: Hearer, **li
     )
     admission = Admission(config.limits.max_concurrent_requests)
     return ServedModel("whisper", config, HEADS["transcribe"], info, tokenizer, admission, engine, hearing=hearing)
+
+
+@dataclass
+class AudioServer:
+    """The application, and the engine behind it."""
+
+    state: ServerState
+    app: App
+    engine: Hearer
+    client: httpx.AsyncClient
+
+    async def post(
+        self, content: bytes = SOUND, *, route: str = "transcriptions", name: str = "a.wav", **fields: Any
+    ) -> httpx.Response:
+        path = f"/v1/audio/{route}"
+        return await self.client.post(path, files={"file": (name, content)}, data=fields)
+
+    async def refuse(self, content: bytes = SOUND, **fields: Any) -> tuple[int, str | None, str]:
+        response = await self.post(content, **fields)
+        error = response.json()["error"]
+        return response.status_code, error["param"], error["message"]
+
+    def check_idle(self) -> None:
+        for model in self.state.models.values():
+            assert (model.admission.num_inputs, model.admission.num_tokens) == (0, 0)
+        assert self.app.bodies.held_bytes == 0
+
+
+def build_audio_server(
+    pool: ThreadPoolExecutor, directory: Path, http: dict[str, Any] | None = None, **limits: Any
+) -> AudioServer:
+    engine = Hearer()
+    model = build_hearer(pool, directory, engine, **limits)
+    config = ServerConfig(server=HttpConfig(**(http or {})), models=(model.config,))
+    state = ServerState(config, {"whisper": model}, Metrics(CollectorRegistry()))
+    app = App(state)
+    return AudioServer(
+        state, app, engine, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://padless")
+    )

@@ -5,11 +5,9 @@ import json
 import math
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from fake_generator import find_logprob
@@ -21,21 +19,16 @@ from fake_hearer import (
     SETTINGS,
     SOUND,
     START,
-    Hearer,
-    build_hearer,
+    AudioServer,
+    build_audio_server,
     describe_model,
     find,
     spell,
 )
-from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer as RawTokenizer
 
 from models.info import ModelDirectoryError
 from server.audio.speech import find_speech
-from server.config import HttpConfig, ServerConfig
-from server.http.app import App
-from server.http.state import ServerState
-from server.metrics import Metrics
 from server.text.detokenizer import TokenTexts
 from server.wire.processors import AllowedTokens, SuppressedAtBegin, SuppressedTokens, Timestamps
 from tests.whisper_files import LANGUAGES, MAX_TARGET_TOKENS, NUM_MEL_BINS, WINDOW_S, make_sound, write_wav
@@ -45,47 +38,14 @@ pytestmark = pytest.mark.anyio
 LONG = write_wav(make_sound(3.0))
 
 
-@dataclass
-class Server:
-    state: ServerState
-    app: App
-    engine: Hearer
-    client: httpx.AsyncClient
-
-    async def post(
-        self, content: bytes = SOUND, *, route: str = "transcriptions", name: str = "a.wav", **fields: Any
-    ) -> httpx.Response:
-        path = f"/v1/audio/{route}"
-        return await self.client.post(path, files={"file": (name, content)}, data=fields)
-
-    async def refuse(self, content: bytes = SOUND, **fields: Any) -> tuple[int, str | None, str]:
-        response = await self.post(content, **fields)
-        error = response.json()["error"]
-        return response.status_code, error["param"], error["message"]
-
-    def check_idle(self) -> None:
-        for model in self.state.models.values():
-            assert (model.admission.num_inputs, model.admission.num_tokens) == (0, 0)
-        assert self.app.bodies.held_bytes == 0
-
-
-def build(pool: ThreadPoolExecutor, directory: Path, http: dict[str, Any] | None = None, **limits: Any) -> Server:
-    engine = Hearer()
-    model = build_hearer(pool, directory, engine, **limits)
-    config = ServerConfig(server=HttpConfig(**(http or {})), models=(model.config,))
-    state = ServerState(config, {"whisper": model}, Metrics(CollectorRegistry()))
-    app = App(state)
-    return Server(state, app, engine, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://padless"))
-
-
 @pytest.fixture
-async def server(pool: ThreadPoolExecutor, tmp_path: Path) -> AsyncIterator[Server]:
-    built = build(pool, tmp_path)
+async def server(pool: ThreadPoolExecutor, tmp_path: Path) -> AsyncIterator[AudioServer]:
+    built = build_audio_server(pool, tmp_path)
     yield built
     built.check_idle()
 
 
-async def test_a_window_is_asked_as_whisper_was_trained(server: Server) -> None:
+async def test_a_window_is_asked_as_whisper_was_trained(server: AudioServer) -> None:
     response = await server.post(language="de")
     assert response.json() == {"text": "hello", "usage": {"type": "duration", "seconds": 2}}
     (job,) = server.engine.jobs
@@ -101,7 +61,7 @@ async def test_a_window_is_asked_as_whisper_was_trained(server: Server) -> None:
     )
 
 
-async def test_the_language_is_found_where_nobody_says_it(server: Server) -> None:
+async def test_the_language_is_found_where_nobody_says_it(server: AudioServer) -> None:
     response = await server.post(response_format="verbose_json")
     assert response.json()["language"] == "german"
     first, second = server.engine.jobs
@@ -112,7 +72,7 @@ async def test_the_language_is_found_where_nobody_says_it(server: Server) -> Non
     np.testing.assert_array_equal(*features)
 
 
-async def test_everything_verbose_json_tells(server: Server) -> None:
+async def test_everything_verbose_json_tells(server: AudioServer) -> None:
     server.engine.windows = [spell(0.0, " hello", 0.5, 0.5, " world", 1.5)]
     content = (await server.post(route="translations", response_format="verbose_json", language="fr")).json()
     assert (content["task"], content["duration"], content["text"]) == ("translate", 1.5, "hello world")
@@ -127,7 +87,7 @@ async def test_everything_verbose_json_tells(server: Server) -> None:
     assert server.engine.jobs[0].prompt[-1] == find("<|translate|>")
 
 
-async def test_later_windows_are_told_of_those_before(server: Server) -> None:
+async def test_later_windows_are_told_of_those_before(server: AudioServer) -> None:
     server.engine.windows = [spell(0.0, " hello", 1.4, 1.4, " wor"), spell(0.0, " world", 1.6)]
     response = await server.post(LONG, language="en", response_format="srt")
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
@@ -139,7 +99,7 @@ async def test_later_windows_are_told_of_those_before(server: Server) -> None:
     assert not np.array_equal(first.job.inputs["features"].values, second.job.inputs["features"].values)
 
 
-async def test_a_prompt_is_what_was_said_before(server: Server) -> None:
+async def test_a_prompt_is_what_was_said_before(server: AudioServer) -> None:
     await server.post(language="en", prompt=" hello <|en|>")
     words = [token_id for token_id in RAW.encode(" hello <|en|>").ids if token_id < END]
     assert server.engine.jobs[0].prompt[: len(words) + 2] == [PREVIOUS, *words, START]
@@ -147,7 +107,7 @@ async def test_a_prompt_is_what_was_said_before(server: Server) -> None:
     assert len(server.engine.jobs[1].prompt) == 1 + MAX_TARGET_TOKENS // 2 - 1 + 3
 
 
-async def test_a_doubtful_window_is_decoded_once_more(server: Server) -> None:
+async def test_a_doubtful_window_is_decoded_once_more(server: AudioServer) -> None:
     """The same text again and again; then at a higher temperature, always by the same numbers."""
     server.engine.windows = [spell(0.0, " hello hello" * 20, 1.0), spell(0.0, " world", 1.0)]
     content = (await server.post(language="en", response_format="verbose_json")).json()
@@ -156,13 +116,13 @@ async def test_a_doubtful_window_is_decoded_once_more(server: Server) -> None:
     assert {job.params.seed for job in server.engine.jobs} == {0}
 
 
-async def test_a_temperature_is_tried_alone(server: Server) -> None:
+async def test_a_temperature_is_tried_alone(server: AudioServer) -> None:
     server.engine.windows = [spell(0.0, " hello hello" * 20, 1.0)]
     await server.post(language="en", temperature="0.7")
     assert [job.params.temperature for job in server.engine.jobs] == [0.7]
 
 
-async def test_a_stream_tells_each_window(server: Server) -> None:
+async def test_a_stream_tells_each_window(server: AudioServer) -> None:
     server.engine.windows = [spell(0.0, " hello", 1.4, 1.4, " wor"), spell(0.0, " world", 1.6)]
     response = await server.post(LONG, language="en", stream="true")
     events = [json.loads(line.removeprefix("data: ")) for line in response.text.split("\n\n")[:-1]]
@@ -173,7 +133,7 @@ async def test_a_stream_tells_each_window(server: Server) -> None:
     ]
 
 
-async def test_a_failure_in_a_stream_is_its_last_event(server: Server) -> None:
+async def test_a_failure_in_a_stream_is_its_last_event(server: AudioServer) -> None:
     server.engine.windows = [spell(0.0, " hello", 1.4, 1.4, " wor")]
     server.engine.fails_at = 1
     response = await server.post(LONG, language="en", stream="true")
@@ -198,7 +158,7 @@ async def test_what_is_wrong_is_named(
     pool: ThreadPoolExecutor, tmp_path: Path, content: bytes, fields: dict[str, str], param: str, message: str
 ) -> None:
     """And a request that runs goes on."""
-    server = build(pool, tmp_path, max_audio_s=5.0)
+    server = build_audio_server(pool, tmp_path, max_audio_s=5.0)
     server.engine.gate = asyncio.Semaphore(0)
     running = asyncio.create_task(server.post(language="en"))
     while not server.engine.jobs:
@@ -212,7 +172,7 @@ async def test_what_is_wrong_is_named(
 
 
 async def test_a_body_may_be_as_large_as_sound_is(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
-    server = build(pool, tmp_path, {"max_body_mb": 0.01, "max_audio_mb": 0.06})
+    server = build_audio_server(pool, tmp_path, {"max_body_mb": 0.01, "max_audio_mb": 0.06})
     assert (await server.post(language="en")).status_code == 200
     status, _, text = await server.refuse(LONG)
     assert status == 413 and "60000 bytes" in text
@@ -222,7 +182,7 @@ async def test_a_body_may_be_as_large_as_sound_is(pool: ThreadPoolExecutor, tmp_
 
 
 async def test_what_is_heard_counts_among_what_is_held(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
-    server = build(pool, tmp_path, {"max_bodies_mb": 0.1, "max_body_mb": 0.1, "max_audio_mb": 0.1})
+    server = build_audio_server(pool, tmp_path, {"max_bodies_mb": 0.1, "max_body_mb": 0.1, "max_audio_mb": 0.1})
     server.engine.gate = asyncio.Semaphore(0)
     running = [asyncio.create_task(server.post(LONG, language="en")) for _ in range(2)]
     while len(server.engine.jobs) < 2:
@@ -235,7 +195,7 @@ async def test_what_is_heard_counts_among_what_is_held(pool: ThreadPoolExecutor,
     server.check_idle()
 
 
-async def test_json_is_no_form(server: Server) -> None:
+async def test_json_is_no_form(server: AudioServer) -> None:
     response = await server.client.post("/v1/audio/transcriptions", json={"model": "whisper"})
     assert response.status_code == 415 and "multipart/form-data" in response.json()["error"]["message"]
 

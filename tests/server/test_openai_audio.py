@@ -1,12 +1,14 @@
-"""OpenAI's audio routes without a model: what their forms may say, and transcripts in every format."""
+"""What OpenAI's audio forms may say, and transcripts in every format, as the client reads them."""
 
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 from conftest import MakeServer
+from fake_hearer import SOUND, build_audio_server, spell
 from openai.types.audio import TranscriptionTextDeltaEvent, TranscriptionTextDoneEvent, TranscriptionVerbose
 from test_openai_client import run_live
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -17,14 +19,7 @@ from server.audio.segments import Segment, Transcript
 from server.errors import InvalidField
 from server.http.api.openai_audio_reply import write_delta, write_done, write_srt, write_transcript, write_vtt
 from server.http.api.openai_audio_request import AudioRequest, read_request
-from server.http.api.openai_errors import render_error
-from server.http.api.openai_schemas import ErrorReply, TranscriptionReply, VerboseTranscriptionReply
-from server.http.app import App
-from server.http.call import Call, Reply
-from server.http.events import EventStream
-from server.http.multipart import FORM, FormValue, UploadedFile, describe_form, parse_form, read_form_body
-from server.http.route import Route
-from server.http.state import ServerState
+from server.http.multipart import FormValue, UploadedFile
 
 FILE = UploadedFile("a.wav", b"sound")
 ATTEMPT = Attempt((), " Some text, which repeats: text text text text text.", 0.2, -0.25, 0.125)
@@ -145,49 +140,35 @@ def test_events_are_those_of_the_client() -> None:
     assert done.type == "transcript.text.done" and done.text == TRANSCRIPT.text
 
 
-async def answer(call: Call, state: ServerState) -> Reply | None:
-    """A route that has heard it all before."""
-    asked = read_request(await parse_form(call))
-    if not asked.stream:
-        return write_transcript(TRANSCRIPT, asked, task="transcribe")
-    async with EventStream(call, 1.0) as events:
-        await events.write(write_delta(" Guten"), write_delta(" Tag."))
-        await events.write(write_done(TRANSCRIPT))
-        await events.end()
-    return None
-
-
-ROUTE = Route(
-    *("POST", "/v1/audio/transcriptions", answer, render_error, "", ""),
-    media_types=(FORM,),
-    read_body=read_form_body,
-    schema=describe_form(AudioRequest),
-    reply=TranscriptionReply | VerboseTranscriptionReply,
-    error_reply=ErrorReply,
-)
-
-
 @pytest.mark.anyio
-async def test_the_client_reads_every_format(make_server: MakeServer) -> None:
-    server = make_server()
-    with run_live(replace(server, app=App(server.state, (ROUTE,)))) as live:
-        create = live.client(max_retries=0).audio.transcriptions.create
-        asked: dict[str, Any] = {"file": ("a.wav", b"sound"), "model": "whisper"}
-        plain = create(**asked)
-        assert plain.text == TRANSCRIPT.text and plain.usage is not None and plain.usage.type == "duration"
-        formats = {name: create(**asked, response_format=name) for name in ("text", "srt", "vtt")}
-        assert formats == {"text": f"{TRANSCRIPT.text}\n", "srt": SRT, "vtt": VTT}
-        check_verbose(create, asked)
-        events = [*create(**asked, stream=True)]
-        assert [getattr(event, "delta", None) or event.text for event in events] == [" Guten", " Tag.", plain.text]
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the client's word on its translations
+async def test_the_client_reads_every_format(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
+    server = build_audio_server(pool, tmp_path)
+    server.engine.windows = [spell(0.0, " hello", 0.5, 0.5, " world", 1.5)]
+    with run_live(server) as live:
+        audio = live.client(max_retries=0).audio
+        asked: dict[str, Any] = {"file": ("a.wav", SOUND), "model": "whisper"}
+        for create in (audio.transcriptions.create, audio.translations.create):
+            assert create(**asked).text == "hello world"
+            formats = {name: create(**asked, response_format=name) for name in ("text", "srt", "vtt")}
+            assert formats["text"] == "hello world\n"
+            assert formats["srt"].startswith("1\n00:00:00,000 --> 00:00:00,500\nhello\n\n2\n")
+            assert formats["vtt"].startswith("WEBVTT\n\n00:00:00.000 --> 00:00:00.500\nhello\n\n")
+            whole = create(**asked, response_format="verbose_json", temperature=0.5)
+            assert (whole.language, whole.duration, len(whole.segments)) == ("german", 1.5, 2)
+            assert whole.segments[1].start == 0.5 and whole.segments[1].temperature == 0.5
+        events = [*audio.transcriptions.create(**asked, stream=True)]
+        assert [getattr(event, "delta", None) or event.text for event in events] == ["hello world", "hello world"]
         with pytest.raises(openai.BadRequestError, match="are for verbose_json") as raised:
-            create(**asked, timestamp_granularities=["segment"])
+            audio.transcriptions.create(**asked, timestamp_granularities=["segment"])
         assert raised.value.param == "timestamp_granularities"
+    server.check_idle()
 
 
-def check_verbose(create: Any, asked: dict[str, Any]) -> None:
-    whole = create(**asked, response_format="verbose_json", timestamp_granularities=["segment"], temperature=0.5)
-    assert isinstance(whole, TranscriptionVerbose)
+def test_a_segment_as_the_client_reads_it() -> None:
+    """As the route writes it."""
+    asked = read(response_format="verbose_json", timestamp_granularities=["segment"])
+    whole = TranscriptionVerbose.model_validate_json(write_transcript(TRANSCRIPT, asked, task="transcribe").body)
     assert (whole.language, whole.duration, whole.text) == ("german", 3725.52, TRANSCRIPT.text)
     assert whole.segments is not None
     last = whole.segments[1]
@@ -198,10 +179,10 @@ def check_verbose(create: Any, asked: dict[str, Any]) -> None:
 
 @pytest.mark.anyio
 async def test_the_document_shows_a_form(make_server: MakeServer) -> None:
-    app = App(make_server().state, (ROUTE,))
+    app = make_server().app
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://padless") as client:
         document = (await client.get("/openapi.json")).json()
-    (content,) = document["paths"][ROUTE.path]["post"]["requestBody"]["content"].items()
+    (content,) = document["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"].items()
     assert content[0] == "multipart/form-data" and content[1]["schema"]["required"] == ["file"]
     file = content[1]["schema"]["properties"]["file"]
     assert (file["type"], file["format"]) == ("string", "binary")
