@@ -14,7 +14,7 @@ from models.info import ModelDirectoryError, ModelInfo
 from server.config import ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
 from server.errors import InvalidField
 from server.metrics import Metrics
-from server.processes.announcement import find_example
+from server.processes.announcement import find_example, write_body
 from server.processes.deployment import DeployedModel
 from server.processes.http_process import build_state
 from server.processes.resolution import resolve
@@ -93,6 +93,7 @@ def test_configuration() -> None:
         ("generate", True, "x", "/v1/chat/completions"),
         ("generate", True, None, "/v1/completions"),
         ("generate", False, None, "/v1/completions"),
+        ("transcribe", True, None, "/v1/audio/transcriptions"),
     ],
 )
 def test_an_example_to_try(tmp_path: Path, task: str, has_tokenizer: bool, template: str | None, route: str) -> None:
@@ -100,8 +101,11 @@ def test_an_example_to_try(tmp_path: Path, task: str, has_tokenizer: bool, templ
     if not has_tokenizer:
         (directory / "tokenizer.json").unlink()
     config = ModelConfig(name="m", source=SourceConfig(path="x"))
-    found, body = find_example(DeployedModel(0, config, directory, ModelInfo("X", task, 9, 1, 9, 9)))
-    assert found == route and (task != "generate" or isinstance(body.get("prompt", ""), str) == has_tokenizer)
+    example = find_example(DeployedModel(0, config, directory, ModelInfo("X", task, 9, 1, 9, 9)))
+    assert example.route == route
+    assert task != "generate" or isinstance(example.body.get("prompt", ""), str) == has_tokenizer
+    shown = "-F model=m -F file=@speech.wav" if task == "transcribe" else "-H 'content-type: application/json' -d '{"
+    assert write_body(example).startswith(shown)
 
 
 def test_chat_templates_of_the_configuration(tmp_path: Path, pool: ThreadPoolExecutor) -> None:

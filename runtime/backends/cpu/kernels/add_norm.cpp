@@ -11,7 +11,7 @@ PADLESS_KERNEL(add_norm, AddNorm) {
     const float *inverse_smooth = data<float>(call.out_inverse_smooth);
     const RowScale fixed{float(call.out_scale), int32_t(call.out_zero)};
     const RowScale* scale = call.out_scale > 0 ? &fixed : nullptr;
-#pragma omp parallel
+#pragma omp parallel if (num_rows(call.x) * width > MANY_VALUES)
     {
         static thread_local std::vector<float> memory;
         float* row = scratch(memory, width);

@@ -11,7 +11,7 @@ PADLESS_KERNEL(embed_norm, EmbedNorm) {
     const Matrix to = rows_of(call.out);
     const int64_t width = padless::width(call.out);
     std::atomic<int64_t> num_wrong{0};
-#pragma omp parallel
+#pragma omp parallel if (num_rows(call.out) * width > MANY_VALUES)
     {
         static thread_local std::vector<float> memory;
         float* row = scratch(memory, width);

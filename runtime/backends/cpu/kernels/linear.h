@@ -152,9 +152,9 @@ struct Linear {
 
     int64_t num_panels() const { return round_up(call.num_columns, PANEL) / PANEL; }
 
-    void run_by_rows(int64_t num_blocks) const {
+    void run_by_rows(int64_t num_blocks, bool has_many) const {
         const bool is_quantised = call.out.kind == QUANTISED;
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if (has_many)
         for (int64_t block = 0; block < num_blocks; ++block) {
             static thread_local std::vector<Input> prepared_memory;
             static thread_local std::vector<float> out_memory;
@@ -213,8 +213,9 @@ struct Linear {
     void run() const {
         if (call.num_rows == 0) return;  // a step of prompt chunks has no logits to compute
         const int64_t num_blocks = (call.num_rows + BLOCK_ROWS - 1) / BLOCK_ROWS, num_threads = omp_get_max_threads();
-        if (num_threads == 1 || num_blocks >= 4 * num_threads)
-            run_by_rows(num_blocks);
+        const bool has_many = call.num_rows * call.num_columns * call.depth > MANY_PRODUCTS;
+        if (num_threads == 1 || num_blocks >= 4 * num_threads || !has_many)
+            run_by_rows(num_blocks, has_many);
         else
             run_by_columns(num_blocks, num_threads);
     }

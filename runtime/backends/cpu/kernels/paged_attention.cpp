@@ -264,11 +264,18 @@ struct PagedStep {
         store_result(tile, space.sums);
     }
 
+    // Products of all rows with the keys of their chunks, and as many with the values.
+    bool has_many() const {
+        int64_t num_chunks = 0;
+        for (const Piece& piece : pieces) num_chunks += piece.num_chunks() * num_rows(*piece.tile);
+        return 2 * num_chunks * CHUNK * call.padded_dim() > MANY_PRODUCTS;
+    }
+
     void run() {
         list_tiles();
         list_pieces();
         const bool is_split = pieces.size() > tiles.size();
-#pragma omp parallel
+#pragma omp parallel if (has_many())
         {
             const Workspace space(std::max(TILE_ROWS, call.group()), call.padded_dim());
 #pragma omp for schedule(dynamic)

@@ -10,7 +10,7 @@ PADLESS_KERNEL(rotate, Rotate) {
     if (wrong) return wrong;
     const Matrix from = tokens_of(call.x), to = tokens_of(call.out);
     const int64_t num_heads = call.x.sizes[1], head_dim = call.x.sizes[2];
-#pragma omp parallel
+#pragma omp parallel if (call.x.sizes[0] * num_heads * head_dim > MANY_VALUES)
     {
         static thread_local std::vector<float> memory;
         float* row = scratch(memory, head_dim);

@@ -21,7 +21,7 @@ void store_all(const StoreKv& call, const Rotary& rotary, const KVCache<T>& cach
     const Matrix keys = tokens_of(call.k), values = tokens_of(call.v);
     const int64_t num_tokens = call.k.sizes[0], head_dim = call.k.sizes[2];
     const int64_t* slots = data<int64_t>(call.slot_mapping);
-#pragma omp parallel
+#pragma omp parallel if (cache.num_kv_heads * num_tokens * head_dim > MANY_VALUES)
     {
         static thread_local std::vector<float> memory;
         float* row = scratch(memory, cache.padded_dim);
