@@ -158,8 +158,8 @@ class ServerState:
         return model and next((each for each in model.others if each.info.head == head), None)
 
     def pick_model(self, name: str | None, *tasks: Task) -> ServedModel:
-        """The named model, or the only one for one of the tasks where the request names none; with no tasks for
-        whatever it does.
+        """The named model, or where the request names none the only one for the first task that any can do; without
+        tasks for whatever it does.
 
         Raises UnknownModel, InvalidField, WrongTask.
         """
@@ -169,7 +169,9 @@ class ServerState:
         return model.pick_head(*tasks) if tasks else model
 
     def pick_only(self, *tasks: Task) -> ServedModel:
-        found = [model.find_head(*tasks) if tasks else model for model in self.models.values()]
+        found: list[ServedModel | None] = [] if tasks else list(self.models.values())
+        for task in tasks:
+            found = found if any(found) else [model.find_head(task) for model in self.models.values()]
         fitting = [model for model in found if model is not None]
         if len(fitting) == 1:
             return fitting[0]

@@ -135,8 +135,10 @@ async def test_what_cannot_be_is_refused(
 
 
 async def test_the_only_model_that_can_needs_no_name(generator: GenerationServer) -> None:
-    del generator.state.models["writer"], generator.state.models["ids"]
-    assert (await complete(generator, model=None)).status_code == 200
+    del generator.state.models["ids"]
+    assert (await complete(generator, model=None)).json()["model"] == "writer", "who goes on from prompts goes before"
+    del generator.state.models["writer"]
+    assert (await complete(generator, model=None)).json()["model"] == "translator"
 
 
 class TestWords:
