@@ -2,12 +2,15 @@
 
 So no character is ever split, what has been said is never taken back, and a token costs one look into a table. The
 library's own stream decodes a window of tokens again for each new one, fails on invalid runs of byte tokens and
-does not end what is incomplete. Only the first token of a text is special: there, decoders drop the blank of a word.
+does not end what is incomplete. Only the first token of a text is special: there, decoders drop the blank of a word;
+and the last one, where blanks stand behind words (BPE's `</w>`).
 """
 
 import codecs
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
@@ -18,6 +21,10 @@ UNREADABLE = "\ufffd"
 REACH_TOKENS = 16
 """So far back is looked for the beginning of a character that the prompt leaves incomplete: at most 3 bytes, and a few
 tokens that say nothing."""
+
+
+NUM_CANDIDATES = 1000
+"""So many words and letters of a vocabulary are looked at for one that stands close to its neighbours."""
 
 
 def map_characters() -> dict[str, int]:
@@ -39,7 +46,8 @@ class TokenTexts:
         self._special_ids: frozenset[int] = frozenset()
         self._unused: dict[int, bool] = {}
         self._pieces: dict[int, bytes] = {}
-        self._anchor: tuple[int, str] | None = None
+        self._tails: dict[int, bytes] = {}
+        self._anchor: Anchor | None = None
         if plain is not None:
             added = plain.get_added_tokens_decoder()
             self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
@@ -61,9 +69,21 @@ class TokenTexts:
 
     def write(self, lists: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
         """Whole texts as the tokenizer's own decoder has them, on the thread that calls."""
-        if self._plain is None:
-            return [""] * len(lists)
-        return list(self._plain.decode_batch(lists, skip_special_tokens=skip_special_tokens))
+        texts = [""] * len(lists)
+        # The library's Strip panics where nothing is left.
+        written = [place for place, ids in enumerate(lists) if self.has_shown(ids, skip_special_tokens)]
+        if self._plain is not None and written:
+            found = self._plain.decode_batch([lists[place] for place in written], skip_special_tokens)
+            for place, text in zip(written, found, strict=True):
+                texts[place] = text
+        return texts
+
+    def has_shown(self, ids: Iterable[int], skip_special_tokens: bool) -> bool:
+        """Whether any of them is part of a text."""
+        return any(not self.is_skipped(token_id, skip_special_tokens) for token_id in ids)
+
+    def is_skipped(self, token_id: int, skip_special_tokens: bool) -> bool:
+        return self.is_unused(token_id) or (skip_special_tokens and self.is_special(token_id))
 
     def find_bytes(self, token_id: int) -> bytes:
         """In the middle of a text, a special token's name included."""
@@ -76,11 +96,24 @@ class TokenTexts:
         """At the beginning of a text."""
         return self._read(token_id, None)
 
-    def _read(self, token_id: int, anchor: tuple[int, str] | None) -> bytes:
-        """`anchor` is a token that stands before, and its text."""
+    def find_tail(self, token_id: int) -> bytes:
+        """The blank that stands behind it once another token comes."""
+        if self._anchor is None or not self._anchor.has_tails:
+            return b""
+        tail = self._tails.get(token_id)
+        if tail is None:
+            assert self._plain is not None
+            both = self._plain.decode([token_id, self._anchor.token_id], skip_special_tokens=False)
+            text = self._plain.decode([token_id], skip_special_tokens=False)
+            tail = both.removesuffix(self._anchor.text).removeprefix(text).encode()
+            self._tails[token_id] = tail
+        return tail
+
+    def _read(self, token_id: int, anchor: "Anchor | None") -> bytes:
+        """`anchor` stands before it."""
         if self._plain is None:
             return b""
-        ids, before = ([token_id], "") if anchor is None else ([anchor[0], token_id], anchor[1])
+        ids, before = ([token_id], "") if anchor is None else ([anchor.token_id, token_id], anchor.text)
         text = self._plain.decode(ids, skip_special_tokens=False).removeprefix(before)
         if UNREADABLE in text:
             return find_raw_bytes(self._plain.id_to_token(token_id) or "") or text.encode()
@@ -90,22 +123,46 @@ class TokenTexts:
         """For people and for clients' tables: the text, or the bytes where they are no text."""
         if self._plain is None:
             return f"token_id:{token_id}"
-        piece = self.find_bytes(token_id)
+        piece = self.find_bytes(token_id) + self.find_tail(token_id)
         try:
             return piece.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
-def find_anchor(plain: tokenizers.Tokenizer, special_ids: Container[int]) -> tuple[int, str] | None:
-    """Any token that is a word or a letter. None in a vocabulary without one."""
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A token to put beside others, to see what these are in the middle of a text. `has_tails`: some of them have a
+    blank behind them, unless they are the last."""
+
+    token_id: int
+    text: str
+    has_tails: bool = False
+
+
+def find_anchor(plain: tokenizers.Tokenizer, special_ids: Container[int]) -> Anchor | None:
+    """Any token that is a word or a letter, one that stands close to others if there is such. None in a vocabulary
+    without one."""
+    candidates = list(islice(list_words(plain, special_ids), NUM_CANDIDATES))
+    for token_id, text in candidates:
+        if plain.decode([token_id, token_id], skip_special_tokens=False) == text + text:
+            return Anchor(token_id, text, has_tails(plain, candidates, token_id, text))
+    return Anchor(*candidates[0]) if candidates else None
+
+
+def list_words(plain: tokenizers.Tokenizer, special_ids: Container[int]) -> Iterator[tuple[int, str]]:
+    """Tokens that are words or letters, with their texts."""
     for token_id in range(plain.get_vocab_size()):
         if token_id in special_ids or BYTE_TOKEN.fullmatch(plain.id_to_token(token_id) or ""):
             continue
         text = plain.decode([token_id], skip_special_tokens=False)
         if text.isalpha():
-            return token_id, text
-    return None
+            yield token_id, text
+
+
+def has_tails(plain: tokenizers.Tokenizer, words: Iterable[tuple[int, str]], token_id: int, text: str) -> bool:
+    """`token_id` has no blank before it: what is between it and another one is that one's."""
+    return any(plain.decode([word, token_id], skip_special_tokens=False) != before + text for word, before in words)
 
 
 def find_raw_bytes(token: str) -> bytes:
@@ -118,12 +175,14 @@ def find_raw_bytes(token: str) -> bytes:
 
 
 class Detokenizer:
-    """One text as it grows. Mutable: the bytes of a character that is not complete."""
+    """One text as it grows. Mutable: the bytes of a character that is not complete, and the blank behind the last
+    token, which comes with the next one."""
 
     def __init__(self, texts: TokenTexts, *, skip_special_tokens: bool = True) -> None:
         self._texts = texts
         self._skip_special_tokens = skip_special_tokens
         self._is_first = True
+        self._tail = b""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def prime(self, prompt: Sequence[int]) -> None:
@@ -132,11 +191,13 @@ class Detokenizer:
         for token_id in prompt[-REACH_TOKENS:]:
             if not self._is_skipped(token_id):
                 self._decoder.decode(self._texts.find_bytes(token_id))
+                self._tail = self._texts.find_tail(token_id)
 
     def copy(self) -> "Detokenizer":
         """Another one, which goes on from here."""
         twin = Detokenizer(self._texts, skip_special_tokens=self._skip_special_tokens)
         twin._is_first = self._is_first
+        twin._tail = self._tail
         twin._decoder.setstate(self._decoder.getstate())
         return twin
 
@@ -146,14 +207,15 @@ class Detokenizer:
             return ""
         find = self._texts.find_first_bytes if self._is_first else self._texts.find_bytes
         self._is_first = False
-        return self._decoder.decode(find(token_id))
+        before, self._tail = self._tail, self._texts.find_tail(token_id)
+        return self._decoder.decode(before + find(token_id))
 
     def finish(self) -> str:
         """What stands for a character that was never completed."""
         return self._decoder.decode(b"", final=True)
 
     def _is_skipped(self, token_id: int) -> bool:
-        return self._texts.is_unused(token_id) or (self._skip_special_tokens and self._texts.is_special(token_id))
+        return self._texts.is_skipped(token_id, self._skip_special_tokens)
 
 
 def detokenize(texts: TokenTexts, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:

@@ -80,6 +80,20 @@ def build_byte_fallback(*, by_metaspace: bool = False) -> RawTokenizer:
     return raw
 
 
+def build_word_ends(*, by_steps: bool = False) -> RawTokenizer:
+    """As GPT-1 and translators of subword-nmt have it: pieces that end a word say so, and a blank follows them."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [*SPECIAL, *letters, "é", ".", *(f"{letter}</w>" for letter in letters), "é</w>", ".</w>", "th", "the</w>"]
+    merges = [("t", "h"), ("th", "e</w>")]
+    vocab = {word: index for index, word in enumerate(words)}
+    raw = RawTokenizer(models.BPE(vocab, merges, unk_token="<unk>", end_of_word_suffix="</w>"))
+    raw.add_special_tokens(SPECIAL)
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    steps = decoders.Sequence([decoders.Replace("</w>", " "), decoders.Fuse(), decoders.Strip(" ", 0, 1)])
+    raw.decoder = steps if by_steps else decoders.BPEDecoder(suffix="</w>")
+    return raw
+
+
 def build_word_piece() -> RawTokenizer:
     words = ["[UNK]", "un", "##able", "##s", "word", "don", "'", "t", ".", ",", "é", "##é"]
     raw = RawTokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))

@@ -1,7 +1,7 @@
 """Tokens to text one by one: whatever the pieces, together they are what the library decodes at once."""
 
 import pytest
-from fake_generator import build_byte_fallback, build_byte_level, build_word_piece
+from fake_generator import build_byte_fallback, build_byte_level, build_word_ends, build_word_piece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +12,8 @@ RAW = {
     "byte fallback": build_byte_fallback(),
     "byte fallback, metaspace": build_byte_fallback(by_metaspace=True),
     "word pieces": build_word_piece(),
+    "word ends": build_word_ends(),
+    "word ends, step by step": build_word_ends(by_steps=True),
 }
 TEXTS = {name: TokenTexts(raw) for name, raw in RAW.items()}
 SOME_TEXT = st.text(st.sampled_from("abthe éü你好😀\n."), max_size=30)
@@ -25,12 +27,19 @@ def draw_ids(data: st.DataObject, name: str, max_size: int = 12) -> list[int]:
     return list(RAW[name].encode(data.draw(SOME_TEXT), add_special_tokens=False).ids)
 
 
+def decode(name: str, ids: list[int], *, skip: bool = True) -> str:
+    """At once. Where nothing is left the library may panic."""
+    if not TEXTS[name].has_shown(ids, skip):
+        return ""
+    return str(RAW[name].decode(ids, skip_special_tokens=skip))
+
+
 @pytest.mark.parametrize("name", RAW)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), skip=st.booleans())
 def test_as_decoded_at_once(name: str, data: st.DataObject, skip: bool) -> None:
     ids = draw_ids(data, name)
-    whole = RAW[name].decode(ids, skip_special_tokens=skip)
+    whole = decode(name, ids, skip=skip)
     if "\ufffd" not in whole or name == "byte-level":
         assert detokenize(TEXTS[name], ids, skip_special_tokens=skip) == whole
 
@@ -40,7 +49,7 @@ def test_as_decoded_at_once(name: str, data: st.DataObject, skip: bool) -> None:
 @given(data=st.data())
 def test_a_stream_goes_on_where_the_prompt_ends(name: str, data: st.DataObject) -> None:
     prompt, ids = draw_ids(data, name, 30), draw_ids(data, name)
-    whole = RAW[name].decode(prompt + ids)
+    whole = decode(name, prompt + ids)
     said = Detokenizer(TEXTS[name])
     complete = "".join(said.push(token_id) for token_id in prompt)
     stream = Detokenizer(TEXTS[name])
@@ -91,6 +100,23 @@ def test_only_the_first_word_loses_its_blank() -> None:
         stream = Detokenizer(texts)
         stream.prime(prompt)
         assert stream.push(the) == expected
+
+
+@pytest.mark.parametrize("name", ["word ends", "word ends, step by step"])
+def test_a_blank_behind_a_word_comes_with_the_next_one(name: str) -> None:
+    the, th, e = (RAW[name].token_to_id(piece) for piece in ("the</w>", "th", "e</w>"))
+    stream = Detokenizer(TEXTS[name])
+    assert [stream.push(token_id) for token_id in (the, th, e, 2, the)] == ["the", " th", "e", "", " the"]
+    assert stream.finish() == "", "nothing comes behind the last one"
+    assert [TEXTS[name].name(the), TEXTS[name].name(th)] == ["the ", "th"]
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_whole_texts_may_have_nothing_to_show(name: str) -> None:
+    """As an answer that is nothing but its end."""
+    ids = [4, 5] if name == "word pieces" else [30, 31]
+    written = TEXTS[name].write([[0], [], ids], skip_special_tokens=True)
+    assert written == ["", "", RAW[name].decode(ids)]
 
 
 def test_names_and_bytes() -> None:
