@@ -41,15 +41,31 @@ def count_numbers(directory: Path, num_rows: int | None = None) -> int:
     return sum(count_in_file(file, num_rows) for file in list_files(directory))
 
 
+def count_only_matrix(directory: Path, num_rows: int) -> int:
+    """Numbers of the matrix that alone has so many rows: a table of tokens to which an output head is tied. 0 where
+    there are several or none; what a pickle holds is not known. Raises ModelDirectoryError."""
+    safe = [file for file in list_files(directory) if file.suffix == ".safetensors"]
+    found = [math.prod(shape) for file in safe for shape in read_shapes(file) if is_matrix(shape, num_rows)]
+    return found[0] if len(found) == 1 else 0
+
+
 def count_in_file(file: Path, num_rows: int | None) -> int:
     """A pickle, which could run code, is not read here: its size and the type that config.json names tell; it may
     consist of such matrices alone."""
+    if file.suffix == ".safetensors":
+        shapes = read_shapes(file)
+        return sum(math.prod(shape) for shape in shapes if num_rows is None or is_matrix(shape, num_rows))
     try:
-        if file.suffix != ".safetensors":
-            return file.stat().st_size // find_stored_bytes(file.parent)
+        return file.stat().st_size // find_stored_bytes(file.parent)
+    except OSError as error:
+        raise ModelDirectoryError(f"{file}: cannot be read: {error}") from None
+
+
+def read_shapes(file: Path) -> list[Sequence[int]]:
+    """Of the tensors of a safetensors file. Raises ModelDirectoryError."""
+    try:
         with safe_open(file, "np") as content:
-            shapes = [content.get_slice(name).get_shape() for name in content.keys()]  # noqa: SIM118
-            return sum(math.prod(shape) for shape in shapes if num_rows is None or is_matrix(shape, num_rows))
+            return [content.get_slice(name).get_shape() for name in content.keys()]  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ModelDirectoryError(f"{file}: cannot be read: {error}") from None
 

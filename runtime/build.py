@@ -157,7 +157,8 @@ def plan_encoder(
     captured = capture_model(model, config, limits.of_sources(), progress)
     retype_cache(captured.graph_module, layout)
     planned = captured.plan(choice, num_sharing=2)
-    return replace(planned, program=share_constants(planned.program, decoder))
+    program = share_constants(planned.program, decoder)
+    return replace(planned, program=program, info=replace(planned.info, weight_bytes=program.weight_bytes))
 
 
 def capture_model(

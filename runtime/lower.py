@@ -21,7 +21,7 @@ from runtime.capture import (
     to_formula,
 )
 from runtime.memory.lifetimes import Formula, TensorLife
-from runtime.program import NUM_SHAPE, Instruction, Program
+from runtime.program import NUM_SHAPE, Instruction, Program, sum_weights
 from runtime.values import Late, View
 
 aten = torch.ops.aten
@@ -162,12 +162,6 @@ def is_array(node: Node) -> bool:
 def is_read(node: Node) -> bool:
     """Whether anything is computed from an input, or it is given back. Asking for its size reads nothing of it."""
     return any(user.target is not aten.sym_size.int for user in node.users)
-
-
-def sum_weights(constants: Iterable[Tensor]) -> int:
-    """Bytes; those that share memory are counted once."""
-    storages = [value.untyped_storage() for value in constants]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def count_dims(dims: Sequence[Formula], dtype: torch.dtype) -> Formula:

@@ -6,7 +6,7 @@ reshapes and sizes are no instructions. Only results in the arena are planned; o
 last use.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -89,13 +89,22 @@ class Program:
 
 
 def share_constants(program: Program, other: Program) -> Program:
-    """The program with the other's tensors in place of equal ones of its own: a table that both read is there once."""
+    """The program with the other's tensors in place of equal ones of its own: a table that both read is there once, and
+    counts as the other's."""
     theirs = list({id(value): value for value in other.constants.values()}.values())
     shared = {
         root: next((each for each in theirs if are_equal(value, each)), value)
         for root, value in program.constants.items()
     }
-    return replace(program, constants=shared)
+    ids = {id(value) for value in theirs}
+    own = [value for value in shared.values() if id(value) not in ids]
+    return replace(program, constants=shared, weight_bytes=sum_weights(own))
+
+
+def sum_weights(constants: Iterable[Tensor]) -> int:
+    """Bytes; those that share memory are counted once."""
+    storages = [value.untyped_storage() for value in constants]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def are_equal(one: Tensor, other: Tensor) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from models.weight_files import count_numbers
+from models.weight_files import count_numbers, count_only_matrix
 from server.config import ConfigError
 from server.processes.child import build_command, build_environment
 from server.processes.deployment import DeployedModel, Deployment
@@ -57,8 +57,18 @@ def estimate_weights(model: DeployedModel) -> int:
         return WEIGHT_BYTES["fp32"] * num_weights
     if engine.precision == "auto_per_bucket":
         return SEVERAL_BYTES * num_weights
-    tables = count_weights(model, num_rows=model.info.vocab_size) if engine.precision == "int8" else 0
-    return WEIGHT_BYTES[engine.named_precision or "fp32"] * num_weights + TABLE_BYTES * tables
+    if engine.precision == "int8":
+        return num_weights + TABLE_BYTES * count_weights(model, num_rows=model.info.vocab_size)
+    return WEIGHT_BYTES[engine.named_precision or "fp32"] * (num_weights + count_tied_heads(model))
+
+
+def count_tied_heads(model: DeployedModel) -> int:
+    """Numbers of output heads that are tables of tokens as well: on CPUs they are packed beside them, as kernels read
+    them. Raises ModelDirectoryError."""
+    if not model.head.work.decodes or model.config.engine.device != "cpu":
+        return 0
+    folders = [model.text_directory, model.draft_directory]
+    return sum(count_only_matrix(folder, model.info.vocab_size) for folder in folders if folder is not None)
 
 
 def estimate_trial(model: DeployedModel) -> int:

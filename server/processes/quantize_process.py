@@ -47,6 +47,11 @@ class Arguments(NamedTuple):
 
 def quantize(model: DeployedModel, data: Path, out: Path, options: Options, max_texts: int) -> Calibration:
     """Calibrate, and write `out` and two reports beside it. Raises ConfigError, ModelDirectoryError, UnusableConfig."""
+    if model.head.work.decodes:
+        raise ConfigError(
+            f"--model {model.config.name}: it writes answers, and calibration is for models that give one for a text. "
+            "INT8 of generators needs none: set engine.precision to int8"
+        )
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     texts = choose_texts(list(read_texts(data)), max_texts, data)

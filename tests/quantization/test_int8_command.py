@@ -12,13 +12,15 @@ import torch
 import transformers
 import yaml
 
+from models.info import ModelInfo
 from runtime.batch import Batch, Output
 from runtime.quantization.calibrate import Calibration, LinearReport, Options
 from runtime.quantization.report import compare_speed, count_bytes, format_json, format_markdown
 from runtime.quantization.scheme import LinearScheme, Quantization, load_quantization
 from server import __main__ as command_line
-from server.config import ConfigError
+from server.config import ConfigError, ModelConfig
 from server.processes import quantize_process
+from server.processes.deployment import DeployedModel
 from server.processes.quantize_process import choose_texts, read_texts
 from tests.kernels.tiny_graphs import random_batch
 
@@ -111,6 +113,14 @@ def test_errors_are_one_line(
     stderr = capsys.readouterr().err
     assert exit_status.value.code == 2
     assert message in stderr and len(stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("task", ["generate", "text2text"])
+def test_generators_need_none(tmp_path: Path, task: str) -> None:
+    config = ModelConfig.model_validate({"name": "writer", "source": {"path": "x"}})
+    model = DeployedModel(0, config, tmp_path, ModelInfo("X", task, 9, 1, 9, 9))
+    with pytest.raises(ConfigError, match=r"writes answers.* set engine.precision to int8"):
+        quantize_process.quantize(model, tmp_path / "x.jsonl", tmp_path / "x.safetensors", Options(), 5)
 
 
 def test_too_few_texts_are_refused_at_once(
