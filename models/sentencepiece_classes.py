@@ -5,6 +5,7 @@ As the slow classes of its version 4 have it, which had SentencePiece itself cut
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from models import language_codes
 from models.defaults import Keys
@@ -117,6 +118,12 @@ def list_m2m100_languages(keys: Keys) -> list[str]:
     return [f"__{code}__" for code in codes.split()]
 
 
+SOURCE_LANGUAGE = "src_lang"
+"""In templates: the token of the language that is read."""
+LanguagePlace = Literal["none", "prefix", "suffix", "target_prefix"]
+"""Where texts name languages, of translators: see `models.translation`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentencePieceClass:
     """`files`: one of them holds the pieces."""
@@ -127,6 +134,8 @@ class SentencePieceClass:
     files: tuple[str, ...] = SENTENCEPIECE_FILES
     source_language: str = ""
     """`src_lang` where it is not said."""
+    names_target: bool = False
+    """Who asks puts a token before the text that says which language it is to become."""
     language_token: str = "{}"
     """How a language's token is made of its code."""
     list_languages: Callable[[Keys], list[str]] | None = None
@@ -138,12 +147,19 @@ class SentencePieceClass:
     special_pieces: tuple[str, ...] = ()
     """Of the pieces defined by users: those that are special tokens."""
 
+    @property
+    def language_place(self) -> LanguagePlace:
+        parts = self.template.single.split()
+        if self.names_target:
+            return "target_prefix"
+        return "prefix" if parts[0] == SOURCE_LANGUAGE else "suffix" if parts[-1] == SOURCE_LANGUAGE else "none"
+
 
 BERT_LIKE = Template("cls $A sep", "cls $A sep $B:1 sep:1")
 ROBERTA_LIKE = Template("cls $A sep", "cls $A sep sep $B sep")
 ENDED = Template("$A eos", "$A $B eos")
-LANGUAGE_FIRST = Template("src_lang $A eos", "src_lang $A $B eos")
-LANGUAGE_LAST = Template("$A eos src_lang", "$A $B eos src_lang")
+LANGUAGE_FIRST = Template(f"{SOURCE_LANGUAGE} $A eos", f"{SOURCE_LANGUAGE} $A $B eos")
+LANGUAGE_LAST = Template(f"$A eos {SOURCE_LANGUAGE}", f"$A $B eos {SOURCE_LANGUAGE}")
 DECODER = Template("$A", "$A $B:1")
 
 SENTENCEPIECE_CLASSES: dict[str, SentencePieceClass] = {
@@ -185,6 +201,7 @@ SENTENCEPIECE_CLASSES: dict[str, SentencePieceClass] = {
         files=("source.spm",),
         list_languages=lambda keys: [],
         template=ENDED,
+        names_target=True,
     ),
     "NllbTokenizer": SentencePieceClass(
         roles=FAIRSEQ,

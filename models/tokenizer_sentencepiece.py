@@ -12,6 +12,7 @@ from models.defaults import Keys
 from models.keys import ModelDirectoryError, read_object, read_optional
 from models.sentencepiece_classes import (
     SEAL,
+    SOURCE_LANGUAGE,
     SPECIAL,
     Roles,
     SentencePieceClass,
@@ -64,7 +65,7 @@ def make_from_sentencepiece(path: Path, kind: SentencePieceClass) -> Keys:
         "pre_tokenizer": write_pre_tokenizer(
             file, pieces, isolated, is_legacy=settings.keys.get("legacy") is not False
         ),
-        "post_processor": write_template(settings, template, names | {"src_lang": language}, number(pieces)),
+        "post_processor": write_template(settings, template, names | {SOURCE_LANGUAGE: language}, number(pieces)),
         "decoder": write_decoder(file),
         "model": write_model(file, pieces, is_isolating=bool(isolated)),
     }

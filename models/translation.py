@@ -9,15 +9,8 @@ from pathlib import Path
 
 from models.defaults import Keys
 from models.keys import ModelDirectoryError, read_object
+from models.sentencepiece_classes import SENTENCEPIECE_CLASSES
 
-STYLES: Mapping[str, str] = {
-    "MBartTokenizer": "suffix",
-    "MBart50Tokenizer": "prefix",
-    "M2M100Tokenizer": "prefix",
-    "NllbTokenizer": "prefix",
-    "MarianTokenizer": "target_prefix",
-}
-"""By the tokenizer's class, without Fast."""
 TASK_PREFIX = "translation_"
 """Of names in `task_specific_params`, as `translation_en_to_de`."""
 
@@ -31,7 +24,7 @@ class TranslationInfo:
 
     style: str
     source_language: str = ""
-    """As the model writes it; empty where nothing is said."""
+    """As the model writes it; what transformers takes where nothing is said, or empty."""
     target_language: str = ""
     task_prefixes: Mapping[str, str] = field(default_factory=dict)
     """Of `words`: what stands before the text, by the names of `task_specific_params`."""
@@ -55,7 +48,9 @@ def read_translation(folder: Path) -> TranslationInfo:
     tokenizer = read_object(path) if path.exists() else {}
     tasks = read_tasks(folder / "config.json")
     prefixes = list_prefixes(tasks)
-    style = STYLES.get(str(tokenizer.get("tokenizer_class", "")).removesuffix("Fast"), "words" if prefixes else "none")
+    kind = SENTENCEPIECE_CLASSES.get(str(tokenizer.get("tokenizer_class", "")).removesuffix("Fast"))
+    place = "none" if kind is None else kind.language_place
+    style = "words" if prefixes and place == "none" else place
     if tokenizer.get("legacy_behaviour") is True and style == "prefix":
         raise ModelDirectoryError(
             f"{path}: legacy_behaviour puts the language behind the text, as NLLB was once run by mistake; that is not "
@@ -63,7 +58,7 @@ def read_translation(folder: Path) -> TranslationInfo:
         )
     return TranslationInfo(
         style,
-        read_language(path, tokenizer, "src_lang", "source_lang"),
+        read_language(path, tokenizer, "src_lang", "source_lang") or ("" if kind is None else kind.source_language),
         read_language(path, tokenizer, "tgt_lang", "target_lang"),
         prefixes,
         tuple(tasks),
