@@ -22,6 +22,7 @@ from server.wire.processors import (
     ForcedEnd,
     MinTokens,
     NoRepeatNgrams,
+    NoSourceNgrams,
     Processor,
     SuppressedAtBegin,
     SuppressedTokens,
@@ -163,6 +164,8 @@ def list_processors(rules: Seq2SeqInfo, wish: DecodingWish, max_tokens: int) -> 
     size = rules.no_repeat_ngram_size if wish.no_repeat_ngram_size is None else wish.no_repeat_ngram_size
     if size:
         yield NoRepeatNgrams(size)
+    if rules.encoder_no_repeat_ngram_size:
+        yield NoSourceNgrams(rules.encoder_no_repeat_ngram_size)
     # Of a directory's least and a client's most the client's counts.
     least = min(max(rules.min_length - 1, 0), max_tokens) if wish.min_tokens is None else wish.min_tokens
     if least > max_tokens:

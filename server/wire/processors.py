@@ -52,6 +52,13 @@ class NoRepeatNgrams(msgspec.Struct, frozen=True, tag=True, array_like=True):
     size: int
 
 
+class NoSourceNgrams(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """No run of `size` tokens (at least 1) that the source of an encoder-decoder has
+    (`encoder_no_repeat_ngram_size`)."""
+
+    size: int
+
+
 class ForcedBegin(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The first generated token, such as the language of a translation (`forced_bos_token_id`)."""
 
@@ -86,6 +93,7 @@ Processor = (
     | AllowedTokens
     | SuppressedAtBegin
     | NoRepeatNgrams
+    | NoSourceNgrams
     | ForcedBegin
     | ForcedEnd
     | Timestamps

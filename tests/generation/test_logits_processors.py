@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
+    EncoderNoRepeatNGramLogitsProcessor,
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
     GenerationConfig,
@@ -29,6 +30,7 @@ from runtime.sampling import adjust_logits
 from server.engine.batchers.running_set import Part
 from server.engine.batchers.sampling_rows import build_bias, build_sampling, collect_row_rules, list_rows
 from server.engine.batchers.sequences import Generation
+from server.engine.batchers.sources import Source
 from server.wire.generation import GenerationParams
 from server.wire.processors import (
     AllowedTokens,
@@ -38,6 +40,7 @@ from server.wire.processors import (
     LogitBias,
     MinTokens,
     NoRepeatNgrams,
+    NoSourceNgrams,
     Processor,
     SuppressedAtBegin,
     SuppressedTokens,
@@ -47,11 +50,13 @@ from server.wire.processors import (
 VOCAB_SIZE, MAX_TOKENS = 40, 6
 STOP, NO_TIMESTAMPS = 20, 22
 """Text is before the stop token, and timestamps behind the other one."""
+SOURCE = [0, 1, 2, 3, 1, 0, 0, 2]
 
 
 def make_part(prompt: Seq[int], answer: Seq[int], drafts: Seq[int], params: GenerationParams) -> Part:
     """The newest token, and drafts behind it."""
-    generation = Generation(list(prompt), params, (0, 0.0, 0, 0), 1e9)
+    source = Source({"input_ids": np.array(SOURCE, np.int32)})
+    generation = Generation(list(prompt), params, (0, 0.0, 0, 0), 1e9, source=source)
     sequence = generation.live[0]
     sequence.token_ids.extend(answer)
     generation.has_forked = bool(answer)
@@ -80,6 +85,8 @@ def make_reference(processor: Processor, num_prompt_tokens: int) -> LogitsProces
             return SuppressTokensAtBeginLogitsProcessor(ids, num_prompt_tokens + place)
         case NoRepeatNgrams(size):
             return NoRepeatNGramLogitsProcessor(size)
+        case NoSourceNgrams(size):
+            return EncoderNoRepeatNGramLogitsProcessor(size, torch.tensor([SOURCE]))
         case ForcedBegin(token):
             return ForcedBOSTokenLogitsProcessor(token)
         case ForcedEnd(ids):
@@ -118,6 +125,7 @@ plain_processors: list[st.SearchStrategy[Processor]] = [
     st.builds(BadWords, words),
     st.builds(MinTokens, counts),
     st.builds(NoRepeatNgrams, st.integers(1, 4)),
+    st.builds(NoSourceNgrams, st.integers(1, 4)),
     st.builds(SuppressedTokens, ids),
     st.builds(AllowedTokens, allowed_ids),
     st.builds(SuppressedAtBegin, ids, st.integers(0, 1)),
@@ -163,7 +171,7 @@ def test_processors_are_those_of_transformers(asked: list[Part], seed: int) -> N
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(
-        parts(st.one_of(text, st.integers(STOP, VOCAB_SIZE - 1)), [*plain_processors[4:], timestamps]),
+        parts(st.one_of(text, st.integers(STOP, VOCAB_SIZE - 1)), [*plain_processors[5:], timestamps]),
         min_size=1,
         max_size=3,
     ),

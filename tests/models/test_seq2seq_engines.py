@@ -19,6 +19,7 @@ from runtime.engines.decoder import DecoderEngine
 from runtime.kv_cache.blocks import count_blocks
 from server.tasks.text2text import DecodingWish
 from server.wire.generation import GenerationParams
+from server.wire.processors import NoSourceNgrams
 
 FAMILIES = ("t5", "t5-gated", "bart", "mbart", "marian", "m2m_100", "pegasus")
 ONE = "m2m_100"
@@ -132,6 +133,15 @@ def test_alone_is_as_in_any_batch(served: Served, width: int) -> None:
 def test_every_kind_of_search_is_transformers(one: Served, wishes: dict[str, Any]) -> None:
     expected = one.answer_by_transformers(**wishes)
     check_same(one.answer(one.settle(**wishes)), expected)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_a_source_has_is_not_written_again(one: Served, size: int) -> None:
+    """As a directory may say."""
+    params = one.settle(beam_width=3, num_answers=3)
+    params = replace(params, processors=(*params.processors, NoSourceNgrams(size)))
+    expected = one.answer_by_transformers(beam_width=3, num_answers=3, encoder_no_repeat_ngram_size=size)
+    check_same(one.answer(params), expected)
 
 
 @pytest.mark.parametrize("width", [1, WIDTH])

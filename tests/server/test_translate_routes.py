@@ -11,7 +11,7 @@ from fake_generator import EOS, LANGUAGES, GenerationServer, describe_translator
 from server.tasks.text2text import DecodingWish, settle_params
 from server.text.languages import Languages
 from server.wire.generation import GenerationParams
-from server.wire.processors import ForcedBegin, MinTokens, NoRepeatNgrams
+from server.wire.processors import ForcedBegin, MinTokens, NoRepeatNgrams, NoSourceNgrams
 
 pytestmark = pytest.mark.anyio
 
@@ -136,6 +136,13 @@ def test_a_directorys_least_gives_way_to_a_clients_most() -> None:
     info = replace(info, seq2seq=replace(info.seq2seq, min_length=12))
     assert MinTokens(11) in settle_params(info, DecodingWish()).processors
     assert MinTokens(5) in settle_params(info, DecodingWish(max_tokens=5)).processors
+
+
+def test_a_directory_may_forbid_what_the_source_has() -> None:
+    info = describe_translator(100)
+    assert info.seq2seq is not None
+    info = replace(info, seq2seq=replace(info.seq2seq, encoder_no_repeat_ngram_size=4))
+    assert NoSourceNgrams(4) in settle_params(info, DecodingWish()).processors
 
 
 async def test_a_summary(generator: GenerationServer) -> None:

@@ -23,6 +23,7 @@ from server.wire.processors import (
     LogitBias,
     MinTokens,
     NoRepeatNgrams,
+    NoSourceNgrams,
     Processor,
     SuppressedAtBegin,
     SuppressedTokens,
@@ -32,13 +33,15 @@ from server.wire.processors import (
 Word = tuple[int, ...]
 NO_END = 2**31 - 1
 """A vocabulary has no more tokens."""
+NOTHING: IntArray = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
     """What stands before a row: the tokens of prompt and answer, then the drafts that the row takes for granted.
 
-    `max_new_tokens`: how many the answer may have; `stop_token_ids`: those that end it.
+    `max_new_tokens`: how many the answer may have; `stop_token_ids`: those that end it. `source_ids`: of an
+    encoder-decoder's source of text.
     """
 
     token_ids: "array[int]"
@@ -46,6 +49,7 @@ class Past:
     num_prompt_tokens: int
     max_new_tokens: int
     stop_token_ids: tuple[int, ...]
+    source_ids: IntArray
 
     @property
     def num_generated(self) -> int:
@@ -120,7 +124,9 @@ def apply(processor: Processor, past: Past, rules: RowRules) -> None:
             if past.num_generated == place:
                 rules.ban(token_ids)
         case NoRepeatNgrams(size):
-            rules.ban(find_repeats(past.read_from(0), size))
+            rules.ban(find_continuations(past.read_from(0), past.read_from(0), size))
+        case NoSourceNgrams(size):
+            rules.ban(find_continuations(past.source_ids, past.read_from(0), size))
         case ForcedBegin(token_id):
             if past.num_generated == 0:
                 rules.only = (token_id,)
@@ -133,12 +139,14 @@ def apply(processor: Processor, past: Past, rules: RowRules) -> None:
             assert_never(processor)
 
 
-def find_repeats(token_ids: IntArray, size: int) -> set[int]:
-    """The tokens that would make the last `size` - 1 ones, and themselves, a run that there is already."""
-    ends = np.arange(size - 1, len(token_ids))
+def find_continuations(known_ids: IntArray, token_ids: IntArray, size: int) -> set[int]:
+    """The tokens that would make the last `size` - 1 of `token_ids`, and themselves, a run that is in `known_ids`."""
+    if len(token_ids) < size - 1:
+        return set()
+    ends = np.arange(size - 1, len(known_ids))
     for offset, token_id in enumerate(token_ids[:-size:-1], start=1):
-        ends = ends[token_ids[ends - offset] == token_id]
-    return set(token_ids[ends].tolist())
+        ends = ends[known_ids[ends - offset] == token_id]
+    return set(known_ids[ends].tolist())
 
 
 def apply_timestamps(processor: Timestamps, generated: IntArray, rules: RowRules) -> None:

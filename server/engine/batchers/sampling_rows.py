@@ -17,7 +17,7 @@ from runtime.batch import (
     TokenMasks,
     TokenRanges,
 )
-from server.engine.batchers.logits_processors import Past, RowRules, collect_rules
+from server.engine.batchers.logits_processors import NOTHING, Past, RowRules, collect_rules
 from server.engine.batchers.running_set import Part
 from server.engine.batchers.sequences import Generation, Sequence
 from server.engine.batchers.uniforms import draw_uniforms
@@ -74,6 +74,7 @@ class Row:
             generation.num_prompt_tokens,
             generation.max_new_tokens,
             generation.params.stop_token_ids,
+            NOTHING if generation.source is None else generation.source.arrays.get("input_ids", NOTHING),
         )
 
 
