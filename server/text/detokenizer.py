@@ -38,6 +38,16 @@ CHARACTER_BYTES = map_characters()
 assert set(CHARACTER_BYTES) == set(ByteLevel.alphabet())
 
 
+def decode(plain: tokenizers.Tokenizer, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+    """The library's Strip panics, outside of `Exception`, where nothing is left of a text; that is an empty one."""
+    try:
+        return str(plain.decode(ids, skip_special_tokens=skip_special_tokens))
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        return ""
+
+
 class TokenTexts:
     """What each token of a vocabulary stands for. Mutable: remembers what it has looked up. None: it knows no texts."""
 
@@ -69,18 +79,14 @@ class TokenTexts:
 
     def write(self, lists: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
         """Whole texts as the tokenizer's own decoder has them, on the thread that calls."""
-        texts = [""] * len(lists)
-        # The library's Strip panics where nothing is left.
-        written = [place for place, ids in enumerate(lists) if self.has_shown(ids, skip_special_tokens)]
-        if self._plain is not None and written:
-            found = self._plain.decode_batch([lists[place] for place in written], skip_special_tokens)
-            for place, text in zip(written, found, strict=True):
-                texts[place] = text
-        return texts
+        if self._plain is None:
+            return [""] * len(lists)
+        return [self.write_one(ids, skip_special_tokens=skip_special_tokens) for ids in lists]
 
-    def has_shown(self, ids: Iterable[int], skip_special_tokens: bool) -> bool:
-        """Whether any of them is part of a text."""
-        return any(not self.is_skipped(token_id, skip_special_tokens) for token_id in ids)
+    def write_one(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        if self._plain is None or all(self.is_skipped(token_id, skip_special_tokens) for token_id in ids):
+            return ""
+        return decode(self._plain, ids, skip_special_tokens=skip_special_tokens)
 
     def is_skipped(self, token_id: int, skip_special_tokens: bool) -> bool:
         return self.is_unused(token_id) or (skip_special_tokens and self.is_special(token_id))
@@ -103,8 +109,7 @@ class TokenTexts:
         tail = self._tails.get(token_id)
         if tail is None:
             assert self._plain is not None
-            both = self._plain.decode([token_id, self._anchor.token_id], skip_special_tokens=False)
-            text = self._plain.decode([token_id], skip_special_tokens=False)
+            both, text = decode(self._plain, [token_id, self._anchor.token_id]), decode(self._plain, [token_id])
             tail = both.removesuffix(self._anchor.text).removeprefix(text).encode()
             self._tails[token_id] = tail
         return tail
@@ -114,7 +119,7 @@ class TokenTexts:
         if self._plain is None:
             return b""
         ids, before = ([token_id], "") if anchor is None else ([anchor.token_id, token_id], anchor.text)
-        text = self._plain.decode(ids, skip_special_tokens=False).removeprefix(before)
+        text = decode(self._plain, ids).removeprefix(before)
         if UNREADABLE in text:
             return find_raw_bytes(self._plain.id_to_token(token_id) or "") or text.encode()
         return text.encode()
@@ -145,7 +150,7 @@ def find_anchor(plain: tokenizers.Tokenizer, special_ids: Container[int]) -> Anc
     without one."""
     candidates = list(islice(list_words(plain, special_ids), NUM_CANDIDATES))
     for token_id, text in candidates:
-        if plain.decode([token_id, token_id], skip_special_tokens=False) == text + text:
+        if decode(plain, [token_id, token_id]) == text + text:
             return Anchor(token_id, text, has_tails(plain, candidates, token_id, text))
     return Anchor(*candidates[0]) if candidates else None
 
@@ -155,14 +160,14 @@ def list_words(plain: tokenizers.Tokenizer, special_ids: Container[int]) -> Iter
     for token_id in range(plain.get_vocab_size()):
         if token_id in special_ids or BYTE_TOKEN.fullmatch(plain.id_to_token(token_id) or ""):
             continue
-        text = plain.decode([token_id], skip_special_tokens=False)
+        text = decode(plain, [token_id])
         if text.isalpha():
             yield token_id, text
 
 
 def has_tails(plain: tokenizers.Tokenizer, words: Iterable[tuple[int, str]], token_id: int, text: str) -> bool:
     """`token_id` has no blank before it: what is between it and another one is that one's."""
-    return any(plain.decode([word, token_id], skip_special_tokens=False) != before + text for word, before in words)
+    return any(decode(plain, [word, token_id]) != before + text for word, before in words)
 
 
 def find_raw_bytes(token: str) -> bytes:

@@ -80,10 +80,21 @@ def build_byte_fallback(*, by_metaspace: bool = False) -> RawTokenizer:
     return raw
 
 
-def build_word_ends(*, by_steps: bool = False) -> RawTokenizer:
+def build_word_ends(*, by_steps: bool = False, has_lone_end: bool = False) -> RawTokenizer:
     """As GPT-1 and translators of subword-nmt have it: pieces that end a word say so, and a blank follows them."""
     letters = "abcdefghijklmnopqrstuvwxyz"
-    words = [*SPECIAL, *letters, "é", ".", *(f"{letter}</w>" for letter in letters), "é</w>", ".</w>", "th", "the</w>"]
+    words = [
+        *SPECIAL,
+        *(["</w>"] if has_lone_end else []),
+        *letters,
+        "é",
+        ".",
+        *(f"{letter}</w>" for letter in letters),
+        "é</w>",
+        ".</w>",
+        "th",
+        "the</w>",
+    ]
     merges = [("t", "h"), ("th", "e</w>")]
     vocab = {word: index for index, word in enumerate(words)}
     raw = RawTokenizer(models.BPE(vocab, merges, unk_token="<unk>", end_of_word_suffix="</w>"))

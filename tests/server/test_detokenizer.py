@@ -5,7 +5,7 @@ from fake_generator import build_byte_fallback, build_byte_level, build_word_end
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.text.detokenizer import Detokenizer, TokenTexts, detokenize
+from server.text.detokenizer import Detokenizer, TokenTexts, decode, detokenize
 
 RAW = {
     "byte-level": build_byte_level(),
@@ -27,19 +27,12 @@ def draw_ids(data: st.DataObject, name: str, max_size: int = 12) -> list[int]:
     return list(RAW[name].encode(data.draw(SOME_TEXT), add_special_tokens=False).ids)
 
 
-def decode(name: str, ids: list[int], *, skip: bool = True) -> str:
-    """At once. Where nothing is left the library may panic."""
-    if not TEXTS[name].has_shown(ids, skip):
-        return ""
-    return str(RAW[name].decode(ids, skip_special_tokens=skip))
-
-
 @pytest.mark.parametrize("name", RAW)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), skip=st.booleans())
 def test_as_decoded_at_once(name: str, data: st.DataObject, skip: bool) -> None:
     ids = draw_ids(data, name)
-    whole = decode(name, ids, skip=skip)
+    whole = decode(RAW[name], ids, skip_special_tokens=skip)
     if "\ufffd" not in whole or name == "byte-level":
         assert detokenize(TEXTS[name], ids, skip_special_tokens=skip) == whole
 
@@ -49,7 +42,7 @@ def test_as_decoded_at_once(name: str, data: st.DataObject, skip: bool) -> None:
 @given(data=st.data())
 def test_a_stream_goes_on_where_the_prompt_ends(name: str, data: st.DataObject) -> None:
     prompt, ids = draw_ids(data, name, 30), draw_ids(data, name)
-    whole = decode(name, prompt + ids)
+    whole = decode(RAW[name], prompt + ids, skip_special_tokens=True)
     said = Detokenizer(TEXTS[name])
     complete = "".join(said.push(token_id) for token_id in prompt)
     stream = Detokenizer(TEXTS[name])
@@ -117,6 +110,15 @@ def test_whole_texts_may_have_nothing_to_show(name: str) -> None:
     ids = [4, 5] if name == "word pieces" else [30, 31]
     written = TEXTS[name].write([[0], [], ids], skip_special_tokens=True)
     assert written == ["", "", RAW[name].decode(ids)]
+
+
+@pytest.mark.parametrize("by_steps", [False, True])
+def test_a_token_may_be_nothing_but_a_blank(by_steps: bool) -> None:
+    """As a real translator's is, where the library panics at this token alone."""
+    raw = build_word_ends(by_steps=by_steps, has_lone_end=True)
+    texts, end, the = TokenTexts(raw), raw.token_to_id("</w>"), raw.token_to_id("the</w>")
+    assert texts.write([[end], [the, end, the]], skip_special_tokens=True) == ["", raw.decode([the, end, the])]
+    assert (detokenize(texts, [end]), detokenize(texts, [the, end, the])) == ("", raw.decode([the, end, the]))
 
 
 def test_names_and_bytes() -> None:
