@@ -56,7 +56,11 @@ class Source:
 
 def find_decoder(name: str) -> Path:
     """The model directory, made if it is not cached. Raises NotAvailable."""
-    source = SOURCES[name]
+    return find_source(name, SOURCES[name])
+
+
+def find_source(name: str, source: Source) -> Path:
+    """The directory `name` made of a source, as above."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "padless"
     directory = cache / f"{name}-{source.sha256[:8]}"
     if not directory.exists():

@@ -18,17 +18,19 @@ class GenerationMeasurement(Measurement):
     """`num_tokens` are those of the answers that were asked for; whatever else is generated does not count."""
 
     agreement: float | None = None
-    """Share of the answers' tokens that come before the first difference from REFERENCE's; None if that did not run."""
+    """Share of the answers' tokens that come before the first difference from the reference's; None without one."""
 
 
 class GenerationRun(CellRun):
     """The workload of its cell is called "8 concurrent"."""
 
     kind = GenerationMeasurement
+    reference = REFERENCE
+    list_batch_sizes = staticmethod(list_batch_sizes)
 
     def choose_batch_sizes(self) -> None:
         for name, result in tqdm(self.results.items(), desc=f"{self.title}: batch sizes", leave=False):
-            sizes = list_batch_sizes(name, read_concurrency(result.workload))
+            sizes = self.list_batch_sizes(name, read_concurrency(result.workload))
             result.batch_size = sizes[0]
             if len(sizes) > 1:
                 slow_run_s = self.max_s * SLOW_SHARE
@@ -43,8 +45,8 @@ class GenerationRun(CellRun):
                 self.ask(name, "answers", path=str(path))
                 if not self.results[name].failure:
                     answers[name] = load_lists(path)
-        for name in answers.keys() if REFERENCE in answers else ():
-            self.results[name].agreement = measure_agreement(answers[name], answers[REFERENCE])
+        for name in answers.keys() if self.reference in answers else ():
+            self.results[name].agreement = measure_agreement(answers[name], answers[self.reference])
 
 
 def name_workload(concurrency: int) -> str:
@@ -63,7 +65,7 @@ def measure_agreement(answers: Sequence[Sequence[int]], reference: Sequence[Sequ
 
 def count_equal(ours: Sequence[int], theirs: Sequence[int]) -> int:
     """Tokens from the start on."""
-    for place, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+    for place, (a, b) in enumerate(zip(ours, theirs, strict=False)):
         if a != b:
             return place
-    return len(theirs)
+    return min(len(ours), len(theirs))

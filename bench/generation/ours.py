@@ -10,7 +10,7 @@ from time import monotonic
 import numpy as np
 
 from bench.generation.session import Task
-from models.info import read_info
+from models.info import ModelInfo, read_info
 from models.load import load_model
 from runtime.build import build_engine
 from runtime.config import EngineConfig
@@ -78,10 +78,18 @@ def build_ours(
     info = read_info(model, task="generate")
     max_total_tokens = min(max_total_tokens, info.max_input_tokens)
     num_logits = min(max_batch_requests * (1 + num_drafts), max_batch_tokens)
+    limits = BatchLimits(max_batch_tokens, max_batch_requests, max_total_tokens, num_logits)
+    options = DecodingOptions(max_total_tokens, prefill_chunk_tokens, has_prefix_cache, num_drafts)
+    return open_ours(model, info, limits, options, threads=threads, precision=precision)
+
+
+def open_ours(
+    model: Path, info: ModelInfo, limits: BatchLimits, options: DecodingOptions, *, threads: int, precision: str
+) -> Ours:
+    """Of any model that answers token by token."""
     config = EngineConfig.model_validate(
         {"precision": precision, "threads": threads, "kv_cache": {"budget_mb": BUDGET_MB}}
     )
-    limits = BatchLimits(max_batch_tokens, max_batch_requests, max_total_tokens, num_logits)
 
     def build() -> Engine:
         engine = build_engine(load_model(model, info), config, limits, lambda *_: None)
@@ -91,11 +99,11 @@ def build_ours(
     engine = run_in_passing_thread(build)
     changed = asyncio.Event()
     batcher = DecodingBatcher(
-        StepLimits(engine.info.max_batch_tokens, max_batch_requests, 0.0, engine.info.max_batch_logits),
+        StepLimits(engine.info.max_batch_tokens, limits.max_batch_requests, 0.0, engine.info.max_batch_logits),
         CostModel(),
         engine.info,
-        DecodingOptions(max_total_tokens, prefill_chunk_tokens, has_prefix_cache, num_drafts),
-        vocab_size=info.vocab_size,
+        options,
+        vocab_size=info.output_dim,
         wake=changed.set,
     )
     return Ours(EngineLoop(batcher, DeviceThread(engine, "device"), Metrics(), changed, model=model.name), batcher)

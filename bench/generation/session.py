@@ -26,7 +26,7 @@ WARMUP_TASKS = 2
 
 
 class Task(NamedTuple):
-    """One request: a prompt, and how many tokens are to follow it, end tokens or not."""
+    """One request: a prompt, and how many tokens are to follow it, end tokens or not; 0: until one ends the answer."""
 
     input_ids: list[int]
     num_tokens: int
@@ -72,7 +72,7 @@ class GenerationSession:
         self.answers = self.generate(self.tasks, batch_size)
         seconds, cpu_seconds = time.perf_counter() - started_s, time.process_time() - started_cpu_s
         found, wanted = [len(answer) for answer in self.answers], [task.num_tokens for task in self.tasks]
-        if found != wanted:
+        if any(count not in (length, 0) for length, count in zip(found, wanted, strict=True)):
             raise ValueError(f"answers have {found} tokens and should have {wanted}")
         return {"seconds": seconds, "cpu_seconds": cpu_seconds, "settle_seconds": settle()}
 
@@ -89,9 +89,10 @@ def split(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
         yield places[group * len(places) // num_groups : (group + 1) * len(places) // num_groups]
 
 
-def save_tasks(path: Path, tasks: Sequence[Task]) -> None:
+def save_tasks(path: Path, tasks: Sequence[Task], **others: Any) -> None:
+    """`others`: arrays beside them."""
     prompts = pack_lists([task.input_ids for task in tasks])
-    np.savez(path, **prompts, num_tokens=np.array([task.num_tokens for task in tasks], np.int64))
+    np.savez(path, **prompts, **others, num_tokens=np.array([task.num_tokens for task in tasks], np.int64))
 
 
 def load_tasks(path: Path) -> list[Task]:

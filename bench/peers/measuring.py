@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -40,6 +40,9 @@ class Cell(NamedTuple):
 class Measurement:
     """One engine in one cell. `failure` says why it did not run; the fields after it then mean nothing."""
 
+    unit: ClassVar[str] = "tokens/s"
+    digits: ClassVar[int] = 0
+    """Of a rate, behind the point."""
     model: str
     threads: int
     workload: str
@@ -59,8 +62,8 @@ class Measurement:
     def median_s(self) -> float:
         return statistics.median(self.seconds)
 
-    def tokens_per_s(self) -> float:
-        """Of the tokens that are there; padding does not count."""
+    def rate(self) -> float:
+        """In `unit`, of the tokens that are there; padding does not count."""
         return self.num_tokens / self.median_s()
 
 

@@ -14,7 +14,7 @@ HEADING = ["model", "threads", "workload", "engine", "batch", "median ms", "toke
 HEADING += ["times padless best (10-90 %)", "lowest cosine", "cpus", "failure"]
 COLOURS = {
     "Padless": ("#b2182b", "#d6604d", "#f4a582"),
-    "CTranslate2": ("#2166ac", "#4393c3", "#92c5de"),
+    "CTranslate2": ("#2166ac", "#4393c3", "#92c5de", "#d1e5f0"),
     "OpenVINO": ("#00441b", "#1b7837", "#5aae61", "#a6dba0", "#c7e9c0", "#e5f5e0"),
     "ONNX Runtime": ("#54278f", "#9e9ac8"),
     "Hugging Face": ("#525252", "#969696", "#cccccc"),
@@ -70,7 +70,7 @@ def build_row(result: Measurement, comparison: Comparison, best: str | None) -> 
         *identify(result),
         str(result.batch_size),
         f"{result.median_s() * 1e3:.0f}",
-        f"{result.tokens_per_s():.0f}",
+        f"{result.rate():.0f}",
         "-" if best is None else format_ratio(comparison.ratio(result.engine, best)),
         "-" if result.cosine is None else f"{result.cosine:.4f}",
         f"{result.cpus:.2f}",
@@ -79,7 +79,7 @@ def build_row(result: Measurement, comparison: Comparison, best: str | None) -> 
 
 
 def plot(measurements: Sequence[Measurement], path: Path) -> None:
-    """Tokens per second per engine and workload, one panel for each model and thread count; no file if none ran."""
+    """Rates per engine and workload, one panel for each model and thread count; no file if none ran."""
     ran = [result for result in measurements if not result.failure]
     if not ran:
         return
@@ -90,7 +90,7 @@ def plot(measurements: Sequence[Measurement], path: Path) -> None:
     for axes, (model, threads) in zip(figures, panels, strict=True):
         chosen = [result for result in ran if (result.model, result.threads) == (model, threads)]
         plot_panel(axes, chosen, engines)
-        axes.set(ylabel="tokens/s", title=f"{model}, {threads} thread{'s' * (threads > 1)}")
+        axes.set(ylabel=chosen[0].unit, title=f"{model}, {threads} thread{'s' * (threads > 1)}")
     handles, labels = figures[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=100)
@@ -101,7 +101,7 @@ def plot_panel(axes: Axes, results: Sequence[Measurement], engines: Sequence[str
     workloads = list(dict.fromkeys(result.workload for result in results))
     width = 0.86 / len(engines)
     for place, engine in enumerate(engines):
-        rates = {result.workload: result.tokens_per_s() for result in results if result.engine == engine}
+        rates = {result.workload: result.rate() for result in results if result.engine == engine}
         centres = [group + (place - (len(engines) - 1) / 2) * width for group in range(len(workloads))]
         heights = [rates.get(workload, 0.0) for workload in workloads]
         axes.bar(centres, heights, width * 0.92, label=engine, color=pick_colour(engine, engines))

@@ -28,7 +28,7 @@ def build_row(result: TaskMeasurement, comparison: Comparison) -> list[str]:
         result.engine,
         str(result.batch_size),
         f"{result.median_s() * 1e3:.0f}",
-        f"{result.tokens_per_s():.0f}",
+        f"{result.rate():.0f}",
         format_ratio(comparison.ratio(result.engine, OURS)) if OURS in comparison.seconds else "-",
         "-" if result.correlation is None else f"{result.correlation:.4f}",
         "-" if result.peak_bytes is None else f"{result.peak_bytes / 1e6:.0f}",

@@ -1,0 +1,1 @@
+"""Encoder-decoders: answers per second beside peers (`python -m bench.seq2seq`)."""
