@@ -109,11 +109,17 @@ def open_ours(
     return Ours(EngineLoop(batcher, DeviceThread(engine, "device"), Metrics(), changed, model=model.name), batcher)
 
 
-async def ask(ours: Ours, task: Task, reply: Reply | None = None, stop_token_ids: tuple[int, ...] = ()) -> Reply:
-    """Greedy, past any other end token. Fills `reply`, so that others can watch it grow."""
+async def ask(
+    ours: Ours,
+    task: Task,
+    reply: Reply | None = None,
+    stop_token_ids: tuple[int, ...] = (),
+    temperature: float = 0.0,
+) -> Reply:
+    """Greedy unless told, past any other end token. Fills `reply`, so that others can watch it grow."""
     reply = reply or Reply()
     reply.started_s = monotonic()
-    params = GenerationParams(task.num_tokens, temperature=0.0, stop_token_ids=stop_token_ids)
+    params = GenerationParams(task.num_tokens, temperature=temperature, stop_token_ids=stop_token_ids, seed=0)
     prompt = TokenSequence(np.array(task.input_ids, np.int32))
     async for result in ours.loop.submit(Job("generate", write_inputs([prompt]), TIMEOUT_S, params)):
         for news in read_news(result):
@@ -123,12 +129,12 @@ async def ask(ours: Ours, task: Task, reply: Reply | None = None, stop_token_ids
     return reply
 
 
-async def ask_all(ours: Ours, tasks: Sequence[Task], max_concurrent: int) -> list[Reply]:
+async def ask_all(ours: Ours, tasks: Sequence[Task], max_concurrent: int, temperature: float = 0.0) -> list[Reply]:
     """In the order of the tasks; the next one is sent when one of `max_concurrent` has been answered."""
     places = asyncio.Semaphore(max_concurrent)
 
     async def ask_in_turn(task: Task) -> Reply:
         async with places:
-            return await ask(ours, task)
+            return await ask(ours, task, temperature=temperature)
 
     return await asyncio.gather(*(ask_in_turn(task) for task in tasks))

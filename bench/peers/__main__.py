@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.peers.catalogue import PEERS
+from bench.peers.catalogue import PEERS, USUAL
 from bench.peers.environments import find_cache
 from bench.peers.fleet import Fleet
 from bench.peers.measuring import Cell, CellRun, Measurement, list_batch_sizes
@@ -27,9 +27,16 @@ from bench.report import RESULTS, format_table, write_results
 from bench.traffic import sample_lengths, sample_sequences
 
 SHORT = ("lognormal", "constant-32", "constant-256", "long-tail")
-LONG = ("documents", "constant-128", "constant-1024", "constant-2048", "constant-8192")
-"""For models that take so much; `--sequences` says how many."""
+LONG = ("documents", *(f"constant-{length}" for length in (128, 512, 1024, 2048, 4096, 8192)))
+"""For models that take so much; `--sequences` says how many, or `--tokens` how many in all."""
 WORKLOADS = SHORT + LONG
+
+
+def count_sequences(kind: str, arguments: argparse.Namespace) -> int:
+    """Where there is to be a number of tokens, lengths can be compared by what a token costs."""
+    if arguments.tokens and kind.startswith("constant-"):
+        return max(1, arguments.tokens // int(kind.removeprefix("constant-")))
+    return int(arguments.sequences)
 
 
 def sample_workload(kind: str, num_seqs: int) -> list[np.ndarray]:
@@ -57,10 +64,12 @@ def measure(arguments: argparse.Namespace) -> Iterator[list[Measurement]]:
 
 
 def measure_cell(cell: Cell, workers: Mapping[str, WorkerProcess], arguments: argparse.Namespace) -> list[Measurement]:
+    num_seqs = count_sequences(cell.workload, arguments)
+    sizes = [arguments.batch] if arguments.batch else list_batch_sizes(num_seqs)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "workload.npz"
-        save_workload(path, sample_workload(cell.workload, arguments.sequences))
-        run = CellRun(cell, workers, sizes=list_batch_sizes(arguments.sequences), max_s=arguments.seconds)
+        save_workload(path, sample_workload(cell.workload, num_seqs))
+        run = CellRun(cell, workers, sizes=sizes, max_s=arguments.seconds)
         measurements = run.measure(path, arguments.rounds)
     print(format_table(build_table(measurements)), flush=True)
     return measurements
@@ -71,12 +80,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=SHORT)
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=tuple(PEERS), help="default: all")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=USUAL, help="default: all of encoders")
     add_engines(parser, PEERS)
     parser.add_argument(
         "--rounds", type=int, default=7, help="at most; slow workloads get fewer (default: %(default)s)"
     )
     parser.add_argument("--sequences", type=int, default=64, help="per workload (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, help="per workload of a constant length, instead of --sequences")
+    parser.add_argument("--batch", type=int, help="a batch size for all, instead of the best one of each")
     parser.add_argument("--name", default="peers", help="of the files in bench/results (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="two rounds of MiniLM on log-normal lengths; prints only")
     arguments = parser.parse_args()

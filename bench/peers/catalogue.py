@@ -116,6 +116,19 @@ ZENTORCH = Peer(
 )
 """AMD's compiler for torch. Without AVX-512 it says that it optimises nothing, and leaves torch's own operations."""
 
+LLAMACPP = Peer(
+    "llama.cpp",
+    "worker_llamacpp.py",
+    (
+        Variant("f16", {"file": "f16.gguf"}),
+        Variant("q8_0", {"file": "q8_0.gguf"}),
+    ),
+    ("llama-cpp-python==0.3.16", "gguf==0.17.1", "numpy==2.4.6", "safetensors==0.8.0"),
+    converts=True,
+    converts_with=(),
+)
+"""For embedders that are language models."""
+
 PEERS = {
     "padless": PADLESS,
     "ctranslate2": CTRANSLATE2,
@@ -124,7 +137,10 @@ PEERS = {
     "huggingface": HUGGINGFACE,
     "compile": COMPILED,
     "zentorch": ZENTORCH,
+    "llamacpp": LLAMACPP,
 }
+USUAL = tuple(key for key in PEERS if key != "llamacpp")
+"""Those that run encoders."""
 
 
 def list_engines(peers: Mapping[str, Peer]) -> list[str]:

@@ -139,7 +139,7 @@ class CellRun:
             result.batch_size = find_batch_size(
                 partial(self.time_run, name),
                 self.sizes,
-                min(FIRST_BATCH_SIZE, self.sizes[-1]),
+                FIRST_BATCH_SIZE if FIRST_BATCH_SIZE in self.sizes else self.sizes[-1],
                 self.max_s * SLOW_SHARE,
             )
 

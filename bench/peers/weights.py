@@ -13,6 +13,8 @@ from transformers import (
     ModernBertConfig,
     ModernBertModel,
     PreTrainedModel,
+    Qwen3Config,
+    Qwen3Model,
 )
 
 from models.source import find_directory
@@ -28,11 +30,23 @@ DEBERTA_V3 = {
     "share_att_key": True,
     "type_vocab_size": 0,
 }
+QWEN3_EMBEDDING = {
+    "vocab_size": 32_000,  # of 151,669: the table is looked up, and its size costs only memory
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 32_768,
+    "rope_theta": 1e6,
+}
 BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     # CTranslate2 asks for this key.
     "bert-base": lambda: BertModel(BertConfig(position_embedding_type="absolute")),
     "deberta-v3-base": lambda: DebertaV2Model(DebertaV2Config(**DEBERTA_V3)),
     "modernbert-base": lambda: ModernBertModel(ModernBertConfig()),
+    "qwen3-embedding-0.6b": lambda: Qwen3Model(Qwen3Config(**QWEN3_EMBEDDING)),
 }
 MODELS = ("minilm", *BUILDERS)
 

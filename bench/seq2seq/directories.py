@@ -2,15 +2,23 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models
-from transformers import MarianConfig, MarianMTModel, PreTrainedModel
+from transformers import (
+    MarianConfig,
+    MarianMTModel,
+    PreTrainedModel,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 from bench.generation.decoders import find_source
 from bench.seq2seq.detransliterator import SOURCE
+from bench.seq2seq.features import WHISPER_PROMPT
 
 VOCAB_SIZE = 32_000
 END, PAD = 0, VOCAB_SIZE - 1
@@ -39,18 +47,50 @@ def build_marian() -> PreTrainedModel:
     return MarianMTModel(config)
 
 
-def write_pieces(out: Path) -> None:
-    """A vocabulary for converters that ask for one: token ids go in and come out."""
-    pieces = {f"piece{index}": index for index in range(VOCAB_SIZE)} | {"</s>": END, "<pad>": PAD}
-    del pieces[f"piece{END}"], pieces[f"piece{PAD}"]
+def build_whisper() -> PreTrainedModel:
+    """As large as whisper-tiny, 37 million parameters: transformers' own default."""
+    model = WhisperForConditionalGeneration(WhisperConfig())
+    given = model.generation_config
+    given.lang_to_id, given.no_timestamps_token_id = {"<|en|>": WHISPER_PROMPT[1]}, WHISPER_PROMPT[-1]
+    return model
+
+
+def write_pieces(out: Path, names: Mapping[str, int], vocab_size: int) -> None:
+    """A vocabulary for converters that ask for one: token ids go in and come out. `names`: of some of them."""
+    named = {token: name for name, token in names.items()}
+    pieces = {named.get(token, f"piece{token}"): token for token in range(vocab_size)}
     Tokenizer(models.WordLevel(pieces, unk_token="piece1")).save(str(out / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "<pad>"}
-    (out / "tokenizer_config.json").write_text(json.dumps(settings | {"unk_token": "piece1"}))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "piece1"}
+    ends = {"eos_token": next(iter(names)), "pad_token": list(names)[1]}
+    (out / "tokenizer_config.json").write_text(json.dumps(settings | ends))
 
 
-RANDOM: dict[str, Callable[[], PreTrainedModel]] = {"marian": build_marian}
+@dataclass(frozen=True)
+class RandomModel:
+    """`names`: of tokens that have one, the end and the padding first."""
+
+    build: Callable[[], PreTrainedModel]
+    names: Mapping[str, int]
+    vocab_size: int
+
+
+WHISPER = "whisper-tiny"
+WHISPER_NAMES = {
+    "<|endoftext|>": 50257,
+    "<|pad|>": 50256,
+    "<|startoftranscript|>": WHISPER_PROMPT[0],
+    "<|en|>": WHISPER_PROMPT[1],
+    "<|transcribe|>": WHISPER_PROMPT[2],
+    "<|nospeech|>": 50362,
+    "<|notimestamps|>": WHISPER_PROMPT[3],
+}
+RANDOM = {
+    "marian": RandomModel(build_marian, {"</s>": END, "<pad>": PAD}, VOCAB_SIZE),
+    WHISPER: RandomModel(build_whisper, WHISPER_NAMES, 51_865),
+}
 DETRANSLITERATOR = "detransliterator"
-MODELS = (DETRANSLITERATOR, *RANDOM)
+MODELS = (DETRANSLITERATOR, "marian")
+"""Those that read."""
 
 
 def find_model(name: str, cache: Path) -> Path:
@@ -65,7 +105,8 @@ def find_random(name: str, cache: Path) -> Path:
         unfinished = folder.with_name(f"{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         torch.manual_seed(0)
-        RANDOM[name]().save_pretrained(unfinished)
-        write_pieces(unfinished)
+        model = RANDOM[name]
+        model.build().save_pretrained(unfinished)
+        write_pieces(unfinished, model.names, model.vocab_size)
         unfinished.rename(folder)
     return folder

@@ -9,6 +9,8 @@ import pytest
 
 from bench.generation.catalogue import PEERS, REFERENCE, list_batch_sizes
 from bench.generation.chunked import find_pauses
+from bench.generation.experts import VOCAB_SIZE
+from bench.generation.experts import sample_tasks as sample_expert_tasks
 from bench.generation.kv_memory import COUNTS, Samples
 from bench.generation.kv_memory import build_table as build_memory_table
 from bench.generation.measuring import GenerationMeasurement, GenerationRun, count_equal, measure_agreement
@@ -171,3 +173,9 @@ def test_speed_with_drafts_is_that_of_the_same_answers() -> None:
     table = build_speculative_table({"repetitive": {"none": plain, "4": drafted}})
     assert table[1][1:] == ["none", "1.5", "1.00 (1.00-1.00)", "-", "2 of 2"]
     assert table[2][1:] == ["4", "3.0", "2.00 (2.00-2.00)", "75% of 8", "1 of 2"]
+
+
+def test_both_models_are_asked_the_same() -> None:
+    tasks = sample_expert_tasks(50)
+    assert tasks == sample_expert_tasks(50)
+    assert all(0 <= token < VOCAB_SIZE for task in tasks for token in task.input_ids)

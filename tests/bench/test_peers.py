@@ -1,5 +1,6 @@
 """The comparison with peers, less the peers: what is said to workers, how environments are named, what is reported."""
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from bench.peers import environments
+from bench.peers.__main__ import count_sequences
 from bench.peers.catalogue import PADLESS, ZENTORCH, list_engines
 from bench.peers.environments import INSTALLED, InstallError, hash_pins, prepare_environment
 from bench.peers.fleet import Fleet
@@ -195,3 +197,10 @@ def test_only_the_engines_that_are_named_are_installed_and_loaded(tmp_path: Path
     assert list_engines(peers) == ["Padless fp32", "Padless bf16", "Padless int8", "zentorch fp32", "zentorch bf16"]
     fleet = Fleet(peers, tmp_path, ["Padless int8"])
     assert list_engines(fleet.peers) == ["Padless int8"] and list(fleet.pythons) == ["padless"]
+
+
+def test_a_number_of_tokens_makes_as_many_sequences_as_fit() -> None:
+    given = argparse.Namespace(tokens=8192, sequences=4)
+    assert [count_sequences(f"constant-{length}", given) for length in (128, 8192)] == [64, 1]
+    assert count_sequences("documents", given) == 4
+    assert count_sequences("constant-128", argparse.Namespace(tokens=None, sequences=4)) == 4

@@ -13,8 +13,10 @@ from bench.peers.measuring import Cell
 from bench.peers.reporting import COLOURS, plot
 from bench.seq2seq.catalogue import PEERS, REFERENCE, list_batch_sizes
 from bench.seq2seq.directories import END, PAD
+from bench.seq2seq.features import NUM_TOKENS, make_features, sample_clips
 from bench.seq2seq.measuring import Seq2SeqMeasurement, Seq2SeqRun, name_search
 from bench.seq2seq.session import Search, Seq2SeqSession, save_workload
+from bench.seq2seq.speech import HEARING, SpeechMeasurement
 from bench.seq2seq.workload import STEP, count_sources, sample_random
 
 TASKS = [Task([7, 8, 9], 2), Task([1], 0)]
@@ -82,3 +84,17 @@ def test_rates_are_of_answers(tmp_path: Path) -> None:
     assert rows[0]["answers/s"] == "12.5" and rows[0]["requests"] == "16 concurrent, beam 4"
     plot([result], tmp_path / "rates.png")
     assert (tmp_path / "rates.png").exists()
+
+
+def test_speech_is_told_in_seconds_heard() -> None:
+    result = SpeechMeasurement("m", 2, name_search(Search(1, 8)), "Padless int8", seconds=[4.0], num_answers=8)
+    assert result.rate() == 60.0
+    for peer in HEARING.values():
+        assert (peer.folder / peer.worker).is_file()
+
+
+def test_clips_are_the_same_every_time_and_unlike_one_another() -> None:
+    first, second = sample_clips(2)
+    assert first.num_tokens == NUM_TOKENS
+    assert (make_features(first) == make_features(first)).all()
+    assert (make_features(first) != make_features(second)).any()
