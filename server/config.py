@@ -146,7 +146,9 @@ class LimitsConfig(Section):
     truncation: Literal["error", "right", "left"] = "error"
     """What happens to longer inputs: refused, or cut at that end."""
     max_audio_s: Annotated[float, Field(gt=0)] = 1800.0
-    """Transcription: the longest sound, in seconds. An hour holds 115 MB of an HTTP process while it is heard."""
+    """Transcription: the longest sound, in seconds. While a file is read, an hour of it takes 350 MB of an HTTP process
+    (as many files at a time as `server.tokenizer_threads`), and 115 MB until its answer's end, which count among
+    `server.max_bodies_mb`."""
 
 
 class SpeculativeConfig(Section):

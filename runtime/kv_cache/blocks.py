@@ -149,7 +149,7 @@ class BlockAllocator:
         """A table over the blocks that were published under these hashes; empty where one of them is missing, for what
         is of no use in part."""
         blocks = [self.found[each] for each in hashes if each in self.found]
-        if not self.has_prefix_cache or len(blocks) < len(hashes):
+        if len(blocks) < len(hashes):
             return BlockTable()
         for block in blocks:
             self.hold(block)
@@ -157,9 +157,13 @@ class BlockAllocator:
 
     def publish_whole(self, table: BlockTable, hashes: Sequence[BlockHash]) -> None:
         """Let others find all blocks of a table, the last one too, though it may not be full."""
-        if not self.has_prefix_cache:
-            return
         for block, each in zip(table.block_ids, hashes, strict=True):
+            known = self.found.get(each)
+            if (
+                known is not None and self.ref_counts[known] == 0
+            ):  # what is left of another one, of which a part is gone
+                del self.kept[known], self.hashes[known], self.found[each]
+                self.empty.append(known)
             if each not in self.found and block not in self.hashes:
                 self.found[each], self.hashes[block] = block, each
         table.num_published = len(table.block_ids)

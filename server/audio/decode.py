@@ -4,6 +4,7 @@ Files come from anybody, so FFmpeg may open only formats and codecs of the lists
 seldom looked at, and some read further files.
 """
 
+import threading
 from collections.abc import Iterator
 from io import BytesIO
 from itertools import chain, groupby
@@ -38,8 +39,9 @@ MAX_CHANGES = 16
 """A stream may change its rate or its channels, as radio does; each change sets up a resampler."""
 
 
-def decode_audio(content: bytes, *, max_s: float, field: str) -> Samples:
-    """The first stream of sound in a file, which came in this field. What is damaged in it is left out.
+def decode_audio(content: bytes, *, max_s: float, field: str, gone: threading.Event | None = None) -> Samples:
+    """The first stream of sound in a file, which came in this field. What is damaged in it is left out, and what comes
+    once `gone` is set: nobody listens any more.
 
     Holds the samples once, and stops at `max_s` seconds of them. An hour takes 5 to 25 s of a core (wav; opus), most of
     it without the GIL. Raises EmptyInput, InputTooLong, InvalidField.
@@ -49,7 +51,7 @@ def decode_audio(content: bytes, *, max_s: float, field: str) -> Samples:
     try:
         with av.open(BytesIO(content), "r", metadata_errors="ignore", options=OPTIONS) as container:
             stream = find_stream(container, field)
-            pcm = join_samples(resample(decode(container, stream), field), max_s, field)
+            pcm = join_samples(resample(decode(container, stream, gone), field), max_s, field)
     except av.FFmpegError as error:
         raise InvalidField(f"{field} cannot be read as sound; send {KNOWN}, undamaged", param=field) from error
     if not pcm:
@@ -72,9 +74,11 @@ def find_stream(container: InputContainer, field: str) -> AudioStream:
     return stream
 
 
-def decode(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+def decode(container: InputContainer, stream: AudioStream, gone: threading.Event | None) -> Iterator[AudioFrame]:
     """Damaged packets are passed over, as players do; the last one is often cut off."""
     for packet in container.demux(stream):
+        if gone is not None and gone.is_set():
+            return
         try:
             frames = packet.decode()
         except av.FFmpegError:  # each decoder has its own for a packet it cannot read

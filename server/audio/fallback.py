@@ -2,7 +2,7 @@
 al., 2022, section 4.5)."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """One after the other, until an attempt is good. What the last one gives is taken, whatever it is."""
@@ -26,11 +26,12 @@ class Attempt:
     avg_logprob: float
     no_speech_prob: float
 
-    @property
-    def compression_ratio(self) -> float:
-        """Bytes of the text by those of it compressed; 0 of an empty one."""
+    compression_ratio: float = field(init=False)
+    """Bytes of the text by those of it compressed; 0 of an empty one."""
+
+    def __post_init__(self) -> None:
         plain = self.text.strip().encode()
-        return len(plain) / len(zlib.compress(plain))
+        object.__setattr__(self, "compression_ratio", len(plain) / len(zlib.compress(plain)))
 
     @property
     def is_silent(self) -> bool:

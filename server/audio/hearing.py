@@ -2,6 +2,7 @@
 for an hour of sound takes seconds in which texts would wait."""
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +25,8 @@ class Heard:
 
     @property
     def num_frames(self) -> int:
-        """Of the sound alone; one that is begun is one."""
-        return -(-self.num_samples // HOP)
+        """Of the sound alone: whole ones, or the only one."""
+        return max(self.num_samples // HOP, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,18 +37,33 @@ class Hearing:
     log_mel: LogMel
     max_s: float
     pool: ThreadPoolExecutor
+    turns: asyncio.Semaphore
+    """As many as the pool has threads: who waits for one can still go."""
 
     @property
     def window_frames(self) -> int:
         return self.log_mel.window_frames
 
     async def hear(self, content: bytes, field: str) -> Heard:
-        """A file that came in this field. Raises EmptyInput, InputTooLong, InvalidField."""
-        work = partial(self._hear, content, field)
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+        """A file that came in this field. Nobody else has its turn until its thread is done, though its client may be
+        gone; which ends it soon. Raises EmptyInput, InputTooLong, InvalidField."""
+        gone = threading.Event()
+        await self.turns.acquire()
+        future = asyncio.get_running_loop().run_in_executor(self.pool, partial(self._hear, content, field, gone))
+        future.add_done_callback(self._end_turn)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            gone.set()
+            raise
 
-    def _hear(self, content: bytes, field: str) -> Heard:
-        samples = decode_audio(content, max_s=self.max_s, field=field)
+    def _end_turn(self, done: "asyncio.Future[Heard]") -> None:
+        self.turns.release()
+        if not done.cancelled():
+            done.exception()  # of a file whose client is gone, nobody else asks for it
+
+    def _hear(self, content: bytes, field: str, gone: threading.Event) -> Heard:
+        samples = decode_audio(content, max_s=self.max_s, field=field, gone=gone)
         return Heard(self.log_mel.compute(samples), len(samples))
 
     def cut_rows(self, heard: Heard, begin: int) -> Features:

@@ -12,7 +12,7 @@ from typing import Literal
 from models.info import ModelDirectoryError, ModelInfo
 from models.seq2seq_info import Seq2SeqInfo
 from server.audio.fallback import Attempt
-from server.audio.languages import NAMES
+from server.audio.languages import NAMES, find_language
 from server.audio.segments import TranscriptTokens
 from server.errors import InvalidField
 from server.text.detokenizer import TokenTexts
@@ -48,11 +48,15 @@ class Speech:
         """Of what a window says: half of what the decoder has room for. The other half is for what was said before."""
         return self.rules.max_target_tokens // 2
 
-    def check_language(self, code: str) -> None:
-        """Raises InvalidField."""
+    def find_language(self, given: str) -> str:
+        """The code of a language by its code, which may be the model's own, or its name. Raises InvalidField."""
+        if given in self.languages:
+            return given
+        code = find_language(given, "language")
         if code not in (self.languages or (ENGLISH,)):
             known = ", ".join(self.languages) if self.languages else f"English only; send {ENGLISH!r} or leave it out"
             raise InvalidField(f"language {code!r} is not known to this model, which writes {known}", param="language")
+        return code
 
     def check_task(self, task: SpeechTask) -> None:
         """Raises InvalidField."""
@@ -101,9 +105,14 @@ def find_speech(info: ModelInfo, texts: TokenTexts) -> Speech:
             "the tokens of times come; take both files from the original model"
         )
     languages = {token.strip("<|>"): token_id for token, token_id in speech.lang_to_id.items()}
-    tasks = dict(speech.task_to_id)
     if not languages and info.output_dim >= NUM_WORDS_OF_SEVERAL:
-        languages, tasks = find_tokens(texts, NAMES), find_tokens(texts, ("transcribe", "translate"))
+        languages = find_tokens(texts, NAMES)
+    tasks = dict(speech.task_to_id) or (find_tokens(texts, ("transcribe", "translate")) if languages else {})
+    if languages and "transcribe" not in tasks:
+        raise ModelDirectoryError(
+            "generation_config.json has lang_to_id and no task_to_id, and the tokenizer no <|transcribe|>; take both "
+            "files from the original model"
+        )
     no_speech = find_token(texts, None, "<|nospeech|>")
     return Speech(
         rules=info.seq2seq,

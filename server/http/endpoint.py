@@ -79,6 +79,8 @@ class TextJob:
     """Of each input at one time."""
     num_answer_tokens: int = 0
     priority: int = 0
+    has_place: bool = False
+    """The call holds one already, for all of its jobs, so that a later one is not refused."""
 
 
 class OpenJob:
@@ -118,12 +120,13 @@ class OpenJob:
         self.charge = self.call.key.charge(num_tokens, has_begun=self.call.is_charged)
         self.call.is_charged = True
         try:
-            self.ticket = self.model.admission.admit(
-                len(self.job.inputs) * self.job.num_answers,
-                num_tokens,
-                deadline_s=self.call.deadline_s,
-                tokens_per_s=tokens_per_s,
-            )
+            if not self.job.has_place:
+                self.ticket = self.model.admission.admit(
+                    len(self.job.inputs) * self.job.num_answers,
+                    num_tokens,
+                    deadline_s=self.call.deadline_s,
+                    tokens_per_s=tokens_per_s,
+                )
             await self.tokenise()
             self.results = self.model.engine.submit(self.build_job())
         except BaseException:
@@ -136,9 +139,10 @@ class OpenJob:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self.ticket is not None and self.results is not None and self.charge is not None
+        assert self.results is not None and self.charge is not None
         self.results.cancel()
-        self.ticket.release()
+        if self.ticket is not None:
+            self.ticket.release()
         if isinstance(error, InvalidField | Overloaded):  # as the next job of the call: it costs nothing
             self.charge.correct(0)
 
@@ -187,9 +191,10 @@ class OpenJob:
         self.num_tokens = num_tokens
         now_s = monotonic()
         call.times.note_tokens(len(self.sequences), num_tokens, now_s - begin_s)
-        assert self.ticket is not None and self.charge is not None
+        assert self.charge is not None
         num_tokens_in_all = num_tokens + self.num_expected * len(self.sequences)
-        self.ticket.correct(len(self.sequences) * job.num_answers, num_tokens_in_all)
+        if self.ticket is not None:
+            self.ticket.correct(len(self.sequences) * job.num_answers, num_tokens_in_all)
         self.charge.correct(num_tokens_in_all)
         if self.size.num_chars:
             self.model.admission.estimator.learn(self.size.num_chars, num_tokens)
@@ -374,8 +379,7 @@ def check_places(num_inputs: int, model: ServedModel, field: str) -> None:
 
 
 def take_places(call: Call, model: ServedModel, num_inputs: int) -> Ticket:
-    """For work on texts that goes before the job's own, and costs as much as tokenising does. Raises EngineUnavailable,
-    Overloaded."""
+    """For work that goes before the job's own, on texts or on sound. Raises EngineUnavailable, Overloaded."""
     check_engine(model)
     return model.admission.admit(num_inputs, 0, deadline_s=call.deadline_s, tokens_per_s=0.0)
 

@@ -8,6 +8,7 @@ from server.audio.hearing import Heard, Hearing
 from server.audio.segments import Segment
 from server.audio.speech import ENGLISH
 from server.audio.transcriber import Transcriber, TranscriptWish
+from server.errors import EngineFailure
 from server.http.call import Call
 from server.http.endpoint import OpenJob, TextJob
 from server.http.state import ServedModel
@@ -26,6 +27,11 @@ class Said:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     no_speech: float = float("-inf")
+
+    def clear(self) -> None:
+        """It is computed anew."""
+        self.token_ids.clear()
+        self.logprobs.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +82,33 @@ class Transcription:
             params,
             features=[self.hearing.cut_rows(self.heard, begin)],
             num_answer_tokens=params.max_tokens,
+            has_place=True,
         )
         async with OpenJob(self.call, self.model, job) as opened:
-            said = await read_answer(opened)
-            opened.count_generated(len(said.token_ids))
-        self.metrics.observe_tokens(num_prompt_tokens=opened.num_tokens, num_generated_tokens=len(said.token_ids))
+            said = Said()
+            try:
+                await read_answer(opened, said)
+            finally:
+                opened.count_generated(len(said.token_ids))
+                self.metrics.observe_tokens(
+                    num_prompt_tokens=opened.num_tokens, num_generated_tokens=len(said.token_ids)
+                )
+        if not said.token_ids:
+            raise EngineFailure("the engine has had no room for a single token; try again, or send less at a time")
         if params.max_tokens > 1:
             self.model.admission.estimator.learn_generated(len(said.token_ids))
         return said
 
 
-async def read_answer(opened: OpenJob) -> Said:
+async def read_answer(opened: OpenJob, said: Said) -> None:
     """The only answer of a job, to its end."""
     assert opened.results is not None
-    said = Said()
     async for result in opened.results:
         if result.is_restart:
-            said = Said()
+            said.clear()
             continue
         for news in read_news(result):
             said.token_ids += news.token_ids
             said.logprobs += [each.logprob for each in news.logprobs]
             if news.prompt_logprobs:
                 said.no_speech = news.prompt_logprobs[0].logprob
-    return said

@@ -102,6 +102,7 @@ def build_hearing(model: DeployedModel, tokenizer: Tokenizer, http: HttpConfig) 
         log_mel=load_log_mel(model.text_directory),
         max_s=model.config.limits.max_audio_s,
         pool=ThreadPoolExecutor(http.tokenizer_threads, "hearing"),
+        turns=asyncio.Semaphore(http.tokenizer_threads),
     )
 
 
@@ -229,6 +230,8 @@ async def serve(run_dir: Path, worker: int, listeners: Sequence[socket.socket], 
         await serve_http(state, listeners, serve_more)
     for model in state.models.values():
         model.admission.close()
+        if model.hearing is not None:
+            model.hearing.pool.shutdown(wait=False, cancel_futures=True)
     for engine in engines:
         await engine.close()
 

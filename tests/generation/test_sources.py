@@ -93,6 +93,22 @@ def test_a_source_of_which_a_block_was_taken_is_encoded_again() -> None:
     assert again.answers[0] == expected_answer([*SOURCE, *START], 2)
 
 
+def test_what_is_left_of_a_source_gives_way_to_the_new_one() -> None:
+    """Else the next one who asks would find neither."""
+    run = Continuous(num_blocks=9)
+    start(run, SOURCE, greedy(2))
+    run.run()
+    start(run, list(range(20, 94)), greedy(2))
+    run.run()
+    held = start(run, SOURCE, greedy(30))
+    run.step()
+    start(run, SOURCE, greedy(2))
+    run.step()
+    assert sum(run.source_sizes) == 40 + 74 + 40 and run.allocator.num_used_blocks == 3 + 2
+    run.run()
+    assert held.answers[0] == expected_answer([*SOURCE, *START], 30)
+
+
 def test_who_gives_way_finds_its_source_again() -> None:
     run = Continuous(num_blocks=8)
     first = start(run, SOURCE[:16], greedy(60))

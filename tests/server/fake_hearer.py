@@ -1,5 +1,6 @@
 """An engine that hears what a test tells it, and an application that asks it."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,6 @@ class Hearer(FakeGenerator):
 def describe_model(settings: dict[str, Any]) -> ModelInfo:
     speech = SpeechInfo(
         NUM_MEL_BINS,
-        is_multilingual=settings["is_multilingual"],
         lang_to_id=settings.get("lang_to_id", {}),
         task_to_id=settings.get("task_to_id", {}),
         no_timestamps_token_id=settings["no_timestamps_token_id"],
@@ -119,9 +119,8 @@ def build_hearer(pool: ThreadPoolExecutor, directory: Path, engine: Hearer, **li
         directory, max_input_tokens=info.max_input_tokens, vocab_size=info.vocab_size, type_vocab_size=1, pool=pool
     )
     config = ModelConfig(name="whisper", source=SourceConfig(path="unused"), limits=LimitsConfig(**limits))
-    hearing = Hearing(
-        find_speech(info, tokenizer.texts), LogMel(NUM_MEL_BINS, WINDOW_S), config.limits.max_audio_s, pool
-    )
+    speech, log_mel = find_speech(info, tokenizer.texts), LogMel(NUM_MEL_BINS, WINDOW_S)
+    hearing = Hearing(speech, log_mel, config.limits.max_audio_s, pool, asyncio.Semaphore(1))
     admission = Admission(config.limits.max_concurrent_requests)
     return ServedModel("whisper", config, HEADS["transcribe"], info, tokenizer, admission, engine, hearing=hearing)
 

@@ -25,13 +25,14 @@ from fake_hearer import (
     find,
     spell,
 )
+from sounds import write_sound
 from tokenizers import Tokenizer as RawTokenizer
 
 from models.info import ModelDirectoryError
 from server.audio.speech import find_speech
 from server.text.detokenizer import TokenTexts
 from server.wire.processors import AllowedTokens, SuppressedAtBegin, SuppressedTokens, Timestamps
-from tests.whisper_files import LANGUAGES, MAX_TARGET_TOKENS, NUM_MEL_BINS, WINDOW_S, make_sound, write_wav
+from tests.whisper_files import LANGUAGES, MAX_TARGET_TOKENS, NUM_MEL_BINS, RATE, WINDOW_S, make_sound, write_wav
 
 pytestmark = pytest.mark.anyio
 
@@ -76,6 +77,7 @@ async def test_everything_verbose_json_tells(server: AudioServer) -> None:
     server.engine.windows = [spell(0.0, " hello", 0.5, 0.5, " world", 1.5)]
     content = (await server.post(route="translations", response_format="verbose_json", language="fr")).json()
     assert (content["task"], content["duration"], content["text"]) == ("translate", 1.5, "hello world")
+    assert content["language"] == "english"
     assert [(each["start"], each["end"], each["text"]) for each in content["segments"]] == [
         (0.0, 0.5, " hello"),
         (0.5, 1.5, " world"),
@@ -182,17 +184,61 @@ async def test_a_body_may_be_as_large_as_sound_is(pool: ThreadPoolExecutor, tmp_
 
 
 async def test_what_is_heard_counts_among_what_is_held(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
-    server = build_audio_server(pool, tmp_path, {"max_bodies_mb": 0.1, "max_body_mb": 0.1, "max_audio_mb": 0.1})
+    """A minute of silence is a few bytes, and as much as any other once it is heard."""
+    server = build_audio_server(pool, tmp_path, {"max_bodies_mb": 0.3, "max_body_mb": 0.1})
+    silence = write_sound(np.zeros(60 * RATE, np.float32), RATE, "flac", "flac")
     server.engine.gate = asyncio.Semaphore(0)
-    running = [asyncio.create_task(server.post(LONG, language="en")) for _ in range(2)]
-    while len(server.engine.jobs) < 2:
+    running = asyncio.create_task(server.post(silence, language="en"))
+    while not server.engine.jobs:
         await asyncio.sleep(0.001)
-    status, _, text = await server.refuse(LONG)
+    status, _, text = await server.refuse(silence)
     assert status == 429 and "bodies of other requests" in text
+    for _ in range(1000):
+        server.engine.gate.release()
+    assert (await running).status_code == 200
+    server.check_idle()
+
+
+async def test_a_file_is_not_refused_in_its_middle(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
+    """It holds its place until its last window; others are refused meanwhile, before their files are read."""
+    server = build_audio_server(pool, tmp_path, max_concurrent_requests=1, max_client_batch_size=1)
+    server.engine.windows = [spell(0.0, " hello", 1.4, 1.4, " wor"), spell(0.0, " world", 1.6)]
+    server.engine.gate = asyncio.Semaphore(0)
+    running = asyncio.create_task(server.post(LONG, language="en"))
+    while not server.engine.jobs:
+        await asyncio.sleep(0.001)
+    status, _, _ = await server.refuse(b"no sound")
+    assert status == 429
     for _ in range(100):
         server.engine.gate.release()
-    assert [(await each).status_code for each in running] == [200, 200]
+    assert (await running).json()["text"] == "hello world"
     server.check_idle()
+
+
+async def test_who_goes_while_a_file_is_read_leaves_nothing(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
+    server = build_audio_server(pool, tmp_path)
+    hearing = server.state.models["whisper"].hearing
+    assert hearing is not None
+    await hearing.turns.acquire()
+    waiting = asyncio.create_task(server.post(language="en"))
+    while server.state.models["whisper"].admission.num_inputs == 0:
+        await asyncio.sleep(0.001)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    server.check_idle()
+    hearing.turns.release()
+    reading = asyncio.create_task(hearing.hear(write_wav(make_sound(60.0)), "file"))
+    while not hearing.turns.locked():
+        await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    assert (await server.post(language="en")).status_code == 200  # once the other one's thread is done
+    server.check_idle()
+
+
+async def test_an_engine_that_is_away_reads_no_file(server: AudioServer) -> None:
+    server.engine.reported = ()
+    assert (await server.refuse(b"no sound"))[0] == 503
 
 
 async def test_json_is_no_form(server: AudioServer) -> None:
@@ -206,11 +252,18 @@ def test_what_a_directory_leaves_out_is_the_tokenizers_to_say() -> None:
     speech = find_speech(bare, texts)
     assert (speech.no_timestamps_id, speech.previous_id) == (find("<|notimestamps|>"), PREVIOUS)
     with pytest.raises(ModelDirectoryError, match="no_timestamps_token_id"):
-        find_speech(bare, TokenTexts(RawTokenizer.from_str(json.dumps(strip_times()))))
+        find_speech(bare, TokenTexts(RawTokenizer.from_str(json.dumps(strip("<|notimestamps|>")))))
 
 
-def strip_times() -> dict[str, Any]:
-    """The tokenizer of somebody who has no times."""
+def test_tasks_are_found_where_only_languages_are_told() -> None:
+    told = describe_model({**SETTINGS, "task_to_id": {}})
+    assert find_speech(told, TokenTexts(RAW)).tasks["translate"] == find("<|translate|>")
+    with pytest.raises(ModelDirectoryError, match="no task_to_id"):
+        find_speech(told, TokenTexts(RawTokenizer.from_str(json.dumps(strip("<|transcribe|>")))))
+
+
+def strip(token: str) -> dict[str, Any]:
+    """A tokenizer without it."""
     content: dict[str, Any] = json.loads(RAW.to_str())
-    content["added_tokens"] = [each for each in content["added_tokens"] if "notimestamps" not in each["content"]]
+    content["added_tokens"] = [each for each in content["added_tokens"] if each["content"] != token]
     return content

@@ -229,7 +229,7 @@ class RunningSet:
         """Take a generation in, if there are blocks for all that is known of it; its prompt's beginning may be here.
         Its source gets its own at once."""
         source = generation.source
-        if source is not None:
+        if source is not None and self.allocator.has_prefix_cache:
             source.table = self.allocator.find_whole(source.list_hashes(generation.salt))
             source.is_encoded = bool(source.table.block_ids)
         for sequence in generation.live:
@@ -288,7 +288,7 @@ class RunningSet:
     def note_encoded(self, source: Source, salt: str) -> None:
         """A step has computed it: its answers can go on, and others with the same source find it."""
         source.is_encoded = True
-        if source.table.block_ids:
+        if source.table.block_ids and self.allocator.has_prefix_cache:
             self.allocator.publish_whole(source.table, source.list_hashes(salt))
 
     def drop(self, generation: Generation, sequence: Sequence) -> None:

@@ -150,7 +150,8 @@ def naming_parameters(wanted: Text2Text) -> Iterator[None]:
     try:
         yield
     except InvalidField as error:
-        written = re.compile(rf"\b({'|'.join(names)})\b")
+        # Not what stands in quotes, nor among others in a list: that is the client's, or a language.
+        written = re.compile(rf"(?<!['\w])(?<!, )({'|'.join(names)})(?!['\w])")
         message = written.sub(lambda found: names[found[0]], error.message)
         raise type(error)(message) from error
 

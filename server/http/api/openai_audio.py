@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from server.audio.languages import find_language
+from server.audio.hearing import Heard, Hearing
 from server.audio.segments import Segment, Transcript
 from server.audio.speech import Speech, SpeechTask
 from server.audio.transcriber import TranscriptWish
@@ -12,8 +13,9 @@ from server.http.api.openai_audio_request import AudioRequest, read_request
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_schemas import EVENT_STREAM, ErrorReply, TranscriptionReply
 from server.http.call import Call, Reply
+from server.http.endpoint import take_places
 from server.http.events import EventStream
-from server.http.multipart import FORM, describe_form, parse_form, read_form_body
+from server.http.multipart import FORM, UploadedFile, describe_form, parse_form, read_form_body
 from server.http.route import Answer, Route
 from server.http.state import ServedModel, ServerState
 from server.http.transcription import FIELD, Transcription
@@ -44,29 +46,40 @@ async def answer(call: Call, state: ServerState, task: SpeechTask) -> Reply | No
     asked = read_request(await parse_form(call))
     model = state.pick_model(asked.model, TASK)
     call.model = model.name
-    writing = await begin(call, state, model, asked, task)
-    if asked.stream:
-        await stream(call, state, writing)
-        return None
-    segments = [segment async for found in writing.transcription.read(writing.wish) for segment in found]
-    return write_transcript(writing.finish(segments), asked, task=task)
+    place = take_places(call, model, 1)
+    try:
+        writing = await begin(call, state, model, asked, task)
+        if asked.stream:
+            await stream(call, state, writing)
+            return None
+        segments = [segment async for found in writing.transcription.read(writing.wish) for segment in found]
+        transcript = writing.finish(segments)
+        return await model.tokenizer.run(partial(write_transcript, transcript, asked, task=task))
+    finally:
+        place.release()
 
 
 async def begin(call: Call, state: ServerState, model: ServedModel, asked: AudioRequest, task: SpeechTask) -> Writing:
     """Whatever can be wrong with the request is found here. Raises ServiceError's kinds."""
     hearing = model.hearing
-    assert hearing is not None and call.held is not None, "Every model that transcribes has it. This is a bug."
+    assert hearing is not None, "Every model that transcribes has it. This is a bug."
     hearing.speech.check_task(task)
-    language = find_language(asked.language, "language") if asked.language else ""
-    if language:
-        hearing.speech.check_language(language)
+    language = hearing.speech.find_language(asked.language) if asked.language else ""
     prompt_ids = await read_prompt(asked.prompt or "", model.tokenizer, hearing.speech)
-    heard = await hearing.hear(asked.file.content, FIELD)
-    call.held.hold(heard.features.nbytes)
+    heard = await hear(call, hearing, asked)
     metrics = state.metrics.bind_tokens(route=call.path, model=model.name)
     transcription = Transcription(call, model, hearing, heard, metrics)
     wish = TranscriptWish(language or await transcription.find_language(), task, asked.temperature, prompt_ids)
     return Writing(transcription, wish)
+
+
+async def hear(call: Call, hearing: Hearing, asked: AudioRequest) -> Heard:
+    """The file, which is let go. Raises EmptyInput, InputTooLong, InvalidField, Overloaded."""
+    assert call.held is not None, "There is a body. This is a bug."
+    content, asked.file = asked.file.content, UploadedFile(asked.file.name, b"")
+    heard = await hearing.hear(content, FIELD)
+    call.held.hold(max(heard.features.nbytes - len(content), 0))
+    return heard
 
 
 async def read_prompt(prompt: str, tokenizer: Tokenizer, speech: Speech) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import orjson
 from server.audio.features import FRAMES_PER_S
 from server.audio.languages import NAMES
 from server.audio.segments import Segment, Transcript
+from server.audio.speech import ENGLISH
 from server.http.api.openai_audio_request import AudioRequest
 from server.http.api.openai_schemas import (
     DurationUsage,
@@ -53,7 +54,7 @@ def describe(transcript: Transcript) -> TranscriptionReply:
 def describe_fully(transcript: Transcript, task: str) -> VerboseTranscriptionReply:
     return {
         "task": task,
-        "language": NAMES[transcript.language],
+        "language": NAMES[ENGLISH] if task == "translate" else NAMES.get(transcript.language, transcript.language),
         "duration": round(transcript.duration_s, 2),
         "text": transcript.text,
         "usage": count_usage(transcript),

@@ -75,6 +75,7 @@ def choose_params(
         forced_begin=given.forced_begin,
     )
     own = settle_params(model.info, wish)
+    check_grammar(asked, params, own)
     return replace(
         params,
         max_tokens=own.max_tokens,
@@ -83,3 +84,14 @@ def choose_params(
         length_penalty=own.length_penalty,
         early_stopping=own.early_stopping,
     )
+
+
+def check_grammar(asked: GenerationFields, params: GenerationParams, own: GenerationParams) -> None:
+    """What a directory forces or forbids knows no grammar: both could leave no token. Raises InvalidField."""
+    if params.grammar[0] and own.processors:
+        field = "response_format" if asked.response_format is not None else "regex"
+        raise InvalidField(
+            f"{field} is not supported for this model, whose directory has rules of its own for what it writes (a "
+            "first or a last token, least lengths, repeats); leave it out",
+            param=field,
+        )
