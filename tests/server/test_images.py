@@ -11,8 +11,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
 from runtime.backends.cpu.build import ISA_FLAGS
+from runtime.cache import cache_dir
 from server.__main__ import SET_VARIABLES
 
 DOCKER = Path(__file__).parents[2] / "docker"
@@ -102,3 +104,14 @@ def test_the_users_variable_is_left_to_the_user(image: str) -> None:
     """Who set it would otherwise unset the address, and on a GPU the device."""
     variables = set(re.findall(r"(PADLESS_\w*SET)=", (DOCKER / image).read_text()))
     assert variables == {SET_VARIABLES[0]} and SET_VARIABLES[-1] == "PADLESS_SET"
+
+
+def test_volumes_are_where_things_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume anywhere else is empty for ever, and one that the image has no folder for is root's."""
+    image = (DOCKER / "Dockerfile").read_text()
+    environment = dict(re.findall(r"(XDG_CACHE_HOME|HF_HOME)=(\S+)", image))
+    monkeypatch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])
+    compiled = str(cache_dir("models"))
+    volumes = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["padless"]["volumes"]
+    assert dict(volume.split(":") for volume in volumes) == {"models": environment["HF_HOME"], "compiled": compiled}
+    assert f"mkdir -p {compiled} " in image
