@@ -64,6 +64,7 @@ def count_in_file(file: Path, num_rows: int | None) -> int:
 def read_shapes(file: Path) -> list[Sequence[int]]:
     """Of the tensors of a safetensors file. Raises ModelDirectoryError."""
     try:
+        file.open("rb").close()  # safetensors says of every file that it cannot open that there is none.
         with safe_open(file, "np") as content:
             return [content.get_slice(name).get_shape() for name in content.keys()]  # noqa: SIM118
     except (OSError, SafetensorError) as error:

@@ -33,6 +33,7 @@ def open_checkpoint(directory: Path) -> dict[str, LazyWeight]:
 def open_safetensors(file: Path) -> dict[str, LazyWeight]:
     """Raises ModelDirectoryError where the file cannot be read."""
     try:
+        file.open("rb").close()  # safetensors says of every file that it cannot open that there is none.
         with safe_open(file, "pt") as content:
             # What `get_tensor` gives is mapped: nothing is read to know its shape.
             likes = {name: content.get_tensor(name).to("meta") for name in content.keys()}  # noqa: SIM118

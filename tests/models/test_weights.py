@@ -6,6 +6,7 @@ import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from models.bert import FAMILY as BERT
 from models.heads import TextModel
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
+from models.weight_files import count_numbers
 from models.weights import open_checkpoint, rename_tensors
 
 Edit = Callable[[dict[str, Tensor]], object]
@@ -181,6 +183,25 @@ def test_truncated_file(directory: Path, name: str, kept: int) -> None:
     (directory / name).write_bytes((directory / name).read_bytes()[:kept])
     with pytest.raises(ModelDirectoryError, match=rf"{re.escape(name)}: cannot be read: \S"):
         load(directory)
+
+
+@pytest.mark.parametrize("read", [load, count_numbers])
+def test_file_of_somebody_else(
+    directory: Path, read: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers writes weights for one user, a container is another. safetensors says that there is no such file."""
+
+    open_path = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.suffix != ".safetensors":
+            return open_path(path, *arguments, **options)
+        raise PermissionError(13, "Permission denied", str(path))  # What root, who may be testing, is never told.
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuse)
+        with pytest.raises(ModelDirectoryError, match=r"model\.safetensors: cannot be read: .*Permission denied"):
+            read(directory)
 
 
 def test_no_weights(directory: Path) -> None:
