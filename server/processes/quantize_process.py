@@ -57,7 +57,7 @@ def quantize(model: DeployedModel, data: Path, out: Path, options: Options, max_
     texts = choose_texts(list(read_texts(data)), max_texts, data)
     torch.set_num_threads(model.config.engine.threads or count_cores())
     sequences = tokenize(model, texts)
-    split = len(sequences) - round(HELD_OUT_SHARE * len(sequences))
+    split = len(sequences) - count_held_out(len(sequences))
     budget = model.config.limits.max_batch_tokens
     calibrated, held_out = (make_batches(part, budget) for part in (sequences[:split], sequences[split:]))
     graph_module = trace_linears(load_model(model.directory, model.info, model.heads), torch.device("cpu"))
@@ -72,6 +72,11 @@ def quantize(model: DeployedModel, data: Path, out: Path, options: Options, max_
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from None
     return calibration
+
+
+def count_held_out(num_texts: int) -> int:
+    """At least one of two, and never all: there is something to judge by, and something to learn from."""
+    return min(max(1, round(HELD_OUT_SHARE * num_texts)), num_texts - 1)
 
 
 def measure_speed(model: DeployedModel, quantization: Path, held_out: Sequence[Batch], progress: Progress) -> Speed:

@@ -21,7 +21,7 @@ from server import __main__ as command_line
 from server.config import ConfigError, ModelConfig
 from server.processes import quantize_process
 from server.processes.deployment import DeployedModel
-from server.processes.quantize_process import choose_texts, read_texts
+from server.processes.quantize_process import choose_texts, count_held_out, read_texts
 from tests.kernels.tiny_graphs import random_batch
 
 WORDS = [f"w{index}" for index in range(50)]
@@ -163,6 +163,10 @@ class TestData:
     def test_one_text_is_too_few(self) -> None:
         with pytest.raises(ConfigError, match="at least 2"):
             choose_texts(["a", "a"], 10, Path("x"))
+
+    @pytest.mark.parametrize(("num_texts", "num_held_out"), [(2, 1), (3, 2), (100, 80)])
+    def test_some_are_held_out_however_few_there_are(self, num_texts: int, num_held_out: int) -> None:
+        assert count_held_out(num_texts) == num_held_out
 
 
 class TestReport:
