@@ -12,6 +12,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import models, pre_tokenizers, processors
 
+from tests.whisper_files import MAX_TARGET_TOKENS, NUM_MEL_BINS, WINDOW_S, describe_generation
+from tests.whisper_files import build_tokenizer as build_whisper_tokenizer
+
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "[unused1]")
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation
 VOCAB = [*SPECIALS, *CHARACTERS, *(f"##{character}" for character in CHARACTERS)]
@@ -61,6 +64,19 @@ def make_writer_of_texts(directory: Path, config: transformers.PreTrainedConfig)
     build_tokenizer().save(str(directory / "tokenizer.json"))
 
 
+def make_hearer(directory: Path) -> None:
+    """A Whisper of windows of two seconds."""
+    raw = build_whisper_tokenizer()
+    settings = describe_generation(raw)
+    special = {name: settings[name] for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id")}
+    sizes = {"num_mel_bins": NUM_MEL_BINS, "max_source_positions": 50 * WINDOW_S}
+    shape = STACKS | {"vocab_size": raw.get_vocab_size(), "max_target_positions": MAX_TARGET_TOKENS} | special | sizes
+    save(directory, transformers.AutoModelForSpeechSeq2Seq, transformers.WhisperConfig(**shape))
+    (directory / "generation_config.json").write_text(json.dumps(settings))
+    raw.save(str(directory / "tokenizer.json"))
+    transformers.WhisperFeatureExtractor(NUM_MEL_BINS, chunk_length=WINDOW_S).save_pretrained(directory)
+
+
 def save(directory: Path, auto: Any, config: transformers.PreTrainedConfig) -> None:
     torch.manual_seed(0)
     model = auto.from_config(config)
@@ -101,7 +117,7 @@ def make_colbert(directory: Path) -> None:
 def make_models(folder: Path) -> Mapping[str, Path]:
     """Directories by the names that the pages of docs/protocols give their models."""
     names = ("all-MiniLM-L6-v2", "ranker", "classifier", "ner", "splade", "bert", "squad", "writer")
-    names += ("translator", "summarizer")
+    names += ("translator", "summarizer", "whisper-1")
     folders = {name: folder / name for name in names}
     make_encoder(folders["all-MiniLM-L6-v2"], transformers.AutoModel)
     make_encoder(folders["ranker"], transformers.AutoModelForSequenceClassification, ["LABEL_0"])
@@ -113,4 +129,5 @@ def make_models(folder: Path) -> Mapping[str, Path]:
     make_generator(folders["writer"])
     make_writer_of_texts(folders["translator"], transformers.MarianConfig(**STACKS, max_position_embeddings=64))
     make_writer_of_texts(folders["summarizer"], transformers.PegasusConfig(**STACKS, max_position_embeddings=64))
+    make_hearer(folders["whisper-1"])
     return folders

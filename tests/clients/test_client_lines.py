@@ -7,6 +7,7 @@ import pytest
 
 from tests.clients.environments import run_python
 from tests.e2e.running_server import RunningServer
+from tests.whisper_files import make_sound, write_wav
 
 pytestmark = pytest.mark.clients
 
@@ -26,6 +27,7 @@ def test_client_lines_work(
     asked = colbert if page.stem in OF_TOKENS else server
     blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
     assert blocks, "the page shows no client"
+    (tmp_path / "speech.wav").write_bytes(write_wav(make_sound(1.0)))
     for block in blocks:
         lines, num_addresses = ADDRESS.subn(asked.url.removeprefix("http://"), block)
         lines, num_others = GRPC_ADDRESS.subn(grpc_address, lines)
