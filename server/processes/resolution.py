@@ -9,7 +9,8 @@ from models.further_heads import FurtherHead, list_own_heads, read_further_head
 from models.info import ModelDirectoryError, ModelInfo, read_info
 from models.source import find_directory
 from server.api_keys import load_keys
-from server.config import ChatConfig, ConfigError, ModelConfig, ServerConfig, SourceConfig
+from server.audio.features import FRAMES_PER_S
+from server.config import ChatConfig, ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
 from server.errors import InvalidField
 from server.processes.deployment import DeployedModel, Deployment, count_cores, count_threads
 from server.tasks.head import Work
@@ -39,6 +40,7 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
         check_limits(deployed)
         deployed = replace(deployed, info=limit_input(info, model.limits.max_input_tokens))
         check_chat(deployed)
+        check_sound(deployed, config.server)
         deployed.head.check_config(model)
         models.append(deployed)
     return Deployment(config, tuple(models), run_dir, num_cores, keys)
@@ -129,6 +131,20 @@ def check_window(deployed: DeployedModel) -> None:
         raise ConfigError(
             f"model {model.name}: limits.max_batch_tokens ({model.limits.max_batch_tokens}) is below the {num_rows} "
             f"rows of a window, which is encoded whole. Raise it to at least {num_rows}"
+        )
+
+
+def check_sound(deployed: DeployedModel, http: HttpConfig) -> None:
+    """Raises ConfigError where the longest one would never have room, however long a client waits."""
+    target, limits = deployed.info.seq2seq, deployed.config.limits
+    if target is None or target.speech is None:
+        return
+    needed_mb = limits.max_audio_s * FRAMES_PER_S * target.speech.num_mel_bins * 4 / 1e6
+    if needed_mb > http.max_bodies_mb:
+        raise ConfigError(
+            f"model {deployed.config.name}: {limits.max_audio_s:g} s of sound (limits.max_audio_s) are {needed_mb:.0f} "
+            f"MB once they are heard, over server.max_bodies_mb ({http.max_bodies_mb:g}). Lower max_audio_s or raise "
+            "max_bodies_mb"
         )
 
 

@@ -188,6 +188,7 @@ def test_who_writes_english_only_is_told_no_language(tmp_path: Path) -> None:
     [
         ({"max_batch_tokens": 64}, "max_batch_tokens .64. is below the 100 rows of a window"),
         ({"max_input_tokens": 50}, "max_input_tokens is for texts, and this model hears windows"),
+        ({"max_audio_s": 100_000.0}, r"100000 s of sound .* are 400 MB once they are heard, over server.max_bodies_mb"),
         ({"truncation": "right"}, "truncation is for texts, and this model hears"),
     ],
 )
