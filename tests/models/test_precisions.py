@@ -18,7 +18,7 @@ from runtime.config import UnusableConfig
 from runtime.engine import Engine
 from runtime.engines.transfer import to_tensors
 from runtime.quantization.simulate import find_linears
-from tests.tolerances import ENCODER_TOLERANCES, SAME_ENGINE, check_close
+from tests.tolerances import BORDER_TOLERANCES, ENCODER_TOLERANCES, SAME_ENGINE, check_close
 
 SEQLENS = [1, 2, 15, 16, 17, 33, 1, 47, 48, 49, 64, 65, 3, 73]
 """Around the borders of tiles, of panels and of blocks of rows."""
@@ -77,12 +77,12 @@ def test_every_precision_of_token_logits(find_token_classifier: Find, name: str,
     ids, types = make_sequences(captured.model, SEQLENS)
     together = run_tokens(engine, ids, types)
     expected = run_module(captured, pack(ids, types), "token_logits")
-    check_close(np.concatenate(together), expected, tolerance=find_tolerances(captured, ENCODER_TOLERANCES)[precision])
+    check_close(np.concatenate(together), expected, tolerance=find_tolerances(captured, BORDER_TOLERANCES)[precision])
     turned = run_tokens(engine, ids[::-1], types[::-1])[::-1]
     alone = [run_tokens(engine, [each], [kinds])[0] for each, kinds in zip(ids, types, strict=True)]
     for others in (turned, alone):
         if kernels == "torch":
-            tolerance = SAME_ENGINE if precision == "fp32" else find_tolerances(captured, ENCODER_TOLERANCES)[precision]
+            tolerance = SAME_ENGINE if precision == "fp32" else find_tolerances(captured, BORDER_TOLERANCES)[precision]
             check_close(np.concatenate(others), np.concatenate(together), tolerance=tolerance)
         else:
             np.testing.assert_array_equal(np.concatenate(others), np.concatenate(together))
