@@ -6,12 +6,16 @@ sets it, then starts its children. Label values come from the configuration, nev
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from runtime.engine import MemoryStats
+
+Part = TypeVar("Part")
 
 # 0.1 ms to 66 s in steps of 1.5: a third of a decade everywhere, three buckets below the 0.5 ms that matter most.
 SECONDS_BUCKETS = tuple(float(f"{1e-4 * 1.5**step:.3g}") for step in range(34))
@@ -107,6 +111,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry = CollectorRegistry() if registry is None else registry
+        self._parts: dict[Callable[[CollectorRegistry], Any], Any] = {}
         call = ("route", "model")
         engine = ("model", "replica")
 
@@ -240,6 +245,13 @@ class Metrics:
 
     def count_engine_restart(self, model: str, replica: int) -> None:
         self.engine_restarts.labels(model, str(replica)).inc()
+
+    def share(self, kind: Callable[[CollectorRegistry], Part]) -> Part:
+        """What a part of the server counts in besides, made once: a registry has one metric of each name."""
+        if kind not in self._parts:
+            self._parts[kind] = kind(self.registry)
+        part: Part = self._parts[kind]
+        return part
 
     def join(self) -> CollectorRegistry:
         """Of all processes where there are several, else of this one."""

@@ -55,7 +55,7 @@ LLAMACPP = make_peer(
     ),
     ("llama-cpp-python==0.3.16", "gguf==0.17.1", "numpy==2.4.6", "safetensors==0.8.0"),
     converts=True,
-    converts_with=(),
+    converts_with=("../gguf_files.py",),
 )
 
 PEERS = {"padless": PADLESS, "huggingface": HUGGINGFACE, "ctranslate2": CTRANSLATE2, "llamacpp": LLAMACPP}

@@ -6,7 +6,6 @@ Tokens are drawn, so that answers differ as those of trained weights do; in our 
 """
 
 import asyncio
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from bench.generation.workload import Lengths
 from bench.peers.environments import find_cache
 from bench.report import write_results
 from bench.timing import Comparison, format_ratio
+from bench.whole_folders import filling
 
 VOCAB_SIZE = 16_000
 SHAPE = {
@@ -57,11 +57,9 @@ def find_model(name: str) -> Path:
     """Always the same weights."""
     folder = find_cache() / "models" / f"qwen3-{name}-seed-0"
     if not folder.exists():
-        unfinished = folder.with_name(f"{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
         torch.manual_seed(0)
-        BUILDERS[name]().save_pretrained(unfinished)
-        unfinished.rename(folder)
+        with filling(folder) as unfinished:
+            BUILDERS[name]().save_pretrained(unfinished)
     return folder
 
 

@@ -10,63 +10,21 @@ from typing import Any
 import gguf
 import llama_cpp
 import numpy as np
-from safetensors.numpy import load_file
 
 from bench.generation.session import MAX_CONCURRENT, MAX_TOTAL_TOKENS, Generate, Task, serve
+from bench.gguf_files import open_context, open_model, write_files
 
 MAX_BATCH_TOKENS = 512
-NAMES = {
-    "input_layernorm": "attn_norm",
-    "mlp.down_proj": "ffn_down",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.v_proj": "attn_v",
-}
 
 
 def convert(model: Path, out: Path) -> None:
-    """Writes f32.gguf and q8_0.gguf, without a vocabulary: token ids go in and come out."""
-    config = json.loads((model / "config.json").read_text())
-    tensors = load_file(model / "model.safetensors")
-    for kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0):
-        writer = gguf.GGUFWriter(out / f"{kind.name.lower()}.gguf", "llama")
-        write_settings(writer, config)
-        for name, value in tensors.items():
-            value = reorder(name, value.astype(np.float32), config)
-            if value.ndim == 2:
-                writer.add_tensor(rename(name), gguf.quants.quantize(value, kind), raw_dtype=kind)
-            else:
-                writer.add_tensor(rename(name), value)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+    """Writes f32.gguf and q8_0.gguf."""
+    kinds = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0)
+    write_files(model, out, "llama", kinds, rope_theta=find_theta, adjust=reorder)
 
 
-def write_settings(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(float(config.get("rope_theta", 10_000.0)))
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
-
-
-def rename(name: str) -> str:
-    """model.layers.3.mlp.up_proj.weight to blk.3.ffn_up.weight."""
-    name = name.removeprefix("model.").removesuffix(".weight")
-    if name.startswith("layers."):
-        _, layer, part = name.split(".", 2)
-        return f"blk.{layer}.{NAMES[part]}.weight"
-    return {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}[name] + ".weight"
+def find_theta(config: dict[str, Any]) -> float:
+    return float(config.get("rope_theta", 10_000.0))
 
 
 def reorder(name: str, value: np.ndarray, config: dict[str, Any]) -> np.ndarray:
@@ -79,19 +37,11 @@ def reorder(name: str, value: np.ndarray, config: dict[str, Any]) -> np.ndarray:
 
 
 def load(model: Path, converted: Path, options: dict[str, Any], threads: int) -> Generate:
-    llama_cpp.llama_backend_init()
-    loaded = llama_cpp.llama_model_load_from_file(
-        str(converted / options["file"]).encode(), llama_cpp.llama_model_default_params()
-    )
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = MAX_CONCURRENT * MAX_TOTAL_TOKENS
     params.n_batch = params.n_ubatch = MAX_BATCH_TOKENS
     params.n_seq_max = MAX_CONCURRENT
-    params.n_threads = params.n_threads_batch = threads
-    params.kv_unified = True
-    context = llama_cpp.llama_init_from_model(loaded, params)
-    if not context:
-        raise RuntimeError("llama.cpp made no context")
+    context = open_context(open_model(converted / options["file"]), params, threads)
     vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
     return Continuous(context, vocab_size).generate
 

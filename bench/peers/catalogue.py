@@ -125,7 +125,8 @@ LLAMACPP = Peer(
     ),
     ("llama-cpp-python==0.3.16", "gguf==0.17.1", "numpy==2.4.6", "safetensors==0.8.0"),
     converts=True,
-    converts_with=(),
+    converts_with=("../gguf_files.py",),
+    environment={"PYTHONPATH": str(ROOT)},
 )
 """For embedders that are language models."""
 

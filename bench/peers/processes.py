@@ -2,12 +2,12 @@
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.whole_folders import filling
 from server.processes.launch import SPIN_COUNT, SPIN_VARIABLE
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -75,21 +75,17 @@ def convert(python: Path, worker: Path, model: Path, out: Path, cache: Path, ext
     """Let a worker fill `out`, unless it is there already. Raises WorkerError."""
     if out.exists():
         return
-    unfinished = out.with_name(f"{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     log = cache / "logs" / f"convert-{out.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as stream:
+    with filling(out) as unfinished, log.open("w") as stream:
         ended = subprocess.run(
             [str(python), str(worker), "convert", str(model), str(unfinished)],
             stdout=stream,
             stderr=subprocess.STDOUT,
             env=build_environment(os.cpu_count() or 1, cache, extra),
         )
-    if ended.returncode:
-        raise WorkerError(f"conversion failed: {read_last_line(log)}")
-    unfinished.rename(out)
+        if ended.returncode:
+            raise WorkerError(f"conversion failed: {read_last_line(log)}")
 
 
 def read_last_line(log: Path) -> str:

@@ -17,6 +17,7 @@ from transformers import (
     Qwen3Model,
 )
 
+from bench.whole_folders import filling
 from models.source import find_directory
 
 DEBERTA_V3 = {
@@ -58,12 +59,10 @@ def find_model(name: str, cache: Path) -> Path:
         return minilm
     folder = cache / "models" / f"{name}-seed-0"
     if not folder.exists():
-        unfinished = folder.with_name("unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
         torch.manual_seed(0)
-        BUILDERS[name]().save_pretrained(unfinished)
-        if name == "bert-base":  # the same vocabulary; CTranslate2's converter wants a tokenizer
-            for path in minilm.glob("*token*.json"):
-                shutil.copy(path, unfinished)
-        unfinished.rename(folder)
+        with filling(folder) as unfinished:
+            BUILDERS[name]().save_pretrained(unfinished)
+            if name == "bert-base":  # the same vocabulary; CTranslate2's converter wants a tokenizer
+                for path in minilm.glob("*token*.json"):
+                    shutil.copy(path, unfinished)
     return folder

@@ -1,7 +1,6 @@
 """The encoder-decoders that are compared: a real one, and shapes of others with random weights."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import (
 from bench.generation.decoders import find_source
 from bench.seq2seq.detransliterator import SOURCE
 from bench.seq2seq.features import WHISPER_PROMPT
+from bench.whole_folders import filling
 
 VOCAB_SIZE = 32_000
 END, PAD = 0, VOCAB_SIZE - 1
@@ -102,11 +102,9 @@ def find_random(name: str, cache: Path) -> Path:
     """Always the same weights."""
     folder = cache / "models" / f"{name}-seed-0"
     if not folder.exists():
-        unfinished = folder.with_name(f"{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
         torch.manual_seed(0)
         model = RANDOM[name]
-        model.build().save_pretrained(unfinished)
-        write_pieces(unfinished, model.names, model.vocab_size)
-        unfinished.rename(folder)
+        with filling(folder) as unfinished:
+            model.build().save_pretrained(unfinished)
+            write_pieces(unfinished, model.names, model.vocab_size)
     return folder

@@ -14,6 +14,7 @@ from transformers import (
 
 from bench.minilm import DIRECTORY
 from bench.traffic import FIRST_TOKEN, LAST_TOKEN
+from bench.whole_folders import filling
 
 HEAD_SCALE = 20.0
 """Times the usual random weights: logits then differ from text to text as those of trained heads do."""
@@ -61,11 +62,9 @@ def find_model(name: str, cache: Path) -> Path:
     """Its directory, made first where there is none: always the same weights."""
     folder = cache / "models" / f"minilm-{name}-seed-0"
     if not folder.exists():
-        unfinished = folder.with_name(f"{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
         torch.manual_seed(0)
-        BUILDERS[name]().save_pretrained(unfinished)
-        for path in (*DIRECTORY.glob("*token*.json"), DIRECTORY / "vocab.txt"):
-            shutil.copy(path, unfinished)
-        unfinished.rename(folder)
+        with filling(folder) as unfinished:
+            BUILDERS[name]().save_pretrained(unfinished)
+            for path in (*DIRECTORY.glob("*token*.json"), DIRECTORY / "vocab.txt"):
+                shutil.copy(path, unfinished)
     return folder

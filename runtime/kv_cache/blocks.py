@@ -159,9 +159,8 @@ class BlockAllocator:
         """Let others find all blocks of a table, the last one too, though it may not be full."""
         for block, each in zip(table.block_ids, hashes, strict=True):
             known = self.found.get(each)
-            if (
-                known is not None and self.ref_counts[known] == 0
-            ):  # what is left of another one, of which a part is gone
+            # What is left of another table, of which a part is gone.
+            if known is not None and self.ref_counts[known] == 0:
                 del self.kept[known], self.hashes[known], self.found[each]
                 self.empty.append(known)
             if each not in self.found and block not in self.hashes:

@@ -40,10 +40,6 @@ class Hearing:
     turns: asyncio.Semaphore
     """As many as the pool has threads: who waits for one can still go."""
 
-    @property
-    def window_frames(self) -> int:
-        return self.log_mel.window_frames
-
     async def hear(self, content: bytes, field: str) -> Heard:
         """A file that came in this field. Nobody else has its turn until its thread is done, though its client may be
         gone; which ends it soon. Raises EmptyInput, InputTooLong, InvalidField."""

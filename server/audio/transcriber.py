@@ -4,10 +4,9 @@ to be decoded once more. Pure.
 Whisper's sequential algorithm (Radford et al., 2022, section 3.8; `transcribe.py` of openai-whisper).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from server.audio.fallback import Attempt, list_temperatures
+from server.audio.fallback import Attempt
 from server.audio.segments import Segment, Window, cut_segments
 from server.audio.speech import Speech, SpeechTask
 
@@ -45,10 +44,6 @@ class Transcriber:
     def prompt(self) -> list[int]:
         """Of the next window."""
         return self.speech.begin(self.wish.language, self.wish.task, self.told)
-
-    def list_temperatures(self) -> Iterator[float]:
-        """To be tried until an attempt is good."""
-        yield from list_temperatures(self.wish.temperature)
 
     def take(self, attempt: Attempt) -> list[Segment]:
         """What the window says, and go on to the next one."""

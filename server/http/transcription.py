@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
-from server.audio.fallback import Attempt
+from server.audio.fallback import Attempt, list_temperatures
 from server.audio.hearing import Heard, Hearing
 from server.audio.segments import Segment
 from server.audio.speech import ENGLISH
@@ -53,8 +53,9 @@ class Transcription:
 
     async def read(self, wish: TranscriptWish) -> AsyncGenerator[list[Segment]]:
         """What each window says, as soon as that is certain."""
+        window_frames = self.hearing.log_mel.window_frames
         transcriber = Transcriber(
-            self.hearing.speech, wish, num_frames=self.heard.num_frames, window_frames=self.hearing.window_frames
+            self.hearing.speech, wish, num_frames=self.heard.num_frames, window_frames=window_frames
         )
         while transcriber.window is not None:
             yield transcriber.take(await self._try(transcriber))
@@ -64,7 +65,7 @@ class Transcription:
         assert transcriber.window is not None
         begin, prompt = transcriber.window.begin, transcriber.prompt
         attempt: Attempt | None = None
-        for temperature in transcriber.list_temperatures():
+        for temperature in list_temperatures(transcriber.wish.temperature):
             params = settle_params(self.hearing.speech, prompt, temperature, seed=begin)
             said = await self._run(prompt, params, begin)
             attempt = self.hearing.speech.read_attempt(said.token_ids, said.logprobs, said.no_speech, temperature)

@@ -11,11 +11,13 @@ from server.http.state import ServedModel, ServerState
 from server.http.text_generation import TextGeneration
 from server.tasks.text2text import TASK, DecodingWish, begin_answer, settle_params
 from server.text.detokenizer import TokenTexts
+from server.text.inputs import Input
 from server.text.languages import Instruction, as_tokens
 from server.text.prompts import Prompt
 from server.text.sentences import SplitText
 from server.text.text_stream import TextRules
 from server.text.work import Truncation
+from server.wire.generation import GenerationParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +33,29 @@ class Writing:
 
     def build_job(self, model: ServedModel) -> TextJob:
         """Raises InvalidField, also naming fields of the wish."""
-        given = self.instruction
         sentences = [sentence for split in self.splits for sentence in split.sentences]
-        params = settle_params(model.info, replace(self.wish, forced_begin=given.forced_begin))
-        opening = begin_answer(model.info) if given.opening is None else as_tokens(given.opening)
-        return TextJob(
-            TASK,
-            sentences,
-            self.field,
-            params,
-            prompt=Prompt(given.prefix),
-            around=given.around,
-            truncation=self.truncation,
-            openings=[opening] * len(sentences),
-            num_answers=params.num_sequences,
-            num_sequences=params.num_rows,
-            num_answer_tokens=params.max_tokens,
-            priority=self.priority,
-        )
+        params = settle_params(model.info, replace(self.wish, forced_begin=self.instruction.forced_begin))
+        job = build_source_job(model, sentences, self.field, self.instruction, params)
+        return replace(job, truncation=self.truncation, priority=self.priority)
+
+
+def build_source_job(
+    model: ServedModel, sources: Sequence[Input], field: str, given: Instruction, params: GenerationParams
+) -> TextJob:
+    """Answers to sources, each of which begins as the instruction or the model has it."""
+    opening = begin_answer(model.info) if given.opening is None else as_tokens(given.opening)
+    return TextJob(
+        TASK,
+        sources,
+        field,
+        params,
+        prompt=Prompt(given.prefix),
+        around=given.around,
+        openings=[opening] * len(sources),
+        num_answers=params.num_sequences,
+        num_sequences=params.num_rows,
+        num_answer_tokens=params.max_tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True)

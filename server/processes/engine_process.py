@@ -115,7 +115,7 @@ def build_decoding(
         plan_decoding(model),
         vocab_size=model.info.output_dim,
         wake=wake,
-        metrics=CacheMetrics(metrics.registry, model.config.name, replica),
+        metrics=CacheMetrics(metrics, model.config.name, replica),
     )
 
 

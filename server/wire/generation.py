@@ -61,6 +61,11 @@ class GenerationParams:
         return max(self.num_sequences, self.beam_width, 1)
 
     @property
+    def num_prompt_top(self) -> int:
+        """Most probable tokens that are told beside a logprob of the prompt."""
+        return max(self.num_prompt_logprobs, 0)
+
+    @property
     def asks_about_prompt(self) -> bool:
         """For logprobs in it."""
         return self.num_prompt_logprobs >= 0 or self.probe is not None

@@ -61,7 +61,7 @@ async def make_engine(folder: Path, *, step_ms: float = 0.0) -> AsyncIterator[Se
         DecodingOptions(200, prefill_chunk_tokens=16),
         vocab_size=VOCAB_SIZE,
         wake=changed.set,
-        metrics=CacheMetrics(metrics.registry, "m", 0),
+        metrics=CacheMetrics(metrics, "m", 0),
     )
     executor: DeviceThread[DecodingStep] = DeviceThread(
         NullDecoder(info, step_ms=step_ms, fail_token_id=POISON), "device"

@@ -23,8 +23,7 @@ def load_yaml(*parts: str) -> Any:
 
 def counted_names() -> set[str]:
     registry = CollectorRegistry()
-    Metrics(registry)
-    CacheMetrics(registry, "m", 0)
+    CacheMetrics(Metrics(registry), "m", 0)
     return {family.name + suffix for family in registry.collect() for suffix in SUFFIXES[family.type]}
 
 

@@ -222,8 +222,9 @@ async def test_info(server: Server) -> None:
 def test_two_generators_in_one_process_count_apart() -> None:
     """As inline engines do, which share its registry."""
     registry = CollectorRegistry()
+    metrics = Metrics(registry)
     for count, model in enumerate(("writer", "translator"), start=1):
-        CacheMetrics(registry, model, 0).observe(CacheReport(num_running=count))
+        CacheMetrics(metrics, model, 0).observe(CacheReport(num_running=count))
     values = [
         registry.get_sample_value("padless_running_requests", {"model": model, "replica": "0"})
         for model in ("writer", "translator")

@@ -1,9 +1,10 @@
 """What an engine that generates counts: its sequences, the blocks of its KV cache, and tokens by phase."""
 
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from server.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +49,12 @@ class CacheFamilies:
         self.decoded = counter("decode_tokens", "Tokens of answers computed, drafts included")
 
 
-FAMILIES: WeakKeyDictionary[CollectorRegistry, CacheFamilies] = WeakKeyDictionary()
-"""Inline engines share their process, and so its registry."""
-
-
-def find_families(registry: CollectorRegistry) -> CacheFamilies:
-    if registry not in FAMILIES:
-        FAMILIES[registry] = CacheFamilies(registry)
-    return FAMILIES[registry]
-
-
 class CacheMetrics:
     """One engine's. Mutable: its last counts."""
 
-    def __init__(self, registry: CollectorRegistry, model: str, replica: int) -> None:
-        labels, families = {"model": model, "replica": str(replica)}, find_families(registry)
+    def __init__(self, metrics: Metrics, model: str, replica: int) -> None:
+        """Inline engines share their process, and so what they count in."""
+        labels, families = {"model": model, "replica": str(replica)}, metrics.share(CacheFamilies)
         self.running = families.running.labels(**labels)
         self.waiting = families.waiting.labels(**labels)
         self.blocks = families.blocks.labels(**labels)

@@ -140,7 +140,7 @@ def draw_row_uniforms(rows: Seq[Row]) -> npt.NDArray[np.float64]:
 
 def count_top(row: Row) -> int:
     if row.forced_id != NO_TOKEN:
-        return max(row.generation.params.num_prompt_logprobs, 0)
+        return row.generation.params.num_prompt_top
     if row.generation.beams is not None:
         return row.generation.beams.num_candidates
     return row.generation.params.num_logprobs

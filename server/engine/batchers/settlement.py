@@ -70,8 +70,7 @@ class Settlement:
         drawn = [place for place in places if rows[place].forced_id == NO_TOKEN]
         for place in places:
             if rows[place].forced_id != NO_TOKEN:
-                num_top = max(generation.params.num_prompt_logprobs, 0)
-                generation.prompt_logprobs.append(read_logprob(tokens, place, num_top))
+                generation.prompt_logprobs.append(read_logprob(tokens, place, generation.params.num_prompt_top))
         if any(tokens.token_ids[place] == NO_TOKEN for place in places):
             self.fail(generation, explain_no_token(generation.params))
             return

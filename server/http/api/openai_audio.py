@@ -24,7 +24,7 @@ from server.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class Writing:
+class Dictation:
     """A transcript under way."""
 
     transcription: Transcription
@@ -48,18 +48,18 @@ async def answer(call: Call, state: ServerState, task: SpeechTask) -> Reply | No
     call.model = model.name
     place = take_places(call, model, 1)
     try:
-        writing = await begin(call, state, model, asked, task)
+        dictation = await begin(call, state, model, asked, task)
         if asked.stream:
-            await stream(call, state, writing)
+            await stream(call, state, dictation)
             return None
-        segments = [segment async for found in writing.transcription.read(writing.wish) for segment in found]
-        transcript = writing.finish(segments)
+        segments = [segment async for found in dictation.transcription.read(dictation.wish) for segment in found]
+        transcript = dictation.finish(segments)
         return await model.tokenizer.run(partial(write_transcript, transcript, asked, task=task))
     finally:
         place.release()
 
 
-async def begin(call: Call, state: ServerState, model: ServedModel, asked: AudioRequest, task: SpeechTask) -> Writing:
+async def begin(call: Call, state: ServerState, model: ServedModel, asked: AudioRequest, task: SpeechTask) -> Dictation:
     """Whatever can be wrong with the request is found here. Raises ServiceError's kinds."""
     hearing = model.hearing
     assert hearing is not None, "Every model that transcribes has it. This is a bug."
@@ -70,7 +70,7 @@ async def begin(call: Call, state: ServerState, model: ServedModel, asked: Audio
     metrics = state.metrics.bind_tokens(route=call.path, model=model.name)
     transcription = Transcription(call, model, hearing, heard, metrics)
     wish = TranscriptWish(language or await transcription.find_language(), task, asked.temperature, prompt_ids)
-    return Writing(transcription, wish)
+    return Dictation(transcription, wish)
 
 
 async def hear(call: Call, hearing: Hearing, asked: AudioRequest) -> Heard:
@@ -91,16 +91,16 @@ async def read_prompt(prompt: str, tokenizer: Tokenizer, speech: Speech) -> tupl
     return tuple(token_id for token_id in found.input_ids.tolist() if token_id < speech.tokens.end_id)
 
 
-async def stream(call: Call, state: ServerState, writing: Writing) -> None:
+async def stream(call: Call, state: ServerState, dictation: Dictation) -> None:
     """A window's text at a time: until it is certain that a window need not be decoded once more, nothing is said."""
     segments: list[Segment] = []
     async with EventStream(call, state.config.server.sse_ping_s) as events:
-        async for found in writing.transcription.read(writing.wish):
+        async for found in dictation.transcription.read(dictation.wish):
             text = "".join(segment.text for segment in found)
             if text:
                 await events.write(write_delta(text if segments else text.lstrip()))
             segments += found
-        await events.write(write_done(writing.finish(segments)))
+        await events.write(write_done(dictation.finish(segments)))
         await events.end()
 
 

@@ -17,7 +17,7 @@ from server.http.api.logprobs import format_lists
 from server.http.api.openai_errors import render_error
 from server.http.api.openai_generation import INLINE_TOKENS, Choice, Choices, Envelope, generate
 from server.http.api.openai_schemas import EVENT_STREAM, CompletionReply, ErrorReply
-from server.http.api.openai_sources import build_source_job, instruct
+from server.http.api.openai_sources import build_job_of_sources, instruct
 from server.http.body import parse_body
 from server.http.call import Call, Reply
 from server.http.endpoint import TextJob
@@ -92,7 +92,7 @@ def build_job(asked: CompletionRequest, model: ServedModel, inputs: Sequence[Inp
         if asked.echo:
             raise InvalidField("echo is for models that go on from the prompt; leave it out", param="echo")
         given = instruct(model, inputs, asked.source_language, asked.target_language)
-        return build_source_job(asked, model, inputs, given, num_logprobs)
+        return build_job_of_sources(asked, model, inputs, given, num_logprobs)
     check_no_languages(asked)
     params = build_params(
         asked, model, num_logprobs=num_logprobs, num_prompt_logprobs=num_logprobs if asked.echo else -1

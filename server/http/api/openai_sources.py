@@ -9,11 +9,11 @@ from server.http.api.generation_fields import GenerationFields
 from server.http.api.generation_params import build_params
 from server.http.endpoint import TextJob
 from server.http.state import ServedModel
+from server.http.writing import build_source_job
 from server.tasks.generate import GenerationWish
-from server.tasks.text2text import TASK, DecodingWish, begin_answer, settle_params
+from server.tasks.text2text import DecodingWish, settle_params
 from server.text.inputs import Input
-from server.text.languages import Instruction, as_tokens
-from server.text.prompts import Prompt
+from server.text.languages import Instruction
 from server.wire.generation import GenerationParams
 
 
@@ -38,26 +38,15 @@ def instruct(
     return replace(given, around=None)
 
 
-def build_source_job(
+def build_job_of_sources(
     asked: GenerationFields, model: ServedModel, inputs: Sequence[Input], given: Instruction, num_logprobs: int
 ) -> TextJob:
     """Raises InvalidField."""
     params = choose_params(asked, model, given, num_logprobs)
-    opening = begin_answer(model.info) if given.opening is None else as_tokens(given.opening)
     wish = GenerationWish(params, params.max_tokens, params.max_tokens, tuple(asked.bad_words or ()))
-    return TextJob(
-        TASK,
-        inputs,
-        "prompt",
-        settle=partial(wish.complete, max_tokens=params.max_tokens, tokenizer=model.tokenizer),
-        prompt=Prompt(given.prefix),
-        around=given.around,
-        openings=[opening] * len(inputs),
-        num_answers=params.num_sequences,
-        num_sequences=params.num_rows,
-        num_answer_tokens=params.max_tokens,
-        priority=asked.priority or 0,
-    )
+    settle = partial(wish.complete, max_tokens=params.max_tokens, tokenizer=model.tokenizer)
+    job = build_source_job(model, inputs, "prompt", given, params)
+    return replace(job, params=None, settle=settle, priority=asked.priority or 0)
 
 
 def choose_params(
