@@ -92,22 +92,38 @@ def end_where_it_would_fail_again() -> Iterator[None]:
 def stay_with_parent(on_end: Callable[[], None], on_settled: Callable[[], None] = lambda: None) -> "asyncio.Task[None]":
     """Show the supervisor, which holds the other end of our standard input, that our event loop turns; call
     `on_settled` when it says that the deployment is, and `on_end` when it is gone. Needs a loop; keep what it returns.
+
+    A supervisor that was killed before it had read our last beat resets the connection: libuv then stops watching it,
+    and it is the next beat that finds out.
     """
     loop = asyncio.get_running_loop()
     stdin = sys.stdin.fileno()
 
-    def check() -> None:
-        if os.read(stdin, 1):
-            on_settled()
-            return
-        loop.remove_reader(stdin)
-        on_end()
-
     async def beat() -> None:
         while True:
-            with suppress(OSError):
+            try:
                 os.write(stdin, b".")
+            except BlockingIOError:
+                pass  # it is stopped, and reads none; libuv has made the descriptor one that does not wait
+            except OSError:
+                end()
             await asyncio.sleep(HEARTBEAT_PERIOD_S)
 
+    def check() -> None:
+        try:
+            is_settled = bool(os.read(stdin, 1))
+        except ConnectionError:
+            is_settled = False
+        if is_settled:
+            on_settled()
+        else:
+            end()
+
+    def end() -> None:
+        loop.remove_reader(stdin)
+        heart.cancel()
+        on_end()
+
     loop.add_reader(stdin, check)
-    return asyncio.create_task(beat())
+    heart = asyncio.create_task(beat())
+    return heart
