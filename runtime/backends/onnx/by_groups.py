@@ -1,0 +1,85 @@
+"""Attention without a packed kernel: a loop over groups of sequences, each padded to its own longest."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from runtime.backends.onnx.builder import GraphBuilder, Value
+from runtime.backends.onnx.lowering import Lowering
+
+MASKED = float(np.finfo(np.float32).min) / 2
+"""Added to scores of keys that are not seen. A row of -inf alone would give NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What a loop's body knows of its group: all int64; `num_*` and `width` of no dimensions, the others [num]."""
+
+    builder: GraphBuilder
+    order: Value
+    """The sequences."""
+    seqlens: Value
+    places: Value
+    """The token at each padded place."""
+    num_seqs: Value
+    width: Value
+    """Tokens a sequence, padded."""
+
+    def shape(self, *sizes: "Value | int") -> Value:
+        """A target of Reshape."""
+        parts = [
+            self.builder.integers(size)
+            if isinstance(size, int)
+            else self.builder.add("Unsqueeze", size, self.builder.integers(0))
+            for size in sizes
+        ]
+        return self.builder.add("Concat", *parts, axis=0)
+
+
+def attend_by_groups(lowering: Lowering, attend: Callable[[Group], Value]) -> Value:
+    """`attend` writes into the body of a loop what gives a group's rows, [num padded places, width]; returns those of
+    all tokens, packed."""
+    outer, body = lowering.builder, lowering.builder.body()
+    table, order = lowering.read_groups("groups"), lowering.read_groups("group_order")
+    seqlens = lowering.read_groups("group_seqlens")
+    pad_index, unpad_index = lowering.read_groups("pad_index"), lowering.read_groups("unpad_index")
+
+    turn, goes_on, so_far = (body.name(each) for each in ("turn", "goes_on", "so_far"))
+    row = body.add("Gather", table, turn)
+    first, count, first_place, width = (body.add("Gather", row, body.integer(column)) for column in range(4))
+    num_places = body.add("Mul", count, width)
+    group = Group(
+        body,
+        *(slice_rows(body, each, first, count) for each in (order, seqlens)),
+        slice_rows(body, pad_index, first_place, num_places),
+        count,
+        width,
+    )
+    rows = attend(group)
+    grown = body.add("SequenceInsert", so_far, rows)
+    kept = body.add("Identity", goes_on)
+    body.inputs += [
+        helper.make_tensor_value_info(turn, TensorProto.INT64, []),
+        helper.make_tensor_value_info(goes_on, TensorProto.BOOL, []),
+        helper.make_tensor_sequence_value_info(so_far, TensorProto.FLOAT, None),
+    ]
+    body.outputs += [
+        helper.make_tensor_value_info(kept, TensorProto.BOOL, []),
+        helper.make_tensor_sequence_value_info(grown, TensorProto.FLOAT, None),
+    ]
+    shape = outer.add("Shape", table, start=0, end=1)
+    num_groups = outer.add("Squeeze", shape)
+    empty = outer.add("SequenceEmpty", dtype=TensorProto.FLOAT)
+    always = outer.constant(True, np.bool_)
+    parts = outer.add("Loop", num_groups, always, empty, body=body.build(outer.name("group")))
+    padded = outer.add("ConcatFromSequence", parts, axis=0)
+    return outer.add("Gather", padded, unpad_index)
+
+
+def slice_rows(builder: GraphBuilder, rows: Value, first: Value, count: Value) -> Value:
+    zero = builder.integers(0)
+    end = builder.add("Add", first, count)
+    start, stop = (builder.add("Unsqueeze", each, zero) for each in (first, end))
+    return builder.add("Slice", rows, start, stop, zero)

@@ -1,0 +1,106 @@
+"""Which sequences attention pads together. Pure numpy.
+
+ONNX Runtime has no packed attention on CPUs. Everything else of a graph stays packed, and attention takes the batch in
+groups of similar length, each padded to its own longest, so that one long text does not pad forty short ones
+(FasterTransformer and Effective Transformer pad all to the batch's longest, here and there around attention).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.batch import Arrays, Int32Array, IntArray
+
+ATTENTION_INPUTS: dict[str, list[int | str]] = {
+    "seq_ids": ["num_tokens"],
+    "groups": ["num_groups", 4],
+    "group_order": ["num_seqs"],
+    "group_seqlens": ["num_seqs"],
+    "pad_index": ["num_padded"],
+    "unpad_index": ["num_tokens"],
+}
+"""What a session reads beside the batch, all int64.
+
+`seq_ids`: the sequence of each token. `group_order`: the sequences by group; `group_seqlens`: how many tokens each of
+them has. `groups`: of each group its first sequence in that order, their number, its first place among all padded ones,
+and its tokens a sequence, padded. `pad_index`: the token at each padded place, of a place of none the sequence's last;
+`unpad_index`: the place of each token.
+"""
+STEP = 8
+"""Lengths are rounded up to multiples for choosing groups: a few padded tokens cost less than telling them apart."""
+GROUP_COST = 1500.0
+TOKEN_COST = 1.0
+PAIR_COST = 0.02
+"""Of a group, of a padded token, and of a padded pair of a token and a key, in the same unit: measured with 384 numbers
+a token (`python -m bench.onnx`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """`arrays`: as `ATTENTION_INPUTS` says."""
+
+    arrays: Arrays
+
+    @property
+    def num_padded(self) -> int:
+        return len(self.arrays["pad_index"])
+
+
+def make_groups(seqlens: Int32Array, key_seqlens: Int32Array) -> Groups:
+    """Of sequences with so many tokens in this step, which look at so many keys."""
+    order = np.lexsort((seqlens, key_seqlens)).astype(np.int64)
+    lengths, keys = seqlens[order].astype(np.int64), key_seqlens[order].astype(np.int64)
+    starts = split(lengths, keys)
+    ends = [*starts[1:], len(order)]
+    widths = np.array([lengths[start:end].max() for start, end in zip(starts, ends, strict=True)])
+    counts = np.diff([*starts, len(order)])
+    first_places = np.cumsum(widths * counts) - widths * counts
+    table = np.stack([np.array(starts), counts, first_places, widths], axis=1).astype(np.int64)
+    return Groups(
+        {
+            "seq_ids": np.repeat(np.arange(len(order), dtype=np.int64), seqlens),
+            "groups": table,
+            "group_order": order,
+            "group_seqlens": lengths,
+            **pad(order, lengths, np.repeat(widths, counts), seqlens),
+        }
+    )
+
+
+def pad(order: IntArray, lengths: IntArray, widths: IntArray, seqlens: Int32Array) -> Arrays:
+    """`lengths` and `widths` of each sequence, in the order of the groups."""
+    borders = np.concatenate([[0], np.cumsum(seqlens, dtype=np.int64)])
+    first_tokens, first_places = borders[order], np.cumsum(widths) - widths
+    place = np.arange(int(widths.sum())) - np.repeat(first_places, widths)
+    pad_index = np.repeat(first_tokens, widths) + np.minimum(place, np.repeat(lengths, widths) - 1)
+    first_place_of = np.empty_like(order)
+    first_place_of[order] = first_places
+    unpad_index = np.arange(int(borders[-1])) + np.repeat(first_place_of - borders[:-1], seqlens)
+    return {"pad_index": pad_index.astype(np.int64), "unpad_index": unpad_index.astype(np.int64)}
+
+
+def split(lengths: IntArray, keys: IntArray) -> list[int]:
+    """Where groups begin, of sequences sorted by their keys, at the least cost (the dynamic programme of
+    TurboTransformers: Fang et al., 2021)."""
+    rounded = -(-keys // STEP)
+    firsts = np.flatnonzero(np.diff(rounded, prepend=-1))
+    num_classes = len(firsts)
+    if num_classes == 1:
+        return [0]
+    borders = np.append(firsts, len(keys))
+    best, begin = np.zeros(num_classes + 1), np.zeros(num_classes + 1, np.int64)
+    longest = np.zeros(num_classes, np.int64)
+    for end in range(1, num_classes + 1):
+        newest = lengths[borders[end - 1] : borders[end]].max()
+        longest[:end] = np.maximum(longest[:end], newest)
+        counts = borders[end] - borders[:end]
+        padded = counts * longest[:end]
+        cost = best[:end] + GROUP_COST + padded * (TOKEN_COST + PAIR_COST * keys[borders[end] - 1])
+        begin[end] = int(cost.argmin())
+        best[end] = cost[begin[end]]
+    starts: list[int] = []
+    end = num_classes
+    while end:
+        end = int(begin[end])
+        starts.append(int(borders[end]))
+    return starts[::-1]
