@@ -79,6 +79,7 @@ def list_passes(
             quantization=quantization,
             overflow_free=backend.overflow_free,
             round_channels=backend.round_channels,
+            hands_on_rows=backend.hands_on_rows,
         )
         passes.append(("quantize", how))
     passes.append(("fuse_linear_add", fuse_linear_add))

@@ -37,8 +37,10 @@ def quantize(
     *,
     overflow_free: bool,
     round_channels: RoundChannels | None = None,
+    hands_on_rows: bool = True,
 ) -> None:
-    """`quantization` None: every layer, smoothed by guess. `overflow_free`, `round_channels`: see `quantize_weight`.
+    """`quantization` None: every layer, smoothed by guess. `overflow_free`, `round_channels`: see `quantize_weight`,
+    `hands_on_rows`: see `Backend`.
 
     Raises UnusableConfig where the calibration is of another model, or weights are not finite.
     """
@@ -55,8 +57,9 @@ def quantize(
             quantize_experts(graph_module, node, round_weight)
     graph_module.graph.eliminate_dead_code()
     infer_shapes(graph_module, only_missing=True)
-    for node in list(graph_module.graph.nodes):
-        quantize_for_readers(node)
+    if hands_on_rows:
+        for node in list(graph_module.graph.nodes):
+            quantize_for_readers(node)
 
 
 def quantize_linears(
