@@ -9,10 +9,12 @@ from torch.fx import Graph, GraphModule
 
 from runtime.backends.backend import Backend
 from runtime.backends.cpu.backend import cpu_backend
+from runtime.backends.onnx.backend import export_program, onnx_backend
+from runtime.backends.onnx.inputs import ONNX_RUNTIME
 from runtime.backends.plain.table import plain_backend
 from runtime.batch import Batch
 from runtime.capture import UNREAD, Decodes, capture, describe_outputs, read_inputs, retype_cache
-from runtime.compiled import CompiledModel, PlannedProgram
+from runtime.compiled import CompiledModel, CompiledProgram, OnnxProgram, PlannedProgram
 from runtime.config import EngineConfig, Precision, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.planned import fit_capacity, peak_bytes
@@ -61,15 +63,15 @@ class Captured:
     limits: BatchLimits
     config: EngineConfig
 
-    def plan(self, choice: PrecisionChoice, num_sharing: int = 1) -> PlannedProgram:
+    def plan(self, choice: PrecisionChoice, num_sharing: int = 1) -> CompiledProgram:
         """The only program: rewrites the graph in place, so that weights of both are never there."""
         return self.plan_graph(self.graph_module, choice, find_cap(self.config, num_sharing))
 
     def plan_each(
         self, choices: Sequence[PrecisionChoice], progress: Progress, num_sharing: int
-    ) -> dict[Precision, PlannedProgram]:
+    ) -> dict[Precision, CompiledProgram]:
         """Programs side by side, each with its part of the memory if it is shared by `num_sharing`."""
-        programs: dict[Precision, PlannedProgram] = {}
+        programs: dict[Precision, CompiledProgram] = {}
         cap_bytes = find_cap(self.config, num_sharing)
         for index, choice in enumerate(choices):
             progress("fusing and planning", index, len(choices))
@@ -77,9 +79,12 @@ class Captured:
         progress("fusing and planning", len(choices), len(choices))
         return programs
 
-    def plan_graph(self, graph_module: GraphModule, choice: PrecisionChoice, cap_bytes: int | None) -> PlannedProgram:
+    def plan_graph(self, graph_module: GraphModule, choice: PrecisionChoice, cap_bytes: int | None) -> CompiledProgram:
         run_passes(graph_module, list_passes(choice, self.backend, self.quantization), lambda name, graph: None)
         program = lower(graph_module, self.backend.kernels)
+        if self.config.kind == "onnxruntime":
+            largest = self.limits.largest()
+            return export_program(graph_module, largest, describe(program, choice, largest, self.backend))
         largest = fit_capacity(program, self.limits.largest(), self.limits.least_tokens, cap_bytes)
         return PlannedProgram(program, largest, describe(program, choice, largest, self.backend), cap_bytes)
 
@@ -116,9 +121,9 @@ def compile_model(
     """
     module = as_lazy(model).module
     captured = capture_model(model, config, limits, progress)
-    device, named = captured.backend.device, config.named_precision
+    backend, named = captured.backend, config.named_precision
     if isinstance(module, Decodes):
-        choice = choose_for_generation(named, device)
+        choice = choose_for_generation(named, backend)
         layout = module.kv_layout(choose_cache_dtype(config, choice))
         retype_cache(captured.graph_module, layout)
         guessing = None if draft is None else compile_model(draft.model, config, limits, progress)
@@ -127,15 +132,15 @@ def compile_model(
         planned = captured.plan(choice, num_sharing=1 if lazy_encoder is None else 2)
         encoder = None
         if lazy_encoder is not None:
-            encoder = plan_encoder(lazy_encoder, planned.program, choice, layout, config, limits, progress)
+            encoder = plan_encoder(lazy_encoder, planned, choice, layout, config, limits, progress)
         return CompiledModel({choice.precision: planned}, None, layout, guessing, num_drafts, encoder)
-    candidates = [choose_precision(named, device)] if named else list_candidates(device)
-    tried: dict[Precision, PlannedProgram] = {}
+    candidates = [choose_precision(named, backend)] if named else list_candidates(backend)
+    tried: dict[Precision, CompiledProgram] = {}
     if len(candidates) > 1:
         if chosen is None:
             tried = captured.plan_each(candidates, progress, 1)
             chosen = try_precisions(captured, tried, samples, progress)
-        candidates = [replace(choose_precision(name, device), reason="chosen for this model") for name in chosen.used]
+        candidates = [replace(choose_precision(name, backend), reason="chosen for this model") for name in chosen.used]
     if len(candidates) == 1:
         (choice,) = candidates
         planned = tried.get(choice.precision) or captured.plan(choice)
@@ -146,18 +151,20 @@ def compile_model(
 
 def plan_encoder(
     model: LazyModule,
-    decoder: Program,
+    decoder: CompiledProgram,
     choice: PrecisionChoice,
     layout: KVLayout,
     config: EngineConfig,
     limits: BatchLimits,
     progress: Progress,
-) -> PlannedProgram:
+) -> CompiledProgram:
     """Of an encoder-decoder: what writes sources into the decoder's cache. Raises UnusableConfig."""
     captured = capture_model(model, config, limits.of_sources(), progress)
     retype_cache(captured.graph_module, layout)
     planned = captured.plan(choice, num_sharing=2)
-    program = share_constants(planned.program, decoder)
+    if isinstance(planned, OnnxProgram) or isinstance(decoder, OnnxProgram):
+        return planned
+    program = share_constants(planned.program, decoder.program)
     return replace(planned, program=program, info=replace(planned.info, weight_bytes=program.weight_bytes))
 
 
@@ -178,11 +185,15 @@ def check_precision(config: EngineConfig) -> None:
         raise UnusableConfig(
             "engine.precision fp16 has no kernels with engine.device cpu. Set precision to bf16, fp32 or auto"
         )
+    if config.kind == "onnxruntime" and config.precision == "bf16":
+        raise UnusableConfig("engine.kind onnxruntime has no operators for bf16. Set precision to fp32, int8 or auto")
 
 
 def find_backend(config: EngineConfig, progress: Progress) -> Backend:
     """Raises UnusableConfig."""
     device = torch.device(config.device)
+    if config.kind == "onnxruntime":
+        return onnx_backend(device)
     library = find_library(config, device, progress)
     return plain_backend(device) if library is None else cpu_backend(library)
 
@@ -195,11 +206,11 @@ def capture_module(model: nn.Module | LazyModule, device: torch.device, progress
 
 
 def try_precisions(
-    captured: Captured, programs: Mapping[Precision, PlannedProgram], samples: Samples | None, progress: Progress
+    captured: Captured, programs: Mapping[Precision, CompiledProgram], samples: Samples | None, progress: Progress
 ) -> ChosenPrecision:
     """Each program gets all of the memory that steps may take: the others are not there to stay."""
     backend, limits = captured.backend, captured.limits
-    engines = {name: open_program(each, backend.kernels, backend.device) for name, each in programs.items()}
+    engines = {name: open_program(each, backend.kernels, captured.config) for name, each in programs.items()}
     vocab_size = find_vocab_size(captured.graph_module)
     seqlen = min(USUAL_SEQLEN, limits.least_tokens, limits.max_batch_tokens)
     most = min(limits.max_batch_requests, limits.least_tokens // seqlen)
@@ -218,19 +229,26 @@ def try_precisions(
     return chosen
 
 
-def choose_for_generation(named: Precision | None, device: torch.device) -> PrecisionChoice:
+def choose_for_generation(named: Precision | None, backend: Backend) -> PrecisionChoice:
     """`auto` is the float type that the device multiplies best: INT8 has to be asked for."""
     if named is None:
-        candidates = [choice for choice in list_candidates(device) if choice.precision != "int8"]
+        candidates = [choice for choice in list_candidates(backend) if choice.precision != "int8"]
         return replace(candidates[-1], reason="auto: the float type that is fastest here; int8 has to be asked for")
     if named == "int8":
         # All layers add to one sum, which 16 bits would wear away; beside the weights its rows are nothing to read.
         return PrecisionChoice("int8", torch.float32, "configured; what int8 layers hand on is fp32")
-    return choose_precision(named, device)
+    return choose_precision(named, backend)
 
 
 def choose_cache_dtype(config: EngineConfig, choice: PrecisionChoice) -> torch.dtype:
-    """`auto`: as exact as the rest. Beside int8 weights fp32 would be wasted."""
+    """`auto`: as exact as the rest. Beside int8 weights fp32 would be wasted. Raises UnusableConfig."""
+    if config.kind == "onnxruntime":
+        if config.kv_cache.dtype not in ("auto", "fp32"):
+            raise UnusableConfig(
+                f"engine.kv_cache.dtype {config.kv_cache.dtype} has no operators with engine.kind onnxruntime. Set "
+                "it to fp32 or auto"
+            )
+        return torch.float32
     if config.kv_cache.dtype != "auto":
         return KV_DTYPES[config.kv_cache.dtype]
     return torch.bfloat16 if choice.precision == "int8" else choice.dtype
@@ -264,7 +282,7 @@ def make_example(vocab_size: int, limits: BatchLimits, num_tokens: int) -> Batch
 
 def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, backend: Backend) -> EngineInfo:
     return EngineInfo(
-        kind="planned",
+        kind="onnxruntime" if backend.name == ONNX_RUNTIME else "planned",
         precision=choice.precision,
         precision_reason=choice.reason,
         device=str(backend.device),
@@ -327,6 +345,6 @@ def trace_passes(model: nn.Module | LazyModule, config: EngineConfig, on_pass: O
     backend = find_backend(config, lambda *_: None)
     graph_module = capture(model, backend.device)
     quantization = load_quantization(config.quantization) if config.quantization else None
-    choice = choose_precision(config.named_precision or "fp32", backend.device)
+    choice = choose_precision(config.named_precision or "fp32", backend)
     run_passes(graph_module, list_passes(choice, backend, quantization), on_pass)
     return lower(graph_module, backend.kernels)

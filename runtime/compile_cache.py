@@ -55,7 +55,7 @@ def find_cache(directory: Path, config: EngineConfig, *settled: object, others: 
         "model": hash_files(find_files(directory, MODEL_FILES)),
         "others": [hash_files(find_files(other, MODEL_FILES)) for other in others],
         "calibration": hash_files([config.quantization] if config.quantization else []),
-        "settings": (config.precision, config.accuracy, config.cpu_kernels, config.memory_cap_mb),
+        "settings": (config.kind, config.precision, config.accuracy, config.cpu_kernels, config.memory_cap_mb),
         "cache": config.kv_cache.dtype,
         "settled": settled,
         **describe_machine(),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from runtime.config import Precision
 from runtime.engine import EngineInfo
@@ -33,21 +34,36 @@ class PlannedProgram:
 
 
 @dataclass(frozen=True, slots=True)
+class OnnxProgram:
+    """One graph for ONNX Runtime, and its weights by the names that it has for them."""
+
+    model: bytes
+    weights: Mapping[str, Tensor]
+    largest: BatchShape
+    info: EngineInfo
+    num_features: int = 0
+    """Numbers of each row of `features`, where it reads such."""
+
+
+CompiledProgram = PlannedProgram | OnnxProgram
+
+
+@dataclass(frozen=True, slots=True)
 class CompiledModel:
     """`programs` by precision: one, or all that `chosen` uses."""
 
-    programs: Mapping[Precision, PlannedProgram]
+    programs: Mapping[Precision, CompiledProgram]
     chosen: ChosenPrecision | None = None
     kv_layout: KVLayout | None = None
     """Of generators."""
     draft: "CompiledModel | None" = None
     """A small generator that guesses for this one, `num_drafts` tokens at a time."""
     num_drafts: int = 0
-    encoder: PlannedProgram | None = None
+    encoder: CompiledProgram | None = None
     """Of encoder-decoders: what encodes sources into the KV cache."""
 
     @property
-    def only(self) -> PlannedProgram:
+    def only(self) -> CompiledProgram:
         """Where there is one for batches of every size."""
         (planned,) = self.programs.values()
         return planned

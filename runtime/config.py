@@ -1,11 +1,12 @@
 """How an engine is to be built. Every option of the YAML's `engine:` section, its default and its meaning, once."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-EngineKind = Literal["planned", "reference", "null"]
+EngineKind = Literal["planned", "onnxruntime", "reference", "null"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 AccuracyLevel = Literal["strict", "balanced", "fast"]
 CpuKernels = Literal["auto", "amx", "avx512_bf16", "avx512", "avx512_base", "avx_vnni", "avx2", "portable", "torch"]
@@ -34,13 +35,42 @@ class KVCacheConfig(BaseModel):
     """Prompts that begin alike share the blocks of their common beginning, also after the first one has ended."""
 
 
+class ProviderConfig(BaseModel):
+    """One of `engine.onnxruntime.providers:`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """As ONNX Runtime has it: CPUExecutionProvider, CUDAExecutionProvider, OpenVINOExecutionProvider, ..."""
+    options: Mapping[str, str] = {}
+    """The provider's own."""
+
+
+class OnnxRuntimeConfig(BaseModel):
+    """`engine.onnxruntime:`, what ONNX Runtime is told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    providers: tuple[ProviderConfig, ...] = ()
+    """In order of preference; none: the CPU's, or with `device: cuda` CUDA's."""
+    optimization: Literal["none", "basic", "extended", "all"] = "all"
+    """What it rewrites of the graph."""
+    spinning: bool = False
+    """Threads that wait for one another turn in circles: faster alone, slower beside anything else."""
+    arena: bool = True
+    """Memory of the CPU is kept from step to step."""
+    session: Mapping[str, str] = {}
+    """Further entries of its session's configuration."""
+
+
 class EngineConfig(BaseModel):
     """The YAML's `engine:` section."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: EngineKind = "planned"
-    """`planned`: fused graph in planned memory. `reference`: the same module op by op. `null`: computes nothing."""
+    """`planned`: fused graph in planned memory. `onnxruntime`: the same graph in ONNX Runtime. `reference`: the module op
+    by op. `null`: computes nothing."""
     precision: Literal["auto", "auto_per_bucket", Precision] = "auto"
     """`auto`: one precision for all batches of all replicas, the fastest here that `accuracy` admits, measured at the
     first start. `auto_per_bucket`: the same for each size of batch, so that a text's numbers depend on how many tokens
@@ -68,6 +98,7 @@ class EngineConfig(BaseModel):
     memory_cap_mb: Annotated[float, Field(gt=0)] | None = None
     """The activations of a step never take more than this; the token budget shrinks to what fits. None: no cap."""
     kv_cache: KVCacheConfig = KVCacheConfig()
+    onnxruntime: OnnxRuntimeConfig = OnnxRuntimeConfig()
     warmup: bool = True
     """Run batches of several sizes before serving: touches memory, fits the cost model."""
     null_step_ms: Annotated[float, Field(ge=0)] = 0.0
@@ -89,6 +120,11 @@ class EngineConfig(BaseModel):
                 "min_cosine is no key any more. Leave it out, and set accuracy to strict, balanced or fast"
             )
         return values
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether models are compiled before any engine of this kind starts."""
+        return self.kind in ("planned", "onnxruntime")
 
     @property
     def named_precision(self) -> Precision | None:

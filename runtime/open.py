@@ -8,9 +8,10 @@ import torch
 from runtime.backends.backend import Kernel
 from runtime.backends.cpu.build import CannotBuild
 from runtime.backends.cpu.library import CpuLibrary, load_library
+from runtime.backends.onnx.session import Session
 from runtime.backends.plain.table import TORCH_KERNELS
 from runtime.batch import ArraySpec
-from runtime.compiled import CompiledModel, PlannedProgram
+from runtime.compiled import CompiledModel, CompiledProgram, OnnxProgram
 from runtime.config import EngineConfig, UnusableConfig
 from runtime.device import check_device
 from runtime.engine import Engine, EngineInfo, Progress
@@ -18,6 +19,7 @@ from runtime.engines.adaptive import AdaptiveEngine
 from runtime.engines.decoder import Computes, DecoderEngine
 from runtime.engines.null import NullEngine
 from runtime.engines.null_decoder import NullDecoder
+from runtime.engines.onnx import OnnxEngine
 from runtime.engines.planned import PlannedEngine
 from runtime.engines.speculating import SpeculatingEngine
 from runtime.kv_cache.blocks import count_blocks
@@ -33,11 +35,11 @@ def open_engine(compiled: CompiledModel, config: EngineConfig, limits: BatchLimi
     kernels = find_kernels(compiled, config, device, progress)
     if compiled.kv_layout is not None:
         models = [compiled] if compiled.draft is None else [compiled, compiled.draft]
-        inners = [open_program(each.only, kernels, device) for each in models]
+        inners = [open_program(each.only, kernels, config) for each in models]
         layouts = [each.kv_layout for each in models if each.kv_layout is not None]
-        encoder = None if compiled.encoder is None else open_program(compiled.encoder, kernels, device)
+        encoder = None if compiled.encoder is None else open_program(compiled.encoder, kernels, config)
         return give_caches(inners, layouts, config, limits, compiled.num_drafts, encoder)
-    engines = {name: open_program(planned, kernels, device) for name, planned in compiled.programs.items()}
+    engines = {name: open_program(program, kernels, config) for name, program in compiled.programs.items()}
     if len(engines) == 1:
         (engine,) = engines.values()
         engine.info = replace(engine.info, chosen=compiled.chosen)
@@ -53,14 +55,23 @@ def set_up_torch(config: EngineConfig) -> None:
         torch.set_num_threads(config.threads)
 
 
-def open_program(planned: PlannedProgram, kernels: Mapping[object, Kernel], device: torch.device) -> PlannedEngine:
-    return PlannedEngine(planned.program, kernels, planned.largest, device, planned.info, planned.cap_bytes)
+def open_program(
+    compiled: CompiledProgram, kernels: Mapping[object, Kernel], config: EngineConfig
+) -> PlannedEngine | OnnxEngine:
+    """Raises UnusableConfig."""
+    if isinstance(compiled, OnnxProgram):
+        session = Session(compiled.model, compiled.weights, config)
+        return OnnxEngine(session, compiled.largest, compiled.info, compiled.num_features)
+    device = torch.device(config.device)
+    return PlannedEngine(compiled.program, kernels, compiled.largest, device, compiled.info, compiled.cap_bytes)
 
 
 def find_kernels(
     compiled: CompiledModel, config: EngineConfig, device: torch.device, progress: Progress
 ) -> Mapping[object, Kernel]:
     """Those that the model was compiled for. Raises UnusableConfig where they are not to be had."""
+    if config.kind == "onnxruntime":
+        return {}
     name = next(iter(compiled.programs.values())).info.kernels
     library = find_library(config.model_copy(update={"cpu_kernels": name}), device, progress)
     return TORCH_KERNELS if library is None else TORCH_KERNELS | library.kernels

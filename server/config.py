@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from runtime.config import EngineConfig
+from runtime.config import EngineConfig, OnnxRuntimeConfig
 
 Positive = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -240,11 +240,17 @@ def check_engine_options(engine: EngineConfig) -> None:
     """Options that this kind of engine would ignore. Raises ValueError."""
     if engine.kind != "planned" and engine.memory_cap_mb is not None:
         raise ValueError(f"engine.memory_cap_mb is for kind planned, and engine.kind is {engine.kind}. Leave it out")
-    if engine.quantization is not None and (engine.kind != "planned" or engine.named_precision not in ("int8", None)):
+    if engine.quantization is not None and (not engine.is_compiled or engine.named_precision not in ("int8", None)):
         raise ValueError(
-            f"engine.quantization is for kind planned with precision int8 or auto; kind is {engine.kind} and precision "
-            f"is {engine.precision}. Set precision to int8, or leave quantization out"
+            "engine.quantization is for kinds planned and onnxruntime with precision int8 or auto; kind is "
+            f"{engine.kind} and precision is {engine.precision}. Set precision to int8, or leave quantization out"
         )
+    if engine.kind == "onnxruntime" and engine.precision == "bf16":
+        raise ValueError(
+            "engine.kind onnxruntime has no operators for bf16. Set engine.precision to fp32, int8 or auto"
+        )
+    if engine.kind != "onnxruntime" and engine.onnxruntime != OnnxRuntimeConfig():
+        raise ValueError(f"engine.onnxruntime is for kind onnxruntime, and engine.kind is {engine.kind}. Leave it out")
     if engine.device == "cuda" and (engine.precision in ("int8", "auto_per_bucket") or engine.cpu_kernels != "auto"):
         raise ValueError(
             "engine.precision int8 or auto_per_bucket and engine.cpu_kernels are for engine.device cpu. Set precision "

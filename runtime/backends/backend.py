@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule
 
+from runtime.config import Precision
 from runtime.quantization.weights import RoundChannels
 
 Kernel = Callable[..., object]
@@ -23,6 +24,10 @@ class Backend:
     """By op: what computes into memory that it is given. Other ops run too, in memory of their own."""
     passes: tuple[tuple[str, Pass], ...] = ()
     """Behind those that all backends have, with their names."""
+    precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
+    """What it computes in; of these `auto` takes those that the device is fast in."""
+    int8_dtype: torch.dtype = torch.bfloat16
+    """What int8 layers of encoders hand on."""
     keeps_linears: bool = False
     """Linear layers that are not int8 stay fp32 in 16-bit graphs."""
     hands_on_rows: bool = True

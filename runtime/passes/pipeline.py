@@ -38,21 +38,24 @@ class PrecisionChoice:
     reason: str
 
 
-def choose_precision(wanted: Precision, device: torch.device) -> PrecisionChoice:
-    """What the device makes of a precision."""
+def choose_precision(wanted: Precision, backend: Backend) -> PrecisionChoice:
+    """What a target makes of a precision."""
+    device = backend.device
     if wanted in ("fp32", "fp16"):
         return PrecisionChoice(wanted, DTYPES[wanted], "configured")
+    if wanted == "int8" and backend.int8_dtype != torch.bfloat16:
+        return PrecisionChoice(wanted, backend.int8_dtype, "configured")
     native = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_cpu_bf16()
     reason = f"configured; this {device.type.upper()} {'has' if native else 'has no'} bf16 matrix instructions"
     return PrecisionChoice(wanted, torch.bfloat16, reason)
 
 
-def list_candidates(device: torch.device) -> list[PrecisionChoice]:
+def list_candidates(backend: Backend) -> list[PrecisionChoice]:
     """What `auto` chooses among, the most exact first: 16-bit types only where there are instructions for them."""
-    if device.type == "cuda":
-        return [choose_precision("bf16" if torch.cuda.is_bf16_supported() else "fp32", device)]
+    if backend.device.type == "cuda":
+        return [choose_precision("bf16" if torch.cuda.is_bf16_supported() else "fp32", backend)]
     names: list[Precision] = ["fp32", *(["bf16"] if has_cpu_bf16() else []), "int8"]  # type: ignore[list-item]
-    return [choose_precision(name, device) for name in names]
+    return [choose_precision(name, backend) for name in names if name in backend.precisions]
 
 
 def has_cpu_bf16() -> bool:

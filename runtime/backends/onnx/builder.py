@@ -60,9 +60,7 @@ class GraphBuilder:
         (output,) = self.add_all(op, inputs, 1, domain=domain, **attributes)
         return output
 
-    def add_all(
-        self, op: str, inputs: Sequence[Value], count: int, domain: str = "", **attributes: Any
-    ) -> list[Value]:
+    def add_all(self, op: str, inputs: Sequence[Value], count: int, domain: str = "", **attributes: Any) -> list[Value]:
         outputs = [self.name(op) for _ in range(count)]
         given = {key: value for key, value in attributes.items() if value is not None}
         self.nodes.append(helper.make_node(op, list(inputs), outputs, domain=domain, **given))

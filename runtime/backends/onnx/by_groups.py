@@ -50,14 +50,9 @@ def attend_by_groups(lowering: Lowering, attend: Callable[[Group], Value]) -> Va
     row = body.add("Gather", table, turn)
     first, count, first_place, width = (body.add("Gather", row, body.integer(column)) for column in range(4))
     num_places = body.add("Mul", count, width)
-    group = Group(
-        body,
-        *(slice_rows(body, each, first, count) for each in (order, seqlens)),
-        slice_rows(body, pad_index, first_place, num_places),
-        count,
-        width,
-    )
-    rows = attend(group)
+    own, lengths = (slice_rows(body, each, first, count) for each in (order, seqlens))
+    places = slice_rows(body, pad_index, first_place, num_places)
+    rows = attend(Group(body, own, lengths, places, count, width))
     grown = body.add("SequenceInsert", so_far, rows)
     kept = body.add("Identity", goes_on)
     body.inputs += [

@@ -14,9 +14,7 @@ def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value
     builder, kernel_size = lowering.builder, int(arguments["kernel_size"])
     width = int(arguments["values"].meta["val"].shape[1])
     num_heads = int(arguments["kernels"].meta["val"].shape[1]) // kernel_size
-    weights = builder.add(
-        "Reshape", lowering.read(arguments["kernels"]), builder.integers(-1, num_heads, kernel_size)
-    )
+    weights = builder.add("Reshape", lowering.read(arguments["kernels"]), builder.integers(-1, num_heads, kernel_size))
     if arguments["softmax"]:
         weights = builder.add("Softmax", weights, axis=2)
     weights = builder.add("Unsqueeze", builder.add("Transpose", weights, perm=[0, 2, 1]), builder.integers(3))

@@ -16,7 +16,8 @@ def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value
     """Raises UnusableConfig for experts in int8."""
     if arguments["up_scale"] is not None:
         raise UnusableConfig(
-            "engine.kind onnxruntime computes experts in fp32 only. Set engine.precision to fp32, or engine.kind to planned"
+            "engine.kind onnxruntime computes experts in fp32 only. Set engine.precision to fp32, or engine.kind to "
+            "planned"
         )
     builder, x = lowering.builder, lowering.read(arguments["x"])
     weights, chosen = choose(lowering, arguments)

@@ -1,4 +1,4 @@
-"""`padless::linear_int8`: `MatMulIntegerToFloat` of rows that calibration has a scale for, else `DynamicQuantizeMatMul`.
+"""`padless::linear_int8`: `MatMulIntegerToFloat` where calibration has found a scale, else `DynamicQuantizeMatMul`.
 
 The latter takes one range for all rows, where the op takes each row's own: a text's numbers depend a little on its
 batch-mates.

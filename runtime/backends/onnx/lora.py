@@ -22,5 +22,7 @@ def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value
         if down is not None:
             narrow = builder.add("MatMul", narrow, builder.weight(f"down_{adapter}", down[adapter].t()))
         rows = builder.add("MatMul", narrow, builder.weight(f"up_{adapter}", up[adapter]))
-        total = builder.add("ScatterND", total, builder.add("Unsqueeze", tokens, builder.integers(1)), rows, reduction="add")
+        total = builder.add(
+            "ScatterND", total, builder.add("Unsqueeze", tokens, builder.integers(1)), rows, reduction="add"
+        )
     return activate(builder, total, arguments["act"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from runtime.backends.onnx.builder import ABSENT, ONNX_TYPES, GraphBuilder, Value
-from runtime.backends.onnx.groups import ATTENTION_INPUTS
+from runtime.backends.onnx.inputs import ATTENTION_INPUTS, CACHE
 from runtime.batch import INPUTS
 from runtime.capture import constant, find_outputs, rename_symbols, split_dim, symbol_names, sympify
 from runtime.config import UnusableConfig
@@ -19,7 +19,6 @@ from runtime.ops.spec import name_arguments
 
 Lower = Callable[["Lowering", Node, Mapping[str, Any]], Value]
 """Writes what computes a node, whose arguments it is given by name, and returns the name of the result."""
-CACHE = "kv_cache"
 CACHE_SHAPE = ["num_cached"]
 """All numbers of a layer in a row: what is written in place may have no other shape between."""
 
@@ -136,7 +135,7 @@ class Lowering:
         return self.weights[place]
 
     def matrix(self, node: object) -> Value:
-        """The weight of a linear layer, [out_features, in_features], as MatMul takes it: [in_features, out_features]."""
+        """The weight of a linear layer as MatMul takes it: [in_features, out_features]."""
         tensor = self.tensor(node)
         if tensor not in self.transposed:
             self.transposed[tensor] = tensor.t().contiguous()

@@ -14,7 +14,11 @@ from runtime.backends.onnx.pool import find_borders
 
 def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value:
     outer, body = lowering.builder, lowering.builder.body()
-    rows, table, bias = lowering.read(arguments["rows"]), lowering.matrix(arguments["table"]), lowering.read(arguments["bias"])
+    rows, table, bias = (
+        lowering.read(arguments["rows"]),
+        lowering.matrix(arguments["table"]),
+        lowering.read(arguments["bias"]),
+    )
     starts, ends = find_borders(outer, lowering.read(arguments["cu_seqlens"]))
     turn, goes_on = body.name("turn"), body.name("goes_on")
     zero = body.integers(0)

@@ -27,11 +27,19 @@ def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value
 
     def attend(group: Group) -> Value:
         body = group.builder
-        seqlens = body.add("Cast", body.add("Gather", lowering.read(arguments["cache_seqlens"]), group.order), to=TensorProto.INT64)
+        seqlens = body.add(
+            "Cast", body.add("Gather", lowering.read(arguments["cache_seqlens"]), group.order), to=TensorProto.INT64
+        )
         longest = body.add("ReduceMax", seqlens, keepdims=0)
-        num_blocks = body.add("Max", body.add("Div", body.add("Add", longest, body.integer(BLOCK_SIZE - 1)), body.integer(BLOCK_SIZE)), body.integer(1))
+        num_blocks = body.add(
+            "Max",
+            body.add("Div", body.add("Add", longest, body.integer(BLOCK_SIZE - 1)), body.integer(BLOCK_SIZE)),
+            body.integer(1),
+        )
         blocks = body.add("Gather", lowering.read(arguments["block_table"]), group.order)
-        blocks = body.add("Slice", blocks, body.integers(0), body.add("Unsqueeze", num_blocks, body.integers(0)), body.integers(1))
+        blocks = body.add(
+            "Slice", blocks, body.integers(0), body.add("Unsqueeze", num_blocks, body.integers(0)), body.integers(1)
+        )
         found = body.add("Gather", cache, blocks)
         k, v = gather_keys(body, found, num_kv_heads, head_dim), gather_values(body, found, num_kv_heads, head_dim)
         rows = body.add("Gather", q, group.places)
@@ -45,7 +53,9 @@ def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value
         scores = mask(lowering, group, arguments, body.add("Reshape", scores, square), seqlens, num_keys)
         weights = body.add("Softmax", scores, axis=-1)
         weights = body.add("Reshape", weights, group.shape(group.num_seqs, num_kv_heads, -1, num_keys))
-        out = body.add("Reshape", body.add("MatMul", weights, v), group.shape(group.num_seqs, num_heads, group.width, head_dim))
+        out = body.add(
+            "Reshape", body.add("MatMul", weights, v), group.shape(group.num_seqs, num_heads, group.width, head_dim)
+        )
         is_any = body.add("Greater", body.add("Unsqueeze", seqlens, body.integers(1, 2, 3)), body.integer(0))
         out = body.add("Where", is_any, out, body.number(0.0))
         out = body.add("Transpose", out, perm=[0, 2, 1, 3])
@@ -70,7 +80,16 @@ def gather_values(body: GraphBuilder, found: Value, num_heads: int, head_dim: in
     values = body.add("Gather", found, body.integer(1), axis=2)
     num_panels = padded_dim(head_dim) // PANEL
     values = body.add("Reshape", values, body.integers(0, 0, num_heads, num_panels, BLOCK_SIZE * PANEL))
-    values = body.add("Reshape", values, body.add("Concat", body.add("Shape", values, start=0, end=2), body.integers(num_heads, num_panels, BLOCK_SIZE, PANEL), axis=0))
+    values = body.add(
+        "Reshape",
+        values,
+        body.add(
+            "Concat",
+            body.add("Shape", values, start=0, end=2),
+            body.integers(num_heads, num_panels, BLOCK_SIZE, PANEL),
+            axis=0,
+        ),
+    )
     values = body.add("Transpose", values, perm=[0, 2, 1, 4, 3, 5])
     values = body.add("Reshape", values, body.integers(0, num_heads, -1, padded_dim(head_dim)))
     return cut(body, values, head_dim, 3)
@@ -97,7 +116,9 @@ def mask(
         return hide(body, scores, body.add("Unsqueeze", hidden, body.integers(1, 2)))
     places = body.add("Range", body.integer(0), group.width, body.integer(1))
     first = body.add("Sub", seqlens, group.seqlens)
-    own = body.add("Add", body.add("Unsqueeze", first, body.integers(1)), body.add("Unsqueeze", places, body.integers(0)))
+    own = body.add(
+        "Add", body.add("Unsqueeze", first, body.integers(1)), body.add("Unsqueeze", places, body.integers(0))
+    )
     behind = body.add("Sub", body.add("Unsqueeze", own, body.integers(2)), keys)
     hidden = body.add("Less", behind, body.integer(0))
     if arguments["window"] >= 0:

@@ -53,9 +53,7 @@ def reduce(
         seen = builder.add("Unsqueeze", is_seen, builder.integers(1))
         rest = builder.number(0.0 if mode == "mean" else float("-inf"))
         rows = builder.add("Where", seen, rows, rest)
-    shape = builder.add(
-        "Concat", builder.add("Shape", starts), builder.integers(width), axis=0
-    )
+    shape = builder.add("Concat", builder.add("Shape", starts), builder.integers(width), axis=0)
     first = builder.constant([0.0 if mode == "mean" else -np.inf], np.float32)
     empty = builder.add("Expand", first, shape)
     index = builder.add("Unsqueeze", owners, builder.integers(1))

@@ -1,6 +1,7 @@
 """`padless::rotate`: `RotaryEmbedding`."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch.fx import Node
@@ -18,7 +19,8 @@ def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value
 def rotate(lowering: Lowering, x: Value, position_ids: Node, table: Node, num_heads: int, head_dim: int) -> Value:
     """Each token is a sequence of its own: the operator wants no sequence longer than its table."""
     builder, angles = lowering.builder, lowering.tensor(table)
-    halves = [lowering.share((str(table.target), half), lambda half=half: split_angles(lowering, table, half)) for half in range(2)]
+    keys = [(str(table.target), half) for half in range(2)]
+    halves = [lowering.share(key, partial(split_angles, lowering, table, key[1])) for key in keys]
     rows = builder.add("Reshape", x, builder.integers(-1, 1, num_heads * head_dim))
     places = builder.add("Unsqueeze", lowering.read(position_ids), builder.integers(1))
     partial = {} if angles.shape[1] == head_dim else {"rotary_embedding_dim": int(angles.shape[1])}

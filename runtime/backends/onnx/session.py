@@ -1,42 +1,92 @@
-"""ONNX Runtime's sessions: made from a graph and its weights, with the options of the configuration."""
+"""ONNX Runtime's session of one graph: made with the options of the configuration, run on memory that it is given."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
-import onnxruntime
+import numpy as np
 from torch import Tensor
 
+from runtime.batch import Arrays
+from runtime.config import EngineConfig, UnusableConfig
 
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """What ONNX Runtime is told. `threads` 0: it takes a thread for each core."""
-
-    threads: int = 0
-    providers: Sequence[tuple[str, Mapping[str, str]]] = (("CPUExecutionProvider", {}),)
-    is_spinning: bool = False
-    """Whether threads that wait for one another turn in circles."""
-    optimization: str = "all"
-
-
-LEVELS = {
-    "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-}
-QUIET = 3
-"""Of what ONNX Runtime logs: errors alone."""
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""Of a device whose providers are not configured; behind others the CPU's takes what they lack."""
+QUIET = 4
+"""Of what ONNX Runtime logs: nothing, since it raises what it says."""
+OPTIMIZATIONS = {"none": 0, "basic": 1, "extended": 2, "all": 99}
+"""By ONNX Runtime's numbers."""
 
 
-def open_session(
-    model: bytes, weights: Mapping[str, Tensor], options: SessionOptions
-) -> onnxruntime.InferenceSession:
-    """The weights stay where they are, and have to as long as the session is used."""
-    chosen = onnxruntime.SessionOptions()
-    chosen.log_severity_level = QUIET
-    chosen.intra_op_num_threads = options.threads
-    chosen.graph_optimization_level = LEVELS[options.optimization]
-    chosen.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.is_spinning else "0")
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy()) for tensor in weights.values()]
-    chosen.add_external_initializers(list(weights), values)
-    return onnxruntime.InferenceSession(model, chosen, providers=[(name, dict(each)) for name, each in options.providers])
+class Session:
+    """`weights` stay where they are, and have to as long as the session is used. `model`: a graph, or a file's path.
+
+    Raises UnusableConfig where ONNX Runtime is not installed, lacks a provider, or refuses the graph.
+    """
+
+    def __init__(self, model: bytes | str, weights: Mapping[str, Tensor], config: EngineConfig) -> None:
+        runtime = import_runtime()
+        options, told = runtime.SessionOptions(), config.onnxruntime
+        options.log_severity_level = QUIET
+        options.intra_op_num_threads = config.threads
+        options.graph_optimization_level = runtime.GraphOptimizationLevel(OPTIMIZATIONS[told.optimization])
+        options.enable_cpu_mem_arena = told.arena
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(told.spinning)))
+        for key, value in told.session.items():
+            options.add_session_config_entry(key, value)
+        values = [runtime.OrtValue.ortvalue_from_numpy(tensor.numpy()) for tensor in weights.values()]
+        if weights:
+            options.add_external_initializers(list(weights), values)
+        providers = find_providers(runtime.get_available_providers(), config)
+        try:
+            self.session = runtime.InferenceSession(model, options, providers=providers)
+        except Exception as error:  # of classes that ONNX Runtime does not name
+            raise UnusableConfig(f"engine.kind onnxruntime: the graph cannot be loaded: {error}") from None
+        self.inputs = {each.name: each for each in self.session.get_inputs()}
+        self.outputs = {each.name: each for each in self.session.get_outputs()}
+
+    @property
+    def providers(self) -> list[str]:
+        """That it has come to use, the first one first."""
+        return list(self.session.get_providers())
+
+    def run(self, inputs: Arrays, memory: Mapping[str, Tensor]) -> None:
+        """Compute everything into `memory`, fp32 and contiguous, by the names of the outputs. One called `<name>.out` is
+        the input of that name as well, changed in place. Raises RuntimeError."""
+        binding = self.session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, array)
+        for name, tensor in memory.items():
+            place = ("cpu", 0, np.float32, list(tensor.shape), tensor.data_ptr())
+            binding.bind_output(name, *place)
+            if name.endswith(".out"):
+                binding.bind_input(name.removesuffix(".out"), *place)
+        try:
+            self.session.run_with_iobinding(binding)
+        except Exception as error:  # of classes that ONNX Runtime does not name
+            raise RuntimeError(str(error)) from None
+
+
+def import_runtime() -> Any:
+    """The package of whichever of its wheels is installed. Raises UnusableConfig."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UnusableConfig(
+            "engine.kind onnxruntime needs ONNX Runtime, which is not installed: pip install onnxruntime, or "
+            "onnxruntime-gpu for engine.device cuda. Or set engine.kind to planned"
+        ) from None
+    return onnxruntime
+
+
+def find_providers(available: Sequence[str], config: EngineConfig) -> list[tuple[str, dict[str, str]]]:
+    """With their options, in order of preference. Raises UnusableConfig where one is not there."""
+    wanted = [(each.name, dict(each.options)) for each in config.onnxruntime.providers]
+    wanted = wanted or [(PROVIDERS[config.device], {})]
+    missing = [name for name, _ in wanted if name not in available]
+    if missing:
+        raise UnusableConfig(
+            f"engine.onnxruntime.providers: {missing[0]} is not in the ONNX Runtime that is installed, which has "
+            f"{', '.join(available)}. Install the wheel that has it (pip install onnxruntime-gpu for CUDA and TensorRT, "
+            "onnxruntime-openvino for OpenVINO), or name another"
+        )
+    return wanted

@@ -38,7 +38,9 @@ def find_places(lowering: Lowering, slot_mapping: Node, cache: Node, num_heads: 
         kinds, heads = torch.arange(2)[:, None, None], torch.arange(num_heads)[None, :, None]
         within = (kinds * num_heads + heads) * head_size + columns[:, None, :]
         steps = builder.constant([[[1]], [[PANEL]]], np.int64)
-        places = builder.add("Add", builder.add("Mul", wide(lowering, offsets), steps), builder.weight("columns", within))
+        places = builder.add(
+            "Add", builder.add("Mul", wide(lowering, offsets), steps), builder.weight("columns", within)
+        )
         first = builder.add("Mul", blocks, builder.integer(2 * num_heads * head_size))
         return builder.add("Unsqueeze", builder.add("Add", places, wide(lowering, first)), builder.integers(4))
 

@@ -1,4 +1,4 @@
-"""`padless::unfold`: each token's neighbours, gathered; behind the last token lies a row of zeros for those it lacks."""
+"""`padless::unfold`: each token's neighbours, gathered; a row of zeros behind the last token stands for missing ones."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,9 @@ def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value
     rows = lowering.read(arguments["hidden_states"])
     width = int(arguments["hidden_states"].meta["val"].shape[1])
     neighbours = find_neighbours(lowering, rows, width, int(arguments["kernel_size"]))
-    return lowering.builder.add("Reshape", neighbours, lowering.builder.integers(-1, width * int(arguments["kernel_size"])))
+    return lowering.builder.add(
+        "Reshape", neighbours, lowering.builder.integers(-1, width * int(arguments["kernel_size"]))
+    )
 
 
 def find_neighbours(lowering: Lowering, rows: Value, width: int, kernel_size: int) -> Value:
@@ -28,7 +30,9 @@ def find_neighbours(lowering: Lowering, rows: Value, width: int, kernel_size: in
     last = builder.add("Sub", num_tokens, builder.integer(1))
     inside = builder.add("Max", builder.add("Min", wanted, last), builder.integer(0))
     is_there = builder.add("Equal", wanted, inside)
-    is_own = builder.add("Equal", builder.add("Gather", owners, inside), builder.add("Unsqueeze", owners, builder.integers(1)))
+    is_own = builder.add(
+        "Equal", builder.add("Gather", owners, inside), builder.add("Unsqueeze", owners, builder.integers(1))
+    )
     chosen = builder.add("Where", builder.add("And", is_there, is_own), inside, num_tokens)
     zeros = builder.weight("zeros", torch.zeros(1, width))
     padded = builder.add("Concat", rows, zeros, axis=0)

@@ -22,16 +22,26 @@ def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value
         body = group.builder
         rows = [body.add("Gather", each, group.places) for each in (q, k, v)]
         if num_kv_heads != num_heads:
-            rows[1:] = [repeat_heads(body, each, num_kv_heads, num_heads, size)
-                        for each, size in zip(rows[1:], (head_dim, value_dim), strict=True)]
-        padded = [body.add("Reshape", each, group.shape(group.num_seqs, group.width, num_heads * size))
-                  for each, size in zip(rows, (head_dim, head_dim, value_dim), strict=True)]
+            rows[1:] = [
+                repeat_heads(body, each, num_kv_heads, num_heads, size)
+                for each, size in zip(rows[1:], (head_dim, value_dim), strict=True)
+            ]
+        padded = [
+            body.add("Reshape", each, group.shape(group.num_seqs, group.width, num_heads * size))
+            for each, size in zip(rows, (head_dim, head_dim, value_dim), strict=True)
+        ]
         bias = build_bias(lowering, group, arguments, padded[0], padded[1])
         seen = group.seqlens if arguments["num_keys"] is None else count_seen(lowering, group, arguments["num_keys"])
         mask = body.add("Cast", seen, to=TensorProto.INT32)
         out = body.contrib(
-            "MultiHeadAttention", *padded, ABSENT, mask, bias,
-            num_heads=num_heads, scale=float(arguments["softmax_scale"]), unidirectional=int(arguments["causal"]),
+            "MultiHeadAttention",
+            *padded,
+            ABSENT,
+            mask,
+            bias,
+            num_heads=num_heads,
+            scale=float(arguments["softmax_scale"]),
+            unidirectional=int(arguments["causal"]),
             mask_filter_value=MASKED,
         )
         return body.add("Reshape", out, body.integers(-1, num_heads * value_dim))
@@ -56,9 +66,7 @@ def count_seen(lowering: Lowering, group: Group, num_keys: Node) -> Value:
     return group.builder.add("Gather", lowering.read(num_keys), group.order)
 
 
-def build_bias(
-    lowering: Lowering, group: Group, arguments: Mapping[str, Any], q: Value, k: Value
-) -> Value:
+def build_bias(lowering: Lowering, group: Group, arguments: Mapping[str, Any], q: Value, k: Value) -> Value:
     """What is added to a group's scores: [num_seqs or 1, num_heads or 1, width, width]; nothing where nothing is."""
     body, window, bias = group.builder, arguments["window"], arguments["bias"]
     if window < 0 and bias is None and arguments["buckets"] is None:

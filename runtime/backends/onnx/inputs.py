@@ -1,16 +1,19 @@
-"""Which sequences attention pads together. Pure numpy.
+"""What ONNX Runtime's graphs read beside a batch: which sequences attention pads together. Pure numpy.
 
 ONNX Runtime has no packed attention on CPUs. Everything else of a graph stays packed, and attention takes the batch in
 groups of similar length, each padded to its own longest, so that one long text does not pad forty short ones
 (FasterTransformer and Effective Transformer pad all to the batch's longest, here and there around attention).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from runtime.batch import Arrays, Int32Array, IntArray
 
+ONNX_RUNTIME = "onnxruntime"
+"""What its kernels are called in `EngineInfo.kernels`."""
+CACHE = "kv_cache"
+"""The input of a layer's part of the cache is called after this and the layer's number; what is given back has `.out`
+behind it."""
 ATTENTION_INPUTS: dict[str, list[int | str]] = {
     "seq_ids": ["num_tokens"],
     "groups": ["num_groups", 4],
@@ -35,19 +38,8 @@ PAIR_COST = 0.02
 a token (`python -m bench.onnx`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Groups:
-    """`arrays`: as `ATTENTION_INPUTS` says."""
-
-    arrays: Arrays
-
-    @property
-    def num_padded(self) -> int:
-        return len(self.arrays["pad_index"])
-
-
-def make_groups(seqlens: Int32Array, key_seqlens: Int32Array) -> Groups:
-    """Of sequences with so many tokens in this step, which look at so many keys."""
+def make_groups(seqlens: Int32Array, key_seqlens: Int32Array) -> Arrays:
+    """`ATTENTION_INPUTS` of sequences with so many tokens in this step, which look at so many keys."""
     order = np.lexsort((seqlens, key_seqlens)).astype(np.int64)
     lengths, keys = seqlens[order].astype(np.int64), key_seqlens[order].astype(np.int64)
     starts = split(lengths, keys)
@@ -56,15 +48,13 @@ def make_groups(seqlens: Int32Array, key_seqlens: Int32Array) -> Groups:
     counts = np.diff([*starts, len(order)])
     first_places = np.cumsum(widths * counts) - widths * counts
     table = np.stack([np.array(starts), counts, first_places, widths], axis=1).astype(np.int64)
-    return Groups(
-        {
-            "seq_ids": np.repeat(np.arange(len(order), dtype=np.int64), seqlens),
-            "groups": table,
-            "group_order": order,
-            "group_seqlens": lengths,
-            **pad(order, lengths, np.repeat(widths, counts), seqlens),
-        }
-    )
+    return {
+        "seq_ids": np.repeat(np.arange(len(order), dtype=np.int64), seqlens),
+        "groups": table,
+        "group_order": order,
+        "group_seqlens": lengths,
+        **pad(order, lengths, np.repeat(widths, counts), seqlens),
+    }
 
 
 def pad(order: IntArray, lengths: IntArray, widths: IntArray, seqlens: Int32Array) -> Arrays:
