@@ -69,8 +69,8 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: EngineKind = "planned"
-    """`planned`: fused graph in planned memory. `onnxruntime`: the same graph in ONNX Runtime. `reference`: the module op
-    by op. `null`: computes nothing."""
+    """`planned`: fused graph in planned memory. `onnxruntime`: the same graph in ONNX Runtime. `reference`: the module
+    op by op. `null`: computes nothing."""
     precision: Literal["auto", "auto_per_bucket", Precision] = "auto"
     """`auto`: one precision for all batches of all replicas, the fastest here that `accuracy` admits, measured at the
     first start. `auto_per_bucket`: the same for each size of batch, so that a text's numbers depend on how many tokens

@@ -1,4 +1,4 @@
-"""`padless::unfold`: each token's neighbours, gathered; a row of zeros behind the last token stands for missing ones."""
+"""`padless::unfold`: each token's neighbours, gathered; behind the last lies a row of zeros for missing ones."""
 
 from collections.abc import Mapping
 from typing import Any
