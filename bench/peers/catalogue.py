@@ -86,6 +86,14 @@ ONNXRUNTIME = Peer(
     converts=True,
 )
 
+EXPORTED = Peer(
+    "ONNX Runtime on our export",
+    "worker_padless.py",
+    tuple(Variant(precision, {"precision": precision, "kind": "onnxruntime"}) for precision in ("fp32", "int8")),
+    environment={"PYTHONPATH": str(ROOT)},
+)
+"""The graph that Padless writes: packed but for attention."""
+
 HUGGINGFACE = Peer(
     "Hugging Face",
     "worker_huggingface.py",
@@ -135,13 +143,14 @@ PEERS = {
     "ctranslate2": CTRANSLATE2,
     "openvino": OPENVINO,
     "onnxruntime": ONNXRUNTIME,
+    "exported": EXPORTED,
     "huggingface": HUGGINGFACE,
     "compile": COMPILED,
     "zentorch": ZENTORCH,
     "llamacpp": LLAMACPP,
 }
-USUAL = tuple(key for key in PEERS if key != "llamacpp")
-"""Those that run encoders."""
+USUAL = tuple(key for key in PEERS if key not in ("llamacpp", "exported"))
+"""Those that run encoders, and are not Padless in another way."""
 
 
 def list_engines(peers: Mapping[str, Peer]) -> list[str]:

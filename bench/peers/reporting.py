@@ -16,6 +16,7 @@ COLOURS = {
     "Padless": ("#b2182b", "#d6604d", "#f4a582"),
     "CTranslate2": ("#2166ac", "#4393c3", "#92c5de", "#d1e5f0"),
     "OpenVINO": ("#00441b", "#1b7837", "#5aae61", "#a6dba0", "#c7e9c0", "#e5f5e0"),
+    "ONNX Runtime on our export": ("#ce1256", "#df65b0"),
     "ONNX Runtime": ("#54278f", "#9e9ac8"),
     "Hugging Face": ("#525252", "#969696", "#cccccc"),
     "llama.cpp": ("#00441b", "#5aae61"),

@@ -19,7 +19,7 @@ MAX_BATCH_TOKENS = 16_384
 
 def load(model: Path, converted: Path, options: dict[str, Any], threads: int) -> Embed:
     info = read_info(model, pooling="mean", normalize=True)
-    config = EngineConfig.model_validate({"precision": options["precision"], "threads": threads})
+    config = EngineConfig.model_validate({**options, "threads": threads})
     limits = BatchLimits(MAX_BATCH_TOKENS, max_batch_requests=512, max_input_tokens=info.max_input_tokens)
     engine = build_engine(load_model(model, info), config, limits, lambda *_: None)
 

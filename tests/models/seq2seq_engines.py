@@ -20,11 +20,11 @@ Found = tuple[tuple[int, ...], float | None]
 """An answer's tokens, and the score that a beam search gives it."""
 
 
-def build_seq2seq(model: TinyModel, precision: str = "fp32") -> DecoderEngine:
+def build_seq2seq(model: TinyModel, precision: str = "fp32", kind: str = "planned") -> DecoderEngine:
     """Of one thread, by the best kernels, warm."""
     assert model.info.seq2seq is not None
     limits = BatchLimits(1024, 32, model.info.seq2seq.max_target_tokens, 1024, model.info.max_input_tokens)
-    config = EngineConfig.model_validate({"precision": precision, "threads": 1})
+    config = EngineConfig.model_validate({"kind": kind, "precision": precision, "threads": 1})
     engine = build_engine(load_model(model.directory, model.info), config, limits, lambda *_: None)
     assert isinstance(engine, DecoderEngine)
     engine.warmup(lambda *_: None)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import transformers
-from tiny_engines import BEST, PRECISIONS, Captured, Find, capture_model, find_tolerances, list_cases
+from tiny_engines import BEST, PRECISIONS, ROUNDING, Captured, Find, capture_model, find_tolerances, list_cases
 from tiny_models import CONFIGS, FAMILIES, Ids, make_model, make_sequences, pack
 from torch import Tensor
 
@@ -49,7 +49,7 @@ def test_every_precision(find_encoder: Find, name: str, kernels: str, precision:
     turned = run(engine, ids[::-1], types[::-1])[::-1]
     alone = np.concatenate([run(engine, [each], [kinds]) for each, kinds in zip(ids, types, strict=True)])
     for others in (turned, alone):
-        if kernels == "torch":
+        if kernels in ROUNDING:
             tolerance = SAME_ENGINE if precision == "fp32" else find_tolerances(captured, ENCODER_TOLERANCES)[precision]
             check_close(others, together, tolerance=tolerance)
         else:
@@ -81,7 +81,7 @@ def test_every_precision_of_token_logits(find_token_classifier: Find, name: str,
     turned = run_tokens(engine, ids[::-1], types[::-1])[::-1]
     alone = [run_tokens(engine, [each], [kinds])[0] for each, kinds in zip(ids, types, strict=True)]
     for others in (turned, alone):
-        if kernels == "torch":
+        if kernels in ROUNDING:
             tolerance = SAME_ENGINE if precision == "fp32" else find_tolerances(captured, BORDER_TOLERANCES)[precision]
             check_close(np.concatenate(others), np.concatenate(together), tolerance=tolerance)
         else:

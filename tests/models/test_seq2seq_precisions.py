@@ -12,7 +12,7 @@ from paging import draw_tables, make_step, whole
 from seq2seq_engines import build_seq2seq
 from seq2seq_steps import lay_sources, load_pair, place_sources
 from tiny_decoders import make_ids
-from tiny_engines import PRECISIONS
+from tiny_engines import ONNX, PRECISIONS, ROUNDING
 from tiny_models import Ids
 from tiny_seq2seq import CONFIGS, make_seq2seq
 
@@ -39,22 +39,28 @@ def compute_rows(engine: DecoderEngine, sources: Sequence[Any], targets: Sequenc
     return logits.numpy().copy()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_precision(name: str, precision: str, tmp_path: Path) -> None:
+QUICK = [("t5", ONNX, "fp32"), ("t5", ONNX, "int8")]
+CASES = [
+    pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow], id="-".join(case))
+    for name in CONFIGS
+    for case in [*((name, "planned", each) for each in PRECISIONS), (name, ONNX, "fp32"), (name, ONNX, "int8")]
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "precision"), CASES)
+def test_every_precision(name: str, kind: str, precision: str, tmp_path: Path) -> None:
     model = make_seq2seq(name, tmp_path)
     random = np.random.default_rng(0)
     heard = [random.standard_normal((length, 20), np.float32) for length in SOURCE_LENGTHS]
     sources: Sequence[Any] = heard if model.info.task == "transcribe" else make_ids(SOURCE_LENGTHS)
     targets = make_ids(TARGET_LENGTHS, model.info.output_dim, seed=1)
-    engine = build_seq2seq(model, precision)
+    engine = build_seq2seq(model, precision, kind)
     found = compute_rows(engine, sources, targets)
     expected = load_pair(model).compute_logits(sources, targets, whole(TARGET_LENGTHS))
     tolerance = DECODER_TOLERANCES[precision].times(2 if name in GATED and precision != "fp32" else 1)
     check_close(found, expected, tolerance=tolerance)
     alone = [compute_rows(engine, [source], [target]) for source, target in zip(sources, targets, strict=True)]
-    if engine.info.kernels == "torch":
+    if engine.info.kernels in ROUNDING:
         check_close(np.concatenate(alone), found, tolerance=tolerance)
     else:
         np.testing.assert_array_equal(np.concatenate(alone), found)

@@ -33,12 +33,16 @@ PRECISIONS = ["fp32", "bf16", "int8"]
 """All that `auto` may choose on any CPU."""
 BEST = CONFIGURABLE[1] if len(CONFIGURABLE) > 1 else "torch"
 """The kernels that `auto` takes here."""
+ONNX = "onnxruntime"
+"""In place of kernels: the same graph as ONNX Runtime computes it."""
+ROUNDING = ("torch", ONNX)
+"""By these a text's numbers depend on its batch-mates, as far as rounding goes."""
 
 
 def list_cases(names: Collection[str], often: Sequence[str], in_int8: Collection[str] = ()) -> list[Any]:
     """Models by kernels by precision. Slow are all but the first of `often` with any kernels that this CPU has, the
     others with the best ones in one precision each, by turns, and `in_int8` with these in that. The instruction sets
-    that it lacks are for `often` only, and slow."""
+    that it lacks are for `often` only, and slow. ONNX Runtime computes `often` in fp32, and the first in int8."""
     cases: list[Any] = []
     lacking = [case.values[0] for case in COMPILED if not isinstance(case, str)]
     turns = {name: PRECISIONS[place % len(PRECISIONS)] for place, name in enumerate(often)}
@@ -48,6 +52,7 @@ def list_cases(names: Collection[str], often: Sequence[str], in_int8: Collection
             quick = PRECISIONS if name == often[0] else [turns[name]] if name in turns and kernels == BEST else []
             is_there = kernels in CONFIGURABLE
             cases += [make_case(name, kernels, precision, is_there and precision in quick) for precision in PRECISIONS]
+        cases += [make_case(name, ONNX, "fp32", name in often), make_case(name, ONNX, "int8", name == often[0])]
     return cases
 
 
@@ -72,11 +77,13 @@ class Captured:
             max_input_tokens=self.model.info.max_input_tokens,
             max_batch_logits=1024 if isinstance(self.module, Decoder) else 0,
         )
-        config = EngineConfig.model_validate({"precision": precision, "threads": 1} | options)
-        find_backend(kernels)  # the test is skipped where there is no compiler
+        kind = "planned" if kernels != ONNX else ONNX
+        config = EngineConfig.model_validate({"kind": kind, "precision": precision, "threads": 1} | options)
+        if kernels != ONNX:
+            find_backend(kernels)  # the test is skipped where there is no compiler
         with (
             patch.object(build, "capture", lambda *_: build.copy_graph(self.graph_module)),
-            patch.object(open, "load_library", lambda *_: None if kernels == "torch" else load_compiled(kernels)),
+            patch.object(open, "load_library", lambda *_: None if kernels in ROUNDING else load_compiled(kernels)),
             patch.object(pipeline, "has_cpu_bf16", lambda: has_bf16),
         ):
             engine = build.build_engine(self.module, config, limits, lambda *_: None)
@@ -101,9 +108,24 @@ def check_planned(captured: Captured, precision: str, ids: list[Ids], types: lis
     together = engine.run(pack(ids, types)).arrays["embeddings"].copy()
     check_close(together, expected, tolerance=find_tolerances(captured, ENCODER_TOLERANCES)[precision])
     if BEST != "torch":
-        pairs = zip(ids, types, strict=True)
-        alone = [engine.run(pack([text], [kinds])).arrays["embeddings"].copy() for text, kinds in pairs]
-        np.testing.assert_array_equal(np.concatenate(alone), together)
+        np.testing.assert_array_equal(run_alone(engine, ids, types), together)
+    if precision != "bf16":
+        check_onnx(captured, precision, ids, types, expected)
+
+
+def check_onnx(captured: Captured, precision: str, ids: list[Ids], types: list[Ids], expected: object) -> None:
+    """The same by ONNX Runtime, where a text alone is as in a batch but for rounding."""
+    engine, tolerance = captured.build(ONNX, precision), find_tolerances(captured, ENCODER_TOLERANCES)[precision]
+    together = engine.run(pack(ids, types)).arrays["embeddings"].copy()
+    check_close(together, expected, tolerance=tolerance, what=ONNX)
+    check_close(run_alone(engine, ids, types), together, tolerance=tolerance, what=ONNX)
+
+
+def run_alone(engine: Engine, ids: list[Ids], types: list[Ids]) -> npt.NDArray[np.float32]:
+    alone = [
+        engine.run(pack([text], [kinds])).arrays["embeddings"].copy() for text, kinds in zip(ids, types, strict=True)
+    ]
+    return np.concatenate(alone)
 
 
 Find = Callable[[str], Captured]

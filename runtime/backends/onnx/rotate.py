@@ -23,8 +23,8 @@ def rotate(lowering: Lowering, x: Value, position_ids: Node, table: Node, num_he
     halves = [lowering.share(key, partial(split_angles, lowering, table, key[1])) for key in keys]
     rows = builder.add("Reshape", x, builder.integers(-1, 1, num_heads * head_dim))
     places = builder.add("Unsqueeze", lowering.read(position_ids), builder.integers(1))
-    partial = {} if angles.shape[1] == head_dim else {"rotary_embedding_dim": int(angles.shape[1])}
-    turned = builder.contrib("RotaryEmbedding", rows, places, *halves, num_heads=num_heads, **partial)
+    extent = {} if angles.shape[1] == head_dim else {"rotary_embedding_dim": int(angles.shape[1])}
+    turned = builder.contrib("RotaryEmbedding", rows, places, *halves, num_heads=num_heads, **extent)
     return builder.add("Reshape", turned, builder.integers(-1, num_heads, head_dim))
 
 
