@@ -23,7 +23,7 @@ def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value
     rows = builder.add("Concat", *(builder.add("Unsqueeze", each, builder.integers(1)) for each in (k, v)), axis=1)
     places = find_places(lowering, arguments["slot_mapping"], arguments["kv_cache"], num_heads, head_dim)
     lowering.caches[layer] = builder.add("ScatterND", lowering.read_cache(layer), places, rows)
-    return lowering.caches[layer]
+    return builder.constant([], np.float32)
 
 
 def find_places(lowering: Lowering, slot_mapping: Node, cache: Node, num_heads: int, head_dim: int) -> Value:
