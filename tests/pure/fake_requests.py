@@ -9,7 +9,8 @@ from runtime.batch import ArraySpec
 from runtime.engine import EngineInfo
 from runtime.engines.null import NullEngine
 from server.engine.batchers.batcher import StepLimits, StepResult
-from server.engine.batchers.packed import PackedBatcher, PackedStep
+from server.engine.batchers.encoding import EncoderStep
+from server.engine.batchers.packed import PackedBatcher
 from server.engine.cost_model import CostModel
 from server.tasks import embed
 from server.tasks.embed import EmbedParams
@@ -98,7 +99,7 @@ class FakeEngineRun:
         call.is_cancelled = call.ended_s is None
         call.stream.cancel()
 
-    def form(self) -> PackedStep | None:
+    def form(self) -> EncoderStep | None:
         """The next step, which is noted and keeps the limits."""
         step = self.batcher.form(self.now_s)
         if step is not None:
