@@ -2,8 +2,8 @@
 
 The server's own batcher, once as it is and else with another rule for what shares a step: FIFO takes inputs as they
 came, 32 at most; sort-and-chunk sorts a round by length and cuts it every 32 inputs, as sentence-transformers does, or
-every 8. All with the same budget, the same arrivals, and an engine that takes exactly what the table of costs says. Time
-is virtual: nothing is measured, so the numbers are the same on every machine.
+every 8. All with the same budget, the same arrivals, and an engine that takes exactly what the table of costs says.
+Time is virtual: nothing is measured, so the numbers are the same on every machine.
 
 The plot shows latency against load, which is a part of what the dynamic programme makes of full rounds.
 """
@@ -220,7 +220,7 @@ def plot(rows: list[dict[str, object]]) -> None:
                 )
         axes.set(xlabel="load, % of what full rounds allow", title=kind, yscale="log")
     panels[0].set(ylabel="latency, ms")
-    panels[0].legend(fontsize=8)
+    panels[1].legend(fontsize=7, ncols=2, loc="lower right")
     figure.tight_layout()
     figure.savefig(RESULTS / "padded-batching.png", dpi=110)
 
