@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("ops", "engine", "packing", "allocator", "http")
+BENCHMARKS = ("ops", "engine", "packing", "padded_batching", "allocator", "http")
 GENERATION = ("prefix", "chunked", "kv_memory", "speculative")
 
 

@@ -61,6 +61,8 @@ class EngineInfo:
     """The most rows of logits of a step."""
     num_drafts: int = 0
     """Tokens that a draft model proposes after each one; 0 without one."""
+    pads: bool = False
+    """Each batch is computed as num_seqs rows of its longest sequence."""
     unplanned_ops: tuple[str, ...] = ()
     """Ops that still allocate their own result."""
 

@@ -156,12 +156,16 @@ class Metrics:
             buckets=RATIO_BUCKETS,
         )
         self.batch_tokens = Histogram(
-            "padless_batch_tokens", "Tokens in a step", engine, registry=registry, buckets=TOKEN_BUCKETS
+            "padless_batch_tokens",
+            "Tokens in a step, without padding",
+            engine,
+            registry=registry,
+            buckets=TOKEN_BUCKETS,
         )
         self.batch_sequences = Histogram(
             "padless_batch_sequences", "Sequences in a step", engine, registry=registry, buckets=SEQUENCE_BUCKETS
         )
-        self.run_tokens = counter("run_tokens", "Tokens run", engine)
+        self.run_tokens = counter("run_tokens", "Tokens run, with padding where an engine pads", engine)
         self.padded_tokens = counter("padded_tokens", "Tokens the same steps would have run with padding", engine)
         self.queue_tokens = gauge("queue_tokens", "Tokens in the engine's queue", engine)
         self.weight_bytes = gauge("weight_bytes", "Bytes of weights", engine)
@@ -212,15 +216,17 @@ class Metrics:
         predicted_s: float,
         actual_s: float,
         batch_wait_s: float | None,
+        pads: bool = False,
     ) -> None:
-        """One step. `predicted_s` 0: there was no prediction yet."""
+        """One step. `predicted_s` 0: there was no prediction yet. `pads`: the engine has run all sequences as long as
+        the longest."""
         labels = (model, str(replica))
         self.step_seconds.labels(*labels).observe(actual_s)
         if batch_wait_s is not None:
             self.batch_wait.labels(*labels).observe(batch_wait_s)
         self.batch_tokens.labels(*labels).observe(num_tokens)
         self.batch_sequences.labels(*labels).observe(num_seqs)
-        self.run_tokens.labels(*labels).inc(num_tokens)
+        self.run_tokens.labels(*labels).inc(num_seqs * max_seqlen if pads else num_tokens)
         self.padded_tokens.labels(*labels).inc(num_seqs * max_seqlen)
         if predicted_s > 0 and actual_s > 0:
             self.step_ratio.labels(*labels).observe(predicted_s / actual_s)

@@ -272,9 +272,9 @@ def test_pure_modules_are_pure() -> None:
         assert foreign(module) <= numbers - {"numpy"}, module
     for module in ("core_plan", "memory_plan"):
         assert foreign(f"server.processes.{module}") <= numbers, module
-    queueing = ("job_queue", "running_set", "sequences", "packing")
+    queueing = ("job_queue", "running_set", "sequences", "packing", "partition")
     choosing = ("beam_search", "drafting", "logits_processors", "sampling_rows")
-    for module in ("cost_model", *(f"batchers.{name}" for name in (*queueing, *choosing))):
+    for module in ("cost_model", "padded_costs", *(f"batchers.{name}" for name in (*queueing, *choosing))):
         module = f"server.engine.{module}"
         assert foreign(module) <= numbers, module
 

@@ -208,6 +208,7 @@ class EngineLoop(Generic[AnyStep]):
                 num_tokens=batch.num_tokens,
                 num_seqs=batch.num_seqs,
                 max_seqlen=batch.max_seqlen,
+                pads=self.executor.info.pads,
                 predicted_s=step.predicted_s,
                 actual_s=result.ended_s - result.started_s,
                 batch_wait_s=result.started_s - step.oldest_arrival_s,

@@ -22,15 +22,17 @@ from server.engine.batchers.batcher import Batcher, StepLimits
 from server.engine.batchers.cache_metrics import CacheMetrics
 from server.engine.batchers.decoding import DecodingBatcher, DecodingOptions
 from server.engine.batchers.packed import PackedBatcher
+from server.engine.batchers.padded import PaddedBatcher
 from server.engine.core_lease import CoreLease
 from server.engine.cost_model import CostModel
 from server.engine.engine_loop import EngineLoop
 from server.engine.engine_server import EngineServer
 from server.engine.executor import DeviceThread, pin_thread, run_in_passing_thread
+from server.engine.padded_costs import PaddedCosts
 from server.metrics import Metrics
 from server.processes.core_plan import Place
 from server.processes.deployment import DeployedModel, Deployment, load
-from server.processes.opening import find_costs, open_model
+from server.processes.opening import Costs, find_costs, open_model
 from server.processes.startup import (
     CRASHED,
     START_ANEW,
@@ -71,13 +73,14 @@ def build_loop(
         limits.max_wait_ms / 1e3,
         engine.info.max_batch_logits,
     )
-    cost_model = CostModel()
+    costs: Costs = PaddedCosts() if engine.info.pads else CostModel()
     if model.config.engine.warmup:
         engine.warmup(progress)
-        cost_model = find_costs(model, engine, progress)
+        costs = find_costs(model, engine, progress)
+    build_batcher = BATCHERS[model.head.work, engine.info.pads]
     changed = asyncio.Event()
     return EngineLoop(
-        BATCHERS[model.head.work](model, replica, engine.info, step_limits, cost_model, metrics, changed.set),
+        build_batcher(model, replica, engine.info, step_limits, costs, metrics, changed.set),
         DeviceThread(engine, f"engine-{model.config.name}-{replica}", lease, cores),
         metrics,
         changed,
@@ -97,6 +100,18 @@ def build_packed(
     wake: Callable[[], None],
 ) -> PackedBatcher:
     return PackedBatcher(limits, cost_model, info.outputs, {task.name: task.reduce_rows for task in TASKS.values()})
+
+
+def build_padded(
+    model: DeployedModel,
+    replica: int,
+    info: EngineInfo,
+    limits: StepLimits,
+    costs: PaddedCosts,
+    metrics: Metrics,
+    wake: Callable[[], None],
+) -> PaddedBatcher:
+    return PaddedBatcher(limits, costs, info.outputs, {task.name: task.reduce_rows for task in TASKS.values()})
 
 
 def build_decoding(
@@ -119,11 +134,13 @@ def build_decoding(
     )
 
 
-BATCHERS: dict[Work, Callable[..., Batcher[Any]]] = {
-    Work.ENCODE: build_packed,
-    Work.DECODE: build_decoding,
-    Work.ENCODE_DECODE: build_decoding,
+BATCHERS: dict[tuple[Work, bool], Callable[..., Batcher[Any]]] = {
+    (Work.ENCODE, False): build_packed,
+    (Work.ENCODE, True): build_padded,
+    (Work.DECODE, False): build_decoding,
+    (Work.ENCODE_DECODE, False): build_decoding,
 }
+"""By the work and whether the engine pads, which none does that decodes."""
 
 
 def plan_decoding(model: DeployedModel) -> DecodingOptions:

@@ -11,8 +11,13 @@ from runtime.limits import BatchLimits
 from runtime.open import build_null, open_engine
 from server.engine.calibration import calibrate
 from server.engine.cost_model import CostModel
+from server.engine.padded_calibration import calibrate_padded
+from server.engine.padded_costs import PaddedCosts, StoredTable, load_table
 from server.processes.deployment import DeployedModel
 from server.tasks.registry import list_outputs
+
+Costs = CostModel | PaddedCosts
+"""The latter of engines that pad."""
 
 
 class Damaged(RuntimeError):
@@ -58,15 +63,18 @@ def count_logits(model: DeployedModel) -> int:
     return min(limits.max_batch_requests * (1 + num_drafts), limits.max_batch_tokens)
 
 
-def find_costs(model: DeployedModel, engine: Engine, progress: Progress) -> CostModel:
+def find_costs(model: DeployedModel, engine: Engine, progress: Progress) -> Costs:
     """As they were measured when the model was compiled, or now."""
     known = None if model.compiled is None else load_costs(model.compiled)
-    return known or measure_costs(model, engine, progress)
+    if known is not None and isinstance(known, PaddedCosts) == engine.info.pads:
+        return known
+    return measure_costs(model, engine, progress)
 
 
-def measure_costs(model: DeployedModel, engine: Engine, progress: Progress) -> CostModel:
+def measure_costs(model: DeployedModel, engine: Engine, progress: Progress) -> Costs:
     limits = model.config.limits
-    return calibrate(
+    measure = calibrate_padded if engine.info.pads else calibrate
+    return measure(
         engine,
         max_batch_tokens=min(limits.max_batch_tokens, engine.info.max_batch_tokens),
         max_batch_requests=limits.max_batch_requests,
@@ -79,14 +87,19 @@ def cost_path(compiled: Path) -> Path:
     return compiled.with_suffix(".costs")
 
 
-def save_costs(costs: CostModel, compiled: Path) -> None:
-    """Beside the model. Raises OSError."""
-    numbers = (costs.fixed_s, costs.per_token_s, costs.per_square_s)
-    cost_path(compiled).write_bytes(msgspec.json.encode(numbers))
+def save_costs(costs: Costs, compiled: Path) -> None:
+    """Beside the model: three numbers, or a table. Raises OSError."""
+    stored: StoredTable | tuple[float, float, float]
+    if isinstance(costs, PaddedCosts):
+        stored = costs.table.dump()
+    else:
+        stored = (costs.fixed_s, costs.per_token_s, costs.per_square_s)
+    cost_path(compiled).write_bytes(msgspec.json.encode(stored))
 
 
-def load_costs(compiled: Path) -> CostModel | None:
+def load_costs(compiled: Path) -> Costs | None:
     try:
-        return CostModel(*msgspec.json.decode(cost_path(compiled).read_bytes(), type=tuple[float, float, float]))
+        stored = msgspec.json.decode(cost_path(compiled).read_bytes(), type=tuple[float, float, float] | StoredTable)
     except (OSError, msgspec.DecodeError):
         return None
+    return CostModel(*stored) if isinstance(stored, tuple) else PaddedCosts(load_table(stored), is_measured=True)

@@ -9,7 +9,8 @@ from runtime.batch import ArraySpec
 from runtime.engine import EngineInfo
 from runtime.engines.null import NullEngine
 from server.engine.batchers.batcher import StepLimits, StepResult
-from server.engine.batchers.packed import PackedBatcher, PackedStep
+from server.engine.batchers.encoding import EncoderStep, EncodingBatcher
+from server.engine.batchers.packed import PackedBatcher
 from server.engine.cost_model import CostModel
 from server.tasks import embed
 from server.tasks.embed import EmbedParams
@@ -50,20 +51,24 @@ class Call:
 
 @dataclass
 class FakeEngineRun:
-    """A PackedBatcher and an engine whose steps take what the cost model says. Mutable: the time, and who came out.
+    """A batcher, which is packed unless a test says another, and an engine whose steps take what it predicts.
+
+    Mutable: the time, and who came out.
 
     Whatever comes out twice, or after its call has ended, is an error.
     """
 
     limits: StepLimits
     cost_model: CostModel = field(default_factory=lambda: CostModel(per_token_s=1e-4))
+    another: EncodingBatcher | None = None
     now_s: float = 0.0
     steps: list[list[tuple[int, int]]] = field(default_factory=list)
     """(number of the call, row), in the order of the batch."""
     calls: dict[int, Call] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.batcher = PackedBatcher(self.limits, self.cost_model, [OUTPUT], REDUCERS)
+        packed = PackedBatcher(self.limits, self.cost_model, [OUTPUT], REDUCERS)
+        self.batcher: EncodingBatcher = self.another or packed
         self.engine = NullEngine(EngineInfo("null", "none", "", "cpu", 1, (OUTPUT,)))
         self.numbers = count()
 
@@ -98,11 +103,11 @@ class FakeEngineRun:
         call.is_cancelled = call.ended_s is None
         call.stream.cancel()
 
-    def form(self) -> PackedStep | None:
+    def form(self) -> EncoderStep | None:
         """The next step, which is noted and keeps the limits."""
         step = self.batcher.form(self.now_s)
         if step is not None:
-            assert step.batch.num_tokens <= self.limits.max_batch_tokens
+            assert step.cost.num_tokens <= self.limits.max_batch_tokens
             assert step.batch.num_seqs <= self.limits.max_batch_requests
             self.steps.append([(self.calls[id(item.encoding.stream)].number, item.index) for item in step.inputs])
         return step
@@ -112,14 +117,15 @@ class FakeEngineRun:
         step = self.form()
         if step is None:
             return []
-        started_s, self.now_s = self.now_s, self.now_s + self.cost_model.predict(step.cost)
+        started_s, self.now_s = self.now_s, self.now_s + step.predicted_s
         result = StepResult(step, started_s, self.now_s, self.engine.run(step.batch), None)
         assert self.batcher.settle(result, self.now_s) == []
         assert not self.batcher.deliver()
         return self.steps[-1]
 
     def drain(self) -> None:
-        while self.batcher.queue.order:
+        while self.batcher.num_queued_tokens:
             self.step()
-        assert (self.batcher.queue.num_items, self.batcher.num_queued_tokens) == (0, 0)
+        assert self.batcher.queue.num_items == 0
         assert not self.batcher.encodings
+        self.batcher.check_books()

@@ -11,7 +11,8 @@ from runtime.batch import Batch, Output
 from runtime.engine import EngineInfo
 from runtime.engines.null import NullEngine
 from server.engine.batchers.batcher import StepLimits
-from server.engine.batchers.packed import PackedBatcher, PackedStep
+from server.engine.batchers.encoding import EncoderStep
+from server.engine.batchers.packed import PackedBatcher
 from server.engine.batchers.packing import pack_sequences
 from server.engine.core_lease import CoreLease
 from server.engine.cost_model import CostModel
@@ -26,7 +27,7 @@ POISON = 1_000_000
 PATIENCE_S = 30.0
 """How long anything may take before a test fails: far more than it does, as the machine may be busy."""
 
-PackedLoop = EngineLoop[PackedStep]
+PackedLoop = EngineLoop[EncoderStep]
 
 
 class GatedEngine(NullEngine):

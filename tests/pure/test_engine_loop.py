@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.engine import engine_loop, executor
-from server.engine.batchers import packed
+from server.engine.batchers import encoding
 from server.engine.batchers.packed import PackedBatcher
 from server.engine.cost_model import CostModel
 from server.errors import DeadlineExceeded, EngineFailure, EngineUnavailable
@@ -311,7 +311,7 @@ async def test_engine_that_goes_on_failing_is_given_up(engine: GatedEngine, cloc
 
 async def test_large_steps_are_handed_out_in_turns(loop: PackedLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which others get between; and the next step is formed when all is handed out, though nobody wakes the loop."""
-    monkeypatch.setattr(packed, "TURN_NUMBERS", 1)
+    monkeypatch.setattr(encoding, "TURN_NUMBERS", 1)
     turns: list[int] = []
     deliver = loop.batcher.deliver
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from runtime.batch import ArraySpec, Output
 from runtime.engine import EngineError
-from server.engine.batchers import packed
+from server.engine.batchers import encoding
 from server.engine.batchers.batcher import StepLimits, StepResult
+from server.engine.batchers.encoding import MAX_LOOK_AHEAD, EncoderStep
 from server.engine.batchers.job_queue import HORIZON_S
-from server.engine.batchers.packed import MAX_LOOK_AHEAD, PackedBatcher, PackedStep
+from server.engine.batchers.packed import PackedBatcher
 from server.engine.cost_model import CostModel
 from server.errors import DeadlineExceeded, EngineFailure
 from server.wire.job import Job, Ragged, Result
@@ -344,7 +345,7 @@ class TestLargeSteps:
 
     @pytest.fixture
     def run(self, monkeypatch: pytest.MonkeyPatch) -> FakeEngineRun:
-        monkeypatch.setattr(packed, "TURN_NUMBERS", 2 * OUTPUT_DIM)
+        monkeypatch.setattr(encoding, "TURN_NUMBERS", 2 * OUTPUT_DIM)
         return FakeEngineRun(LIMITS)
 
     def compute(self, run: FakeEngineRun) -> None:
@@ -402,7 +403,7 @@ def test_result_says_how_long_it_waited_and_was_computed() -> None:
 
 def test_canary_is_nobodys_and_the_books_are_in_order_when_idle() -> None:
     batcher = PackedBatcher(LIMITS, CostModel(), [OUTPUT], REDUCERS)
-    canary: PackedStep = batcher.form_canary()
+    canary: EncoderStep = batcher.form_canary()
     assert canary.is_canary and canary.inputs == [] and canary.batch.num_tokens == 1
     batcher.check_books()
 

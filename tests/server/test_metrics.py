@@ -54,6 +54,17 @@ def test_steps_of_an_engine() -> None:
     assert find(samples, "batch_sequences_sum", **labels) == 8
 
 
+def test_steps_of_an_engine_that_pads() -> None:
+    """It has run its padding, which is in no input."""
+    metrics = Metrics(CollectorRegistry())
+    step = {"num_tokens": 100, "num_seqs": 4, "max_seqlen": 40, "actual_s": 0.01, "batch_wait_s": 0.001}
+    metrics.observe_step("m", 1, **step, predicted_s=0.0, pads=True)
+    samples = parse(metrics.render().decode())
+    labels = {"model": "m", "replica": "1"}
+    assert find(samples, "run_tokens_total", **labels) == find(samples, "padded_tokens_total", **labels) == 160
+    assert find(samples, "batch_tokens_sum", **labels) == 100
+
+
 def test_memory_of_an_engine() -> None:
     metrics = Metrics(CollectorRegistry())
     labels = {"model": "m", "replica": "0"}
