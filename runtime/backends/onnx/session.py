@@ -50,8 +50,8 @@ class Session:
         return list(self.session.get_providers())
 
     def run(self, inputs: Arrays, memory: Mapping[str, Tensor]) -> None:
-        """Compute everything into `memory`, fp32 and contiguous, by the names of the outputs. One called `<name>.out` is
-        the input of that name as well, changed in place. Raises RuntimeError."""
+        """Compute everything into `memory`, fp32 and contiguous, by the names of the outputs. One called `<name>.out`
+        is the input of that name as well, changed in place. Raises RuntimeError."""
         binding = self.session.io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
@@ -88,7 +88,7 @@ def find_providers(available: Sequence[str], config: EngineConfig) -> list[tuple
     if missing:
         raise UnusableConfig(
             f"engine.onnxruntime.providers: {missing[0]} is not in the ONNX Runtime that is installed, which has "
-            f"{', '.join(available)}. Install the wheel that has it (pip install onnxruntime-gpu for CUDA and TensorRT, "
-            "onnxruntime-openvino for OpenVINO), or name another"
+            f"{', '.join(available)}. Install the wheel that has it (pip install onnxruntime-gpu for CUDA and "
+            "TensorRT, onnxruntime-openvino for OpenVINO), or name another"
         )
     return wanted
