@@ -339,12 +339,17 @@ def build_reference_step(
     return ReferenceEngine(module, read_inputs(graph_module), limits.largest(), device, info)
 
 
-def trace_passes(model: nn.Module | LazyModule, config: EngineConfig, on_pass: OnPass) -> Program:
-    """Capture and rewrite without building an engine, for `padless graph`."""
+def fuse(model: nn.Module | LazyModule, config: EngineConfig, on_pass: OnPass = lambda *_: None) -> GraphModule:
+    """Capture and rewrite, and nothing more. Raises UnusableConfig."""
     check_precision(config)
     backend = find_backend(config, lambda *_: None)
     graph_module = capture(model, backend.device)
     quantization = load_quantization(config.quantization) if config.quantization else None
     choice = choose_precision(config.named_precision or "fp32", backend)
     run_passes(graph_module, list_passes(choice, backend, quantization), on_pass)
-    return lower(graph_module, backend.kernels)
+    return graph_module
+
+
+def trace_passes(model: nn.Module | LazyModule, config: EngineConfig, on_pass: OnPass) -> Program:
+    """Capture and rewrite without building an engine, for `padless graph`."""
+    return lower(fuse(model, config, on_pass), find_backend(config, lambda *_: None).kernels)

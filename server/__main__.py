@@ -1,4 +1,4 @@
-"""The command line: `padless serve MODEL` or `--config FILE`, `config`, `graph`, `quantize`, `hash-key`."""
+"""The command line: `padless serve MODEL` or `--config FILE`, `config`, `graph`, `quantize`, `export`, `hash-key`."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ from server.processes.child import build_command, build_environment
 from server.processes.launch import launch
 from server.processes.one_model import configure_model
 
-COMMANDS = ("serve", "config", "graph", "quantize", "hash-key")
+COMMANDS = ("serve", "config", "graph", "quantize", "export", "hash-key")
 SET_VARIABLES = ("PADLESS_IMAGE_SET", "PADLESS_SET")
 """Overrides for every command, as a shell would split them: `server.host=0.0.0.0 engine.device=cuda`. The first is for
 container images, so that the second is the user's there too, and unsets nothing; `--set` comes after both, and wins."""
@@ -52,9 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     graph = commands.add_parser("graph", help="print a model's graph after each pass, and its execution plan")
     graph.add_argument("--config", type=Path, required=True, metavar="FILE")
     graph.add_argument("--model", default=None, metavar="NAME", help="which model of the file; the first if left out")
-    quantize = add_quantize(commands)
+    quantize, export = add_quantize(commands), add_export(commands)
     commands.add_parser("hash-key", help="read an API key from standard input, and print its line for server.api_keys")
-    for command in (serve, config, graph, quantize):
+    for command in (serve, config, graph, quantize, export):
         command.add_argument(
             "--set",
             action="append",
@@ -103,6 +103,14 @@ def add_quantize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     return quantize
 
 
+def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    export = commands.add_parser("export", help="write an encoder as an ONNX file, packed behind padded inputs")
+    export.add_argument("--config", type=Path, required=True, metavar="FILE")
+    export.add_argument("--model", default=None, metavar="NAME", help="which model of the file; the first if left out")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write: model.onnx")
+    return export
+
+
 def list_overrides(arguments: argparse.Namespace) -> list[str]:
     """The environment's, then --host and --port, then --set: the last one wins. Raises ConfigError."""
     overrides = [word for variable in SET_VARIABLES for word in split_words(variable)]
@@ -134,11 +142,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.command == "config":
         print(dump_config(config), end="")
         return 0
+    name = arguments.model or config.models[0].name
     if arguments.command == "graph":
         # In a process of its own, because this one stays free of torch.
-        words = [str(arguments.config), arguments.model or config.models[0].name, *overrides]
-        return run_module("server.processes.graph_process", words)
-    return run_quantize(arguments, config.models[0].name, overrides)
+        return run_module("server.processes.graph_process", [str(arguments.config), name, *overrides])
+    if arguments.command == "export":
+        words = [str(arguments.config), name, str(arguments.out), *overrides]
+        return run_module("server.processes.export_process", words)
+    return run_quantize(arguments, name, overrides)
 
 
 def configure(arguments: argparse.Namespace, overrides: list[str]) -> ServerConfig:
@@ -161,11 +172,10 @@ def describe_key(key: str) -> str:
     return f"hash: {hash_key(key)}"
 
 
-def run_quantize(arguments: argparse.Namespace, first_model: str, overrides: list[str]) -> int:
+def run_quantize(arguments: argparse.Namespace, name: str, overrides: list[str]) -> int:
     """In a process of its own too."""
     if arguments.max_texts < 2:
         raise ConfigError(f"--max-texts {arguments.max_texts}: must be at least 2")
-    name = arguments.model or first_model
     out = arguments.out or arguments.config.parent / f"{name.replace('/', '_')}.int8.safetensors"
     activations = "static" if arguments.static else "dynamic"
     words = [arguments.config, name, arguments.data, out, activations, arguments.max_texts, *overrides]

@@ -18,7 +18,7 @@ def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value
     elif residual:
         result = builder.contrib("SkipLayerNormalization", x, residual, weight, bias, epsilon=eps)
     elif is_rms:
-        result = builder.add("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=eps)
+        result = builder.add("RMSNormalization", x, weight, axis=-1, epsilon=eps)
     else:
         return builder.add("LayerNormalization", x, weight, *([bias] if bias else []), axis=-1, epsilon=eps)
     return builder.add("Add", result, bias) if is_rms and bias else result

@@ -15,10 +15,10 @@ from torch import Tensor
 Value = str
 """The name of something in the graph; empty where an optional input is left out."""
 ABSENT: Value = ""
-OPSET = 21
-"""Of the operators that ONNX itself defines: the latest that all of ONNX Runtime since 1.20 knows."""
+OPSET = 23
+"""Of the operators that ONNX itself defines."""
 CONTRIB = "com.microsoft"
-IR_VERSION = 10
+IR_VERSION = 11
 LARGE_BYTES = 1024
 """Constants from here on are kept outside of the graph."""
 

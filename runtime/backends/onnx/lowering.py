@@ -38,6 +38,8 @@ class Lowering:
     weights: dict[str, Tensor] = field(default_factory=dict)
     """Constants of the model by their places in it."""
     transposed: dict[Tensor, Tensor] = field(default_factory=dict)
+    declared: dict[str, Value] = field(default_factory=dict)
+    """The inputs by name: of the model, or what is computed in place of one."""
     shared: dict[Hashable, Value] = field(default_factory=dict)
     """What several nodes need and one has computed."""
     caches: dict[int, Value] = field(default_factory=dict)
@@ -60,7 +62,7 @@ class Lowering:
                 arguments = name_arguments(node.target, node.args, node.kwargs)
                 self.values[node] = self.table[node.target](self, node, arguments)
         for name, node in find_outputs(self.graph_module).items():
-            self.give(name, node)
+            self.give(name, self.values[node], node.meta["val"])
         for layer, value in self.caches.items():
             self.give_cache(layer, value)
         return self.builder
@@ -80,9 +82,10 @@ class Lowering:
 
     def declare(self, name: str, dtype: int, shape: Sequence[int | str]) -> Value:
         """An input of the model, once."""
-        if all(each.name != name for each in self.builder.inputs):
+        if name not in self.declared:
             self.builder.inputs.append(helper.make_tensor_value_info(name, dtype, shape))
-        return name
+            self.declared[name] = name
+        return self.declared[name]
 
     def read_groups(self, name: str) -> Value:
         """One of the inputs that attention is told by which sequences it takes together."""
@@ -94,26 +97,23 @@ class Lowering:
             return self.declare(f"{CACHE}.{layer}", TensorProto.FLOAT, CACHE_SHAPE)
         return self.caches[layer]
 
-    def give(self, name: str, node: Node) -> None:
-        value, dims = node.meta["val"], [str(self.rename(size)) for size in node.meta["val"].shape]
-        result = self.values[node]
-        if value.dtype != torch.float32:
+    def give(self, name: str, result: Value, traced: Tensor) -> None:
+        """An output of the model, in fp32."""
+        if traced.dtype != torch.float32:
             result = self.builder.add("Cast", result, to=TensorProto.FLOAT)
+        dims = [rename_symbols(str(sympify(size)), self.symbols) for size in traced.shape]
+        self.give_as(name, result, [int(each) if each.isdigit() else each for each in dims])
+
+    def give_as(self, name: str, result: Value, shape: Sequence[int | str]) -> None:
         self.rename_result(result, name)
-        shape = [int(each) if each.isdigit() else each for each in dims]
         self.builder.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def give_cache(self, layer: int, value: Value) -> None:
-        name = f"{CACHE}.{layer}.out"
-        self.rename_result(value, name)
-        self.builder.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, CACHE_SHAPE))
+        self.give_as(f"{CACHE}.{layer}.out", value, CACHE_SHAPE)
 
     def rename_result(self, value: Value, name: str) -> None:
         """By a node of its own: a value may be several outputs, or an input."""
         self.builder.nodes.append(helper.make_node("Identity", [value], [name]))
-
-    def rename(self, size: object) -> str:
-        return rename_symbols(str(sympify(size)), self.symbols)
 
     def read(self, value: object) -> Value:
         """An argument of a call: what a node gives, a constant of the model, or none."""
@@ -171,11 +171,11 @@ class Lowering:
         """A symbol of `INPUTS` by the shape of an input that has it, or the number that it is."""
         if symbol in INPUTS:
             return self.declare(symbol, TensorProto.INT64, [])
-        for declared in self.builder.inputs:
-            dims = INPUTS[declared.name].dims if declared.name in INPUTS else ()
+        for declared, value in self.declared.items():
+            dims = INPUTS[declared].dims if declared in INPUTS else ()
             for place, (name, extra) in enumerate(map(split_dim, dims)):
                 if name == symbol:
-                    shape = self.builder.add("Shape", declared.name, start=place, end=place + 1)
+                    shape = self.builder.add("Shape", value, start=place, end=place + 1)
                     size = self.builder.add("Squeeze", shape)
                     return self.builder.add("Sub", size, self.builder.integer(extra)) if extra else size
         raise AssertionError(f"No input tells {symbol}. This is a bug.")

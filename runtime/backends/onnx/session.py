@@ -1,6 +1,7 @@
 """ONNX Runtime's session of one graph: made with the options of the configuration, run on memory that it is given."""
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,13 @@ class Session:
         """That it has come to use, the first one first."""
         return list(self.session.get_providers())
 
+    def compute(self, inputs: Arrays) -> Arrays:
+        """All outputs, in memory of their own. Raises RuntimeError."""
+        try:
+            return dict(zip(self.outputs, self.session.run(None, inputs), strict=True))
+        except Exception as error:  # of classes that ONNX Runtime does not name
+            raise RuntimeError(str(error)) from None
+
     def run(self, inputs: Arrays, memory: Mapping[str, Tensor]) -> None:
         """Compute everything into `memory`, fp32 and contiguous, by the names of the outputs. One called `<name>.out`
         is the input of that name as well, changed in place. Raises RuntimeError."""
@@ -71,13 +79,12 @@ class Session:
 def import_runtime() -> Any:
     """The package of whichever of its wheels is installed. Raises UnusableConfig."""
     try:
-        import onnxruntime
+        return import_module("onnxruntime")
     except ImportError:
         raise UnusableConfig(
             "engine.kind onnxruntime needs ONNX Runtime, which is not installed: pip install onnxruntime, or "
             "onnxruntime-gpu for engine.device cuda. Or set engine.kind to planned"
         ) from None
-    return onnxruntime
 
 
 def find_providers(available: Sequence[str], config: EngineConfig) -> list[tuple[str, dict[str, str]]]:

@@ -1,0 +1,63 @@
+"""`padless export`: writes a model as an ONNX file for use elsewhere, checks it, and runs it once."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.info import ModelDirectoryError
+from models.load import load_model
+from runtime.backends.onnx.export import save_padded
+from runtime.backends.onnx.session import Session
+from runtime.build import fuse
+from runtime.config import EngineConfig, UnusableConfig
+from server.config import ConfigError
+from server.config_file import load_config
+from server.processes.deployment import DeployedModel
+from server.processes.resolution import resolve
+
+SAMPLE = np.array([[1, 2, 3], [4, 0, 0]])
+"""Token ids of two sequences, of which the second has one token."""
+
+
+def export(model: DeployedModel, out: Path) -> None:
+    """Raises ConfigError, ModelDirectoryError, UnusableConfig, OSError."""
+    if model.head.work.decodes:
+        raise ConfigError(f"--model {model.config.name}: it generates, and padless export writes encoders only")
+    config = model.config.engine.model_copy(update={"kind": "onnxruntime"})
+    graph_module = fuse(load_model(model.directory, model.info, model.heads), config)
+    save_padded(graph_module, out)
+    session = Session(str(out), {}, EngineConfig(kind="onnxruntime"))
+    print(f"{out}: {', '.join(session.inputs)} -> {', '.join(run_once(session))}")
+
+
+def run_once(session: Session) -> list[str]:
+    """What it gives for a sample, by name and shape. Raises UnusableConfig."""
+    given = {"input_ids": SAMPLE, "attention_mask": (SAMPLE > 0).astype(np.int64), "token_type_ids": SAMPLE * 0}
+    found = session.compute({name: given[name] for name in session.inputs})
+    for name, array in found.items():
+        if not np.isfinite(array).all():
+            raise UnusableConfig(f"the exported model gives numbers that are not finite for {name}. This is a bug")
+    return [f"{name} {list(array.shape)}" for name, array in found.items()]
+
+
+def main() -> None:
+    path, name, out, *overrides = sys.argv[1:]
+    try:
+        deployment = resolve(load_config(Path(path), overrides), Path(tempfile.gettempdir()))
+        models = {model.config.name: model for model in deployment.models}
+        if name not in models:
+            raise ConfigError(f"--model {name}: no such model; there are {', '.join(models)}")
+        with torch.no_grad():
+            export(models[name], Path(out))
+    except OSError as error:
+        sys.exit(f"padless: --out {out}: {error.strerror}")
+    except (ConfigError, ModelDirectoryError, UnusableConfig) as error:
+        print(f"padless: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
