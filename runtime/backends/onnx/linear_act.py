@@ -8,28 +8,38 @@ from torch.fx import Node
 from runtime.backends.onnx.builder import ABSENT, GraphBuilder, Value
 from runtime.backends.onnx.lowering import Lowering
 
+FUSED = {"gelu": "BiasGelu", "gelu_tanh": "FastGelu"}
+"""Activations that take a bias."""
+
 
 def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value:
-    builder, act = lowering.builder, arguments["act"]
-    x, bias = lowering.read(arguments["x"]), lowering.read(arguments["bias"])
-    fused = {"gelu": "BiasGelu", "gelu_tanh": "FastGelu"}.get(act)
-    if fused and bias:
-        product = builder.add("MatMul", x, lowering.matrix(arguments["weight"]))
-        result = builder.contrib(fused, product, bias)
-    else:
-        result = activate(builder, multiply(lowering, x, arguments["weight"], bias), act)
-    residual = lowering.read(arguments["residual"])
-    return builder.add("Add", result, residual) if residual else result
+    builder, bias = lowering.builder, lowering.read(arguments["bias"])
+    x, weight = lowering.read(arguments["x"]), lowering.matrix(arguments["weight"])
+    if bias and arguments["act"] not in FUSED:
+        return finish(lowering, builder.add("Gemm", x, weight, bias), arguments)
+    return add_bias(lowering, builder.add("MatMul", x, weight), arguments)
 
 
 def lower_linear(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value:
-    x, bias = lowering.read(arguments["input"]), lowering.read(arguments["bias"])
-    return multiply(lowering, x, arguments["weight"], bias)
+    x, weight, bias = (
+        lowering.read(arguments["input"]),
+        lowering.matrix(arguments["weight"]),
+        lowering.read(arguments["bias"]),
+    )
+    return lowering.builder.add("Gemm", x, weight, bias) if bias else lowering.builder.add("MatMul", x, weight)
 
 
-def multiply(lowering: Lowering, x: Value, weight: Node, bias: Value) -> Value:
-    inputs = [x, lowering.matrix(weight), *([bias] if bias else [])]
-    return lowering.builder.add("Gemm", *inputs) if bias else lowering.builder.add("MatMul", *inputs)
+def add_bias(lowering: Lowering, product: Value, arguments: Mapping[str, Any]) -> Value:
+    """What comes behind a product: bias, activation and residual."""
+    builder, act, bias = lowering.builder, arguments["act"], lowering.read(arguments["bias"])
+    if bias and act in FUSED:
+        return finish(lowering, builder.contrib(FUSED[act], product, bias), {**arguments, "act": "none"})
+    return finish(lowering, builder.add("Add", product, bias) if bias else product, arguments)
+
+
+def finish(lowering: Lowering, result: Value, arguments: Mapping[str, Any]) -> Value:
+    result, residual = activate(lowering.builder, result, arguments["act"]), lowering.read(arguments["residual"])
+    return lowering.builder.add("Add", result, residual) if residual else result
 
 
 def activate(builder: GraphBuilder, x: Value, act: str) -> Value:

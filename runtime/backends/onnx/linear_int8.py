@@ -1,24 +1,27 @@
-"""`padless::linear_int8`: `MatMulIntegerToFloat` where calibration has found a scale, else `DynamicQuantizeMatMul`.
+"""`padless::linear_int8`: `MatMulIntegerToFloat` of rows that are quantised by a calibrated scale, or each by its own.
 
-The latter takes one range for all rows, where the op takes each row's own: a text's numbers depend a little on its
-batch-mates.
+ONNX Runtime's own `DynamicQuantizeMatMul` takes one range for all rows: a text's numbers would depend on its
+batch-mates, and one large number would cost all rows their precision.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch.fx import Node
 
-from runtime.backends.onnx.builder import ABSENT, Value
-from runtime.backends.onnx.linear_act import activate
+from runtime.backends.onnx.builder import Value
+from runtime.backends.onnx.linear_act import add_bias
 from runtime.backends.onnx.lowering import Lowering
+
+MIDDLE = 128
+"""The zero point of rows that have their own scale: ranges are as far below 0 as above."""
+LARGEST = 127.0
+LEAST_SCALE = 1e-20
 
 
 def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value:
-    builder = lowering.builder
-    x, bias = lowering.read(arguments["x"]), lowering.read(arguments["bias"])
+    builder, x = lowering.builder, lowering.read(arguments["x"])
     weight, scale = lowering.matrix(arguments["weight"]), lowering.read(arguments["scale"])
     if arguments["inverse_smooth"] is not None:
         x = builder.add("Mul", x, lowering.read(arguments["inverse_smooth"]))
@@ -26,11 +29,19 @@ def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value
         x_scale = builder.number(float(arguments["x_scale"]))
         x_zero = builder.constant(int(arguments["x_zero"]), np.uint8)
         rows = builder.add("QuantizeLinear", x, x_scale, x_zero)
-        inputs = [rows, weight, x_scale, scale, x_zero, ABSENT, bias]
-        result = builder.contrib("MatMulIntegerToFloat", *inputs)
+        result = builder.contrib("MatMulIntegerToFloat", rows, weight, x_scale, scale, x_zero)
     else:
-        zeros = builder.weight("no_zeros", torch.zeros(int(node.meta["val"].shape[1]), dtype=torch.int8))
-        result = builder.contrib("DynamicQuantizeMatMul", x, weight, scale, zeros, bias)
-    result = activate(builder, result, arguments["act"])
-    residual = lowering.read(arguments["residual"])
-    return builder.add("Add", result, residual) if residual else result
+        result = multiply_rows(lowering, x, weight, scale)
+    return add_bias(lowering, result, arguments)
+
+
+def multiply_rows(lowering: Lowering, x: Value, weight: Value, scale: Value) -> Value:
+    """Each row by its own range."""
+    builder = lowering.builder
+    largest = builder.add("ReduceMax", builder.add("Abs", x), builder.integers(1), keepdims=0)
+    scales = builder.add("Max", builder.add("Div", largest, builder.number(LARGEST)), builder.number(LEAST_SCALE))
+    middles = builder.add("Expand", builder.constant(MIDDLE, np.uint8), builder.add("Shape", scales))
+    rows = builder.add("QuantizeLinear", x, scales, middles, axis=0)
+    middle = builder.constant(MIDDLE, np.uint8)
+    sums = builder.contrib("MatMulIntegerToFloat", rows, weight, builder.number(1.0), scale, middle)
+    return builder.add("Mul", sums, builder.add("Unsqueeze", scales, builder.integers(1)))
