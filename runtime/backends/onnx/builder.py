@@ -91,11 +91,14 @@ class GraphBuilder:
         return self.constant(value, np.float32)
 
     def weight(self, stem: str, tensor: Tensor) -> Value:
-        """A tensor of the model; small ones are written into the graph."""
+        """A tensor of the model, once; small ones are written into the graph."""
         tensor = tensor.detach().contiguous()
         if tensor.nbytes < LARGE_BYTES and tensor.dtype != torch.bfloat16:
             return self.constant(tensor.numpy(), tensor.numpy().dtype)
-        name = next((each for each, known in self.weights.items() if known is tensor), "") or self.name(stem)
+        for name, known in self.weights.items():
+            if known.data_ptr() == tensor.data_ptr() and known.shape == tensor.shape and known.dtype == tensor.dtype:
+                return name
+        name = self.name(stem)
         self.weights[name] = tensor
         return name
 
