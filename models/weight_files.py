@@ -13,6 +13,10 @@ INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 HALF_TYPES = ("float16", "bfloat16")
 
 
+def has_weights(directory: Path) -> bool:
+    return any((directory / name).exists() for name in SINGLE_FILES + INDEX_FILES)
+
+
 def list_files(directory: Path) -> list[Path]:
     """Safetensors if there are any, else pickles. Raises ModelDirectoryError."""
     for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):

@@ -31,8 +31,8 @@ class Backend:
     keeps_linears: bool = False
     """Linear layers that are not int8 stay fp32 in 16-bit graphs."""
     hands_on_rows: bool = True
-    """int8 layers, norms and gates quantise their results for the int8 layers that read them; else each of these does it
-    for itself."""
+    """int8 layers, norms and gates quantise their results for the int8 layers that read them; else each of these does
+    it for itself."""
     overflow_free: bool = False
     """int8 weights have to be small enough for sums of 16 bits."""
     round_channels: RoundChannels | None = None

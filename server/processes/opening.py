@@ -12,6 +12,7 @@ from runtime.open import build_null, open_engine
 from server.engine.calibration import calibrate
 from server.engine.cost_model import CostModel
 from server.processes.deployment import DeployedModel
+from server.processes.file_engine import open_file
 from server.tasks.registry import list_outputs
 
 
@@ -20,10 +21,12 @@ class Damaged(RuntimeError):
 
 
 def open_model(model: DeployedModel, replica: int, progress: Progress) -> Engine:
-    """Raises Damaged, UnusableConfig."""
+    """Raises Damaged, UnusableConfig, ModelDirectoryError."""
     config, limits = settle_engine(model), find_limits(model)
     if config.kind == "null":
         return build_null(list_outputs([model.info, *(head.info for head in model.heads)]), config, limits, replica)
+    if model.onnx_file is not None:
+        return open_file(model, config, limits)
     assert model.compiled is not None, "Only what was compiled can be opened. This is a bug."
     compiled = load_compiled(model.compiled)
     if compiled is None:
