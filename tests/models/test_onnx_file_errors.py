@@ -12,6 +12,7 @@ from onnx_dirs import INPUTS, deploy, export, load_theirs, make_directory, open_
 from sentence_dirs import HIDDEN_SIZE, make_base, write_json
 
 from models.info import ModelDirectoryError
+from models.weight_files import list_files
 from runtime.config import UnusableConfig
 from server.config import ConfigError, ServerConfig
 from server.processes.opening import open_model
@@ -63,6 +64,11 @@ def test_several_files_and_no_weights(directory: Path) -> None:
     shutil.copy(directory / "model.onnx", directory / "onnx" / "model_quantized.onnx")
     words = "no weights | model.onnx, onnx/model_quantized.onnx | Set engine.onnxruntime.file"
     refuse(ModelDirectoryError, words, directory, {})
+
+
+def test_a_file_and_another_kind_of_engine(directory: Path) -> None:
+    with pytest.raises(ModelDirectoryError, match=r"no weights.* Set engine\.kind to onnxruntime to serve model\.onnx"):
+        list_files(directory)
 
 
 def test_neither_weights_nor_a_file(directory: Path) -> None:

@@ -1,5 +1,6 @@
 """ONNX Runtime's session of one graph: made with the options of the configuration, run on memory that it is given."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,13 +113,12 @@ def explain(model: bytes | Path, reason: str, version: str) -> str:
 def import_runtime() -> Any:
     """The package of whichever of its wheels is installed. Raises UnusableConfig."""
     try:
-        import onnxruntime
+        return importlib.import_module("onnxruntime")
     except ImportError:
         raise UnusableConfig(
             "engine.kind onnxruntime needs ONNX Runtime, which is not installed: pip install onnxruntime, or "
             "onnxruntime-gpu for engine.device cuda. Or set engine.kind to planned"
         ) from None
-    return onnxruntime
 
 
 def find_providers(available: Sequence[str], config: EngineConfig) -> list[tuple[str, dict[str, str]]]:
