@@ -8,7 +8,14 @@ from pathlib import Path
 
 from torch import nn
 
-from models.heads import Dense, EmbeddingHead, Normalize, PromptlessEmbeddingHead
+from models.heads import (
+    Dense,
+    EmbeddingHead,
+    MultiVectorHead,
+    Normalize,
+    PromptlessEmbeddingHead,
+    TokenWeightHead,
+)
 from models.info import ModelInfo
 from models.keys import ModelDirectoryError, read_object, require_number, require_torch_class
 from models.late_interaction import LINEAR
@@ -28,6 +35,14 @@ def build_embedding_head(directory: Path, hidden_size: int, info: ModelInfo) -> 
     modules, width = build_modules(directory, info.modules, hidden_size * len(info.pooling))
     head = EmbeddingHead if info.pools_prompt else PromptlessEmbeddingHead
     return head(info.pooling, modules, info.normalize, info.output_dim if info.output_dim < width else None)
+
+
+def build_token_head(directory: Path, hidden_size: int, info: ModelInfo) -> MultiVectorHead | TokenWeightHead:
+    """Raises ModelDirectoryError where a linear layer has another width than other files say."""
+    modules, width = build_modules(directory, info.modules, hidden_size, FEATURES.tokens)
+    if width != info.output_dim:
+        raise ModelDirectoryError(f"{directory}: vectors have {width} numbers and not {info.output_dim}, as it says")
+    return MultiVectorHead(modules, info.normalize) if info.task == "multi_vector" else TokenWeightHead(modules)
 
 
 def build_modules(

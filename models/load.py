@@ -13,18 +13,16 @@ from models.config import EncoderConfig, read_config
 from models.decoder_config import read_decoder_config
 from models.family import Family, Renames
 from models.further_heads import FurtherHead
-from models.head_modules import build_embedding_head, build_modules, open_module_weights
+from models.head_modules import build_embedding_head, build_token_head, open_module_weights
 from models.heads import (
     ClassificationHead,
     DeepTokenClassificationHead,
     LateClassificationHead,
     MaskHead,
-    MultiVectorHead,
     SparseHead,
     TextModel,
     TokenClassificationHead,
     TokenEmbeddingHead,
-    TokenWeightHead,
     WordHead,
 )
 from models.info import CLASSIFIER_SUFFIX, QUESTION_ANSWERER_SUFFIX, TOKEN_CLASSIFIER_SUFFIX, ModelInfo
@@ -32,7 +30,6 @@ from models.keys import ModelDirectoryError, read_keys
 from models.late_interaction import ARCHITECTURE
 from models.load_causal import load_causal
 from models.load_seq2seq import load_seq2seq
-from models.module_chain import FEATURES
 from models.registry import find_decoder, find_family, is_decoder
 from models.weights import (
     check_weights,
@@ -143,7 +140,7 @@ def build_head(directory: Path, family: Family, config: EncoderConfig, info: Mod
     if info.task == "token_embed":
         return TokenEmbeddingHead()
     if info.task in ("multi_vector", "token_weights"):
-        return build_token_head(directory, config, info)
+        return build_token_head(directory, config.hidden_size, info)
     if info.task in WORD_HEADS:
         activation = config.head.activation or family.word_head_activation or config.activation
         return WORD_HEADS[info.task](config, activation, is_tied=info.has_tied_words)
@@ -156,14 +153,6 @@ def build_head(directory: Path, family: Family, config: EncoderConfig, info: Mod
         is_late = config.head.pooling == "late"
         return (LateClassificationHead if is_late else ClassificationHead)(config, info.output_dim, activation)
     return build_embedding_head(directory, config.hidden_size, info)
-
-
-def build_token_head(directory: Path, config: EncoderConfig, info: ModelInfo) -> MultiVectorHead | TokenWeightHead:
-    """Raises ModelDirectoryError where a linear layer has another width than other files say."""
-    modules, width = build_modules(directory, info.modules, config.hidden_size, FEATURES.tokens)
-    if width != info.output_dim:
-        raise ModelDirectoryError(f"{directory}: vectors have {width} numbers and not {info.output_dim}, as it says")
-    return MultiVectorHead(modules, info.normalize) if info.task == "multi_vector" else TokenWeightHead(modules)
 
 
 def open_encoder(folder: Path, family: Family, info: ModelInfo) -> dict[str, LazyWeight]:

@@ -8,23 +8,28 @@ from huggingface_hub import snapshot_download
 
 from models.keys import ModelDirectoryError
 from models.module_chain import find_transformer
+from models.onnx_files import DATA_NAMES
 
 TEXT_FILES = ("*.json", "*.txt", "*.model", "*.spm")
 SAFETENSORS = ("*.safetensors", "*_Dense/pytorch_model.bin", "*_LayerNorm/pytorch_model.bin")
 PICKLES = "pytorch_model*.bin"
 GLINER = "gliner_config.json"
+MODULES = ("*_Dense/*", "*_LayerNorm/*")
 OTHER_FORMATS = ("onnx/*", "openvino/*")
 """Patterns of the hub, where a star also stands for slashes."""
 
 
-def find_directory(*, path: str | None = None, package: str | None = None, hub: str | None = None) -> Path:
-    """The local directory of a model, downloaded first where it is on a hub. Raises ModelDirectoryError."""
+def find_directory(
+    *, path: str | None = None, package: str | None = None, hub: str | None = None, onnx_file: str | None = None
+) -> Path:
+    """The local directory of a model, downloaded first where it is on a hub; `onnx_file`: with that file in place of
+    weights. Raises ModelDirectoryError."""
     if path is not None:
         return check_directory(Path(path).expanduser(), f"source.path {path}")
     if package is not None:
         return find_in_package(package)
     assert hub is not None, "The configuration has exactly one source. This is a bug."
-    return download(hub)
+    return download(hub) if onnx_file is None else download_onnx(hub, onnx_file)
 
 
 def check_directory(directory: Path, what: str) -> Path:
@@ -69,11 +74,17 @@ def download(hub: str) -> Path:
     return check_directory(directory, what)
 
 
-def fetch_snapshot(hub: str, patterns: Sequence[str]) -> Path:
+def download_onnx(hub: str, file: str) -> Path:
+    """With whatever lies beside the file under its name: its external data."""
+    patterns = (*TEXT_FILES, *MODULES, file, *(file + name for name in DATA_NAMES))
+    return check_directory(fetch_snapshot(hub, patterns, ignored=()), f"source.hub {hub}")
+
+
+def fetch_snapshot(hub: str, patterns: Sequence[str], ignored: Sequence[str] = OTHER_FORMATS) -> Path:
     name, _, revision = hub.partition("@")
     try:
         directory = snapshot_download(
-            name, revision=revision or None, allow_patterns=list(patterns), ignore_patterns=list(OTHER_FORMATS)
+            name, revision=revision or None, allow_patterns=list(patterns), ignore_patterns=list(ignored)
         )
     except Exception as error:  # the hub's HTTP library, and its errors with it, differ from version to version
         reason = " ".join(str(error).split()) or type(error).__name__

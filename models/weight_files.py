@@ -7,10 +7,15 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from models.keys import ModelDirectoryError, read_object, read_optional
+from models.onnx_files import list_onnx_files
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 HALF_TYPES = ("float16", "bfloat16")
+
+
+def has_weights(directory: Path) -> bool:
+    return any((directory / name).exists() for name in SINGLE_FILES + INDEX_FILES)
 
 
 def list_files(directory: Path) -> list[Path]:
@@ -20,7 +25,11 @@ def list_files(directory: Path) -> list[Path]:
             return [directory / single]
         if (directory / index).exists():
             return [directory / name for name in read_index(directory / index)]
-    raise ModelDirectoryError(f"{directory}: no weights; expected one of {', '.join(SINGLE_FILES + INDEX_FILES)}")
+    files = list_onnx_files(directory, "")
+    remedy = f". Set engine.kind to onnxruntime to serve {' or '.join(files)}" if files else ""
+    raise ModelDirectoryError(
+        f"{directory}: no weights; expected one of {', '.join(SINGLE_FILES + INDEX_FILES)}{remedy}"
+    )
 
 
 def read_index(path: Path) -> list[str]:

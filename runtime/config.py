@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 EngineKind = Literal["planned", "onnxruntime", "reference", "null"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
+FileInput = Literal["input_ids", "attention_mask", "token_type_ids", "position_ids"]
 AccuracyLevel = Literal["strict", "balanced", "fast"]
 CpuKernels = Literal["auto", "amx", "avx512_bf16", "avx512", "avx512_base", "avx_vnni", "avx2", "portable", "torch"]
 
@@ -51,6 +52,14 @@ class OnnxRuntimeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    file: str | None = None
+    """An ONNX file that is served as it is, padded; relative to the model's directory, as `onnx/model_quantized.onnx`.
+    None: the directory's weights, or where it has none the only ONNX file under a usual name."""
+    inputs: Mapping[FileInput, str] = {}
+    """What the file calls its inputs, where it has other names."""
+    output: str | None = None
+    """What it calls the output that the task reads, where that has another name."""
+
     providers: tuple[ProviderConfig, ...] = ()
     """In order of preference; none: the CPU's, or with `device: cuda` CUDA's."""
     optimization: Literal["none", "basic", "extended", "all"] = "all"
@@ -69,8 +78,8 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: EngineKind = "planned"
-    """`planned`: fused graph in planned memory. `onnxruntime`: the same graph in ONNX Runtime. `reference`: the module
-    op by op. `null`: computes nothing."""
+    """`planned`: fused graph in planned memory. `onnxruntime`: the same graph in ONNX Runtime, or an ONNX file as it
+    is. `reference`: the module op by op. `null`: computes nothing."""
     precision: Literal["auto", "auto_per_bucket", Precision] = "auto"
     """`auto`: one precision for all batches of all replicas, the fastest here that `accuracy` admits, measured at the
     first start. `auto_per_bucket`: the same for each size of batch, so that a text's numbers depend on how many tokens

@@ -65,6 +65,9 @@ class EngineInfo:
     """Each batch is computed as num_seqs rows of its longest sequence."""
     unplanned_ops: tuple[str, ...] = ()
     """Ops that still allocate their own result."""
+    nodes: tuple[tuple[str, int], ...] = ()
+    """ONNX Runtime's: how many nodes of the graph each of its providers computes, in order of preference; empty where
+    it does not tell."""
 
 
 class Engine(Protocol):

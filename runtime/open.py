@@ -61,7 +61,8 @@ def open_program(
     """Raises UnusableConfig."""
     if isinstance(compiled, OnnxProgram):
         session = Session(compiled.model, compiled.weights, config)
-        return OnnxEngine(session, compiled.largest, compiled.info, compiled.num_features)
+        info = replace(compiled.info, nodes=session.count_nodes())
+        return OnnxEngine(session, compiled.largest, info, compiled.num_features)
     device = torch.device(config.device)
     return PlannedEngine(compiled.program, kernels, compiled.largest, device, compiled.info, compiled.cap_bytes)
 

@@ -39,6 +39,7 @@ ENGINE_PROCESSES = {
     "server.processes.building_process",
     "server.processes.compile_process",
     "server.processes.export_process",
+    "server.processes.file_engine",
     "server.processes.opening",
     "server.processes.quantize_process",
 }

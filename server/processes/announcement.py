@@ -21,12 +21,14 @@ def describe_model(model: DeployedModel, info: EngineInfo) -> str:
     outcome = model.head.describe_output(model.info)
     heads = [f"{model.config.name}/{head.info.head}: {describe_head(head.info)}" for head in model.named_heads]
     precision = [] if info.chosen is None else [f"  precision  {info.chosen}"]
+    nodes = ", ".join(f"{name} {count}" for name, count in info.nodes)
     return "\n".join(
         [
             f"{model.config.name}: {model.info.architecture}, {model.head.name}, from {model.directory}",
             f"  engine     {info.kind}, {info.precision} ({info.precision_reason}), on {info.device}{kernels}, "
             f"{replicas} replica{'s' * (replicas > 1)} with {info.threads} thread{'s' * (info.threads > 1)}",
             *precision,
+            *([f"  nodes      {nodes}"] if len(info.nodes) > 1 else []),
             f"  memory     weights {weights:.1f} MB + activations {activations:.1f} MB at the largest batch "
             f"({info.max_batch_tokens} tokens){cache} = {total:.1f} MB per replica{unplanned}",
             f"  inputs     up to {model.max_input_tokens} tokens, {outcome}",

@@ -40,7 +40,7 @@ async def compile_models(deployment: Deployment, stopping: asyncio.Event) -> Dep
     """
     models = []
     for model in deployment.models:
-        if model.config.engine.is_compiled and not stopping.is_set():
+        if model.is_compiled and not stopping.is_set():
             model = await find_compiled(deployment, model, stopping)
         models.append(model)
     return replace(deployment, models=tuple(models))

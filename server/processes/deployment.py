@@ -52,11 +52,21 @@ class DeployedModel:
     """Of each replica of a model whose precision was left to measurement."""
     compiled: Path | None = None
     """What it was compiled to, for all replicas: see `server.processes.compiling`."""
+    onnx_file: str | None = None
+    """In the directory: what is served as it is, in place of weights. See `server.processes.served_file`."""
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it is to be, before any engine of it starts."""
+        return self.config.engine.is_compiled and self.onnx_file is None
 
     @property
     def is_openable(self) -> bool:
-        """Whether it was compiled, and that is still there: somebody may have emptied the cache."""
-        return self.config.engine.kind == "null" or (self.compiled is not None and self.compiled.exists())
+        """Whether it needs no compiling, or was compiled and that is still there: somebody may have emptied the
+        cache."""
+        if self.config.engine.kind == "null" or self.onnx_file is not None:
+            return True
+        return self.compiled is not None and self.compiled.exists()
 
     @property
     def text_directory(self) -> Path:
@@ -160,6 +170,7 @@ def save(deployment: Deployment) -> None:
                 "budget_bytes": model.budget_bytes,
                 "chosen": model.chosen,
                 "compiled": model.compiled and str(model.compiled),
+                "onnx_file": model.onnx_file,
             }
             for model in deployment.models
         ],
@@ -179,6 +190,7 @@ def load(run_dir: Path) -> Deployment:
             budget_bytes=found["budget_bytes"],
             chosen=msgspec.convert(found["chosen"], ChosenPrecision | None),
             compiled=Path(found["compiled"]) if found["compiled"] else None,
+            onnx_file=found["onnx_file"],
         )
         for index, (model, found) in enumerate(zip(config.models, document["models"], strict=True))
     )

@@ -29,14 +29,14 @@ def export(model: DeployedModel, out: Path) -> None:
     config = model.config.engine.model_copy(update={"kind": "onnxruntime"})
     graph_module = fuse(load_model(model.directory, model.info, model.heads), config)
     save_padded(graph_module, out)
-    session = Session(str(out), {}, EngineConfig(kind="onnxruntime"))
+    session = Session(out, {}, EngineConfig(kind="onnxruntime"))
     print(f"{out}: {', '.join(session.inputs)} -> {', '.join(run_once(session))}")
 
 
 def run_once(session: Session) -> list[str]:
     """What it gives for a sample, by name and shape. Raises UnusableConfig."""
     given = {"input_ids": SAMPLE, "attention_mask": (SAMPLE > 0).astype(np.int64), "token_type_ids": SAMPLE * 0}
-    found = session.compute({name: given[name] for name in session.inputs})
+    found = session.compute({name: given[name] for name in session.inputs}, list(session.outputs))
     for name, array in found.items():
         if not np.isfinite(array).all():
             raise UnusableConfig(f"the exported model gives numbers that are not finite for {name}. This is a bug")

@@ -184,7 +184,7 @@ class Supervisor:
         nor the models' code."""
         assert engine.model is not None
         model = self.deployment.models[engine.model]
-        return model.is_openable or (model.config.engine.is_compiled and not self.settled.is_set())
+        return model.is_openable or (model.is_compiled and not self.settled.is_set())
 
     def note_hang(self, child: Child) -> None:
         logger.error("%s has said nothing for %.0f s; it is killed", child.name, HEARTBEAT_PATIENCE_S)

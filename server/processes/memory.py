@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from models.onnx_files import count_bytes
 from models.weight_files import count_numbers, count_only_matrix
 from server.config import ConfigError
 from server.processes.child import build_command, build_environment
@@ -52,6 +53,8 @@ def make_claim(model: DeployedModel) -> Claim:
 
 def estimate_weights(model: DeployedModel) -> int:
     """Bytes in one engine, the draft model's included. Building it takes a layer more (`runtime.lazy_module`)."""
+    if model.onnx_file is not None:
+        return count_bytes(model.directory / model.onnx_file)
     engine, num_weights = model.config.engine, count_weights(model)
     if engine.kind == "reference":
         return WEIGHT_BYTES["fp32"] * num_weights

@@ -14,6 +14,7 @@ from server.engine.cost_model import CostModel
 from server.engine.padded_calibration import calibrate_padded
 from server.engine.padded_costs import PaddedCosts, StoredTable, load_table
 from server.processes.deployment import DeployedModel
+from server.processes.file_engine import open_file
 from server.tasks.registry import list_outputs
 
 Costs = CostModel | PaddedCosts
@@ -25,10 +26,12 @@ class Damaged(RuntimeError):
 
 
 def open_model(model: DeployedModel, replica: int, progress: Progress) -> Engine:
-    """Raises Damaged, UnusableConfig."""
+    """Raises Damaged, UnusableConfig, ModelDirectoryError."""
     config, limits = settle_engine(model), find_limits(model)
     if config.kind == "null":
         return build_null(list_outputs([model.info, *(head.info for head in model.heads)]), config, limits, replica)
+    if model.onnx_file is not None:
+        return open_file(model, config, limits)
     assert model.compiled is not None, "Only what was compiled can be opened. This is a bug."
     compiled = load_compiled(model.compiled)
     if compiled is None:

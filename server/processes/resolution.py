@@ -13,6 +13,7 @@ from server.audio.features import FRAMES_PER_S
 from server.config import ChatConfig, ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
 from server.errors import InvalidField
 from server.processes.deployment import DeployedModel, Deployment, count_cores, count_threads
+from server.processes.served_file import find_served_file
 from server.tasks.head import Work
 from server.tasks.registry import HEADS, check_name
 from server.text.chat_template import REMEDY, check_kwargs, load_chat_template
@@ -29,14 +30,15 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
     for index, model in enumerate(config.models):
         check_name(model.name, model.task)
         try:
-            directory = locate(model.source)
+            directory = locate(model.source, model.engine.onnxruntime.file)
             info = read_info(directory, task=model.task, pooling=model.pooling, normalize=model.normalize)
+            onnx_file = find_served_file(model, directory, info)
         except ModelDirectoryError as error:
             raise ModelDirectoryError(f"model {model.name}: {error}") from None
         threads = count_threads(model.engine, num_cores)
         own = list_own_heads(directory, info)
         heads = (*own, *find_heads(model, info, [head.info.head for head in own]))
-        deployed = DeployedModel(index, model, directory, info, heads, find_draft(model), threads)
+        deployed = DeployedModel(index, model, directory, info, heads, find_draft(model), threads, onnx_file=onnx_file)
         check_limits(deployed)
         deployed = replace(deployed, info=limit_input(info, model.limits.max_input_tokens))
         check_chat(deployed)
@@ -51,9 +53,10 @@ def limit_input(info: ModelInfo, max_input_tokens: int | None) -> ModelInfo:
     return info if max_input_tokens is None else replace(info, max_input_tokens=max_input_tokens)
 
 
-def locate(source: SourceConfig) -> Path:
-    """Raises ModelDirectoryError."""
-    return find_directory(path=source.path, package=source.package, hub=source.hub).absolute()
+def locate(source: SourceConfig, onnx_file: str | None = None) -> Path:
+    """`onnx_file`: what is to be there in place of weights. Raises ModelDirectoryError."""
+    found = find_directory(path=source.path, package=source.package, hub=source.hub, onnx_file=onnx_file)
+    return found.absolute()
 
 
 def find_heads(model: ModelConfig, info: ModelInfo, own: Sequence[str]) -> Iterator[FurtherHead]:

@@ -20,7 +20,7 @@ import sys
 from models.info import ModelDirectoryError
 from models.source import find_directory
 try:
-    print(find_directory(hub=sys.argv[1]))
+    print(find_directory(hub=sys.argv[1], onnx_file=(sys.argv[2:] or [None])[0]))
 except ModelDirectoryError as error:
     sys.exit(str(error))
 """
@@ -40,6 +40,8 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         "1_Pooling/config.json",
         "2_Dense/pytorch_model.bin",
         "onnx/model.onnx",
+        "onnx/model.onnx_data",
+        "onnx/model_quantized.onnx",
         "onnx/config.json",
     )
     write_files(tmp_path / "org/old", "config.json", "pytorch_model.bin", "vocab.txt", "tf_model.h5")
@@ -57,12 +59,12 @@ def write_files(folder: Path, *names: str) -> None:
         (folder / name).write_text(f"{folder.name} {name}", encoding="utf-8")
 
 
-def fetch(source: str, hub_url: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def fetch(source: str, hub_url: str, home: Path, *onnx_file: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: huggingface-hub reads its environment variables when it is imported."""
     settings = {"HF_ENDPOINT": hub_url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM, source],
+        [sys.executable, "-c", PROGRAM, source, *onnx_file],
         cwd=ROOT,
         env=inherited | settings | variables,
         capture_output=True,
@@ -149,6 +151,12 @@ def test_hub_fetches_what_is_needed_once(hub: Hub, tmp_path: Path) -> None:
 def test_hub_fetches_pickles_where_there_is_nothing_else(hub: Hub, tmp_path: Path) -> None:
     answer = fetch("org/old", hub.url, tmp_path / "home")
     assert list_fetched(answer) == {"config.json", "pytorch_model.bin", "vocab.txt"}
+
+
+def test_hub_fetches_an_onnx_file_in_place_of_weights(hub: Hub, tmp_path: Path) -> None:
+    answer = fetch("org/new", hub.url, tmp_path / "home", "onnx/model.onnx")
+    fetched = {path for path in list_fetched(answer) if not path.endswith(".json")}
+    assert fetched == {"onnx/model.onnx", "onnx/model.onnx_data", "2_Dense/pytorch_model.bin"}
 
 
 @pytest.mark.parametrize(

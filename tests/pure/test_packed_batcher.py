@@ -17,7 +17,7 @@ from server.engine.batchers.encoding import MAX_LOOK_AHEAD, EncoderStep
 from server.engine.batchers.job_queue import HORIZON_S
 from server.engine.batchers.packed import PackedBatcher
 from server.engine.cost_model import CostModel
-from server.errors import DeadlineExceeded, EngineFailure
+from server.errors import DeadlineExceeded, EngineFailure, Unservable
 from server.wire.job import Job, Ragged, Result
 from server.wire.result_stream import ResultStream
 from tests.pure.fake_requests import OUTPUT, OUTPUT_DIM, REDUCERS, Call, FakeEngineRun, make_job, make_sequence
@@ -426,5 +426,5 @@ def test_only_what_jobs_read_is_wanted_of_the_graph() -> None:
     stream = ResultStream(lambda rows: None)
     batcher.add(make_job([make_sequence(3)]), stream, now_s=1.0)
     assert batcher.pack_step(batcher.choose()).batch.outputs is None
-    with pytest.raises(EngineFailure, match="the graph does not compute nothing"):
+    with pytest.raises(Unservable, match="does not compute nothing"):
         batcher.add(replace(make_job([make_sequence(3)]), outputs={"x": "nothing"}), stream, now_s=1.0)

@@ -1,7 +1,8 @@
 """ONNX Runtime's session of one graph: made with the options of the configuration, run on memory that it is given."""
 
+import importlib
 from collections.abc import Mapping, Sequence
-from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,30 @@ OPTIMIZATIONS = {"none": 0, "basic": 1, "extended": 2, "all": 99}
 """By ONNX Runtime's numbers."""
 
 
+RECORD_NODES = "session.record_ep_graph_assignment_info"
+"""The entry without which nobody knows which provider has taken a node."""
+REMEDIES = (
+    (
+        "unsupported model ir version",
+        "It is newer than ONNX Runtime {version}: pip install --upgrade onnxruntime, or export it again",
+    ),
+    (
+        "is under development",
+        "It is newer than ONNX Runtime {version}: pip install --upgrade onnxruntime, or export it for less",
+    ),
+    ("external data", "The file that holds its weights is to lie beside it, under the name that it was exported with"),
+    ("", "It may be incomplete, or no ONNX file: copy or export it again"),
+)
+"""By what ONNX Runtime says of a file; the first that fits."""
+
+
 class Session:
-    """`weights` stay where they are, and have to as long as the session is used. `model`: a graph, or a file's path.
+    """`weights` stay where they are, and have to as long as the session is used. `model`: a graph, or a file.
 
     Raises UnusableConfig where ONNX Runtime is not installed, lacks a provider, or refuses the graph.
     """
 
-    def __init__(self, model: bytes | str, weights: Mapping[str, Tensor], config: EngineConfig) -> None:
+    def __init__(self, model: bytes | Path, weights: Mapping[str, Tensor], config: EngineConfig) -> None:
         runtime = import_runtime()
         options, told = runtime.SessionOptions(), config.onnxruntime
         options.log_severity_level = QUIET
@@ -32,6 +50,7 @@ class Session:
         options.graph_optimization_level = runtime.GraphOptimizationLevel(OPTIMIZATIONS[told.optimization])
         options.enable_cpu_mem_arena = told.arena
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(told.spinning)))
+        options.add_session_config_entry(RECORD_NODES, "1")
         for key, value in told.session.items():
             options.add_session_config_entry(key, value)
         values = [runtime.OrtValue.ortvalue_from_numpy(tensor.numpy()) for tensor in weights.values()]
@@ -41,7 +60,7 @@ class Session:
         try:
             self.session = runtime.InferenceSession(model, options, providers=providers)
         except Exception as error:  # of classes that ONNX Runtime does not name
-            raise UnusableConfig(f"engine.kind onnxruntime: the graph cannot be loaded: {error}") from None
+            raise UnusableConfig(explain(model, " ".join(str(error).split()), runtime.__version__)) from None
         self.inputs = {each.name: each for each in self.session.get_inputs()}
         self.outputs = {each.name: each for each in self.session.get_outputs()}
 
@@ -50,10 +69,19 @@ class Session:
         """That it has come to use, the first one first."""
         return list(self.session.get_providers())
 
-    def compute(self, inputs: Arrays) -> Arrays:
-        """All outputs, in memory of their own. Raises RuntimeError."""
+    def count_nodes(self) -> tuple[tuple[str, int], ...]:
+        """See EngineInfo."""
+        if not hasattr(self.session, "get_provider_graph_assignment_info"):  # older versions do not tell
+            return ()
+        counts = dict.fromkeys(self.providers, 0)
+        for part in self.session.get_provider_graph_assignment_info():
+            counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+        return tuple(counts.items())
+
+    def compute(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        """These outputs, in memory that ONNX Runtime takes for them. Raises RuntimeError."""
         try:
-            return dict(zip(self.outputs, self.session.run(None, inputs), strict=True))
+            return dict(zip(outputs, self.session.run(outputs, inputs), strict=True))
         except Exception as error:  # of classes that ONNX Runtime does not name
             raise RuntimeError(str(error)) from None
 
@@ -76,10 +104,18 @@ class Session:
             raise RuntimeError(str(error)) from None
 
 
+def explain(model: bytes | Path, reason: str, version: str) -> str:
+    """Why a graph cannot be loaded, and what to do about a file."""
+    if isinstance(model, bytes):
+        return f"engine.kind onnxruntime: the graph cannot be loaded: {reason}"
+    remedy = next(text for sign, text in REMEDIES if sign in reason.lower())
+    return f"engine.onnxruntime.file: {model} cannot be loaded: {reason.rstrip('.')}. {remedy.format(version=version)}"
+
+
 def import_runtime() -> Any:
     """The package of whichever of its wheels is installed. Raises UnusableConfig."""
     try:
-        return import_module("onnxruntime")
+        return importlib.import_module("onnxruntime")
     except ImportError:
         raise UnusableConfig(
             "engine.kind onnxruntime needs ONNX Runtime, which is not installed: pip install onnxruntime, or "

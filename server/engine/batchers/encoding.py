@@ -20,7 +20,7 @@ from server.engine.batchers.batcher import CANARY, Step, StepLimits, StepResult
 from server.engine.batchers.job_queue import JobQueue, Waiting
 from server.engine.batchers.packing import pack, pack_sequences, sort_by_length
 from server.engine.cost_model import StepCost
-from server.errors import DeadlineExceeded, EngineFailure
+from server.errors import DeadlineExceeded, EngineFailure, Unservable
 from server.metrics import Metrics
 from server.wire.job import Array, Job, Ragged, Result
 from server.wire.result_stream import ResultStream
@@ -147,7 +147,7 @@ class EncodingBatcher(ABC):
         if max(lengths) > self.limits.max_batch_tokens:
             raise EngineFailure(f"an input of {max(lengths)} tokens is over the budget of a step. This is a bug.")
         if unknown := set(job.outputs.values()) - self.outputs.keys():
-            raise EngineFailure(f"the graph does not compute {', '.join(sorted(unknown))}. This is a bug.")
+            raise Unservable(f"what is served of this model does not compute {', '.join(sorted(unknown))}")
         waiting = self.queue.enter(priority=job.priority, deadline_s=now_s + job.timeout_s, arrival_s=now_s)
         encoding = self.encodings[stream] = Encoding(job, stream, waiting, job.num_inputs)
         for index, (num_tokens, num_logits) in enumerate(zip(lengths, logits, strict=True)):
