@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import transformers
-from tiny_engines import ROUNDING, Captured, Find, capture_model, find_tolerances, list_cases
+from tiny_engines import ROUNDING, Captured, Find, allow, capture_model, find_tolerances, list_cases
 from tiny_models import CONFIGS, Ids, TinyModel, make_model, make_sequences, pack, run_padded
 
 from models.info import ModelDirectoryError, read_info
@@ -75,7 +75,11 @@ def test_every_precision_of_masked_places(find_masked: Find, name: str, kernels:
     found = run_masked(engine, ids, types, places)
     logits, _ = run_padded(captured.model.theirs, ids, types)
     expected = torch.cat([row[each] for row, each in zip(logits, places, strict=True)])
-    check_close(np.concatenate(found), expected, tolerance=find_tolerances(captured, SPARSE_TOLERANCES)[precision])
+    check_close(
+        np.concatenate(found),
+        expected,
+        tolerance=allow(find_tolerances(captured, SPARSE_TOLERANCES)[precision], kernels, precision),
+    )
     if kernels not in ROUNDING:
         alone = [run_masked(engine, [a], [b], [c])[0] for a, b, c in zip(ids, types, places, strict=True)]
         np.testing.assert_array_equal(np.concatenate(alone), np.concatenate(found))
@@ -151,7 +155,7 @@ def test_every_precision_of_borders(find_answerer: Find, name: str, kernels: str
     check_close(
         np.concatenate(found),
         run_theirs(captured, ids, types),
-        tolerance=find_tolerances(captured, BORDER_TOLERANCES)[precision],
+        tolerance=allow(find_tolerances(captured, BORDER_TOLERANCES)[precision], kernels, precision),
     )
     if kernels not in ROUNDING:
         alone = [run_borders(engine, [a], [b])[0] for a, b in zip(ids, types, strict=True)]

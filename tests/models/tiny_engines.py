@@ -100,6 +100,12 @@ def find_tolerances(captured: Captured, tolerances: Mapping[str, Tolerance]) -> 
     return {name: each.times(2 if name in rounded else 1) for name, each in tolerances.items()}
 
 
+def allow(tolerance: Tolerance, kernels: str, precision: str) -> Tolerance:
+    """ONNX Runtime's int8 rows have ranges as far below 0 as above, which costs up to a bit: half as much again is
+    allowed. Measured: up to a third."""
+    return tolerance.times(1.5 if (kernels, precision) == (ONNX, "int8") else 1)
+
+
 def check_planned(captured: Captured, precision: str, ids: list[Ids], types: list[Ids], expected: object) -> None:
     """By the best kernels: embeddings as expected, nothing of them computed outside of the plan, and a text's the same
     in any batch, bit for bit."""
@@ -115,7 +121,8 @@ def check_planned(captured: Captured, precision: str, ids: list[Ids], types: lis
 
 def check_onnx(captured: Captured, precision: str, ids: list[Ids], types: list[Ids], expected: object) -> None:
     """The same by ONNX Runtime, where a text alone is as in a batch but for rounding."""
-    engine, tolerance = captured.build(ONNX, precision), find_tolerances(captured, ENCODER_TOLERANCES)[precision]
+    engine = captured.build(ONNX, precision)
+    tolerance = allow(find_tolerances(captured, ENCODER_TOLERANCES)[precision], ONNX, precision)
     together = engine.run(pack(ids, types)).arrays["embeddings"].copy()
     check_close(together, expected, tolerance=tolerance, what=ONNX)
     check_close(run_alone(engine, ids, types), together, tolerance=tolerance, what=ONNX)

@@ -122,6 +122,23 @@ def lower_concatenation(lowering: Lowering, node: Node, arguments: Mapping[str, 
     return lowering.builder.add("Concat", *parts, axis=int(arguments["dim"]))
 
 
+def lower_clamp_min(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value:
+    least = find_operand(lowering, arguments["min"], node.meta["val"].dtype)
+    return lowering.builder.add("Max", lowering.read(arguments["self"]), least)
+
+
+def lower_expand_as(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value:
+    shape = lowering.builder.add("Shape", lowering.read(arguments["other"]))
+    return lowering.builder.add("Expand", lowering.read(arguments["self"]), shape)
+
+
+def lower_vector_norm(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value:
+    """The Euclidean one."""
+    assert arguments["ord"] == 2, "Nobody takes another norm. This is a bug."
+    axes = lowering.builder.integers(*arguments["dim"])
+    return lowering.builder.add("ReduceL2", lowering.read(arguments["self"]), axes, keepdims=int(arguments["keepdim"]))
+
+
 ATEN: dict[object, Lower] = {
     aten.linear.default: lower_linear,
     aten.layer_norm.default: lower_layer_norm,
@@ -147,6 +164,9 @@ ATEN: dict[object, Lower] = {
     aten.contiguous.default: lower_same,
     aten.dropout.default: lower_same,
     aten.cat.default: lower_concatenation,
+    aten.clamp_min.default: lower_clamp_min,
+    aten.expand_as.default: lower_expand_as,
+    aten.linalg_vector_norm.default: lower_vector_norm,
     aten.arange.default: lower_arange,
     aten.cumsum.default: lower_cumsum,
     aten.to.dtype: lower_cast,

@@ -3,30 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
 from torch.fx import Node
 
 from runtime.backends.onnx.builder import Value
 from runtime.backends.onnx.linear_act import activate
+from runtime.backends.onnx.linear_int8 import multiply_rows
 from runtime.backends.onnx.lowering import Lowering
-from runtime.config import UnusableConfig
 
 
 def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value:
-    """Raises UnusableConfig for experts in int8."""
-    if arguments["up_scale"] is not None:
-        raise UnusableConfig(
-            "engine.kind onnxruntime computes experts in fp32 only. Set engine.precision to fp32, or engine.kind to "
-            "planned"
-        )
     builder, x = lowering.builder, lowering.read(arguments["x"])
     weights, chosen = choose(lowering, arguments)
-    up, down = lowering.tensor(arguments["up"]), lowering.tensor(arguments["down"])
     total = builder.add("Mul", x, builder.number(0.0))
-    for expert in range(len(up)):
+    for expert in range(int(arguments["up"].meta["val"].shape[0])):
         found = builder.add("NonZero", builder.add("Equal", chosen, builder.integer(expert)))
         tokens = builder.add("Gather", found, builder.integer(0))
-        rows = compute(lowering, arguments, expert, builder.add("Gather", x, tokens), up, down)
+        rows = compute(lowering, arguments, expert, builder.add("Gather", x, tokens))
         share = builder.add("GatherND", weights, builder.add("Transpose", found, perm=[1, 0]))
         rows = builder.add("Mul", rows, builder.add("Unsqueeze", share, builder.integers(1)))
         places = builder.add("Unsqueeze", tokens, builder.integers(1))
@@ -47,14 +39,23 @@ def choose(lowering: Lowering, arguments: Mapping[str, Any]) -> tuple[Value, Val
     return weights, chosen
 
 
-def compute(
-    lowering: Lowering, arguments: Mapping[str, Any], expert: int, rows: Value, up: Tensor, down: Tensor
-) -> Value:
+def compute(lowering: Lowering, arguments: Mapping[str, Any], expert: int, rows: Value) -> Value:
+    """What one expert makes of its tokens."""
     builder = lowering.builder
-    wide = builder.add("MatMul", rows, builder.weight(f"up_{expert}", up[expert].t()))
+    wide = multiply(lowering, arguments, "up", expert, rows)
     if arguments["is_gated"]:
         gate, other = builder.add_all("Split", [wide], 2, axis=1, num_outputs=2)
         wide = builder.add("Mul", activate(builder, gate, arguments["act"]), other)
     else:
         wide = activate(builder, wide, arguments["act"])
-    return builder.add("MatMul", wide, builder.weight(f"down_{expert}", down[expert].t()))
+    return multiply(lowering, arguments, "down", expert, wide)
+
+
+def multiply(lowering: Lowering, arguments: Mapping[str, Any], part: str, expert: int, rows: Value) -> Value:
+    builder, scale = lowering.builder, arguments[f"{part}_scale"]
+    weight = builder.weight(f"{part}_{expert}", lowering.tensor(arguments[part])[expert].t())
+    if scale is None:
+        return builder.add("MatMul", rows, weight)
+    return multiply_rows(
+        lowering, rows, weight, builder.weight(f"{part}_{expert}_scale", lowering.tensor(scale)[expert])
+    )
