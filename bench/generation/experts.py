@@ -108,7 +108,7 @@ def main() -> None:
             row = [precision, f"{count} concurrent", *rates, format_ratio(comparison.ratio("experts", "dense"))]
             table.append(row)
             results[f"{precision}, {count} concurrent"] = comparison.seconds
-    write_results("generation-experts", table, {"threads": arguments.threads, "seconds": results})
+        write_results("generation-experts", table, {"threads": arguments.threads, "seconds": results})
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def sample_workload(kind: str, num_seqs: int) -> list[np.ndarray]:
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[list[Measurement]]:
-    """Everything measured so far, after each model and thread count."""
+    """Everything measured so far, after each workload."""
     results: list[Measurement] = []
     fleet = Fleet({key: PEERS[key] for key in arguments.peers}, find_cache(), arguments.engines)
     for name in arguments.models:
@@ -60,7 +60,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[list[Measurement]]:
                 results += [Measurement(name, threads, "all", *failure) for failure in failures.items()]
                 for kind in arguments.workloads:
                     results += measure_cell(Cell(name, threads, kind), workers, arguments)
-            yield results
+                    yield results
 
 
 def measure_cell(cell: Cell, workers: Mapping[str, WorkerProcess], arguments: argparse.Namespace) -> list[Measurement]:

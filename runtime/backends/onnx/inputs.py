@@ -34,7 +34,7 @@ STEP = 8
 GROUP_COST = 200.0
 TOKEN_COST = 1.0
 PAIR_COST = 0.02
-"""Of a group, of a padded token, and of a padded pair of a token and a key, in the same unit. On MiniLM's mixes anything
+"""Of a group, of a padded token, and of a padded pair of a token and a key, in one unit. On MiniLM's mixes anything
 from 30 to 300 for a group is as fast; 1,500 is slower by a tenth."""
 
 
