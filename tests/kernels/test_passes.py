@@ -347,11 +347,11 @@ class TestPrecision:
 
     def test_choice_follows_the_device_and_says_so(self) -> None:
         native = has_cpu_bf16()
-        choice = choose_precision("bf16", CPU)
+        choice = choose_precision("bf16", plain_backend(CPU))
         assert choice.dtype == torch.bfloat16
         assert "bf16 matrix instructions" in choice.reason
-        assert choose_precision("fp32", CPU) == PrecisionChoice("fp32", torch.float32, "configured")
-        names = [candidate.precision for candidate in list_candidates(CPU)]
+        assert choose_precision("fp32", plain_backend(CPU)) == PrecisionChoice("fp32", torch.float32, "configured")
+        names = [candidate.precision for candidate in list_candidates(plain_backend(CPU))]
         assert names == ["fp32", "bf16", "int8"] if native else ["fp32", "int8"]
 
 

@@ -36,7 +36,7 @@ def page(seqlens: list[int], token_id: int, past: int = 0) -> Batch:
 
 def make_engine(implementation: str) -> PlannedEngine:
     backend = find_backend(implementation)
-    passes = list_passes(choose_precision("fp32", CPU), backend)
+    passes = list_passes(choose_precision("fp32", backend), backend)
     program = lower(rewrite(capture(tiny_llama(), CPU), *passes), backend.kernels)
     return PlannedEngine(program, backend.kernels, LARGEST, CPU, INFO, None)
 

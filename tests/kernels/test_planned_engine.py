@@ -11,6 +11,7 @@ from torch import nn
 from models.bert import Bert
 from models.heads import Dense, EmbeddingHead, TextModel
 from runtime.backends.cpu import library
+from runtime.backends.plain.table import plain_backend
 from runtime.batch import INPUTS, ArraySpec, Batch
 from runtime.build import build_engine
 from runtime.capture import capture
@@ -53,7 +54,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 def lower_model(module: nn.Module, implementation: str = "torch") -> Program:
     backend = find_backend(implementation)
-    passes = list_passes(choose_precision("fp32", CPU), backend)
+    passes = list_passes(choose_precision("fp32", backend), backend)
     return lower(rewrite(capture(module, CPU), *passes), backend.kernels)
 
 
@@ -268,7 +269,7 @@ class TestBuild:
         alone = engine.run(cut(batch, 2)).arrays["embeddings"]
         check_close(alone[0], engine.run(batch).arrays["embeddings"][2], tolerance=SAME_ENGINE)
 
-    @pytest.mark.parametrize("precision", [choice.precision for choice in list_candidates(CPU)])
+    @pytest.mark.parametrize("precision", [choice.precision for choice in list_candidates(plain_backend(CPU))])
     def test_a_text_alone_and_in_any_batch_is_the_same_to_the_bit(self, precision: Precision) -> None:
         """In whatever `auto` may choose here; by the compiled kernels, without which equal bits are luck."""
         chosen = ChosenPrecision(((LIMITS.max_batch_tokens, precision),), "fast", problem="it was told to")

@@ -49,7 +49,7 @@ def test_what_is_out_of_range_is_refused(place: str, wrong: int, isa: str) -> No
 def test_each_layer_stores_before_it_attends(implementation: str, precision: str) -> None:
     """After all passes, though nothing reads what the op gives, which takes no memory."""
     backend = find_backend(implementation)
-    passes = list_passes(choose_precision(precision, CPU), backend)
+    passes = list_passes(choose_precision(precision, backend), backend)
     program = lower(rewrite(capture(tiny_llama(), CPU), *passes), backend.kernels)
     found = [each for each in program.planned if each.target in (store_kv.OP, paged_attention.OP)]
     layers = range(LLAMA_CONFIG.num_layers)

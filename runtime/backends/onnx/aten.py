@@ -62,7 +62,7 @@ def lower_same(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> 
 def lower_slice(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value:
     builder, x = lowering.builder, lowering.read(arguments["self"])
     start, end = arguments["start"] or 0, arguments["end"]
-    if start == 0 and end in (None, np.iinfo(np.int64).max):
+    if start == 0 and end in (None, np.iinfo(np.int64).max) and arguments["step"] == 1:
         return x
     borders = [as_size(lowering, each) for each in (start, np.iinfo(np.int64).max if end is None else end)]
     return builder.add("Slice", x, *borders, builder.integers(arguments["dim"]), builder.integers(arguments["step"]))

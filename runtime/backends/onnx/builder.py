@@ -45,12 +45,14 @@ class GraphBuilder:
     outputs: list[ValueInfoProto] = field(default_factory=list)
     initializers: list[TensorProto] = field(default_factory=list)
     names: Iterator[int] = field(default_factory=count)
+    places: dict[tuple[int, torch.Size, torch.dtype], Value] = field(default_factory=dict)
+    """Weights by where they lie."""
     known: dict[tuple[str, tuple[int, ...], bytes], Value] = field(default_factory=dict)
     """Constants by what they hold."""
 
     def body(self) -> "GraphBuilder":
         """A graph inside of this one."""
-        return GraphBuilder(self.weights, names=self.names)
+        return GraphBuilder(self.weights, names=self.names, places=self.places)
 
     def name(self, stem: str) -> Value:
         return f"{stem}_{next(self.names)}"
@@ -95,12 +97,11 @@ class GraphBuilder:
         tensor = tensor.detach().contiguous()
         if tensor.nbytes < LARGE_BYTES and tensor.dtype != torch.bfloat16:
             return self.constant(tensor.numpy(), tensor.numpy().dtype)
-        for name, known in self.weights.items():
-            if known.data_ptr() == tensor.data_ptr() and known.shape == tensor.shape and known.dtype == tensor.dtype:
-                return name
-        name = self.name(stem)
-        self.weights[name] = tensor
-        return name
+        place = (tensor.data_ptr(), tensor.shape, tensor.dtype)
+        if place not in self.places:
+            self.places[place] = self.name(stem)
+            self.weights[self.places[place]] = tensor
+        return self.places[place]
 
     def build(self, name: str) -> GraphProto:
         return helper.make_graph(self.nodes, name, self.inputs, self.outputs, self.initializers)

@@ -1,4 +1,4 @@
-"""Attention without a packed kernel: a loop over groups of sequences, each padded to its own longest."""
+"""What looks at whole sequences, without packed kernels: a loop over groups of them, each padded to its own longest."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,12 +39,16 @@ class Group:
 
 
 def attend_by_groups(lowering: Lowering, attend: Callable[[Group], Value]) -> Value:
-    """`attend` writes into the body of a loop what gives a group's rows, [num padded places, width]; returns those of
-    all tokens, packed."""
+    """`attend` gives a group's rows, [num padded places, width]; returns those of all tokens, packed."""
+    return lowering.builder.add("Gather", loop_over_groups(lowering, attend), lowering.read_groups("unpad_index"))
+
+
+def loop_over_groups(lowering: Lowering, compute: Callable[[Group], Value]) -> Value:
+    """`compute` writes into the body of a loop what gives rows of a group; returns those of all, one after another."""
     outer, body = lowering.builder, lowering.builder.body()
     table, order = lowering.read_groups("groups"), lowering.read_groups("group_order")
     seqlens = lowering.read_groups("group_seqlens")
-    pad_index, unpad_index = lowering.read_groups("pad_index"), lowering.read_groups("unpad_index")
+    pad_index = lowering.read_groups("pad_index")
 
     turn, goes_on, so_far = (body.name(each) for each in ("turn", "goes_on", "so_far"))
     row = body.add("Gather", table, turn)
@@ -52,7 +56,7 @@ def attend_by_groups(lowering: Lowering, attend: Callable[[Group], Value]) -> Va
     num_places = body.add("Mul", count, width)
     own, lengths = (slice_rows(body, each, first, count) for each in (order, seqlens))
     places = slice_rows(body, pad_index, first_place, num_places)
-    rows = attend(Group(body, own, lengths, places, count, width))
+    rows = compute(Group(body, own, lengths, places, count, width))
     grown = body.add("SequenceInsert", so_far, rows)
     kept = body.add("Identity", goes_on)
     body.inputs += [
@@ -69,8 +73,7 @@ def attend_by_groups(lowering: Lowering, attend: Callable[[Group], Value]) -> Va
     empty = outer.add("SequenceEmpty", dtype=TensorProto.FLOAT)
     always = outer.constant(True, np.bool_)
     parts = outer.add("Loop", num_groups, always, empty, body=body.build(outer.name("group")))
-    padded = outer.add("ConcatFromSequence", parts, axis=0)
-    return outer.add("Gather", padded, unpad_index)
+    return outer.add("ConcatFromSequence", parts, axis=0)
 
 
 def slice_rows(builder: GraphBuilder, rows: Value, first: Value, count: Value) -> Value:

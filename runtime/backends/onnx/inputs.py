@@ -5,6 +5,8 @@ groups of similar length, each padded to its own longest, so that one long text 
 (FasterTransformer and Effective Transformer pad all to the batch's longest, here and there around attention).
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from runtime.batch import Arrays, Int32Array, IntArray
@@ -31,6 +33,8 @@ and its tokens a sequence, padded. `pad_index`: the token at each padded place, 
 """
 STEP = 8
 """Lengths are rounded up to multiples for choosing groups: a few padded tokens cost less than telling them apart."""
+MAX_PAIRS = 1 << 22
+"""Of tokens and keys in a group of several sequences: their scores are in memory together, for every head."""
 GROUP_COST = 200.0
 TOKEN_COST = 1.0
 PAIR_COST = 0.02
@@ -40,7 +44,7 @@ from 30 to 300 for a group is as fast; 1,500 is slower by a tenth."""
 
 def make_groups(seqlens: Int32Array, key_seqlens: Int32Array) -> Arrays:
     """`ATTENTION_INPUTS` of sequences with so many tokens in this step, which look at so many keys."""
-    order = np.lexsort((seqlens, key_seqlens)).astype(np.int64)
+    order = np.lexsort((seqlens, -(-key_seqlens // STEP))).astype(np.int64)
     lengths, keys = seqlens[order].astype(np.int64), key_seqlens[order].astype(np.int64)
     starts = split(lengths, keys)
     ends = [*starts[1:], len(order)]
@@ -70,22 +74,20 @@ def pad(order: IntArray, lengths: IntArray, widths: IntArray, seqlens: Int32Arra
 
 
 def split(lengths: IntArray, keys: IntArray) -> list[int]:
-    """Where groups begin, of sequences sorted by their keys, at the least cost (the dynamic programme of
-    TurboTransformers: Fang et al., 2021)."""
-    rounded = -(-keys // STEP)
-    firsts = np.flatnonzero(np.diff(rounded, prepend=-1))
-    num_classes = len(firsts)
-    if num_classes == 1:
-        return [0]
-    borders = np.append(firsts, len(keys))
+    """Where groups begin, of sequences sorted by keys and tokens as both are rounded, at the least cost (the dynamic
+    programme of TurboTransformers: Fang et al., 2021)."""
+    borders = find_classes(lengths, keys)
+    num_classes = len(borders) - 1
     best, begin = np.zeros(num_classes + 1), np.zeros(num_classes + 1, np.int64)
-    longest = np.zeros(num_classes, np.int64)
+    longest, most_keys = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
     for end in range(1, num_classes + 1):
-        newest = lengths[borders[end - 1] : borders[end]].max()
-        longest[:end] = np.maximum(longest[:end], newest)
-        counts = borders[end] - borders[:end]
-        padded = counts * longest[:end]
-        cost = best[:end] + GROUP_COST + padded * (TOKEN_COST + PAIR_COST * keys[borders[end] - 1])
+        own = slice(borders[end - 1], borders[end])
+        longest[:end] = np.maximum(longest[:end], lengths[own].max())
+        most_keys[:end] = np.maximum(most_keys[:end], keys[own].max())
+        padded = (borders[end] - borders[:end]) * longest[:end]
+        pairs = padded * most_keys[:end]
+        cost = best[:end] + GROUP_COST + TOKEN_COST * padded + PAIR_COST * pairs
+        cost[:-1][pairs[:-1] > MAX_PAIRS] = np.inf
         begin[end] = int(cost.argmin())
         best[end] = cost[begin[end]]
     starts: list[int] = []
@@ -94,3 +96,15 @@ def split(lengths: IntArray, keys: IntArray) -> list[int]:
         end = int(begin[end])
         starts.append(int(borders[end]))
     return starts[::-1]
+
+
+def find_classes(lengths: IntArray, keys: IntArray) -> IntArray:
+    """The borders of sequences that are alike, first and last included; no more of them than MAX_PAIRS allows."""
+    rounded = np.stack([-(-lengths // STEP), -(-keys // STEP)])
+    changes = np.flatnonzero((np.diff(rounded) != 0).any(0)) + 1
+    borders = [0, *changes.tolist(), len(lengths)]
+    found = [0]
+    for start, end in pairwise(borders):
+        most = max(1, MAX_PAIRS // int(lengths[start:end].max() * keys[start:end].max()))
+        found += [*range(start + most, end, most), end]
+    return np.array(found)

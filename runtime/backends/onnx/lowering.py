@@ -37,7 +37,8 @@ class Lowering:
     """int64 of no dimensions, by what they are."""
     weights: dict[str, Tensor] = field(default_factory=dict)
     """Constants of the model by their places in it."""
-    transposed: dict[Tensor, Tensor] = field(default_factory=dict)
+    matrices: dict[str, Tensor] = field(default_factory=dict)
+    """Those that only a product reads, transposed."""
     declared: dict[str, Value] = field(default_factory=dict)
     """The inputs by name: of the model, or what is computed in place of one."""
     shared: dict[Hashable, Value] = field(default_factory=dict)
@@ -63,8 +64,6 @@ class Lowering:
                 self.values[node] = self.table[node.target](self, node, arguments)
         for name, node in find_outputs(self.graph_module).items():
             self.give(name, self.values[node], node.meta["val"])
-        for layer, value in self.caches.items():
-            self.give_cache(layer, value)
         return self.builder
 
     def knows(self, node: Node) -> bool:
@@ -108,8 +107,13 @@ class Lowering:
         self.rename_result(result, name)
         self.builder.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
-    def give_cache(self, layer: int, value: Value) -> None:
-        self.give_as(f"{CACHE}.{layer}.out", value, CACHE_SHAPE)
+    def write_cache(self, layer: int, places: Value, rows: Value) -> None:
+        """Into the cache of one layer, once: what is given back has no node of its own, which might copy it."""
+        assert layer not in self.caches, f"Layer {layer} is stored twice. This is a bug."
+        name, cache = f"{CACHE}.{layer}.out", self.read_cache(layer)
+        self.builder.nodes.append(helper.make_node("ScatterND", [cache, places, rows], [name]))
+        self.builder.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, CACHE_SHAPE))
+        self.caches[layer] = name
 
     def rename_result(self, value: Value, name: str) -> None:
         """By a node of its own: a value may be several outputs, or an input."""
@@ -136,11 +140,11 @@ class Lowering:
 
     def matrix(self, node: object) -> Value:
         """The weight of a linear layer as MatMul takes it: [in_features, out_features]."""
-        tensor = self.tensor(node)
-        if tensor not in self.transposed:
-            self.transposed[tensor] = tensor.t().contiguous()
-        assert isinstance(node, Node)
-        return self.builder.weight(node.name, self.transposed[tensor])
+        assert isinstance(node, Node) and node.op == "get_attr", f"{node} is no constant. This is a bug."
+        place = str(node.target)
+        if place not in self.matrices:
+            self.matrices[place] = constant(self.graph_module, node).t().contiguous()
+        return self.builder.weight(node.name, self.matrices[place])
 
     def share(self, key: Hashable, compute: Callable[[], Value]) -> Value:
         if key not in self.shared:

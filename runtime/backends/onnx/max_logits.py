@@ -1,4 +1,4 @@
-"""`padless::max_logits`: a loop over sequences, so that the logits of all tokens are never in memory together."""
+"""`padless::max_logits`: a loop over sequences, and parts of the vocabulary: all logits are never in memory together."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,21 +11,22 @@ from runtime.backends.onnx.builder import Value
 from runtime.backends.onnx.lowering import Lowering
 from runtime.backends.onnx.pool import find_borders
 
+PART_WORDS = 4096
+"""Of the vocabulary at a time."""
+
 
 def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value:
     outer, body = lowering.builder, lowering.builder.body()
-    rows, table, bias = (
-        lowering.read(arguments["rows"]),
-        lowering.matrix(arguments["table"]),
-        lowering.read(arguments["bias"]),
-    )
+    rows, bias = lowering.read(arguments["rows"]), lowering.read(arguments["bias"])
+    parts = lowering.tensor(arguments["table"]).split(PART_WORDS)
     starts, ends = find_borders(outer, lowering.read(arguments["cu_seqlens"]))
     turn, goes_on = body.name("turn"), body.name("goes_on")
     zero = body.integers(0)
     start, end = (body.add("Unsqueeze", body.add("Gather", each, turn), zero) for each in (starts, ends))
     own = body.add("Slice", rows, start, end, zero)
-    largest = body.add("ReduceMax", body.add("MatMul", own, table), zero, keepdims=0)
-    largest = body.add("Add", largest, bias)
+    products = (body.add("MatMul", own, body.weight("words", part.t())) for part in parts)
+    found = [body.add("ReduceMax", product, zero, keepdims=0) for product in products]
+    largest = body.add("Add", body.add("Concat", *found, axis=0), bias)
     kept = body.add("Identity", goes_on)
     body.inputs += [
         helper.make_tensor_value_info(turn, TensorProto.INT64, []),

@@ -27,42 +27,51 @@ def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value
 
     def attend(group: Group) -> Value:
         body = group.builder
-        seqlens = body.add(
-            "Cast", body.add("Gather", lowering.read(arguments["cache_seqlens"]), group.order), to=TensorProto.INT64
-        )
-        longest = body.add("ReduceMax", seqlens, keepdims=0)
-        num_blocks = body.add(
-            "Max",
-            body.add("Div", body.add("Add", longest, body.integer(BLOCK_SIZE - 1)), body.integer(BLOCK_SIZE)),
-            body.integer(1),
-        )
-        blocks = body.add("Gather", lowering.read(arguments["block_table"]), group.order)
-        blocks = body.add(
-            "Slice", blocks, body.integers(0), body.add("Unsqueeze", num_blocks, body.integers(0)), body.integers(1)
-        )
-        found = body.add("Gather", cache, blocks)
+        seqlens = body.add("Gather", lowering.read(arguments["cache_seqlens"]), group.order)
+        seqlens = body.add("Cast", seqlens, to=TensorProto.INT64)
+        found, num_keys = find_blocks(lowering, group, arguments, cache, seqlens)
         k, v = gather_keys(body, found, num_kv_heads, head_dim), gather_values(body, found, num_kv_heads, head_dim)
-        rows = body.add("Gather", q, group.places)
-        heads = body.add("Reshape", rows, group.shape(group.num_seqs, group.width, num_heads, head_dim))
-        heads = body.add("Transpose", heads, perm=[0, 2, 1, 3])
+        heads = body.add("Gather", q, group.places)
+        heads = body.add("Reshape", heads, group.shape(group.num_seqs, group.width, num_heads, head_dim))
         # Heads that share keys are more queries of one head.
-        heads = body.add("Reshape", heads, group.shape(group.num_seqs, num_kv_heads, -1, head_dim))
+        shared = group.shape(group.num_seqs, num_kv_heads, -1, head_dim)
+        heads = body.add("Reshape", body.add("Transpose", heads, perm=[0, 2, 1, 3]), shared)
         scores = body.add("Mul", body.add("MatMul", heads, k), body.number(float(arguments["softmax_scale"])))
-        num_keys = body.add("Mul", num_blocks, body.integer(BLOCK_SIZE))
         square = group.shape(group.num_seqs, num_heads, group.width, num_keys)
         scores = mask(lowering, group, arguments, body.add("Reshape", scores, square), seqlens, num_keys)
         weights = body.add("Softmax", scores, axis=-1)
         weights = body.add("Reshape", weights, group.shape(group.num_seqs, num_kv_heads, -1, num_keys))
-        out = body.add(
-            "Reshape", body.add("MatMul", weights, v), group.shape(group.num_seqs, num_heads, group.width, head_dim)
-        )
+        out = body.add("MatMul", weights, clear_unused(body, v, seqlens, num_keys))
+        out = body.add("Reshape", out, group.shape(group.num_seqs, num_heads, group.width, head_dim))
         is_any = body.add("Greater", body.add("Unsqueeze", seqlens, body.integers(1, 2, 3)), body.integer(0))
         out = body.add("Where", is_any, out, body.number(0.0))
-        out = body.add("Transpose", out, perm=[0, 2, 1, 3])
-        return body.add("Reshape", out, body.integers(-1, num_heads * head_dim))
+        return body.add(
+            "Reshape", body.add("Transpose", out, perm=[0, 2, 1, 3]), body.integers(-1, num_heads * head_dim)
+        )
 
     packed = attend_by_groups(lowering, attend)
     return builder.add("Reshape", packed, builder.integers(-1, num_heads, head_dim))
+
+
+def find_blocks(
+    lowering: Lowering, group: Group, arguments: Mapping[str, Any], cache: Value, seqlens: Value
+) -> tuple[Value, Value]:
+    """The blocks of a group's sequences, as many for each as the longest has, and how many keys these hold."""
+    body = group.builder
+    longest = body.add("ReduceMax", seqlens, keepdims=0)
+    rounded = body.add("Div", body.add("Add", longest, body.integer(BLOCK_SIZE - 1)), body.integer(BLOCK_SIZE))
+    num_blocks = body.add("Max", rounded, body.integer(1))
+    table = body.add("Gather", lowering.read(arguments["block_table"]), group.order)
+    end = body.add("Unsqueeze", num_blocks, body.integers(0))
+    blocks = body.add("Slice", table, body.integers(0), end, body.integers(1))
+    return body.add("Gather", cache, blocks), body.add("Mul", num_blocks, body.integer(BLOCK_SIZE))
+
+
+def clear_unused(body: GraphBuilder, values: Value, seqlens: Value, num_keys: Value) -> Value:
+    """Behind a sequence's own values lie others', which may be NaN: a weight of 0 would not hide that."""
+    places = body.add("Range", body.integer(0), num_keys, body.integer(1))
+    is_own = body.add("Less", places, body.add("Unsqueeze", seqlens, body.integers(1)))
+    return body.add("Where", body.add("Unsqueeze", is_own, body.integers(1, 3)), values, body.number(0.0))
 
 
 def gather_keys(body: GraphBuilder, found: Value, num_heads: int, head_dim: int) -> Value:

@@ -1,4 +1,4 @@
-"""`padless::pool`: rows of tokens gathered or summed by sequence."""
+"""`padless::pool`: rows of tokens gathered, or reduced group by group."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,7 @@ from onnx import TensorProto
 from torch.fx import Node
 
 from runtime.backends.onnx.builder import GraphBuilder, Value
+from runtime.backends.onnx.by_groups import Group, loop_over_groups
 from runtime.backends.onnx.lowering import Lowering
 
 LEAST_NORM = 1e-12
@@ -29,7 +30,7 @@ def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value
             chosen = builder.add("Where", has_more, starts, first)
         result = builder.add("Gather", rows, chosen if mode == "cls" else last)
     else:
-        result = reduce(lowering, node, rows, starts, ends, mode, has_prompts=bool(skipped))
+        result = reduce(lowering, node, rows, starts, ends, mode, skipped=skipped)
     return normalize(builder, result) if arguments["normalize"] else result
 
 
@@ -42,22 +43,31 @@ def find_borders(builder: GraphBuilder, borders: Value) -> tuple[Value, Value]:
 
 
 def reduce(
-    lowering: Lowering, node: Node, rows: Value, starts: Value, ends: Value, mode: str, *, has_prompts: bool
+    lowering: Lowering, node: Node, rows: Value, starts: Value, ends: Value, mode: str, *, skipped: Value
 ) -> Value:
-    """Mean or largest of each sequence's tokens, those of its prompt left out; 0 of none."""
+    """Mean or largest of each sequence's tokens, those of its prompt left out; 0 of none.
+
+    Group by group: `ScatterND` with a reduction loses updates where several threads meet in one row.
+    """
     builder, width = lowering.builder, int(node.meta["val"].shape[1])
-    owners = lowering.read_groups("seq_ids")
-    if has_prompts:
-        places = builder.add("Range", builder.integer(0), lowering.measure("num_tokens"), builder.integer(1))
-        is_seen = builder.add("GreaterOrEqual", places, builder.add("Gather", starts, owners))
-        seen = builder.add("Unsqueeze", is_seen, builder.integers(1))
-        rest = builder.number(0.0 if mode == "mean" else float("-inf"))
-        rows = builder.add("Where", seen, rows, rest)
-    shape = builder.add("Concat", builder.add("Shape", starts), builder.integers(width), axis=0)
-    first = builder.constant([0.0 if mode == "mean" else -np.inf], np.float32)
-    empty = builder.add("Expand", first, shape)
-    index = builder.add("Unsqueeze", owners, builder.integers(1))
-    result = builder.add("ScatterND", empty, index, rows, reduction="add" if mode == "mean" else "max")
+
+    def compute(group: Group) -> Value:
+        body = group.builder
+        padded = body.add("Gather", rows, group.places)
+        padded = body.add("Reshape", padded, group.shape(group.num_seqs, group.width, width))
+        places = body.add("Range", body.integer(0), group.width, body.integer(1))
+        is_seen = body.add("Less", places, body.add("Unsqueeze", group.seqlens, body.integers(1)))
+        if skipped:
+            first = body.add("Cast", body.add("Gather", skipped, group.order), to=TensorProto.INT64)
+            behind = body.add("GreaterOrEqual", places, body.add("Unsqueeze", first, body.integers(1)))
+            is_seen = body.add("And", is_seen, behind)
+        rest = body.number(0.0 if mode == "mean" else float("-inf"))
+        padded = body.add("Where", body.add("Unsqueeze", is_seen, body.integers(2)), padded, rest)
+        return body.add("ReduceSum" if mode == "mean" else "ReduceMax", padded, body.integers(1), keepdims=0)
+
+    by_group = loop_over_groups(lowering, compute)
+    order = builder.add("Unsqueeze", lowering.read_groups("group_order"), builder.integers(1))
+    result = builder.add("ScatterND", builder.add("Mul", by_group, builder.number(0.0)), order, by_group)
     counts = builder.add("Unsqueeze", builder.add("Sub", ends, starts), builder.integers(1))
     if mode == "mean":
         least = builder.add("Max", counts, builder.integer(1))

@@ -22,7 +22,7 @@ def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value
         k = rotate(lowering, k, arguments["position_ids"], arguments["rotary"], num_heads, head_dim)
     rows = builder.add("Concat", *(builder.add("Unsqueeze", each, builder.integers(1)) for each in (k, v)), axis=1)
     places = find_places(lowering, arguments["slot_mapping"], arguments["kv_cache"], num_heads, head_dim)
-    lowering.caches[layer] = builder.add("ScatterND", lowering.read_cache(layer), places, rows)
+    lowering.write_cache(layer, places, rows)
     return builder.constant([], np.float32)
 
 

@@ -13,6 +13,7 @@ from runtime.backends.onnx.lowering import Lowering
 
 
 def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value:
+    assert arguments["cu_seqlens_q"] is arguments["cu_seqlens_k"], "No model looks at others' tokens. This is a bug."
     q_node, k_node = arguments["q"], arguments["k"]
     num_heads, head_dim = (int(size) for size in q_node.meta["val"].shape[1:])
     num_kv_heads, value_dim = int(k_node.meta["val"].shape[1]), int(arguments["v"].meta["val"].shape[2])
@@ -22,28 +23,28 @@ def lower(lowering: Lowering, node: Node, arguments: Mapping[str, Any]) -> Value
         body = group.builder
         rows = [body.add("Gather", each, group.places) for each in (q, k, v)]
         if num_kv_heads != num_heads:
-            rows[1:] = [
-                repeat_heads(body, each, num_kv_heads, num_heads, size)
-                for each, size in zip(rows[1:], (head_dim, value_dim), strict=True)
-            ]
+            sizes = zip(rows[1:], (head_dim, value_dim), strict=True)
+            rows[1:] = [repeat_heads(body, each, num_kv_heads, num_heads, size) for each, size in sizes]
+        widths = zip(rows, (head_dim, head_dim, value_dim), strict=True)
         padded = [
             body.add("Reshape", each, group.shape(group.num_seqs, group.width, num_heads * size))
-            for each, size in zip(rows, (head_dim, head_dim, value_dim), strict=True)
+            for each, size in widths
         ]
         bias = build_bias(lowering, group, arguments, padded[0], padded[1])
-        seen = group.seqlens if arguments["num_keys"] is None else count_seen(lowering, group, arguments["num_keys"])
-        mask = body.add("Cast", seen, to=TensorProto.INT32)
+        seen = count_seen(lowering, group, arguments["num_keys"])
         out = body.contrib(
             "MultiHeadAttention",
             *padded,
             ABSENT,
-            mask,
+            body.add("Cast", seen, to=TensorProto.INT32),
             bias,
             num_heads=num_heads,
             scale=float(arguments["softmax_scale"]),
             unidirectional=int(arguments["causal"]),
             mask_filter_value=MASKED,
         )
+        if arguments["num_keys"] is not None:
+            out = clear_unseeing(group, out, seen, arguments["window"])
         return body.add("Reshape", out, body.integers(-1, num_heads * value_dim))
 
     packed = attend_by_groups(lowering, attend)
@@ -62,8 +63,21 @@ def repeat_heads(builder: GraphBuilder, rows: Value, num_kv_heads: int, num_head
     return builder.add("Gather", heads, index, axis=1)
 
 
-def count_seen(lowering: Lowering, group: Group, num_keys: Node) -> Value:
+def count_seen(lowering: Lowering, group: Group, num_keys: Node | None) -> Value:
+    """How many keys of each sequence are seen."""
+    if num_keys is None:
+        return group.seqlens
     return group.builder.add("Gather", lowering.read(num_keys), group.order)
+
+
+def clear_unseeing(group: Group, out: Value, seen: Value, window: int) -> Value:
+    """0 for queries that see no key, which masks alone would give a mean of all."""
+    body, zero = group.builder, group.builder.integer(0)
+    keys = body.add("Unsqueeze", body.add("Cast", seen, to=TensorProto.INT64), body.integers(1))
+    places = body.add("Range", zero, group.width, body.integer(1))
+    first = body.add("Sub", places, body.integer(window)) if window >= 0 else body.add("Mul", places, zero)
+    sees = body.add("And", body.add("Less", first, keys), body.add("Greater", keys, zero))
+    return body.add("Where", body.add("Unsqueeze", sees, body.integers(2)), out, body.number(0.0))
 
 
 def build_bias(lowering: Lowering, group: Group, arguments: Mapping[str, Any], q: Value, k: Value) -> Value:
