@@ -339,10 +339,19 @@ def build_reference_step(
     return ReferenceEngine(module, read_inputs(graph_module), limits.largest(), device, info)
 
 
-def fuse(model: nn.Module | LazyModule, config: EngineConfig, on_pass: OnPass = lambda *_: None) -> GraphModule:
-    """Capture and rewrite, and nothing more. Raises UnusableConfig."""
+def fuse(
+    model: nn.Module | LazyModule,
+    config: EngineConfig,
+    on_pass: OnPass = lambda *_: None,
+    *,
+    is_portable: bool = False,
+) -> GraphModule:
+    """Capture and rewrite, and nothing more. `is_portable`: for any CPU, whatever this one has. Raises
+    UnusableConfig."""
     check_precision(config)
     backend = find_backend(config, lambda *_: None)
+    if is_portable:
+        backend = replace(backend, overflow_free=True)
     graph_module = capture(model, backend.device)
     quantization = load_quantization(config.quantization) if config.quantization else None
     choice = choose_precision(config.named_precision or "fp32", backend)

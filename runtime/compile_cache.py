@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -26,7 +26,9 @@ RUNTIME = Path(__file__).parent
 CODE = (RUNTIME, RUNTIME.parent / "models")
 """Whose Python makes programs out of models, and whose C++ the kernels are compiled from."""
 KERNELS = ("*.cpp", "*.h")
-MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.pt")
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.pt", "*.onnx", "*.onnx_data", "*.onnx.data")
+WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
+"""Of ONNX Runtime."""
 CPU_FACTS = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
 ARM_FACTS = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features")
 
@@ -55,6 +57,7 @@ def find_cache(directory: Path, config: EngineConfig, *settled: object, others: 
         "model": hash_files(find_files(directory, MODEL_FILES)),
         "others": [hash_files(find_files(other, MODEL_FILES)) for other in others],
         "calibration": hash_files([config.quantization] if config.quantization else []),
+        "onnxruntime": describe_onnxruntime(config),
         "settings": (config.kind, config.precision, config.accuracy, config.cpu_kernels, config.memory_cap_mb),
         "cache": config.kv_cache.dtype,
         "settled": settled,
@@ -63,6 +66,20 @@ def find_cache(directory: Path, config: EngineConfig, *settled: object, others: 
     name = hashlib.sha256(repr(sorted(causes.items())).encode()).hexdigest()[:32]
     folder = cache_dir("models")
     return CompileCache(folder / f"{name}.pt", folder / f"{name}.json")
+
+
+def describe_onnxruntime(config: EngineConfig) -> object:
+    """What it is told, and which one it is: what a graph's steps take depends on both."""
+    if config.kind != "onnxruntime":
+        return None
+    return config.onnxruntime.model_dump_json(), [find_version(name) for name in ("onnx", *WHEELS)]
+
+
+def find_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def describe_machine() -> Mapping[str, object]:

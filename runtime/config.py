@@ -61,7 +61,7 @@ class OnnxRuntimeConfig(BaseModel):
     """What it calls the output that the task reads, where that has another name."""
 
     providers: tuple[ProviderConfig, ...] = ()
-    """In order of preference; none: the CPU's, or with `device: cuda` CUDA's."""
+    """In order of preference; none: the CPU's."""
     optimization: Literal["none", "basic", "extended", "all"] = "all"
     """What it rewrites of the graph."""
     spinning: bool = False

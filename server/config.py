@@ -245,6 +245,11 @@ def check_engine_options(engine: EngineConfig) -> None:
             "engine.quantization is for kinds planned and onnxruntime with precision int8 or auto; kind is "
             f"{engine.kind} and precision is {engine.precision}. Set precision to int8, or leave quantization out"
         )
+    if engine.kind == "onnxruntime" and (engine.device != "cpu" or engine.cpu_kernels != "auto"):
+        raise ValueError(
+            "engine.device and engine.cpu_kernels are for kind planned: engine.kind onnxruntime computes where its "
+            "providers do. Name them in engine.onnxruntime.providers, and leave device and cpu_kernels out"
+        )
     if engine.kind == "onnxruntime" and engine.precision == "bf16":
         raise ValueError(
             "engine.kind onnxruntime has no operators for bf16. Set engine.precision to fp32, int8 or auto"

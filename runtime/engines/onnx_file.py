@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from runtime.backends.onnx.file import OnnxFile
 from runtime.batch import Arrays, ArraySpec, Batch, FloatArray, IntArray, Output
+from runtime.config import UnusableConfig
 from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
-from runtime.engines.transfer import find_shape, run_warmup, take_arrays, to_output
+from runtime.engines.transfer import find_shape, make_batch, run_warmup, take_arrays, to_output
 from runtime.memory.lifetimes import BatchShape
 
 
@@ -101,6 +102,17 @@ class OnnxFileEngine:
 
     def warmup(self, progress: Progress) -> None:
         run_warmup(self.run, self.largest, progress)
+
+    def prove(self) -> None:
+        """Run two sequences of different lengths: a file may load that was traced for one. Raises UnusableConfig."""
+        lengths = [min(length, self.largest.max_seqlen) for length in (2, 3)]
+        try:
+            self.run(make_batch(lengths[: self.largest.num_seqs]))
+        except EngineError as error:
+            raise UnusableConfig(
+                f"engine.onnxruntime.file: {self.file.path} cannot compute two sequences of {lengths} tokens: {error}. "
+                "Export it with the dimensions of batch and sequence dynamic"
+            ) from None
 
     def run(self, batch: Batch) -> Output:
         """Asks the file for no more of its outputs than are wanted."""

@@ -87,8 +87,9 @@ def weigh(grid: IntArray, wanted: IntArray) -> FloatArray:
     return weights
 
 
-GUESS = CostTable(np.array([1, 2]), np.array([1, 2]), GUESSED_TOKENS + np.array([[1.0, 2.0], [2.0, 4.0]]))
-"""Where nothing was measured. It goes on as GUESSED_TOKENS + num_seqs * longest; its unit is unknown."""
+GUESSED_LINES = np.array([1, 8, 64, 512, 4096])
+GUESS = CostTable(GUESSED_LINES, GUESSED_LINES, GUESSED_TOKENS + np.outer(GUESSED_LINES, GUESSED_LINES).astype(float))
+"""Where nothing was measured: GUESSED_TOKENS + num_seqs * longest, in a unit that is unknown."""
 
 
 @dataclass(slots=True, eq=False)
@@ -113,7 +114,10 @@ class PaddedCosts:
     def read(self, num_seqs: IntArray, seqlens: IntArray) -> FloatArray:
         """As `CostTable.read`, corrected. Without measurements they tell shapes apart, but are no seconds."""
         corrected = self.table.seconds * np.exp(self.drift + self.local)
-        return replace(self.table, seconds=corrected).read(num_seqs, seqlens)
+        found = replace(self.table, seconds=corrected).read(num_seqs, seqlens)
+        # Lines that were corrected apart may fall beyond the last of them: nothing takes less than the least.
+        floored: FloatArray = np.maximum(found, corrected.min())
+        return floored
 
     def predict(self, num_seqs: int, longest: int) -> float:
         """Seconds; 0 where nothing was measured yet."""

@@ -30,6 +30,7 @@ from server.engine.engine_server import EngineServer
 from server.engine.executor import DeviceThread, pin_thread, run_in_passing_thread
 from server.engine.padded_costs import PaddedCosts
 from server.metrics import Metrics
+from server.processes.compiling import find_model_cache
 from server.processes.core_plan import Place
 from server.processes.deployment import DeployedModel, Deployment, load
 from server.processes.opening import Costs, find_costs, open_model
@@ -76,7 +77,7 @@ def build_loop(
     costs: Costs = PaddedCosts() if engine.info.pads else CostModel()
     if model.config.engine.warmup:
         engine.warmup(progress)
-        costs = find_costs(model, engine, progress)
+        costs = find_costs(model, engine, find_kept(deployment, model), progress)
     build_batcher = BATCHERS[model.head.work, engine.info.pads]
     changed = asyncio.Event()
     return EngineLoop(
@@ -88,6 +89,12 @@ def build_loop(
         replica=replica,
         canary_interval_s=deployment.config.server.canary_interval_s,
     )
+
+
+def find_kept(deployment: Deployment, model: DeployedModel) -> Path | None:
+    """What the costs of a model's steps are kept beside: the model as it was compiled, or its place where it is served
+    from a file as it is."""
+    return model.compiled if model.onnx_file is None else find_model_cache(deployment, model).model
 
 
 def build_packed(

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
 from models.info import ModelDirectoryError
@@ -18,6 +19,7 @@ from server.config_file import load_config
 from server.processes.deployment import DeployedModel
 from server.processes.resolution import resolve
 
+PRECISIONS = ("fp32", "int8")
 SAMPLE = np.array([[1, 2, 3], [4, 0, 0]])
 """Token ids of two sequences, of which the second has one token."""
 
@@ -26,11 +28,27 @@ def export(model: DeployedModel, out: Path) -> None:
     """Raises ConfigError, ModelDirectoryError, UnusableConfig, OSError."""
     if model.head.work.decodes:
         raise ConfigError(f"--model {model.config.name}: it generates, and padless export writes encoders only")
-    config = model.config.engine.model_copy(update={"kind": "onnxruntime"})
-    graph_module = fuse(load_model(model.directory, model.info, model.heads), config)
-    save_padded(graph_module, out)
-    session = Session(out, {}, EngineConfig(kind="onnxruntime"))
-    print(f"{out}: {', '.join(session.inputs)} -> {', '.join(run_once(session))}")
+    if model.onnx_file is not None:
+        raise ConfigError(f"--model {model.config.name}: it is served from {model.onnx_file}, an ONNX file already")
+    named = model.config.engine.named_precision or "fp32"
+    if named not in PRECISIONS:
+        raise ConfigError(
+            f"--model {model.config.name}: engine.precision {named} cannot be exported. Add --set "
+            "engine.precision=fp32, or int8"
+        )
+    config = EngineConfig(kind="onnxruntime", precision=named, quantization=model.config.engine.quantization)
+    graph_module = fuse(load_model(model.directory, model.info, model.heads), config, is_portable=True)
+    written = out.with_name(f"{out.name}.unfinished")
+    try:
+        save_padded(graph_module, written)
+        session = Session(written, {}, EngineConfig(kind="onnxruntime"))
+        found = run_once(session)
+        written.replace(out)
+    except (RuntimeError, onnx.checker.ValidationError) as error:
+        raise UnusableConfig(f"the exported model does not work: {error}. This is a bug") from None
+    finally:
+        written.unlink(missing_ok=True)
+    print(f"{out}: {named}, {', '.join(session.inputs)} -> {', '.join(found)}")
 
 
 def run_once(session: Session) -> list[str]:

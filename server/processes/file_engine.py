@@ -38,7 +38,9 @@ def open_file(model: DeployedModel, config: EngineConfig, limits: BatchLimits) -
         pads=True,
         nodes=file.session.count_nodes(),
     )
-    return OnnxFileEngine(file, heads, largest, info, has_unseen_tokens=late is not None and late.has_unseen_tokens)
+    engine = OnnxFileEngine(file, heads, largest, info, has_unseen_tokens=late is not None and late.has_unseen_tokens)
+    engine.prove()
+    return engine
 
 
 def build_heads(model: DeployedModel, file: OnnxFile) -> list[FileHead]:
@@ -52,4 +54,10 @@ def build_heads(model: DeployedModel, file: OnnxFile) -> list[FileHead]:
         except UnusableConfig:
             if info is model.info:
                 raise
+    told = file.told.output
+    if told is not None and all(told not in head.sources for head in heads):
+        raise UnusableConfig(
+            f"engine.onnxruntime.output: {told} of {file.path} is {file.session.outputs[told].shape}, which task "
+            f"{model.info.task} cannot be read from. It has {file.list_outputs()}. Name another output, or leave it out"
+        )
     return heads

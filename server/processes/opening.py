@@ -1,5 +1,7 @@
 """A model as it was compiled, opened as the engine of this process; and what its steps cost, measured once."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -66,12 +68,16 @@ def count_logits(model: DeployedModel) -> int:
     return min(limits.max_batch_requests * (1 + num_drafts), limits.max_batch_tokens)
 
 
-def find_costs(model: DeployedModel, engine: Engine, progress: Progress) -> Costs:
-    """As they were measured when the model was compiled, or now."""
-    known = None if model.compiled is None else load_costs(model.compiled)
+def find_costs(model: DeployedModel, engine: Engine, kept: Path | None, progress: Progress) -> Costs:
+    """As they were measured when the model was compiled, at an earlier start, or now. `kept`: what they are beside."""
+    known = None if kept is None else load_costs(kept)
     if known is not None and isinstance(known, PaddedCosts) == engine.info.pads:
         return known
-    return measure_costs(model, engine, progress)
+    found = measure_costs(model, engine, progress)
+    if kept is not None:
+        with suppress(OSError):
+            save_costs(found, kept)
+    return found
 
 
 def measure_costs(model: DeployedModel, engine: Engine, progress: Progress) -> Costs:
@@ -91,13 +97,17 @@ def cost_path(compiled: Path) -> Path:
 
 
 def save_costs(costs: Costs, compiled: Path) -> None:
-    """Beside the model: three numbers, or a table. Raises OSError."""
+    """Beside the model, whole or not at all: three numbers, or a table. Raises OSError."""
     stored: StoredTable | tuple[float, float, float]
     if isinstance(costs, PaddedCosts):
         stored = costs.table.dump()
     else:
         stored = (costs.fixed_s, costs.per_token_s, costs.per_square_s)
-    cost_path(compiled).write_bytes(msgspec.json.encode(stored))
+    path = cost_path(compiled)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_suffix(f".{os.getpid()}")
+    written.write_bytes(msgspec.json.encode(stored))
+    written.replace(path)
 
 
 def load_costs(compiled: Path) -> Costs | None:

@@ -22,7 +22,7 @@ def write(path: Path, directory: Path, engines: dict[str, dict[str, Any]]) -> Pa
         {
             "name": name,
             "source": {"path": str(directory)},
-            "engine": {"threads": 1, "cpu_kernels": "torch", "warmup": False, **engine},
+            "engine": {"threads": 1, "warmup": False, **engine},
             "limits": {"max_batch_tokens": 128},
         }
         for name, engine in engines.items()
@@ -33,7 +33,10 @@ def write(path: Path, directory: Path, engines: dict[str, dict[str, Any]]) -> Pa
 
 def test_both_engines_in_one_server(tmp_path: Path) -> None:
     directory = make_small_bert(tmp_path / "model")
-    engines = {"ours": {"precision": "fp32"}, "theirs": {"kind": "onnxruntime", "precision": "fp32"}}
+    engines = {
+        "ours": {"precision": "fp32", "cpu_kernels": "torch"},
+        "theirs": {"kind": "onnxruntime", "precision": "fp32"},
+    }
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     server = start_server(write(tmp_path / "both.yaml", directory, engines), environment=cache)
     try:
@@ -59,6 +62,8 @@ def test_both_engines_in_one_server(tmp_path: Path) -> None:
     ("engine", "words"),
     [
         ({"kind": "onnxruntime", "precision": "bf16"}, "has no operators for bf16. Set engine.precision to fp32"),
+        ({"kind": "onnxruntime", "device": "cuda"}, "Name them in engine.onnxruntime.providers"),
+        ({"kind": "onnxruntime", "cpu_kernels": "avx2"}, "leave device and cpu_kernels out"),
         ({"kind": "onnxruntime", "memory_cap_mb": 10}, "engine.memory_cap_mb is for kind planned"),
         ({"onnxruntime": {"spinning": True}}, "engine.onnxruntime is for kind onnxruntime"),
         ({"kind": "onnxruntime", "onnxruntime": {"optimisation": "all"}}, "engine.onnxruntime"),

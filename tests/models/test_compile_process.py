@@ -83,7 +83,7 @@ def test_engines_open_what_it_leaves(tiny: DeployedModel, deployment: Deployment
         np.testing.assert_array_equal(rows, built.run(batch).arrays[name])
     costs = load_costs(cache.model)
     assert costs is not None and costs.per_token_s > 0
-    assert find_costs(model, engine, lambda *_: None) == costs
+    assert find_costs(model, engine, model.compiled, lambda *_: None) == costs
 
 
 def test_what_is_damaged_is_dropped_and_built(tiny: DeployedModel, deployment: Deployment, tmp_path: Path) -> None:

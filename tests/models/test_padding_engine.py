@@ -64,8 +64,10 @@ def test_costs_of_the_other_kind_are_measured_anew(tmp_path: Path, pads: bool) -
     """As where an engine of another kind has left them."""
     model = replace(make_model(tmp_path), compiled=tmp_path / "m.pt")
     save_costs(CostModel(0.1, 0.2, 0.3) if pads else PaddedCosts(TABLE, is_measured=True), tmp_path / "m.pt")
-    found = find_costs(model, make_engine(pads=pads), lambda *_: None)
+    found = find_costs(model, make_engine(pads=pads), tmp_path / "m.pt", lambda *_: None)
     assert isinstance(found, PaddedCosts) == pads
+    again = load_costs(tmp_path / "m.pt")
+    assert isinstance(again, PaddedCosts) == pads, "what was measured is there the next time"
 
 
 def test_damaged_costs_are_none(tmp_path: Path) -> None:

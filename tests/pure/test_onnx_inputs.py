@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.backends.onnx.inputs import ATTENTION_INPUTS, make_groups
+from runtime.backends.onnx.inputs import ATTENTION_INPUTS, MAX_PAIRS, make_groups
 
 LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=60)
 
@@ -35,6 +35,19 @@ def test_a_long_text_pads_no_short_ones() -> None:
     seqlens = np.array([8] * 40 + [500], np.int32)
     found = make_groups(seqlens, seqlens)
     assert len(found["pad_index"]) == seqlens.sum()
+
+
+def test_a_prompt_is_no_group_of_those_that_decode_behind_as_many_keys() -> None:
+    seqlens = np.array([1] * 63 + [1030], np.int32)
+    found = make_groups(seqlens, np.array([*range(1025, 1033)] * 8, np.int32))
+    assert len(found["pad_index"]) == seqlens.sum()
+
+
+def test_what_is_looked_at_together_is_bounded() -> None:
+    """Scores of a group are in memory together; a sequence alone has to be."""
+    seqlens = np.array([1000] * 40 + [6000], np.int32)
+    for _, count, _, width in make_groups(seqlens, seqlens)["groups"]:
+        assert count == 1 or count * width * width <= MAX_PAIRS
 
 
 def test_few_padded_tokens_are_no_reason_for_another_group() -> None:

@@ -105,6 +105,14 @@ def test_corrections_stay_within_their_limits(steps: list[tuple[int, int, float]
         assert costs.predict(num_seqs, longest) > 0
 
 
+@given(st.lists(st.tuples(st.integers(1, 32), st.integers(1, 128), st.floats(0.5, 2.0)), max_size=60))
+def test_what_was_never_measured_is_learnt_without_falling_to_nothing(steps: list[tuple[int, int, float]]) -> None:
+    costs = PaddedCosts()
+    for num_seqs, longest, noise in steps:
+        costs.observe(num_seqs, longest, num_seqs * longest, 1e-4 * (20 + num_seqs * longest) * noise)
+    assert (costs.read(np.arange(1, 600, 7), np.arange(1, 5000, 61)) > 0).all()
+
+
 def test_one_stalled_step_hardly_matters() -> None:
     costs = make_costs()
     costs.observe(16, 32, 512, 3600.0)

@@ -20,7 +20,7 @@ def onnx_backend(device: torch.device) -> Backend:
         ONNX_RUNTIME,
         device,
         dict.fromkeys(LOWERINGS, refuse),
-        precisions=("fp32", "int8") if device.type == "cpu" else ("fp32", "fp16"),
+        precisions=("fp32", "int8"),
         int8_dtype=torch.float32,
         hands_on_rows=False,
         overflow_free=not torch.cpu._is_vnni_supported(),

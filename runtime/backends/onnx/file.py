@@ -58,8 +58,8 @@ class OnnxFile:
 
     def find_width(self, name: str) -> int | None:
         """The last dimension of an output; None where the file leaves it open."""
-        last = self.session.outputs[name].shape[-1]
-        return last if isinstance(last, int) else None
+        shape = self.session.outputs[name].shape
+        return shape[-1] if shape and isinstance(shape[-1], int) else None
 
     def list_outputs(self) -> str:
         """For messages."""

@@ -1,4 +1,4 @@
-"""`padless::max_logits`: a loop over sequences, and parts of the vocabulary: all logits are never in memory together."""
+"""`padless::max_logits`: sequence by sequence and by parts of the vocabulary: all logits never are in memory."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -11,8 +11,8 @@ from torch import Tensor
 from runtime.batch import Arrays
 from runtime.config import EngineConfig, UnusableConfig
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""Of a device whose providers are not configured; behind others the CPU's takes what they lack."""
+PROVIDER = "CPUExecutionProvider"
+"""Where none is configured; behind others it takes what they lack."""
 QUIET = 4
 """Of what ONNX Runtime logs: nothing, since it raises what it says."""
 OPTIMIZATIONS = {"none": 0, "basic": 1, "extended": 2, "all": 99}
@@ -37,7 +37,8 @@ REMEDIES = (
 
 
 class Session:
-    """`weights` stay where they are, and have to as long as the session is used. `model`: a graph, or a file.
+    """`weights` are kept as long as the session is: whether it copies them, ONNX Runtime's versions see differently.
+    `model`: a graph, or a file.
 
     Raises UnusableConfig where ONNX Runtime is not installed, lacks a provider, or refuses the graph.
     """
@@ -61,6 +62,8 @@ class Session:
             self.session = runtime.InferenceSession(model, options, providers=providers)
         except Exception as error:  # of classes that ONNX Runtime does not name
             raise UnusableConfig(explain(model, " ".join(str(error).split()), runtime.__version__)) from None
+        check_providers([name for name, _ in providers], self.providers)
+        self.weights = weights
         self.inputs = {each.name: each for each in self.session.get_inputs()}
         self.outputs = {each.name: each for each in self.session.get_outputs()}
 
@@ -112,6 +115,16 @@ def explain(model: bytes | Path, reason: str, version: str) -> str:
     return f"engine.onnxruntime.file: {model} cannot be loaded: {reason.rstrip('.')}. {remedy.format(version=version)}"
 
 
+def check_providers(wanted: Sequence[str], used: Sequence[str]) -> None:
+    """Raises UnusableConfig where one that the wheel has could not be loaded: something it needs is missing."""
+    missing = [name for name in wanted if name not in used]
+    if missing:
+        raise UnusableConfig(
+            f"engine.onnxruntime.providers: {missing[0]} cannot be loaded on this machine: its driver or one of its "
+            "libraries is missing. Install them, or name another"
+        )
+
+
 def import_runtime() -> Any:
     """The package of whichever of its wheels is installed. Raises UnusableConfig."""
     try:
@@ -126,7 +139,7 @@ def import_runtime() -> Any:
 def find_providers(available: Sequence[str], config: EngineConfig) -> list[tuple[str, dict[str, str]]]:
     """With their options, in order of preference. Raises UnusableConfig where one is not there."""
     wanted = [(each.name, dict(each.options)) for each in config.onnxruntime.providers]
-    wanted = wanted or [(PROVIDERS[config.device], {})]
+    wanted = wanted or [(PROVIDER, {})]
     missing = [name for name, _ in wanted if name not in available]
     if missing:
         raise UnusableConfig(
