@@ -33,7 +33,7 @@ and its tokens a sequence, padded. `pad_index`: the token at each padded place, 
 """
 STEP = 8
 """Lengths are rounded up to multiples for choosing groups: a few padded tokens cost less than telling them apart."""
-MAX_PAIRS = 1 << 22
+MAX_PAIRS = 1 << 20
 """Of tokens and keys in a group of several sequences: their scores are in memory together, for every head."""
 GROUP_COST = 200.0
 TOKEN_COST = 1.0
