@@ -13,7 +13,10 @@ class Embedder(nn.Module):
     def __init__(self, model: Path, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> None:
         super().__init__()
         options = {"add_pooling_layer": False} if AutoConfig.from_pretrained(model).model_type == "bert" else {}
-        self.encoder = AutoModel.from_pretrained(model, dtype=dtype, attn_implementation=attention, **options)
+        try:
+            self.encoder = AutoModel.from_pretrained(model, dtype=dtype, attn_implementation=attention, **options)
+        except ValueError:  # DeBERTa's has one way of computing it, "eager"
+            self.encoder = AutoModel.from_pretrained(model, dtype=dtype, attn_implementation="eager", **options)
         self.config = self.encoder.config
         self.eval()
 
