@@ -74,6 +74,7 @@ def test_what_contradicts_itself(engine: dict[str, Any], words: str, tmp_path: P
         load_config(write(tmp_path / "wrong.yaml", tmp_path, {"m": engine}))
 
 
+@pytest.mark.slow
 def test_a_provider_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
     directory = make_small_bert(tmp_path / "model")
     providers = {"providers": [{"name": "NoSuchExecutionProvider"}]}

@@ -18,7 +18,7 @@ from runtime.kv_cache.layout import KVLayout
 from runtime.memory.lifetimes import BatchShape
 from runtime.passes.pipeline import choose_precision, list_passes
 from tests.kernels.tiny_graphs import CPU, LLAMA_CONFIG, rewrite, tiny_llama
-from tests.tolerances import check_close
+from tests.tolerances import ENCODER_TOLERANCES, TOLERANCES, check_close
 
 LARGEST = BatchShape(16_384, 64, 16_384, 64)
 NUM_BLOCKS = 24
@@ -87,6 +87,40 @@ def test_queries_that_see_no_key_get_0(window: int) -> None:
     found = engine.compute(batch)["rows"]
     check_close(found, expected)
     assert torch.equal((found == 0).all(1), (expected == 0).all(1))
+
+
+class Int8Layer(nn.Module):
+    """`x_scale` 0: each row by its own range."""
+
+    num_features = 64
+
+    def __init__(self, act: str, x_scale: float, x_zero: int, *, has_smooth: bool, has_residual: bool) -> None:
+        super().__init__()
+        random = torch.Generator().manual_seed(0)
+        self.act, self.x_scale, self.x_zero, self.has_residual = act, x_scale, x_zero, has_residual
+        weight = torch.randint(-63, 64, (64, 64), generator=random, dtype=torch.int8)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", torch.rand(64, generator=random) * 1e-2)
+        self.register_buffer("bias", torch.randn(64, generator=random))
+        self.register_buffer("smooth", torch.rand(64, generator=random) + 0.5 if has_smooth else None)
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        residual = features if self.has_residual else None
+        how = (self.act, residual, self.smooth, self.x_scale, self.x_zero, torch.float32)
+        return {"rows": torch.ops.padless.linear_int8(features, self.weight, self.scale, self.bias, *how)}
+
+
+@pytest.mark.parametrize("has_smooth", [False, True])
+@pytest.mark.parametrize("act", ["none", "gelu", "gelu_tanh", "silu", "relu", "tanh"])
+@pytest.mark.parametrize(("x_scale", "x_zero"), [(0.0, 0), (0.03, 117)])
+def test_int8_layers(act: str, x_scale: float, x_zero: int, has_smooth: bool) -> None:
+    """By a calibrated scale what is rounded is the same; a row's own range is as far below 0 as above here."""
+    module = Int8Layer(act, x_scale, x_zero, has_smooth=has_smooth, has_residual=act == "none")
+    engine = build(module, num_features=module.num_features)
+    batch = make_features([20, 1, 9], module.num_features)
+    expected = module(torch.from_numpy(batch.arrays["features"]))["rows"]
+    tolerance = TOLERANCES[torch.float32] if x_scale else ENCODER_TOLERANCES["int8"]
+    check_close(engine.compute(batch)["rows"], expected, tolerance=tolerance)
 
 
 def test_what_others_left_in_a_block_is_not_seen() -> None:
