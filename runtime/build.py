@@ -340,18 +340,10 @@ def build_reference_step(
 
 
 def fuse(
-    model: nn.Module | LazyModule,
-    config: EngineConfig,
-    on_pass: OnPass = lambda *_: None,
-    *,
-    is_portable: bool = False,
+    model: nn.Module | LazyModule, config: EngineConfig, backend: Backend, on_pass: OnPass = lambda *_: None
 ) -> GraphModule:
-    """Capture and rewrite, and nothing more. `is_portable`: for any CPU, whatever this one has. Raises
-    UnusableConfig."""
+    """Capture and rewrite, and nothing more. Raises UnusableConfig."""
     check_precision(config)
-    backend = find_backend(config, lambda *_: None)
-    if is_portable:
-        backend = replace(backend, overflow_free=True)
     graph_module = capture(model, backend.device)
     quantization = load_quantization(config.quantization) if config.quantization else None
     choice = choose_precision(config.named_precision or "fp32", backend)
@@ -361,4 +353,5 @@ def fuse(
 
 def trace_passes(model: nn.Module | LazyModule, config: EngineConfig, on_pass: OnPass) -> Program:
     """Capture and rewrite without building an engine, for `padless graph`."""
-    return lower(fuse(model, config, on_pass), find_backend(config, lambda *_: None).kernels)
+    backend = find_backend(config, lambda *_: None)
+    return lower(fuse(model, config, backend, on_pass), backend.kernels)

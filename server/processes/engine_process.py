@@ -21,6 +21,7 @@ from runtime.engine import Engine, EngineInfo, Progress
 from server.engine.batchers.batcher import Batcher, StepLimits
 from server.engine.batchers.cache_metrics import CacheMetrics
 from server.engine.batchers.decoding import DecodingBatcher, DecodingOptions
+from server.engine.batchers.encoding import EncodingBatcher
 from server.engine.batchers.packed import PackedBatcher
 from server.engine.batchers.padded import PaddedBatcher
 from server.engine.core_lease import CoreLease
@@ -97,28 +98,17 @@ def find_kept(deployment: Deployment, model: DeployedModel) -> Path | None:
     return model.compiled if model.onnx_file is None else find_model_cache(deployment, model).model
 
 
-def build_packed(
+def build_encoding(
+    make: Callable[..., EncodingBatcher],
     model: DeployedModel,
     replica: int,
     info: EngineInfo,
     limits: StepLimits,
-    cost_model: CostModel,
+    costs: Costs,
     metrics: Metrics,
     wake: Callable[[], None],
-) -> PackedBatcher:
-    return PackedBatcher(limits, cost_model, info.outputs, {task.name: task.reduce_rows for task in TASKS.values()})
-
-
-def build_padded(
-    model: DeployedModel,
-    replica: int,
-    info: EngineInfo,
-    limits: StepLimits,
-    costs: PaddedCosts,
-    metrics: Metrics,
-    wake: Callable[[], None],
-) -> PaddedBatcher:
-    return PaddedBatcher(limits, costs, info.outputs, {task.name: task.reduce_rows for task in TASKS.values()})
+) -> EncodingBatcher:
+    return make(limits, costs, info.outputs, {task.name: task.reduce_rows for task in TASKS.values()})
 
 
 def build_decoding(
@@ -142,8 +132,8 @@ def build_decoding(
 
 
 BATCHERS: dict[tuple[Work, bool], Callable[..., Batcher[Any]]] = {
-    (Work.ENCODE, False): build_packed,
-    (Work.ENCODE, True): build_padded,
+    (Work.ENCODE, False): partial(build_encoding, PackedBatcher),
+    (Work.ENCODE, True): partial(build_encoding, PaddedBatcher),
     (Work.DECODE, False): build_decoding,
     (Work.ENCODE_DECODE, False): build_decoding,
 }

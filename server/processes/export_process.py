@@ -10,14 +10,14 @@ import torch
 
 from models.info import ModelDirectoryError
 from models.load import load_model
+from runtime.backends.onnx.backend import portable_backend
 from runtime.backends.onnx.export import save_padded
 from runtime.backends.onnx.session import Session
 from runtime.build import fuse
 from runtime.config import EngineConfig, UnusableConfig
 from server.config import ConfigError
-from server.config_file import load_config
 from server.processes.deployment import DeployedModel
-from server.processes.resolution import resolve
+from server.processes.resolution import resolve_one
 
 PRECISIONS = ("fp32", "int8")
 SAMPLE = np.array([[1, 2, 3], [4, 0, 0]])
@@ -37,17 +37,17 @@ def export(model: DeployedModel, out: Path) -> None:
             "engine.precision=fp32, or int8"
         )
     config = EngineConfig(kind="onnxruntime", precision=named, quantization=model.config.engine.quantization)
-    graph_module = fuse(load_model(model.directory, model.info, model.heads), config, is_portable=True)
-    written = out.with_name(f"{out.name}.unfinished")
-    try:
-        save_padded(graph_module, written)
-        session = Session(written, {}, EngineConfig(kind="onnxruntime"))
-        found = run_once(session)
-        written.replace(out)
-    except (RuntimeError, onnx.checker.ValidationError) as error:
-        raise UnusableConfig(f"the exported model does not work: {error}. This is a bug") from None
-    finally:
-        written.unlink(missing_ok=True)
+    graph_module = fuse(load_model(model.directory, model.info, model.heads), config, portable_backend())
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as folder:
+        written = Path(folder) / out.name
+        try:
+            save_padded(graph_module, written)
+            session = Session(written, {}, EngineConfig(kind="onnxruntime"))
+            found = run_once(session)
+        except (RuntimeError, onnx.checker.ValidationError) as error:
+            raise UnusableConfig(f"the exported model does not work: {error}. This is a bug") from None
+        for file in Path(folder).iterdir():  # the graph knows the one with its weights by name
+            file.replace(out.parent / file.name)
     print(f"{out}: {named}, {', '.join(session.inputs)} -> {', '.join(found)}")
 
 
@@ -64,12 +64,8 @@ def run_once(session: Session) -> list[str]:
 def main() -> None:
     path, name, out, *overrides = sys.argv[1:]
     try:
-        deployment = resolve(load_config(Path(path), overrides), Path(tempfile.gettempdir()))
-        models = {model.config.name: model for model in deployment.models}
-        if name not in models:
-            raise ConfigError(f"--model {name}: no such model; there are {', '.join(models)}")
         with torch.no_grad():
-            export(models[name], Path(out))
+            export(resolve_one(Path(path), name, overrides), Path(out))
     except OSError as error:
         sys.exit(f"padless: --out {out}: {error.strerror}")
     except (ConfigError, ModelDirectoryError, UnusableConfig) as error:

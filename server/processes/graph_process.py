@@ -1,7 +1,6 @@
 """`padless graph`: prints a model's graphs before and after each pass, and their plans at the largest batch."""
 
 import sys
-import tempfile
 from pathlib import Path
 
 from torch.fx import GraphModule
@@ -14,10 +13,9 @@ from runtime.lazy_module import LazyModule
 from runtime.limits import BatchLimits
 from runtime.listing import format_graph, format_program
 from server.config import ConfigError
-from server.config_file import load_config
 from server.processes.deployment import DeployedModel
 from server.processes.opening import find_limits
-from server.processes.resolution import resolve
+from server.processes.resolution import resolve_one
 
 
 def print_graph(model: DeployedModel) -> None:
@@ -41,11 +39,7 @@ def print_program(module: LazyModule, config: EngineConfig, limits: BatchLimits)
 def main() -> None:
     path, name, *overrides = sys.argv[1:]
     try:
-        deployment = resolve(load_config(Path(path), overrides), Path(tempfile.gettempdir()))
-        models = {model.config.name: model for model in deployment.models}
-        if name not in models:
-            raise ConfigError(f"--model {name}: no such model; there are {', '.join(models)}")
-        print_graph(models[name])
+        print_graph(resolve_one(Path(path), name, overrides))
     except (ConfigError, ModelDirectoryError) as error:
         print(f"padless: {error}", file=sys.stderr)
         sys.exit(2)

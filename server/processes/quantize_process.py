@@ -3,7 +3,6 @@
 import json
 import random
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Never
@@ -24,9 +23,8 @@ from runtime.quantization.observe import trace_linears
 from runtime.quantization.report import Speed, compare_speed, format_json, format_markdown
 from runtime.quantization.scheme import save_quantization
 from server.config import ConfigError
-from server.config_file import load_config
 from server.processes.deployment import DeployedModel, count_cores
-from server.processes.resolution import resolve
+from server.processes.resolution import resolve_one
 from server.processes.text_batches import make_batches, tokenize
 
 HELD_OUT_SHARE = 0.8
@@ -167,11 +165,7 @@ def describe(calibration: Calibration, out: Path) -> str:
 def main() -> None:
     arguments, overrides = Arguments(*sys.argv[1:7]), sys.argv[7:]
     try:
-        deployment = resolve(load_config(Path(arguments.config), overrides), Path(tempfile.gettempdir()))
-        models = {model.config.name: model for model in deployment.models}
-        if arguments.model not in models:
-            raise ConfigError(f"--model {arguments.model}: no such model; there are {', '.join(models)}")
-        model, out = models[arguments.model], Path(arguments.out)
+        model, out = resolve_one(Path(arguments.config), arguments.model, overrides), Path(arguments.out)
         agrees_on: AgreesOn = "labels" if model.info.id2label else "neighbours"
         options = Options(
             activations="static" if arguments.activations == "static" else "dynamic",

@@ -1,6 +1,7 @@
 """From a configuration to a deployment: every model's directory found and checked, before anything is started."""
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from models.source import find_directory
 from server.api_keys import load_keys
 from server.audio.features import FRAMES_PER_S
 from server.config import ChatConfig, ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
+from server.config_file import load_config
 from server.errors import InvalidField
 from server.processes.deployment import DeployedModel, Deployment, count_cores, count_threads
 from server.processes.served_file import find_served_file
@@ -46,6 +48,15 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
         deployed.head.check_config(model)
         models.append(deployed)
     return Deployment(config, tuple(models), run_dir, num_cores, keys)
+
+
+def resolve_one(path: Path, name: str, overrides: Sequence[str]) -> DeployedModel:
+    """The model of that name in a file, for commands that start no server. Raises ConfigError, ModelDirectoryError."""
+    deployment = resolve(load_config(path, overrides), Path(tempfile.gettempdir()))
+    models = {model.config.name: model for model in deployment.models}
+    if name not in models:
+        raise ConfigError(f"--model {name}: no such model; there are {', '.join(models)}")
+    return models[name]
 
 
 def limit_input(info: ModelInfo, max_input_tokens: int | None) -> ModelInfo:

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForTokenClassification
 
 from models.load import load_model
 from runtime.backends.onnx import export
+from runtime.backends.onnx.backend import portable_backend
 from runtime.backends.onnx.session import Session
 from runtime.build import fuse
 from runtime.config import EngineConfig, UnusableConfig
@@ -28,7 +29,7 @@ def save(
 ) -> tuple[Session, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The file as a session, its inputs for some sequences, and what the model gives for these."""
     model = make_model(name, directory, auto)
-    export.save_padded(fuse(load_model(model.directory, model.info, model.heads), CONFIG), out)
+    export.save_padded(fuse(load_model(model.directory, model.info, model.heads), CONFIG, portable_backend()), out)
     ids, types = make_sequences(model, SEQLENS)
     padded = {name: np.zeros((len(ids), max(SEQLENS)), np.int64) for name in ("input_ids", "token_type_ids")}
     mask = np.zeros((len(ids), max(SEQLENS)), np.int64)
@@ -78,6 +79,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     out = tmp_path / "out.onnx"
     run_command([str(config), "m", str(out), "models.0.pooling=cls"], monkeypatch)
     assert "input_ids, attention_mask, token_type_ids -> embeddings [2, 32]" in capsys.readouterr().out
+    monkeypatch.setattr(export, "MOST_INLINE_BYTES", 0)
+    run_command([str(config), "m", str(out)], monkeypatch)
+    names = sorted(each.name for each in tmp_path.iterdir())
+    assert names == ["config.json", "model", "out.onnx", "out.onnx.data"], "nothing unfinished is left"
+    assert "embeddings" in Session(out, {}, CONFIG).outputs
+    capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         run_command([str(config), "n", str(out)], monkeypatch)
     assert ended.value.code == 2 and "--model n: no such model" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 from tiny_models import make_model, make_sequences, pack, run_module
 
 from models.load import load_model
+from runtime.backends.onnx.backend import portable_backend
 from runtime.backends.onnx.export import save_padded
 from runtime.build import fuse
 from runtime.config import EngineConfig
@@ -30,9 +31,9 @@ np.save(out, session.run(["embeddings"], given)[0])
 @pytest.mark.slow
 def test_the_gpu_wheel_without_a_gpu(tmp_path: Path) -> None:
     model = make_model("bert", tmp_path / "model")
-    save_padded(
-        fuse(load_model(model.directory, model.info), EngineConfig(kind="onnxruntime")), tmp_path / "model.onnx"
-    )
+    config = EngineConfig(kind="onnxruntime")
+    graph_module = fuse(load_model(model.directory, model.info), config, portable_backend())
+    save_padded(graph_module, tmp_path / "model.onnx")
     ids, types = make_sequences(model, [7, 7, 7])
     np.save(tmp_path / "ids.npy", np.stack(ids))
     python = tmp_path / "environment" / "bin" / "python"

@@ -33,6 +33,11 @@ def onnx_backend(device: torch.device) -> Backend:
     )
 
 
+def portable_backend() -> Backend:
+    """For graphs that other machines compute: any CPU."""
+    return replace(onnx_backend(torch.device("cpu")), overflow_free=True)
+
+
 def refuse(*arguments: object, **options: object) -> None:
     raise AssertionError("What ONNX Runtime computes has no kernel of ours. This is a bug.")
 

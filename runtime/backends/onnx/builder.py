@@ -1,6 +1,6 @@
 """An ONNX graph while it is made: nodes with names of their own, small constants, and weights that stay outside."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -102,6 +102,27 @@ class GraphBuilder:
             self.places[place] = self.name(stem)
             self.weights[self.places[place]] = tensor
         return self.places[place]
+
+    def collect(self, count: Value, compute: Callable[["GraphBuilder", Value], Value]) -> Value:
+        """Loop so often. `compute` writes what gives the rows of a turn, of which it is told the number, into the body;
+        returns the rows of all turns, one after another."""
+        body = self.body()
+        turn, goes_on, so_far = (body.name(each) for each in ("turn", "goes_on", "so_far"))
+        grown = body.add("SequenceInsert", so_far, compute(body, turn))
+        kept = body.add("Identity", goes_on)
+        body.inputs += [
+            helper.make_tensor_value_info(turn, TensorProto.INT64, []),
+            helper.make_tensor_value_info(goes_on, TensorProto.BOOL, []),
+            helper.make_tensor_sequence_value_info(so_far, TensorProto.FLOAT, None),
+        ]
+        body.outputs += [
+            helper.make_tensor_value_info(kept, TensorProto.BOOL, []),
+            helper.make_tensor_sequence_value_info(grown, TensorProto.FLOAT, None),
+        ]
+        empty = self.add("SequenceEmpty", dtype=TensorProto.FLOAT)
+        always = self.constant(True, np.bool_)
+        parts = self.add("Loop", count, always, empty, body=body.build(self.name("turns")))
+        return self.add("ConcatFromSequence", parts, axis=0)
 
     def build(self, name: str) -> GraphProto:
         return helper.make_graph(self.nodes, name, self.inputs, self.outputs, self.initializers)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto, helper
 
 from runtime.backends.onnx.builder import GraphBuilder, Value
 from runtime.backends.onnx.lowering import Lowering
@@ -45,35 +44,20 @@ def attend_by_groups(lowering: Lowering, attend: Callable[[Group], Value]) -> Va
 
 def loop_over_groups(lowering: Lowering, compute: Callable[[Group], Value]) -> Value:
     """`compute` writes into the body of a loop what gives rows of a group; returns those of all, one after another."""
-    outer, body = lowering.builder, lowering.builder.body()
     table, order = lowering.read_groups("groups"), lowering.read_groups("group_order")
-    seqlens = lowering.read_groups("group_seqlens")
-    pad_index = lowering.read_groups("pad_index")
+    seqlens, pad_index = lowering.read_groups("group_seqlens"), lowering.read_groups("pad_index")
 
-    turn, goes_on, so_far = (body.name(each) for each in ("turn", "goes_on", "so_far"))
-    row = body.add("Gather", table, turn)
-    first, count, first_place, width = (body.add("Gather", row, body.integer(column)) for column in range(4))
-    num_places = body.add("Mul", count, width)
-    own, lengths = (slice_rows(body, each, first, count) for each in (order, seqlens))
-    places = slice_rows(body, pad_index, first_place, num_places)
-    rows = compute(Group(body, own, lengths, places, count, width))
-    grown = body.add("SequenceInsert", so_far, rows)
-    kept = body.add("Identity", goes_on)
-    body.inputs += [
-        helper.make_tensor_value_info(turn, TensorProto.INT64, []),
-        helper.make_tensor_value_info(goes_on, TensorProto.BOOL, []),
-        helper.make_tensor_sequence_value_info(so_far, TensorProto.FLOAT, None),
-    ]
-    body.outputs += [
-        helper.make_tensor_value_info(kept, TensorProto.BOOL, []),
-        helper.make_tensor_sequence_value_info(grown, TensorProto.FLOAT, None),
-    ]
-    shape = outer.add("Shape", table, start=0, end=1)
-    num_groups = outer.add("Squeeze", shape)
-    empty = outer.add("SequenceEmpty", dtype=TensorProto.FLOAT)
-    always = outer.constant(True, np.bool_)
-    parts = outer.add("Loop", num_groups, always, empty, body=body.build(outer.name("group")))
-    return outer.add("ConcatFromSequence", parts, axis=0)
+    def take_turn(body: GraphBuilder, turn: Value) -> Value:
+        row = body.add("Gather", table, turn)
+        first, count, first_place, width = (body.add("Gather", row, body.integer(column)) for column in range(4))
+        num_places = body.add("Mul", count, width)
+        own, lengths = (slice_rows(body, each, first, count) for each in (order, seqlens))
+        places = slice_rows(body, pad_index, first_place, num_places)
+        return compute(Group(body, own, lengths, places, count, width))
+
+    builder = lowering.builder
+    num_groups = builder.add("Squeeze", builder.add("Shape", table, start=0, end=1))
+    return builder.collect(num_groups, take_turn)
 
 
 def slice_rows(builder: GraphBuilder, rows: Value, first: Value, count: Value) -> Value:

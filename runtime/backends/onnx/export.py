@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from runtime.backends.onnx.builder import ALIGNMENT, ONNX_TYPES, GraphBuilder, Value, make_model
 from runtime.backends.onnx.lowering import Lowering
 from runtime.backends.onnx.table import LOWERINGS
-from runtime.capture import describe_outputs, find_outputs
+from runtime.capture import describe_outputs
 
 SHAPE = ["batch", "sequence"]
 MOST_INLINE_BYTES = 1 << 30
@@ -106,12 +106,11 @@ class PaddedLowering(Lowering):
         self.give_as(name, padded, [*SHAPE, *spec.dims[1:]])
 
 
-def save_padded(graph_module: GraphModule, path: Path) -> onnx.ModelProto:
-    """Write the file, and one with the weights beside it where they are large. Returns the model without weights.
+def save_padded(graph_module: GraphModule, path: Path) -> None:
+    """Write the file, and one with the weights beside it where they are large.
 
     Raises UnusableConfig where an op has no counterpart, OSError, onnx.checker.ValidationError.
     """
-    assert find_outputs(graph_module), "A model has outputs. This is a bug."
     builder = PaddedLowering(graph_module, LOWERINGS).lower()
     is_large = sum(tensor.nbytes for tensor in builder.weights.values()) > MOST_INLINE_BYTES
     weights = path.with_name(f"{path.name}.data")
@@ -122,7 +121,6 @@ def save_padded(graph_module: GraphModule, path: Path) -> onnx.ModelProto:
         put_inside(model, builder.weights)
     path.write_bytes(model.SerializeToString())
     onnx.checker.check_model(str(path))
-    return model
 
 
 def put_inside(model: onnx.ModelProto, weights: Mapping[str, Tensor]) -> None:
