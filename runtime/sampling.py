@@ -42,11 +42,7 @@ def sample(logits: Tensor, sampling: Sampling) -> SampledTokens:
     best_ids, best = find_best(logits)
     is_usable = np.isfinite(best)
     if is_plain(sampling):
-        nothing = np.zeros((len(best), 0))
-        tokens = np.where(is_usable, best_ids, NO_TOKEN)
-        return SampledTokens(
-            tokens, np.full(len(best), np.nan, np.float32), nothing.astype(np.int64), nothing.astype(np.float32)
-        )
+        return tell_nothing(np.where(is_usable, best_ids, NO_TOKEN))
     told = np.flatnonzero(is_usable & (sampling.num_top >= 0))
     told_logits = take_rows(logits, told)
     logprobs = find_logprobs(told_logits, sampling.is_ranked[told])
@@ -61,6 +57,17 @@ def sample(logits: Tensor, sampling: Sampling) -> SampledTokens:
     if len(told):
         token_logprobs[told] = logprobs[to_indices(np.arange(len(told)), token_ids[told], logits)].cpu().numpy()
     return SampledTokens(token_ids, token_logprobs, top_ids, top_logprobs)
+
+
+def tell_nothing(token_ids: IntArray) -> SampledTokens:
+    """Tokens without logprobs."""
+    num_rows = len(token_ids)
+    return SampledTokens(
+        token_ids,
+        np.full(num_rows, np.nan, np.float32),
+        np.zeros((num_rows, 0), np.int64),
+        np.zeros((num_rows, 0), np.float32),
+    )
 
 
 def is_plain(sampling: Sampling) -> bool:
@@ -164,7 +171,11 @@ def find_best(logits: Tensor) -> tuple[IntArray, FloatArray]:
 
     On CPUs by numpy, whose argmax takes an eighth of the time of torch's.
     """
-    best = torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.argmax(-1)
+    if logits.device.type == "cpu":
+        values = logits.numpy()
+        ids = values.argmax(-1)
+        return ids, values[np.arange(len(ids)), ids]
+    best = logits.argmax(-1)
     return best.cpu().numpy(), logits.gather(1, best[:, None])[:, 0].cpu().numpy()
 
 

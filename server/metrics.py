@@ -106,6 +106,40 @@ class TokenMetrics:
         self._generated_tokens.inc(num_generated_tokens)
 
 
+class StepMetrics:
+    """What is counted of an engine's steps, with its labels bound."""
+
+    def __init__(self, metrics: "Metrics", model: str, replica: str) -> None:
+        self._seconds = metrics.step_seconds.labels(model, replica)
+        self._wait = metrics.batch_wait.labels(model, replica)
+        self._ratio = metrics.step_ratio.labels(model, replica)
+        self._tokens = metrics.batch_tokens.labels(model, replica)
+        self._sequences = metrics.batch_sequences.labels(model, replica)
+        self._run_tokens = metrics.run_tokens.labels(model, replica)
+        self._padded_tokens = metrics.padded_tokens.labels(model, replica)
+
+    def observe(
+        self,
+        *,
+        num_tokens: int,
+        num_seqs: int,
+        max_seqlen: int,
+        predicted_s: float,
+        actual_s: float,
+        batch_wait_s: float | None,
+        pads: bool,
+    ) -> None:
+        self._seconds.observe(actual_s)
+        if batch_wait_s is not None:
+            self._wait.observe(batch_wait_s)
+        self._tokens.observe(num_tokens)
+        self._sequences.observe(num_seqs)
+        self._run_tokens.inc(num_seqs * max_seqlen if pads else num_tokens)
+        self._padded_tokens.inc(num_seqs * max_seqlen)
+        if predicted_s > 0 and actual_s > 0:
+            self._ratio.observe(predicted_s / actual_s)
+
+
 class Metrics:
     """One per process. Mutable: the bound label sets, and each engine's last counts."""
 
@@ -180,6 +214,7 @@ class Metrics:
 
         self._calls: dict[tuple[str, str], CallMetrics] = {}
         self._tokens: dict[tuple[str, str], TokenMetrics] = {}
+        self._steps: dict[tuple[str, int], StepMetrics] = {}
         self._memory: dict[tuple[str, str], MemoryStats] = {}
 
     def observe_call(self, *, route: str, model: str, outcome: str, total_s: float, times: CallTimes) -> None:
@@ -220,16 +255,18 @@ class Metrics:
     ) -> None:
         """One step. `predicted_s` 0: there was no prediction yet. `pads`: the engine has run all sequences as long as
         the longest."""
-        labels = (model, str(replica))
-        self.step_seconds.labels(*labels).observe(actual_s)
-        if batch_wait_s is not None:
-            self.batch_wait.labels(*labels).observe(batch_wait_s)
-        self.batch_tokens.labels(*labels).observe(num_tokens)
-        self.batch_sequences.labels(*labels).observe(num_seqs)
-        self.run_tokens.labels(*labels).inc(num_seqs * max_seqlen if pads else num_tokens)
-        self.padded_tokens.labels(*labels).inc(num_seqs * max_seqlen)
-        if predicted_s > 0 and actual_s > 0:
-            self.step_ratio.labels(*labels).observe(predicted_s / actual_s)
+        steps = self._steps.get((model, replica))
+        if steps is None:
+            steps = self._steps[model, replica] = StepMetrics(self, model, str(replica))
+        steps.observe(
+            num_tokens=num_tokens,
+            num_seqs=num_seqs,
+            max_seqlen=max_seqlen,
+            predicted_s=predicted_s,
+            actual_s=actual_s,
+            batch_wait_s=batch_wait_s,
+            pads=pads,
+        )
 
     def observe_engine(self, model: str, replica: int, memory: MemoryStats, queued_tokens: int) -> None:
         """What an engine holds. Its counts only grow, from 0 with each process: the growth is what is added."""

@@ -174,6 +174,8 @@ class Memory:
         self.late = {each.root for each in program.instructions if each.kind != "planned"}
         self.passing = self.late | {*program.inputs.values()}
         """Roots whose tensors are others in each step."""
+        self.fetched: set[int] = set()
+        """Roots that somebody wants tensors of; of all others addresses do."""
         self.has_moved = False
         self.sizes_of: dict[View, tuple[list[int], list[int], int]] = {}
         self.tensors: dict[View, Tensor] = {}
@@ -185,6 +187,7 @@ class Memory:
         if isinstance(value, View):
             dims, strides = ([self.sizes.add(each) for each in formulas] for formulas in (value.dims, value.strides))
             self.sizes_of[value] = dims, strides, self.sizes.add(value.offset)
+            self.fetched.add(value.root)
         elif isinstance(value, Formula):
             self.sizes.add(value)
         elif isinstance(value, dict | list | tuple):
@@ -203,11 +206,16 @@ class Memory:
 
     def take_inputs(self, arrays: Arrays, kept: Mapping[str, Tensor], device: torch.device) -> None:
         """Read where they are: arrays stay as long as the step."""
-        tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        for name, tensor in (tensors | dict(kept)).items():
-            root = self.program.inputs[name]
-            self.objects[root] = tensor
-            self.bases[root] = tensor.data_ptr()
+        inputs = self.program.inputs
+        tensors = dict(kept)
+        for name, array in arrays.items():
+            if device.type == "cpu" and inputs[name] not in self.fetched:
+                self.bases[inputs[name]] = array.ctypes.data
+            else:
+                tensors[name] = torch.from_numpy(array).to(device)
+        for name, tensor in tensors.items():
+            self.objects[inputs[name]] = tensor
+            self.bases[inputs[name]] = tensor.data_ptr()
 
     def keep(self, root: int, result: Any, view: View | None) -> None:
         """What torch has given; as the program has foreseen it, where others may read it by its address."""

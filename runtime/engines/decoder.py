@@ -43,17 +43,12 @@ class DecoderEngine:
         self.encoder = encoder
         self.programs = (inner,) if encoder is None else (inner, encoder)
         self.kv_cache = kv_cache
-        self.kv_cache_dtype = kv_cache_dtype
-
-    @property
-    def info(self) -> EngineInfo:
-        info = self.inner.info if self.encoder is None else join_infos(self.inner.info, self.encoder.info)
-        return replace(
-            info,
-            num_blocks=self.kv_cache.shape[1],
-            kv_cache_bytes=self.kv_cache.nbytes,
-            kv_cache_dtype=self.kv_cache_dtype,
-            max_batch_logits=self.inner.largest.num_logits,
+        self.info = replace(
+            inner.info if encoder is None else join_infos(inner.info, encoder.info),
+            num_blocks=kv_cache.shape[1],
+            kv_cache_bytes=kv_cache.nbytes,
+            kv_cache_dtype=kv_cache_dtype,
+            max_batch_logits=inner.largest.num_logits,
         )
 
     def warmup(self, progress: Progress) -> None:
@@ -72,7 +67,8 @@ class DecoderEngine:
         assert batch.paging is not None, "A decoder's batch has paging. This is a bug."
         try:
             with torch.inference_mode():
-                self.copy_blocks(torch.from_numpy(batch.paging.block_copies).to(self.kv_cache.device))
+                if len(batch.paging.block_copies):
+                    self.copy_blocks(torch.from_numpy(batch.paging.block_copies).to(self.kv_cache.device))
                 if batch.paging.sources is not None and batch.paging.sources.batch is not None:
                     self.encode(batch.paging.sources.batch)
                 outputs = dict(self.inner.compute(batch, kv_cache=self.kv_cache))
@@ -88,8 +84,7 @@ class DecoderEngine:
 
     def copy_blocks(self, copies: Tensor) -> None:
         """In all layers. All are read before any is written: one copy may write where another reads."""
-        if len(copies):
-            self.kv_cache[:, copies[:, 1]] = self.kv_cache[:, copies[:, 0]]
+        self.kv_cache[:, copies[:, 1]] = self.kv_cache[:, copies[:, 0]]
 
     def memory(self) -> MemoryStats:
         stats = self.inner.memory() if self.encoder is None else self.inner.memory().plus(self.encoder.memory())

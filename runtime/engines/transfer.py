@@ -29,8 +29,8 @@ def list_arrays(batch: Batch) -> Arrays:
 
 
 WARMUP_TOKENS = 8
-NO_ARRAYS = frozenset({"max_seqlen", "kv_cache"})
-"""What a model reads that is a number, or stays with the engine."""
+ARRAYS = [name for name in INPUTS if name not in ("max_seqlen", "kv_cache")]
+"""The others are a number, and what stays with the engine."""
 DTYPES = {name: np.dtype(spec.dtype) for name, spec in INPUTS.items()}
 """Comparing with a type's name takes longer than all the rest of a check."""
 
@@ -41,7 +41,7 @@ def take_arrays(batch: Batch, read: Collection[str], num_features: int = 0) -> A
     Raises ValueError where the batch lacks one, or one has another type or shape than `INPUTS` says.
     """
     arrays = list_arrays(batch)
-    wanted = [name for name in INPUTS if name in read and name not in NO_ARRAYS]
+    wanted = [name for name in ARRAYS if name in read]
     missing = [name for name in wanted if name not in arrays]
     if missing:
         raise ValueError(f"the model reads {', '.join(missing)}, which the batch does not have: put it into its arrays")
@@ -60,8 +60,8 @@ def take_arrays(batch: Batch, read: Collection[str], num_features: int = 0) -> A
 def check_array(name: str, array: npt.NDArray[Any], sizes: Mapping[str | int, int]) -> None:
     """Kernels trust types and lengths. `sizes`: of the symbols that are known; others may be anything."""
     spec, shape = INPUTS[name], array.shape
-    expected = tuple([sizes.get(dim, size) for dim, size in zip(spec.dims, shape, strict=False)])
-    if array.dtype != DTYPES[name] or shape != expected or len(shape) != len(spec.dims):
+    is_right = array.dtype == DTYPES[name] and len(shape) == len(spec.dims)
+    if not is_right or any(sizes.get(dim, size) != size for dim, size in zip(spec.dims, shape, strict=True)):
         wanted = ", ".join(f"{sizes[dim]} ({dim})" if dim in sizes else str(dim) for dim in spec.dims)
         raise ValueError(f"{name} is {array.dtype} {list(shape)}; it must be {spec.dtype} [{wanted}]")
 
@@ -112,14 +112,14 @@ def check_borders(batch: Batch) -> None:
     borders = batch.cu_seqlens
     if borders.ndim != 1 or len(borders) < 2 or borders[0] != 0:
         raise ValueError(f"cu_seqlens is {borders[:3].tolist()} ...; it must start at 0 and hold each sequence's end")
-    seqlens = borders[1:] - borders[:-1]
-    if seqlens.min() < 1:
-        index = int(seqlens.argmin())
+    seqlens = (borders[1:] - borders[:-1]).tolist()
+    if min(seqlens) < 1:
+        index = seqlens.index(min(seqlens))
         raise ValueError(
             f"cu_seqlens[{index} : {index + 2}] is {borders[index : index + 2].tolist()}; it must increase"
         )
-    if seqlens.max() > batch.max_seqlen:
-        raise ValueError(f"max_seqlen is {batch.max_seqlen}, but a sequence has {seqlens.max()} tokens")
+    if max(seqlens) > batch.max_seqlen:
+        raise ValueError(f"max_seqlen is {batch.max_seqlen}, but a sequence has {max(seqlens)} tokens")
 
 
 def find_shape(batch: Batch, largest: BatchShape) -> BatchShape:

@@ -9,12 +9,13 @@ from torch.fx import GraphModule
 
 from runtime.backends.backend import Backend, Pass
 from runtime.config import Precision
-from runtime.ops import embed_norm
+from runtime.ops import embed_norm, gather
 from runtime.passes.drop_casts import drop_casts
 from runtime.passes.fold_constants import fold_constants
 from runtime.passes.fuse_add_norm import fuse_add_norm
 from runtime.passes.fuse_embed_norm import fuse_embed_norm
 from runtime.passes.fuse_gated_act import fuse_gated_act
+from runtime.passes.fuse_gather import fuse_gather
 from runtime.passes.fuse_linear_act import fuse_linear_act
 from runtime.passes.fuse_linear_add import fuse_linear_add
 from runtime.passes.fuse_pool import fuse_pool
@@ -86,6 +87,8 @@ def list_passes(
         )
         passes.append(("quantize", how))
     passes.append(("fuse_linear_add", fuse_linear_add))
+    if gather.OP in backend.kernels:
+        passes.append(("fuse_gather", fuse_gather))
     if choice.dtype != torch.float32:
         lower = partial(lower_precision, dtype=choice.dtype, keep_linears=backend.keeps_linears)
         passes.append(("precision", lower))

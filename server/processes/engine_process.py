@@ -48,6 +48,10 @@ from server.tasks.head import Work
 from server.tasks.registry import TASKS
 from server.text.grammar import load_grammars
 
+SWITCH_S = 50e-6
+"""After this long a thread that waits for the interpreter gets it. With Python's 5 ms a step that was given to the
+device's thread begins only when the loop's has told and counted everything of the last one."""
+
 MakeEngine = Callable[[DeployedModel, int, Progress], Engine]
 """Of a model, for a replica."""
 
@@ -199,6 +203,9 @@ async def serve(make_engine: MakeEngine, run_dir: Path, model_index: int, replic
     engine_loop = await asyncio.to_thread(run_in_passing_thread, build)
     is_loading = False
     spare_garbage_collector()
+    sys.setswitchinterval(SWITCH_S)
+    if engine_loop.batcher.max_steps_under_way == 1 and len(cores) == 1:
+        pin_thread(cores)
     await engine_loop.start()
     params = {task.name: task.params for task in TASKS.values()}
     server = EngineServer(engine_loop, deployment.socket_path(model, replica), params)

@@ -20,7 +20,7 @@ from runtime.build import copy_graph
 from runtime.listing import format_graph, format_program
 from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
-from runtime.ops import embed_norm
+from runtime.ops import embed_norm, gather
 from runtime.passes.pipeline import PrecisionChoice, list_passes, run_passes
 from tests.kernels.tiny_graphs import CPU, capture_made, tiny_bert, tiny_llama
 
@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 UPDATE_VARIABLE = "PADLESS_UPDATE_SNAPSHOTS"
 LARGEST = BatchShape(512, 64, 128, 64)
 MODELS = {"bert": tiny_bert, "llama": tiny_llama}
-PACKED = (LINEAR_ACT_PACKED.target, LINEAR_INT8_PACKED.target, embed_norm.OP)
+PACKED = (LINEAR_ACT_PACKED.target, LINEAR_INT8_PACKED.target, embed_norm.OP, gather.OP)
 AVX2 = Backend("avx2", CPU, TORCH_KERNELS | dict.fromkeys(PACKED, print), PASSES, overflow_free=True)
 """Whatever this machine has: a plan needs to know only which ops have kernels."""
 

@@ -19,6 +19,7 @@ from runtime.ops import (
     dynamic_conv,
     embed_norm,
     gated_act,
+    gather,
     lora,
     paged_attention,
     pool,
@@ -137,6 +138,11 @@ KERNELS = (
     KernelSpec(
         embed_norm.SPEC,
         {"tables": ROWS, "indices": INT64, "weight": FP32, "bias": FP32, "out": ROWS},
+        "ids or positions are out of their embedding's range",
+    ),
+    KernelSpec(
+        gather.SPEC,
+        {"table": ROWS, "index": INT64, "residual": ROWS, "out": ROWS},
         "ids or positions are out of their embedding's range",
     ),
     KernelSpec(pool.SPEC, {"hidden_states": ROWS, "cu_seqlens": INT32, "num_prompt_tokens": INT32, "out": FP32}),
