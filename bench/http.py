@@ -177,7 +177,8 @@ def run_round(
 ) -> dict[str, dict[str, float]]:
     for process in alone:
         print("go", file=process.stdin, flush=True)
-    results = {"engine alone": {"rate": sum(float(process.stdout.readline()) for process in alone)}}
+    rates = [float(process.stdout.readline()) for process in alone]
+    results = {"engine alone": {"rate": sum(rates)}} if alone else {}
     for name, url in urls.items():
         results[name] = measure_http(url, MODEL, seconds)
     print({name: round(result["rate"], 1) for name, result in results.items()}, flush=True)

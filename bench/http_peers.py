@@ -67,7 +67,7 @@ PEERS = {
         for precision in ("fp32", "int8")
     },
 }
-"""infinity-emb as it comes, and as it was fastest on two cores. Its optimum engine does not import with this torch."""
+"""infinity-emb as it comes, and as it was fastest on two cores. `bench.http_file` has its optimum engine."""
 
 
 def prepare_model(peer: ServerPeer, model: Path, cache: Path) -> Path:
@@ -80,18 +80,29 @@ def prepare_model(peer: ServerPeer, model: Path, cache: Path) -> Path:
 
 @contextmanager
 def start(name: str, log: Path, model: Path = DIRECTORY) -> Iterator[str]:
-    """The URL of a running server; whatever `model` is, it is called MODEL.
+    """As `start_peer`, of PEERS."""
+    with start_peer(name, PEERS[name], log, model) as url:
+        yield url
+
+
+@contextmanager
+def start_peer(name: str, peer: ServerPeer, log: Path, model: Path, folder: Path | None = None) -> Iterator[str]:
+    """The URL of a running server, in `folder` if it has to be there; whatever `model` is, it is called MODEL.
 
     Raises InstallError, WorkerError, or SystemExit where it does not start.
     """
-    peer, cache, port = PEERS[name], find_cache(), find_free_port()
+    cache, port = find_cache(), find_free_port()
     python = prepare_environment(peer.requirements, cache)
     converted = prepare_model(peer, model, cache)
     program, *words = (word.format(model=model, converted=converted, port=port) for word in peer.command)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
     with log.open("w") as stream:
         process = subprocess.Popen(
-            [str(python.with_name(program)), *words], stdout=stream, stderr=subprocess.STDOUT, env=environment
+            [str(python.with_name(program)), *words],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=folder,
         )
     try:
         url, until_s = f"http://127.0.0.1:{port}", time.monotonic() + START_S
