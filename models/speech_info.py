@@ -46,7 +46,7 @@ def read_speech(path: Path, given: Keys, config_path: Path, keys: Keys) -> Speec
         max_initial_timestamp_index=read_token(path, given, "max_initial_timestamp_index"),
         prev_sot_token_id=read_token(path, given, "prev_sot_token_id"),
         alignment_heads=read_heads(path, given),
-        median_filter_width=read_count(config_path, keys, "median_filter_width", 7, least=1),
+        median_filter_width=read_width(config_path, keys),
     )
 
 
@@ -55,6 +55,13 @@ def read_ids(path: Path, given: Keys, name: str) -> dict[str, int]:
     if not isinstance(ids, dict) or not all(map(is_token, ids.values())):
         raise ModelDirectoryError(f"{path}: {name} is {ids!r}; it must map words to token ids")
     return ids
+
+
+def read_width(path: Path, keys: Keys) -> int:
+    width = read_count(path, keys, "median_filter_width", 7, least=1)
+    if width % 2 == 0:
+        raise ModelDirectoryError(f"{path}: median_filter_width is {width}; it must be odd")
+    return width
 
 
 def read_heads(path: Path, given: Keys) -> tuple[tuple[int, int], ...]:

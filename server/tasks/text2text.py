@@ -47,6 +47,7 @@ class DecodingWish:
     beam_width: int | None = None
     """1: the most probable token each time."""
     length_penalty: float | None = None
+    coverage_penalty: float = 0.0
     early_stopping: EarlyStopping | None = None
     temperature: float | None = None
     """Over 0: tokens are drawn, and there are no beams."""
@@ -96,6 +97,8 @@ def settle_params(info: ModelInfo, wish: DecodingWish) -> GenerationParams:
     rules = find_rules(info)
     width, is_drawn = choose_beam_width(rules, wish), bool(wish.temperature)
     max_tokens = choose_max_tokens(rules, wish)
+    if wish.coverage_penalty:
+        check_coverage(rules, is_search=width > 1 and not is_drawn)
     return GenerationParams(
         max_tokens,
         num_sequences=wish.num_answers,
@@ -108,6 +111,7 @@ def settle_params(info: ModelInfo, wish: DecodingWish) -> GenerationParams:
         stop_token_ids=info.eos_token_ids,
         beam_width=0 if is_drawn or width == 1 else width,
         length_penalty=choose(wish.length_penalty, rules.length_penalty),
+        coverage_penalty=wish.coverage_penalty,
         early_stopping=rules.early_stopping if wish.early_stopping is None else wish.early_stopping,
     )
 
@@ -132,6 +136,22 @@ def choose_beam_width(rules: Seq2SeqInfo, wish: DecodingWish) -> int:
             param="beam_width",
         )
     return wish.beam_width
+
+
+def check_coverage(rules: Seq2SeqInfo, *, is_search: bool) -> None:
+    """Raises InvalidField."""
+    if not is_search:
+        raise InvalidField(
+            "coverage_penalty is for beam searches; set beam_width to 2 or more and no temperature, or leave "
+            "coverage_penalty out",
+            param="coverage_penalty",
+        )
+    if not rules.has_coverage:
+        raise InvalidField(
+            "coverage_penalty needs weights of cross-attention, which this model was started without; leave it out, or "
+            "start the server with coverage_penalty: true for this model",
+            param="coverage_penalty",
+        )
 
 
 def choose_max_tokens(rules: Seq2SeqInfo, wish: DecodingWish) -> int:

@@ -9,10 +9,12 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from runtime.kv_cache.blocks import BLOCK_SIZE, BlockHash, BlockTable, count_blocks
 from server.engine.batchers.beam_search import BeamSearch
 from server.engine.batchers.matcher import Matcher
-from server.engine.batchers.sources import Source
+from server.engine.batchers.sources import Source, Weights
 from server.wire.generation import AnswerNews, FinishReason, GenerationParams, TokenLogprob
 
 
@@ -66,6 +68,8 @@ class Generation:
     num_cached_tokens: int = 0
     """Of the prompt, found in the prefix cache at its first admission."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    cross_weights: list[Weights] = field(default_factory=list)
+    """Of the prompt's tokens that are asked about, as far as they are computed."""
     news: dict[int, AnswerNews] = field(default_factory=dict)
     """Of this step, by answer."""
     has_told: bool = False
@@ -84,6 +88,7 @@ class Generation:
                 self.params.early_stopping,
                 frozenset(self.params.stop_token_ids),
                 self.max_new_tokens,
+                self.params.coverage_penalty,
             )
 
     @property
@@ -204,5 +209,11 @@ class Generation:
         if not self.has_told:
             self.has_told = True
             prompt_logprobs = tuple(self.prompt_logprobs)
-            news[0] = replace(news[0], num_cached_tokens=self.num_cached_tokens, prompt_logprobs=prompt_logprobs)
+            weights = np.concatenate(self.cross_weights) if self.cross_weights else None
+            news[0] = replace(
+                news[0],
+                num_cached_tokens=self.num_cached_tokens,
+                prompt_logprobs=prompt_logprobs,
+                cross_weights=weights,
+            )
         self.emit(news)

@@ -8,6 +8,8 @@ from server.http.api.fields import ModelName, Priority
 from server.http.api.generation_fields import Count, Factor, LengthPenalty, Sequences, Temperature
 from server.tasks.text2text import MAX_NGRAM, DecodingWish
 
+CoveragePenalty = Annotated[float, Field(strict=True, ge=0, le=10)]
+
 
 class DecodingFields(BaseModel):
     """How answers are found. What is absent is as the model's directory says."""
@@ -21,6 +23,9 @@ class DecodingFields(BaseModel):
     min_tokens: Count | None = None
     length_penalty: LengthPenalty | None = Field(
         None, description="Scores are divided by the answer's length to this power."
+    )
+    coverage_penalty: CoveragePenalty | None = Field(
+        None, description="Of a search, for models that are configured for it: scores get this times the coverage."
     )
     early_stopping: StrictBool | Literal["never"] | None = None
     repetition_penalty: Factor | None = None
@@ -42,6 +47,7 @@ class DecodingFields(BaseModel):
             num_answers=self.num_answers,
             beam_width=self.beam_width,
             length_penalty=self.length_penalty,
+            coverage_penalty=self.coverage_penalty or 0.0,
             early_stopping=self.early_stopping,
             temperature=self.temperature,
             top_k=max(self.top_k or 0, 0),
