@@ -16,7 +16,7 @@ from models.keys import ModelDirectoryError
 from models.load import load_model
 from runtime.engines.decoder import DecoderEngine
 from server.wire.generation import GenerationParams
-from tests.tolerances import SAME_ENGINE, check_close
+from tests.tolerances import DECODER_TOLERANCES, SAME_ENGINE, check_close
 
 LENGTHS = [15, 33, 1]
 TARGETS = [5, 17, 9]
@@ -79,13 +79,14 @@ def test_the_reference_engine_tells_the_same(model: TinyModel, engine: DecoderEn
         check_close(torch.from_numpy(ours), torch.from_numpy(theirs))
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_other_precisions(model: TinyModel, precision: str) -> None:
     """They add to 1, and are about what they were."""
     pairs = make_pairs(model)
     for (source, target), found in zip(pairs, ask(model, build_seq2seq(model, precision), pairs), strict=True):
         np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
-        check_close(torch.from_numpy(found), ask_transformers(model, source, target), torch.bfloat16)
+        expected = ask_transformers(model, source, target)
+        check_close(torch.from_numpy(found), expected, tolerance=DECODER_TOLERANCES[precision])
 
 
 def test_who_does_not_ask_is_answered_alike(model: TinyModel, engine: DecoderEngine) -> None:

@@ -34,6 +34,9 @@ class DecodingFields(BaseModel):
     top_k: Annotated[StrictInt, Field(ge=-1)] | None = None
     top_p: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
+    stream: StrictBool | None = Field(
+        None, description="Events, a sentence of an answer each, or a whole one where texts are not split."
+    )
     priority: Priority = None
 
     @property
