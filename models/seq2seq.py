@@ -128,9 +128,8 @@ class TargetStack(nn.Module):
         return normed
 
 
-class TargetDecoder(nn.Module):
-    """A language model of targets, each of which also attends to its source: token ids to logits, the module that
-    engines are built from.
+class TargetModel(nn.Module):
+    """A language model of targets, each of which also attends to its source: token ids to logits.
 
     `has_head`: an output head of its own, else the table of words is that too. `has_logit_bias`: a number is added to
     the logit of each word.
@@ -147,6 +146,18 @@ class TargetDecoder(nn.Module):
 
     def kv_layout(self, dtype: torch.dtype) -> KVLayout:
         return layout_cache(self.config, dtype)
+
+    def compute_logits(self, input_ids: Tensor, position_ids: Tensor, step: TargetStep, logit_rows: Tensor) -> Tensor:
+        """fp32 [num_logits, vocab_size], of the tokens `logit_rows`."""
+        chosen = self.stack(self.embeddings(input_ids, position_ids), step, logit_rows)
+        if self.config.logit_scale != 1:
+            chosen = chosen * self.config.logit_scale
+        head = self.embeddings.word if self.lm_head is None else self.lm_head
+        return functional.linear(chosen, head.weight, self.logit_bias).float()
+
+
+class TargetDecoder(TargetModel):
+    """The module that engines are built from."""
 
     def forward(
         self,
@@ -169,16 +180,9 @@ class TargetDecoder(nn.Module):
         )
         return {"logits": self.compute_logits(input_ids, position_ids, step, logit_rows)}
 
-    def compute_logits(self, input_ids: Tensor, position_ids: Tensor, step: TargetStep, logit_rows: Tensor) -> Tensor:
-        chosen = self.stack(self.embeddings(input_ids, position_ids), step, logit_rows)
-        if self.config.logit_scale != 1:
-            chosen = chosen * self.config.logit_scale
-        head = self.embeddings.word if self.lm_head is None else self.lm_head
-        return functional.linear(chosen, head.weight, self.logit_bias).float()
 
-
-class TellingDecoder(TargetDecoder):
-    """A TargetDecoder that also tells what the heads `config.alignment_heads` look at."""
+class TellingDecoder(TargetModel):
+    """In its place, one that also tells what the heads `config.alignment_heads` look at."""
 
     def forward(
         self,

@@ -52,6 +52,10 @@ class GenerationParams:
     early_stopping: EarlyStopping = False
     """Beam search: end as soon as there are beam_width answers (True), once the best beam would be no better if it
     ended here (False), or once none can become better however long it grows ("never")."""
+    beam_groups: int = 1
+    """Of beam_width beams, which it divides; over 1: diverse beam search."""
+    diversity_penalty: float = 0.0
+    """What a token's score loses for each beam of the groups before that goes on with the same one."""
     coverage_penalty: float = 0.0
     """Beam search, of models that tell the weights of cross-attention: scores have this times the coverage of the
     source added, see `BeamSearch`."""

@@ -61,6 +61,8 @@ async def test_every_field_gets_to_the_engine(generator: GenerationServer) -> No
     fields = {"beam_width": 4, "n": 3, "max_tokens": 9, "min_tokens": 2, "length_penalty": 0.5, "repetition_penalty": 2}
     fields |= {
         "coverage_penalty": 0.25,
+        "beam_groups": 2,
+        "diversity_penalty": 0.5,
         "early_stopping": "never",
         "no_repeat_ngram_size": 0,
         "target_language": "de_CH",
@@ -69,7 +71,7 @@ async def test_every_field_gets_to_the_engine(generator: GenerationServer) -> No
     params = params_of(generator)
     assert (params.beam_width, params.num_sequences, params.max_tokens) == (4, 3, 9)
     assert (params.length_penalty, params.repetition_penalty, params.early_stopping) == (0.5, 2.0, "never")
-    assert params.coverage_penalty == 0.25
+    assert (params.coverage_penalty, params.beam_groups, params.diversity_penalty) == (0.25, 2, 0.5)
     assert params.processors == (ForcedBegin(CODES["de_CH"]), MinTokens(2))
 
 
@@ -166,6 +168,10 @@ async def test_answers_that_are_cut_say_so(generator: GenerationServer) -> None:
         ({"beam_width": 2, "temperature": 1}, "beam_width", "leave one of them out"),
         ({"coverage_penalty": 0.2, "beam_width": 1}, "coverage_penalty", "is for beam searches; set beam_width to 2"),
         ({"coverage_penalty": 0.2, "temperature": 1}, "coverage_penalty", "and no temperature, or leave coverage_pen"),
+        ({"beam_width": 4, "beam_groups": 3, "diversity_penalty": 1}, "beam_groups", "a multiple of beam_groups"),
+        ({"temperature": 1, "beam_groups": 2, "diversity_penalty": 1}, "beam_groups", "of 1 beams there cannot be"),
+        ({"beam_width": 4, "beam_groups": 2}, "diversity_penalty", "groups without a penalty are all the same"),
+        ({"beam_width": 4, "diversity_penalty": 1}, "diversity_penalty", "set beam_groups to 2 or more"),
         ({"coverage_penalty": -1}, "coverage_penalty", "greater than or equal to 0"),
         ({"stream": True, "n": 2}, "stream", "n asks for more; leave one of them out"),
         ({"split_sentences": True, "n": 2}, "split_sentences", "leave one of them out"),

@@ -67,9 +67,12 @@ class BeamSearch:
         than this of one beam can count."""
         return self.width + len(self.stop_token_ids)
 
-    def advance(self, top_ids: TokenIds, top_logprobs: Scores, weights: Scores | None = None) -> list[Continuation]:
+    def advance(
+        self, top_ids: TokenIds, top_logprobs: Scores, weights: Scores | None = None, penalties: Scores | None = None
+    ) -> list[Continuation]:
         """[num_beams, num_candidates] of the live beams, in their order -> the beams that go on; none if it is over.
         `weights` [num_beams, num_keys]: how much each looks at the source now, where there is a coverage penalty.
+        `penalties`, as many as candidates: what is taken from their scores.
 
         What is not finite is no candidate.
         """
@@ -77,6 +80,8 @@ class BeamSearch:
             self.coverage = self.coverage + weights
         num_tokens = len(self.answers[0][0]) + 1
         totals = top_logprobs.astype(np.float32) + np.array(self.scores, np.float32)[:, None]
+        if penalties is not None:
+            totals -= penalties
         ends = np.full(top_ids.shape, True) if num_tokens >= self.max_tokens else self.find_stops(top_ids)
         is_usable = np.isfinite(totals)
         for place in rank_best(totals, top_ids, is_usable, self.width):

@@ -127,7 +127,8 @@ async def translate_texts(call: Call, state: ServerState) -> Reply | None:
         splits = [keep_whole(text) for text in texts]
     writing = Writing(splits, asked.wish(), instruction, "text", priority=asked.priority or 0)
     if asked.stream:
-        return await stream_answers(call, state, model, writing)
+        await stream_answers(call, state, model, writing)
+        return None
     written, usage = await write_answers(call, state, model, writing)
     return reply_json(TranslateReply(object="list", model=model.name, translations=written, usage=usage))
 
@@ -141,7 +142,8 @@ async def summarize_texts(call: Call, state: ServerState) -> Reply | None:
     instruction = Instruction(prefix=find_summary_prefix(languages.info))
     writing = Writing(splits, asked.wish(), instruction, "text", truncation, asked.priority or 0)
     if asked.stream:
-        return await stream_answers(call, state, model, writing)
+        await stream_answers(call, state, model, writing)
+        return None
     written, usage = await write_answers(call, state, model, writing)
     return reply_json(SummarizeReply(object="list", model=model.name, summaries=written, usage=usage))
 

@@ -24,6 +24,12 @@ class DecodingFields(BaseModel):
     length_penalty: LengthPenalty | None = Field(
         None, description="Scores are divided by the answer's length to this power."
     )
+    beam_groups: Sequences | None = Field(
+        None, description="So many groups of beams, each of which keeps out of the way of those before it."
+    )
+    diversity_penalty: Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)] | None = Field(
+        None, description="With beam_groups: what a token loses for each beam before that has just chosen it."
+    )
     coverage_penalty: CoveragePenalty | None = Field(
         None, description="Of a search, for models that are configured for it: scores get this times the coverage."
     )
@@ -51,6 +57,8 @@ class DecodingFields(BaseModel):
             beam_width=self.beam_width,
             length_penalty=self.length_penalty,
             coverage_penalty=self.coverage_penalty or 0.0,
+            beam_groups=self.beam_groups or 1,
+            diversity_penalty=self.diversity_penalty or 0.0,
             early_stopping=self.early_stopping,
             temperature=self.temperature,
             top_k=max(self.top_k or 0, 0),
