@@ -126,15 +126,16 @@ def list_words(tokens: list[int], ends: list[float]) -> list[tuple[str, float, f
 
 def test_words_are_said_when_transformers_has_it(served: Served) -> None:
     """Of a window that ends by itself: of others transformers has no weights of the last token."""
-    sound = make_sound(1.3, 4)
-    found = served.run(lambda client: transcribe(client, sound, language="en", timestamp_granularities="word"))
-    options = {"truncation": False, "padding": "longest", "return_attention_mask": True, "return_tensors": "pt"}
+    sound = make_sound(1.3, 27)
+    found = served.run(lambda client: transcribe(client, sound, language="de", timestamp_granularities="word"))
+    options = {"return_attention_mask": True, "return_tensors": "pt"}
     features = served.extractor(sound / np.float32(32768), sampling_rate=RATE, **options)
     told = {"return_timestamps": True, "return_token_timestamps": True, "return_segments": True, "temperature": 0.0}
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        heard = served.theirs.generate(**features, **told, language="en", task="transcribe")
-    ((segment,),) = heard["segments"]
+        heard = served.theirs.generate(**features, **told, language="de", task="transcribe")
+    segment, *_ = heard["segments"][0]
+    assert int(segment["result"]["sequences"][-1]) == TheirTokenizer.eos_token_id
     assert found["segments"][0]["temperature"] == 0, "The window was doubtful."
     check_words(found, segment["tokens"].tolist(), segment["token_timestamps"].tolist())
 

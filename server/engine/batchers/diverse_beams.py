@@ -1,8 +1,8 @@
 """Beams in groups that keep out of each other's way, so that the best answers differ (diverse beam search: Vijayakumar
 et al., 2016, with the Hamming diversity of its algorithm 1). Pure.
 
-In each step group after group chooses, and each loses `diversity_penalty` of a candidate's score for each beam of the
-groups before it that has just gone on with the same token. Otherwise a group is a beam search of its own.
+In each step group after group chooses, and a candidate's score loses `diversity_penalty` for each beam of the groups
+before that has just chosen the same token, to go on with or to end with. Otherwise a group is a beam search of its own.
 """
 
 from dataclasses import dataclass, replace
@@ -45,16 +45,20 @@ class DiverseBeamSearch:
     def advance(self, top_ids: TokenIds, top_logprobs: Scores, weights: Scores | None = None) -> list[Continuation]:
         """See BeamSearch. All groups begin with the same beam."""
         going_on: list[Continuation] = []
+        chosen: list[int] = []
         first = 0
         for group in self.groups:
             if group.is_over:
                 continue
             rows = slice(first, first + len(group.scores))
-            chosen = np.array([each.token_id for each in going_on], np.int64)
-            penalties = self.diversity_penalty * (top_ids[rows, :, None] == chosen).sum(-1, dtype=np.float32)
+            is_chosen = top_ids[rows, :, None] == np.array(chosen, np.int64)
+            penalties = self.diversity_penalty * is_chosen.sum(-1, dtype=np.float32)
+            num_tokens = len(group.answers[0][0]) + 1
             own_weights = None if weights is None else weights[rows]
             found = group.advance(top_ids[rows], top_logprobs[rows], own_weights, penalties)
             going_on += [replace(each, parent=first + each.parent) for each in found]
+            chosen += [each.token_id for each in found]
+            chosen += [each.token_ids[-1] for each in group.finished if len(each.token_ids) == num_tokens]
             first = rows.stop if self.has_begun else 0
         self.has_begun = True
         return going_on
