@@ -17,7 +17,6 @@ class SpeechInfo:
 
     num_mel_bins: int
     """Numbers of a frame, of which a row of `features` has two."""
-    is_multilingual: bool = False
     lang_to_id: dict[str, int] = field(default_factory=dict)
     """Tokens of languages, by what they are called: `<|en|>`. Empty where there is but one."""
     task_to_id: dict[str, int] = field(default_factory=dict)
@@ -36,11 +35,9 @@ class SpeechInfo:
 
 def read_speech(path: Path, given: Keys, config_path: Path, keys: Keys) -> SpeechInfo:
     """`given`: the keys of the file `path`; `keys`: of config.json, completed. Raises ModelDirectoryError."""
-    languages = read_ids(path, given, "lang_to_id")
     return SpeechInfo(
         num_mel_bins=require_number(config_path, keys, "num_mel_bins"),
-        is_multilingual=bool(given.get("is_multilingual", bool(languages))),
-        lang_to_id=languages,
+        lang_to_id=read_ids(path, given, "lang_to_id"),
         task_to_id=read_ids(path, given, "task_to_id"),
         no_timestamps_token_id=read_token(path, given, "no_timestamps_token_id"),
         max_initial_timestamp_index=read_token(path, given, "max_initial_timestamp_index"),

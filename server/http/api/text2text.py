@@ -12,13 +12,12 @@ from typing_extensions import TypedDict
 from server.errors import EmptyInput, InvalidField
 from server.http.api.fields import Label, Texts
 from server.http.api.openai_errors import render_error
-from server.http.api.openai_generation import DONE
 from server.http.api.openai_schemas import EVENT_STREAM, ErrorReply, FinishReason
 from server.http.api.text2text_fields import DecodingFields
 from server.http.body import parse_body
 from server.http.call import Call, Reply, reply_json
 from server.http.endpoint import check_places
-from server.http.events import EventStream
+from server.http.events import DONE, EventStream
 from server.http.route import Route
 from server.http.state import ServedModel, ServerState
 from server.http.writing import Writing, Written, open_writing, write_texts
