@@ -86,7 +86,7 @@ def check_same(found: Sequence[list[Found]], expected: Sequence[list[Found]]) ->
         np.testing.assert_allclose(*scores, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("beta", "alpha"), [(0.2, 1.0), (2.0, 0.5)])
+@pytest.mark.parametrize(("beta", "alpha"), [(0.2, 1.0), pytest.param(2.0, 0.5, marks=pytest.mark.slow)])
 def test_answers_and_scores_are_those_of_the_formula(
     model: TinyModel, engine: DecoderEngine, beta: float, alpha: float
 ) -> None:
@@ -96,7 +96,7 @@ def test_answers_and_scores_are_those_of_the_formula(
     assert found != answer(model, engine, SOURCES, settle_search(model, 0.0, length_penalty=alpha))
 
 
-@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+@pytest.mark.parametrize("early_stopping", [False, pytest.param(True, marks=pytest.mark.slow), "never"])
 def test_each_alone_as_among_all(model: TinyModel, engine: DecoderEngine, early_stopping: Any) -> None:
     """Also where blocks run out, so that beams are computed anew, beside searches that ask nothing."""
     params = settle_search(model, 1.0, LONGER, early_stopping=early_stopping)

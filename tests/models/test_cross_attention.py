@@ -72,6 +72,7 @@ def test_weights_are_those_of_transformers(model: TinyModel, engine: DecoderEngi
         check_close(torch.from_numpy(alone), torch.from_numpy(found), tolerance=SAME_ENGINE)
 
 
+@pytest.mark.slow
 def test_the_reference_engine_tells_the_same(model: TinyModel, engine: DecoderEngine) -> None:
     pairs = make_pairs(model)
     found = ask(model, build_seq2seq(model, kind="reference"), pairs)
@@ -79,7 +80,8 @@ def test_the_reference_engine_tells_the_same(model: TinyModel, engine: DecoderEn
         check_close(torch.from_numpy(ours), torch.from_numpy(theirs))
 
 
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_other_precisions(model: TinyModel, precision: str) -> None:
     """They add to 1, and are about what they were."""
     pairs = make_pairs(model)
