@@ -100,7 +100,10 @@ class BeamSearch:
         return [] if self.is_over else going_on
 
     def find_stops(self, token_ids: TokenIds) -> npt.NDArray[np.bool_]:
-        return np.isin(token_ids, np.array(sorted(self.stop_token_ids), np.int64))
+        """Compared with each: of few stops numpy's own search takes several times as long."""
+        stops = np.array([*self.stop_token_ids], np.int64)
+        found: npt.NDArray[np.bool_] = (token_ids[:, :, None] == stops).any(-1)
+        return found
 
     def finish(self, score: np.float32, token_ids: tuple[int, ...], logprobs: tuple[float, ...], beam: int) -> None:
         """`score`: the sum of logprobs; `beam`: the live one whose coverage it has. Of equally good answers the earlier
