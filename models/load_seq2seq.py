@@ -1,13 +1,15 @@
 """An encoder-decoder's directory to its two modules, of which the decoder's has the encoder's beside it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from models.info import ModelInfo
+from models.keys import ModelDirectoryError
 from models.registry import find_seq2seq
-from models.seq2seq import TargetDecoder
+from models.seq2seq import TargetDecoder, TargetModel, TellingDecoder
 from models.seq2seq_config import Seq2SeqConfig, read_seq2seq_config
 from models.weights import check_weights, have_equal_values, open_checkpoint, rename_tensors
 from runtime.lazy_module import LazyModule, LazyWeight
@@ -24,6 +26,7 @@ def load_seq2seq(directory: Path, info: ModelInfo) -> LazyModule:
     """
     folder = directory / info.transformer
     config = read_seq2seq_config(folder)
+    config = replace(config, alignment_heads=find_alignment_heads(info, config, folder))
     family = find_seq2seq(info.architecture, config.model_type)
     renamed = rename_tensors(open_checkpoint(folder), family.prefix, family.renames, family.ignored)
     tensors = share_words(family.adjust(renamed, config), config)
@@ -31,11 +34,29 @@ def load_seq2seq(directory: Path, info: ModelInfo) -> LazyModule:
         tensors[LOGIT_BIAS] = tensors[LOGIT_BIAS].then(torch.flatten)
     with torch.device("meta"):
         has_head, has_logit_bias = HEAD in tensors or not config.is_tied, LOGIT_BIAS in tensors
-        decoder = TargetDecoder(config, has_head=has_head, has_logit_bias=has_logit_bias)
+        build_decoder: type[TargetModel] = TellingDecoder if config.alignment_heads else TargetDecoder
+        decoder = build_decoder(config, has_head=has_head, has_logit_bias=has_logit_bias)
         both = nn.ModuleDict({"encoder": family.encoder(config), "decoder": decoder}).eval()
     weights = check_weights(both, tensors, folder)
     encoder = LazyModule(both["encoder"], take_part(weights, "encoder."))
     return LazyModule(both["decoder"], take_part(weights, "decoder."), encoder)
+
+
+def find_alignment_heads(info: ModelInfo, config: Seq2SeqConfig, folder: Path) -> tuple[tuple[int, int], ...]:
+    """By which sound is aligned, as a directory has them; for coverage, all of the last layer. Raises
+    ModelDirectoryError."""
+    rules, layers, count = info.seq2seq, config.decoder.num_layers, config.decoder.num_heads
+    assert rules is not None, f"{info.architecture} has no rules of decoding. This is a bug."
+    if rules.has_coverage:
+        return tuple((layers - 1, head) for head in range(count))
+    heads = () if rules.speech is None else rules.speech.alignment_heads
+    for layer, head in heads:
+        if layer >= layers or head >= count:
+            raise ModelDirectoryError(
+                f"{folder}/generation_config.json: alignment_heads has [{layer}, {head}], and the decoder {layers} "
+                f"layers of {count} heads; take the file from the original model"
+            )
+    return heads
 
 
 def share_words(tensors: dict[str, LazyWeight], config: Seq2SeqConfig) -> dict[str, LazyWeight]:

@@ -13,6 +13,7 @@ from models.layers import Sequences
 from models.positions import PositionTable, fairseq_sinusoids, marian_sinusoids
 from models.seq2seq_config import Seq2SeqConfig, StackConfig
 from models.seq2seq_layers import SourceKeys, SourceLayer, TargetLayer, TargetStep, build_last_norm
+from runtime.batch import CROSS_WEIGHTS
 from runtime.kv_cache.layout import KVLayout
 
 
@@ -127,9 +128,8 @@ class TargetStack(nn.Module):
         return normed
 
 
-class TargetDecoder(nn.Module):
-    """A language model of targets, each of which also attends to its source: token ids to logits, the module that
-    engines are built from.
+class TargetModel(nn.Module):
+    """A language model of targets, each of which also attends to its source: token ids to logits.
 
     `has_head`: an output head of its own, else the table of words is that too. `has_logit_bias`: a number is added to
     the logit of each word.
@@ -146,6 +146,18 @@ class TargetDecoder(nn.Module):
 
     def kv_layout(self, dtype: torch.dtype) -> KVLayout:
         return layout_cache(self.config, dtype)
+
+    def compute_logits(self, input_ids: Tensor, position_ids: Tensor, step: TargetStep, logit_rows: Tensor) -> Tensor:
+        """fp32 [num_logits, vocab_size], of the tokens `logit_rows`."""
+        chosen = self.stack(self.embeddings(input_ids, position_ids), step, logit_rows)
+        if self.config.logit_scale != 1:
+            chosen = chosen * self.config.logit_scale
+        head = self.embeddings.word if self.lm_head is None else self.lm_head
+        return functional.linear(chosen, head.weight, self.logit_bias).float()
+
+
+class TargetDecoder(TargetModel):
+    """The module that engines are built from."""
 
     def forward(
         self,
@@ -164,13 +176,37 @@ class TargetDecoder(nn.Module):
         """`logits`: fp32 [num_logits, vocab_size], of the tokens `logit_rows`."""
         step = TargetStep(
             *(cu_seqlens, max_seqlen, slot_mapping, block_table, cache_seqlens),
-            *(source_table, source_seqlens, kv_cache),
+            *(source_table, source_seqlens, kv_cache, None, []),
         )
-        chosen = self.stack(self.embeddings(input_ids, position_ids), step, logit_rows)
-        if self.config.logit_scale != 1:
-            chosen = chosen * self.config.logit_scale
-        head = self.embeddings.word if self.lm_head is None else self.lm_head
-        return {"logits": functional.linear(chosen, head.weight, self.logit_bias).float()}
+        return {"logits": self.compute_logits(input_ids, position_ids, step, logit_rows)}
+
+
+class TellingDecoder(TargetModel):
+    """In its place, one that also tells what the heads `config.alignment_heads` look at."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        slot_mapping: Tensor,
+        block_table: Tensor,
+        cache_seqlens: Tensor,
+        source_table: Tensor,
+        source_seqlens: Tensor,
+        logit_rows: Tensor,
+        kv_cache: Tensor,
+        weight_rows: Tensor,
+    ) -> dict[str, Tensor]:
+        """And `cross_weights`: fp32 [num_weight_rows, num_alignment_heads, num_keys], of the tokens `weight_rows`, the
+        heads in the order of layers."""
+        step = TargetStep(
+            *(cu_seqlens, max_seqlen, slot_mapping, block_table, cache_seqlens),
+            *(source_table, source_seqlens, kv_cache, weight_rows, []),
+        )
+        logits = self.compute_logits(input_ids, position_ids, step, logit_rows)
+        return {"logits": logits, CROSS_WEIGHTS: torch.cat(step.told, 1)}
 
 
 def layout_cache(config: Seq2SeqConfig, dtype: torch.dtype) -> KVLayout:

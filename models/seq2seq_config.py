@@ -49,6 +49,8 @@ class Seq2SeqConfig:
     """Of distances, in T5."""
     num_mel_bins: int = 0
     """Of each frame, where the encoder reads those."""
+    alignment_heads: tuple[tuple[int, int], ...] = ()
+    """(layer, head) of cross-attention whose weights the decoder can tell."""
 
 
 def read_seq2seq_config(directory: Path) -> Seq2SeqConfig:

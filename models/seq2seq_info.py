@@ -45,6 +45,9 @@ class Seq2SeqInfo:
     encoder_no_repeat_ngram_size: int = 0
     speech: SpeechInfo | None = None
     """Of those that hear."""
+    has_coverage: bool = False
+    """Configured, and in no file: the weights of the last layer's cross-attention can be asked for, so that a beam
+    search can tell how much of a source it has covered."""
 
 
 def read_seq2seq_info(folder: Path, keys: Keys) -> Seq2SeqInfo:

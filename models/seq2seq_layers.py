@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from models.layers import ACTIVATIONS, Sequences
 from models.seq2seq_config import Seq2SeqConfig, StackConfig
-from runtime.ops import paged_attention, store_kv, varlen_attention
+from runtime.ops import cross_weights, paged_attention, store_kv, varlen_attention
 
 
 class TargetStep(NamedTuple):
     """What every layer of a decoder needs to know of a batch that goes on from what a cache holds; see
-    `padless::store_kv`, `padless::paged_attention`, and `runtime.batch.Sources`."""
+    `padless::store_kv`, `padless::paged_attention`, and `runtime.batch.Sources`.
+
+    `told`: grows by what each layer with heads of `Seq2SeqConfig.alignment_heads` tells of `weight_rows`.
+    """
 
     cu_seqlens: Tensor
     max_seqlen: int
@@ -25,6 +28,8 @@ class TargetStep(NamedTuple):
     source_table: Tensor
     source_seqlens: Tensor
     kv_cache: Tensor
+    weight_rows: Tensor | None
+    told: list[Tensor]
 
 
 class SourceAttention(nn.Module):
@@ -88,6 +93,7 @@ class CrossAttention(nn.Module):
     def __init__(self, config: Seq2SeqConfig, layer: int):
         super().__init__()
         self.layer = layer
+        self.told_heads = [head for place, head in config.alignment_heads if place == layer]
         self.head_dim = config.decoder.head_dim
         self.softmax_scale = find_softmax_scale(config, config.decoder)
         self.q = build_projection(config, config.decoder)
@@ -100,6 +106,12 @@ class CrossAttention(nn.Module):
             *(step.max_seqlen, self.softmax_scale),
             causal=False,
         )
+        if self.told_heads and step.weight_rows is not None:
+            weights = cross_weights.OP(
+                *(q, step.kv_cache, self.layer, step.source_table, step.cu_seqlens, step.source_seqlens),
+                *(step.weight_rows, self.told_heads, self.softmax_scale),
+            )
+            step.told.append(weights)
         return self.o(attended.flatten(1))
 
 

@@ -17,7 +17,6 @@ class SpeechInfo:
 
     num_mel_bins: int
     """Numbers of a frame, of which a row of `features` has two."""
-    is_multilingual: bool = False
     lang_to_id: dict[str, int] = field(default_factory=dict)
     """Tokens of languages, by what they are called: `<|en|>`. Empty where there is but one."""
     task_to_id: dict[str, int] = field(default_factory=dict)
@@ -36,17 +35,15 @@ class SpeechInfo:
 
 def read_speech(path: Path, given: Keys, config_path: Path, keys: Keys) -> SpeechInfo:
     """`given`: the keys of the file `path`; `keys`: of config.json, completed. Raises ModelDirectoryError."""
-    languages = read_ids(path, given, "lang_to_id")
     return SpeechInfo(
         num_mel_bins=require_number(config_path, keys, "num_mel_bins"),
-        is_multilingual=bool(given.get("is_multilingual", bool(languages))),
-        lang_to_id=languages,
+        lang_to_id=read_ids(path, given, "lang_to_id"),
         task_to_id=read_ids(path, given, "task_to_id"),
         no_timestamps_token_id=read_token(path, given, "no_timestamps_token_id"),
         max_initial_timestamp_index=read_token(path, given, "max_initial_timestamp_index"),
         prev_sot_token_id=read_token(path, given, "prev_sot_token_id"),
         alignment_heads=read_heads(path, given),
-        median_filter_width=read_count(config_path, keys, "median_filter_width", 7, least=1),
+        median_filter_width=read_width(config_path, keys),
     )
 
 
@@ -55,6 +52,13 @@ def read_ids(path: Path, given: Keys, name: str) -> dict[str, int]:
     if not isinstance(ids, dict) or not all(map(is_token, ids.values())):
         raise ModelDirectoryError(f"{path}: {name} is {ids!r}; it must map words to token ids")
     return ids
+
+
+def read_width(path: Path, keys: Keys) -> int:
+    width = read_count(path, keys, "median_filter_width", 7, least=1)
+    if width % 2 == 0:
+        raise ModelDirectoryError(f"{path}: median_filter_width is {width}; it must be odd")
+    return width
 
 
 def read_heads(path: Path, given: Keys) -> tuple[tuple[int, int], ...]:

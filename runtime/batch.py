@@ -20,12 +20,16 @@ NO_TOKEN = -1
 """In place of a token: none is forced, or none could be chosen because the model computed NaN."""
 
 
+CROSS_WEIGHTS = "cross_weights"
+"""The output of a decoder that tells what its tokens look at in their sources, see `Sources.weight_rows`."""
+
+
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
     """One array of a graph: its name, numpy's name of its type, and its dimensions.
 
-    These are numbers, or symbols: num_tokens, num_seqs, num_seqs + 1, num_logits, max_blocks and max_source_blocks of
-    the batch; and num_features, which is the model's.
+    These are numbers, or symbols: num_tokens, num_seqs, num_seqs + 1, num_logits, max_blocks, max_source_blocks and
+    num_weight_rows of the batch; and num_features, which is the model's.
     """
 
     name: str
@@ -49,6 +53,7 @@ INPUTS: dict[str, ArraySpec] = {
         ArraySpec("cache_seqlens", "int32", ("num_seqs",)),
         ArraySpec("source_table", "int32", ("num_seqs", "max_source_blocks")),
         ArraySpec("source_seqlens", "int32", ("num_seqs",)),
+        ArraySpec("weight_rows", "int64", ("num_weight_rows",)),
         ArraySpec("features", "float32", ("num_tokens", "num_features")),
         ArraySpec("logit_rows", "int64", ("num_logits",)),
         # The memory of the engine and not of a batch; its type, and the dimensions but num_blocks, are the model's.
@@ -185,11 +190,14 @@ class Sources:
     `source_seqlens`: int32 `[num_seqs]`, how many tokens or frames these are.
     `batch`: sources that are new, to be encoded before anything is decoded; None: all are in the cache. Its arrays
     are the encoder's, among them `slot_mapping`: where the keys and values of each of its tokens go.
+    `weight_rows`: int64 `[num_weight_rows]`, the tokens of the step whose weights of cross-attention are wanted, in
+    ascending order, of a model that tells them: its output CROSS_WEIGHTS, `[num_weight_rows, num_heads, num_keys]`.
     """
 
     source_table: Int32Array
     source_seqlens: Int32Array
     batch: "Batch | None" = None
+    weight_rows: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from runtime.kv_cache.layout import KVLayout
 from runtime.lazy_module import LazyModule, LazyWeight, as_lazy
 from runtime.memory.lifetimes import SYMBOLS, Formula
 
-VARYING = ("num_tokens", "num_seqs", "num_logits", "num_blocks", "max_blocks", "max_source_blocks")
+VARYING = ("num_tokens", "num_seqs", "num_logits", "num_blocks", "max_blocks", "max_source_blocks", "num_weight_rows")
 """The symbols of `INPUTS` that differ from batch to batch, or from engine to engine."""
 EXAMPLE_SIZES = {
     "num_tokens": 13,
@@ -25,6 +25,7 @@ EXAMPLE_SIZES = {
     "num_blocks": 5,
     "max_blocks": 4,
     "max_source_blocks": 6,
+    "num_weight_rows": 9,
 }
 EXAMPLE_MAX_SEQLEN = 6
 UNREAD = "unread"

@@ -204,6 +204,8 @@ class ModelConfig(Section):
     """Encoders: more of them, computed in the same pass as the directory's own."""
     engine: EngineConfig = EngineConfig()
     limits: LimitsConfig = LimitsConfig()
+    coverage_penalty: bool = False
+    """Translators and their like: requests may ask for a `coverage_penalty`, which costs every step a little."""
     chat: ChatConfig = ChatConfig()
     """Generation only."""
     speculative: SpeculativeConfig | None = None

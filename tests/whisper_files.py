@@ -16,6 +16,8 @@ WINDOW_S = 2
 NUM_MEL_BINS = 10
 MAX_TARGET_TOKENS = 96
 MAX_NEW_TOKENS = 30
+ALIGNMENT_HEADS = [[1, 1], [0, 0], [1, 0]]
+"""(layer, head), of a decoder of two layers or more."""
 LANGUAGES = ("en", "de", "fr")
 SPECIALS = (
     *("<|endoftext|>", "<|startoftranscript|>"),
@@ -51,6 +53,7 @@ def describe_generation(raw: Tokenizer, *, is_multilingual: bool = True) -> dict
         "suppress_tokens": [ids[token] for token in ("<|startoflm|>", "<|startofprev|>", "<|nospeech|>")],
         "max_initial_timestamp_index": 20,
         "max_new_tokens": MAX_NEW_TOKENS,
+        "alignment_heads": ALIGNMENT_HEADS,
         **dict.fromkeys(("eos_token_id", "pad_token_id", "bos_token_id"), ids["<|endoftext|>"]),
     }
     if is_multilingual:

@@ -101,8 +101,11 @@ def list_symbols(shape: BatchShape, batch: Batch, memory: Mapping[str, Tensor]) 
     """The values of SYMBOLS."""
     paging, cache = batch.paging, memory.get("kv_cache")
     max_blocks = 0 if paging is None else paging.block_table.shape[1]
-    max_source_blocks = 0 if paging is None or paging.sources is None else paging.sources.source_table.shape[1]
-    return (*shape, max_blocks, 0 if cache is None else cache.shape[1], max_source_blocks)
+    num_blocks = 0 if cache is None else cache.shape[1]
+    if paging is None or paging.sources is None:
+        return (*shape, max_blocks, num_blocks, 0, 0)
+    sources = paging.sources
+    return (*shape, max_blocks, num_blocks, sources.source_table.shape[1], len(sources.weight_rows))
 
 
 def peak_bytes(program: Program, shape: BatchShape) -> int:

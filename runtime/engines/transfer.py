@@ -21,10 +21,9 @@ def list_arrays(batch: Batch) -> Arrays:
         arrays["slot_mapping"], arrays["block_table"] = paging.slot_mapping, paging.block_table
         arrays["cache_seqlens"], arrays["logit_rows"] = paging.cache_seqlens, paging.logit_rows
         if paging.sources is not None:
-            arrays["source_table"], arrays["source_seqlens"] = (
-                paging.sources.source_table,
-                paging.sources.source_seqlens,
-            )
+            sources = paging.sources
+            arrays["source_table"], arrays["source_seqlens"] = sources.source_table, sources.source_seqlens
+            arrays["weight_rows"] = sources.weight_rows
     return arrays
 
 

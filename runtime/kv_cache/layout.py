@@ -82,17 +82,21 @@ def store_rows(heads: Tensor, places: Tensor, rows: Tensor, *, is_value: bool) -
 
 def load_rows(heads: Tensor, block_ids: Tensor, num_tokens: int, head_dim: int, *, is_value: bool) -> Tensor:
     """The first `num_tokens` tokens of a sequence's blocks: fp32 [num_tokens, num_kv_heads, head_dim]."""
+    return read_blocks(heads[block_ids], head_dim, is_value=is_value)[:num_tokens]
+
+
+def read_blocks(found: Tensor, head_dim: int, *, is_value: bool) -> Tensor:
+    """All tokens of blocks [blocks, num_kv_heads, head_size]: fp32 [blocks * BLOCK_SIZE, num_kv_heads, head_dim]."""
     width = BLOCK_SIZE * padded_dim(head_dim)
-    found = heads[block_ids]  # [blocks, num_kv_heads, head_size]
     numbers = found[:, :, :width].float()
     if is_value:
         numbers = numbers.unflatten(2, (-1, BLOCK_SIZE, PANEL)).permute(0, 3, 1, 2, 4).flatten(3)
     else:
         numbers = numbers.unflatten(2, (-1, BLOCK_SIZE)).permute(0, 3, 1, 2)
-    if heads.dtype == torch.int8:
+    if found.dtype == torch.int8:
         scales = found[:, :, width:].contiguous().view(torch.float32)  # [blocks, num_kv_heads, BLOCK_SIZE]
         numbers = numbers * scales.transpose(1, 2)[..., None]
-    return numbers.flatten(0, 1)[:num_tokens, :, :head_dim]
+    return numbers.flatten(0, 1)[:, :, :head_dim]
 
 
 def column_order(head_dim: int, is_value: bool, device: torch.device) -> Tensor:

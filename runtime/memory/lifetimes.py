@@ -26,7 +26,7 @@ class BatchShape(NamedTuple):
         return all(mine >= theirs for mine, theirs in zip(self, other, strict=True))
 
 
-SYMBOLS = (*BatchShape._fields, "max_blocks", "num_blocks", "max_source_blocks")
+SYMBOLS = (*BatchShape._fields, "max_blocks", "num_blocks", "max_source_blocks", "num_weight_rows")
 """What dimensions are made of: a batch's shape, and the sizes of what it brings along. Planned tensors know the former
 alone."""
 

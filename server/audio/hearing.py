@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+from server.audio.alignment import Weights, align_tokens
 from server.audio.decode import decode_audio
 from server.audio.features import HOP, SAMPLE_RATE, Features, LogMel
 from server.audio.speech import Speech
@@ -52,6 +53,13 @@ class Hearing:
         except asyncio.CancelledError:
             gone.set()
             raise
+
+    async def align(self, weights: Weights) -> list[int]:
+        """Where each token ends, see `align_tokens`. A window of 30 s takes some tenths of a second."""
+        width = self.speech.filter_width
+        ends = await asyncio.get_running_loop().run_in_executor(self.pool, align_tokens, weights, width)
+        found: list[int] = ends.tolist()
+        return found
 
     def _end_turn(self, done: "asyncio.Future[Heard]") -> None:
         self.turns.release()

@@ -44,9 +44,27 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
+class Word:
+    """With the punctuation around it. Frames count from the sound's beginning."""
+
+    text: str
+    begin: int
+    end: int
+
+    @property
+    def begin_s(self) -> float:
+        return self.begin / FRAMES_PER_S
+
+    @property
+    def end_s(self) -> float:
+        return self.end / FRAMES_PER_S
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """Something that is said. Frames count from the sound's beginning, those of times among `token_ids` from `seek`,
-    where the window begins. The attempt's figures are of the whole window."""
+    where the window begins. The attempt's figures are of the whole window; `place`: which of its tokens is the first.
+    `words`: where they were asked for."""
 
     seek: int
     begin: int
@@ -54,6 +72,8 @@ class Segment:
     token_ids: tuple[int, ...]
     text: str
     attempt: Attempt
+    place: int = 0
+    words: tuple[Word, ...] = ()
 
     @property
     def begin_s(self) -> float:
@@ -91,16 +111,17 @@ def cut_segments(attempt: Attempt, window: Window, tokens: TranscriptTokens) -> 
     # A time that stands alone at the end: behind it nobody speaks.
     ends_alone = is_time[-2:] == [False, True]
     places = pairwise([0, *borders, *([len(token_ids)] if ends_alone else [])])
-    segments = [build_segment(attempt, window, tokens, token_ids[begin:end]) for begin, end in places]
+    segments = [build_segment(attempt, window, tokens, begin, end) for begin, end in places]
     # 0 only where a model does not keep to Whisper's rules for times: nothing would ever come after this window.
     advance = 0 if ends_alone else tokens.count_frames(token_ids[borders[-1] - 1])
     return keep_spoken(segments), advance or window.num_frames
 
 
-def build_segment(attempt: Attempt, window: Window, tokens: TranscriptTokens, part: tuple[int, ...]) -> Segment:
-    """From the time it begins with to the one it ends with."""
+def build_segment(attempt: Attempt, window: Window, tokens: TranscriptTokens, first: int, last: int) -> Segment:
+    """Of the attempt's tokens [first, last): from the time it begins with to the one it ends with."""
+    part = attempt.token_ids[first:last]
     begin, end = tokens.count_frames(part[0]), tokens.count_frames(part[-1])
-    return Segment(window.begin, window.begin + begin, window.begin + end, part, tokens.write(part), attempt)
+    return Segment(window.begin, window.begin + begin, window.begin + end, part, tokens.write(part), attempt, first)
 
 
 def take_whole(attempt: Attempt, window: Window, tokens: TranscriptTokens) -> Segment:

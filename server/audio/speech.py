@@ -44,6 +44,12 @@ class Speech:
         return self.rules.decoder_start_token_id
 
     @property
+    def filter_width(self) -> int:
+        """Of frames, by which what alignment heads look at is smoothed."""
+        assert self.rules.speech is not None
+        return self.rules.speech.median_filter_width
+
+    @property
     def max_tokens(self) -> int:
         """Of what a window says: half of what the decoder has room for. The other half is for what was said before."""
         return self.rules.max_target_tokens // 2
@@ -65,6 +71,16 @@ class Speech:
                 "this model writes down English only and does not translate; use /v1/audio/transcriptions, or a "
                 "multilingual model",
                 param="model",
+            )
+
+    def check_words(self) -> None:
+        """Whether the model can tell when words are said. Raises InvalidField."""
+        assert self.rules.speech is not None
+        if not self.rules.speech.alignment_heads:
+            raise InvalidField(
+                "timestamp_granularities has word, and this model cannot tell: its generation_config.json has no "
+                "alignment_heads, or its engine.kind is not planned. Send segment",
+                param="timestamp_granularities",
             )
 
     def begin(self, language: str, task: SpeechTask, before: Sequence[int]) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from server.audio.fallback import Attempt
 from server.audio.segments import Segment, Window, cut_segments
-from server.audio.speech import Speech, SpeechTask
+from server.audio.speech import ENGLISH, Speech, SpeechTask
 
 MAX_TEMPERATURE_TOLD = 0.5
 """What was written at a higher one may be nonsense, which the next window would go on with."""
@@ -16,12 +16,18 @@ MAX_TEMPERATURE_TOLD = 0.5
 
 @dataclass(frozen=True, slots=True)
 class TranscriptWish:
-    """`prompt_ids`: tokens of what the client says was said before. `temperature`: 0 leaves it to the rules."""
+    """`prompt_ids`: tokens of what the client says was said before. `temperature`: 0 leaves it to the rules.
+    `has_words`: when each is said is wanted too."""
 
     language: str
     task: SpeechTask = "transcribe"
     temperature: float = 0.0
     prompt_ids: tuple[int, ...] = ()
+    has_words: bool = False
+
+    @property
+    def written_language(self) -> str:
+        return ENGLISH if self.task == "translate" else self.language
 
 
 class Transcriber:

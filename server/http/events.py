@@ -6,6 +6,8 @@ from types import TracebackType
 
 from server.http.call import Call
 
+DONE = b"[DONE]"
+"""The last event of streams that are like OpenAI's."""
 PING = b": ping\n\n"
 """A comment; parsers of events skip it (HTML standard, 9.2.6)."""
 

@@ -1,6 +1,7 @@
 """Texts that an encoder-decoder writes for others: sentence by sentence, or several for one. Knows no protocol."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -77,17 +78,27 @@ class WrittenTexts:
     num_written_tokens: int
 
 
-async def write_texts(call: Call, state: ServerState, model: ServedModel, writing: Writing) -> WrittenTexts:
-    """Raises ServiceError's kinds."""
+@asynccontextmanager
+async def open_writing(
+    call: Call, state: ServerState, model: ServedModel, writing: Writing
+) -> AsyncIterator[TextGeneration]:
+    """What is written, sentence by sentence, as long as this is entered. Raises ServiceError's kinds."""
     metrics = state.metrics.bind_tokens(route=call.path, model=model.name)
     async with OpenJob(call, model, writing.build_job(model)) as opened:
         generation = TextGeneration(call, opened, TextRules(stop_token_ids=model.info.eos_token_ids), metrics)
         try:
-            answers = await collect_answers(generation)
+            yield generation
         finally:
             generation.finish()
+
+
+async def write_texts(call: Call, state: ServerState, model: ServedModel, writing: Writing) -> WrittenTexts:
+    """Raises ServiceError's kinds."""
+    async with open_writing(call, state, model, writing) as generation:
+        answers = await collect_answers(generation)
         texts = await model.tokenizer.run(partial(read_texts, model.tokenizer.texts, answers))
-    return WrittenTexts(join_answers(writing, answers, texts), opened.num_tokens, generation.num_generated_tokens)
+    joined = join_answers(writing, answers, texts)
+    return WrittenTexts(joined, generation.num_prompt_tokens, generation.num_generated_tokens)
 
 
 def read_texts(tokens: TokenTexts, answers: Sequence[Answer]) -> list[str]:

@@ -20,6 +20,9 @@ from server.tasks.head import Work
 from server.tasks.registry import HEADS, check_name
 from server.text.chat_template import REMEDY, check_kwargs, load_chat_template
 
+TELLING_KINDS = ("planned", "reference")
+"""Of engines: those that tell the weights of cross-attention."""
+
 
 def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
     """Find every model's directory (downloading it if it is on a hub) and check it against the configuration.
@@ -42,7 +45,7 @@ def resolve(config: ServerConfig, run_dir: Path) -> Deployment:
         heads = (*own, *find_heads(model, info, [head.info.head for head in own]))
         deployed = DeployedModel(index, model, directory, info, heads, find_draft(model), threads, onnx_file=onnx_file)
         check_limits(deployed)
-        deployed = replace(deployed, info=limit_input(info, model.limits.max_input_tokens))
+        deployed = replace(deployed, info=settle_weights(model, limit_input(info, model.limits.max_input_tokens)))
         check_chat(deployed)
         check_sound(deployed, config.server)
         deployed.head.check_config(model)
@@ -62,6 +65,25 @@ def resolve_one(path: Path, name: str, overrides: Sequence[str]) -> DeployedMode
 def limit_input(info: ModelInfo, max_input_tokens: int | None) -> ModelInfo:
     """What is served of the model: some compute short texts otherwise where there are no long ones."""
     return info if max_input_tokens is None else replace(info, max_input_tokens=max_input_tokens)
+
+
+def settle_weights(model: ModelConfig, info: ModelInfo) -> ModelInfo:
+    """Whether the model's engine tells what tokens look at in their source. Raises ConfigError."""
+    rules, can_tell = info.seq2seq, model.engine.kind in TELLING_KINDS
+    if model.coverage_penalty and (rules is None or rules.speech is not None):
+        raise ConfigError(
+            f"model {model.name}: coverage_penalty is for encoder-decoders of texts, and this model's task is "
+            f"{info.task}. Leave it out"
+        )
+    if model.coverage_penalty and not can_tell:
+        raise ConfigError(
+            f"model {model.name}: coverage_penalty is for engine.kind planned, and engine.kind is "
+            f"{model.engine.kind}, which does not tell the weights of cross-attention. Leave it out, or set kind to "
+            "planned"
+        )
+    if rules is not None and rules.speech is not None and not can_tell:
+        rules = replace(rules, speech=replace(rules.speech, alignment_heads=()))
+    return info if rules is None else replace(info, seq2seq=replace(rules, has_coverage=model.coverage_penalty))
 
 
 def locate(source: SourceConfig, onnx_file: str | None = None) -> Path:

@@ -47,6 +47,10 @@ class DecodingWish:
     beam_width: int | None = None
     """1: the most probable token each time."""
     length_penalty: float | None = None
+    coverage_penalty: float = 0.0
+    beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    """Between groups of beams, so that answers differ."""
     early_stopping: EarlyStopping | None = None
     temperature: float | None = None
     """Over 0: tokens are drawn, and there are no beams."""
@@ -96,6 +100,10 @@ def settle_params(info: ModelInfo, wish: DecodingWish) -> GenerationParams:
     rules = find_rules(info)
     width, is_drawn = choose_beam_width(rules, wish), bool(wish.temperature)
     max_tokens = choose_max_tokens(rules, wish)
+    num_beams = 1 if is_drawn else width
+    if wish.coverage_penalty:
+        check_coverage(rules, is_search=num_beams > 1)
+    check_groups(wish, num_beams)
     return GenerationParams(
         max_tokens,
         num_sequences=wish.num_answers,
@@ -106,8 +114,11 @@ def settle_params(info: ModelInfo, wish: DecodingWish) -> GenerationParams:
         repetition_penalty=choose(wish.repetition_penalty, rules.repetition_penalty),
         processors=tuple(list_processors(rules, wish, max_tokens)),
         stop_token_ids=info.eos_token_ids,
-        beam_width=0 if is_drawn or width == 1 else width,
+        beam_width=0 if num_beams == 1 else num_beams,
+        beam_groups=wish.beam_groups,
+        diversity_penalty=wish.diversity_penalty,
         length_penalty=choose(wish.length_penalty, rules.length_penalty),
+        coverage_penalty=wish.coverage_penalty,
         early_stopping=rules.early_stopping if wish.early_stopping is None else wish.early_stopping,
     )
 
@@ -132,6 +143,38 @@ def choose_beam_width(rules: Seq2SeqInfo, wish: DecodingWish) -> int:
             param="beam_width",
         )
     return wish.beam_width
+
+
+def check_coverage(rules: Seq2SeqInfo, *, is_search: bool) -> None:
+    """Raises InvalidField."""
+    if not is_search:
+        raise InvalidField(
+            "coverage_penalty is for beam searches; set beam_width to 2 or more and no temperature, or leave "
+            "coverage_penalty out",
+            param="coverage_penalty",
+        )
+    if not rules.has_coverage:
+        raise InvalidField(
+            "coverage_penalty needs weights of cross-attention, which this model was started without; leave it out, or "
+            "start the server with coverage_penalty: true for this model",
+            param="coverage_penalty",
+        )
+
+
+def check_groups(wish: DecodingWish, num_beams: int) -> None:
+    """Raises InvalidField."""
+    if num_beams % wish.beam_groups:
+        raise InvalidField(
+            f"beam_groups is {wish.beam_groups}, and of {num_beams} beams there cannot be so many equal groups; choose "
+            "a beam_width that is a multiple of beam_groups",
+            param="beam_groups",
+        )
+    if (wish.beam_groups > 1) != (wish.diversity_penalty > 0):
+        raise InvalidField(
+            "diversity_penalty and beam_groups go together: groups without a penalty are all the same; set "
+            "beam_groups to 2 or more and diversity_penalty over 0, or leave both out",
+            param="diversity_penalty",
+        )
 
 
 def choose_max_tokens(rules: Seq2SeqInfo, wish: DecodingWish) -> int:

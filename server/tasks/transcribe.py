@@ -53,6 +53,11 @@ def ask_language(speech: Speech) -> GenerationParams:
     return GenerationParams(max_tokens=1, temperature=0.0, processors=processors)
 
 
+def ask_alignment(prompt: Sequence[int]) -> GenerationParams:
+    """Of a window and what it says: nothing is written, and what its tokens behind the prompt look at is told."""
+    return GenerationParams(max_tokens=0, align_from=len(prompt))
+
+
 def check_config(model: ModelConfig) -> None:
     refuse_pooling(model, "embeddings, and this model writes down what it hears")
     if model.limits.truncation != "error":

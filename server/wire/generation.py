@@ -52,6 +52,15 @@ class GenerationParams:
     early_stopping: EarlyStopping = False
     """Beam search: end as soon as there are beam_width answers (True), once the best beam would be no better if it
     ended here (False), or once none can become better however long it grows ("never")."""
+    beam_groups: int = 1
+    """Of beam_width beams, which it divides; over 1: diverse beam search."""
+    diversity_penalty: float = 0.0
+    """What a token's score loses for each beam of the groups before that goes on with the same one."""
+    coverage_penalty: float = 0.0
+    """Beam search, of models that tell the weights of cross-attention: scores have this times the coverage of the
+    source added, see `BeamSearch`."""
+    align_from: int | None = None
+    """Of such models: the weights of the prompt's tokens from this one on are told, at its end."""
     grammar: tuple[Literal["", "json_schema", "regex", "json"], str] = ("", "")
     """What the answer must conform to: any JSON, a JSON schema (as JSON text), or a regular expression."""
 
@@ -111,6 +120,9 @@ class AnswerNews:
     """In a prompt's very first news, where asked for: of its tokens from the second on."""
     score: float | None = None
     """Of a beam search's answer: its sum of logprobs, divided by length ** length_penalty."""
+    cross_weights: Array | None = None
+    """In a prompt's very first news, where asked for: fp32 `[num_tokens, num_heads, num_keys]`, how much its tokens
+    from `align_from` on look at each token of the source."""
 
 
 def write_news(news: Sequence[AnswerNews], *, is_last: bool) -> Result:
@@ -130,6 +142,10 @@ def write_news(news: Sequence[AnswerNews], *, is_last: bool) -> Result:
     if any(item.score is not None for item in news):
         scores = [np.nan if item.score is None else item.score for item in news]
         arrays["scores"] = Ragged(np.array(scores, np.float64))
+    if news[0].cross_weights is not None:
+        splits = np.zeros(len(news) + 1, np.int32)
+        splits[1:] = len(news[0].cross_weights)
+        arrays["cross_weights"] = Ragged(news[0].cross_weights, splits)
     return Result(np.array([item.row for item in news], np.int32), arrays, is_last)
 
 
@@ -146,6 +162,7 @@ def read_news(result: Result) -> list[AnswerNews]:
             int(cached.values[place]) if cached is not None else 0,
             read_logprobs("prompt_", arrays, place),
             read_score(arrays, place),
+            read_weights(arrays, place),
         )
         for place, row in enumerate(result.rows)
     ]
@@ -154,6 +171,10 @@ def read_news(result: Result) -> list[AnswerNews]:
 def read_score(arrays: dict[str, Ragged], place: int) -> float | None:
     score = float(arrays["scores"].values[place]) if "scores" in arrays else np.nan
     return None if np.isnan(score) else score
+
+
+def read_weights(arrays: dict[str, Ragged], place: int) -> Array | None:
+    return arrays["cross_weights"].row(place) if "cross_weights" in arrays and place == 0 else None
 
 
 def write_logprobs(prefix: str, rows: Sequence[Sequence[TokenLogprob]]) -> dict[str, Ragged]:

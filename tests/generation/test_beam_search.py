@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.batchers.beam_search import BeamSearch
+from server.engine.batchers.beam_search import BeamSearch, Continuation
 from server.wire.generation import EarlyStopping
 
 END = 9
@@ -37,6 +37,44 @@ def test_best_over_all_beams_go_on() -> None:
     assert advance(beams, {1: -0.1, 2: -0.5, 3: -2.0}) == [(0, 1), (0, 2)]
     assert advance(beams, {4: -3.0, 5: -3.1}, {6: -0.1, 7: -0.2}) == [(1, 6), (1, 7)]
     assert beams.answers[0][0] == (2, 6)
+
+
+def test_coverage_counts_for_finished_answers() -> None:
+    """beta * sum_i log(min(sum_j p_ij, 1)): the answer that has looked at all of the source wins; live beams are not
+    chosen by it, and keep what their parents have looked at."""
+    beams = BeamSearch(2, 0.0, False, frozenset({END}), 10, coverage_penalty=2.0)
+    candidates = np.array([[1, 2, END]]), np.array([[-0.1, -0.2, -9.0]], np.float32)
+    beams.advance(*candidates, np.array([[0.75, 0.25]], np.float32))
+    beams.advance(
+        np.array([[END, 3, 4], [END, 5, 6]]),
+        np.array([[-1.0, -8.0, -9.0], [-1.5, -8.0, -9.0]], np.float32),
+        np.array([[0.75, 0.25], [0.25, 0.75]], np.float32),
+    )
+    assert [each.token_ids for each in beams.finished] == [(2, END), (1, END)]
+    scores = [-1.7, -1.1 + 2 * math.log(0.5)]
+    assert [float(each.score) for each in beams.finished] == pytest.approx(scores)
+    assert beams.is_over
+
+
+@pytest.mark.parametrize(
+    ("early_stopping", "coverage", "waits"), [(False, 1.0, True), (False, 0.5, False), ("never", 0.5, True)]
+)
+def test_a_live_beam_that_covers_more_is_waited_for(
+    early_stopping: EarlyStopping, coverage: float, waits: bool
+) -> None:
+    """It is judged as if it ended here, its coverage among that; by "never" as if it were to cover all."""
+    beams = BeamSearch(1, 0.0, early_stopping, frozenset({END}), 10, coverage_penalty=1.0)
+    beams.coverage = np.full((1, 2), 0.5, np.float32)
+    beams.finish(np.float32(-1), (END,), (-1.0,), 0)
+    assert float(beams.finished[0].score) == pytest.approx(-1 + 2 * math.log(0.5))
+    beams.coverage = np.full((1, 2), coverage, np.float32)
+    assert beams.is_good_enough(Continuation(0, 1, -0.1, np.float32(-2)), num_tokens=2) != waits
+
+
+def test_what_nobody_looks_at_keeps_scores_finite() -> None:
+    beams = BeamSearch(1, 1.0, False, frozenset({END}), 10, coverage_penalty=1.0)
+    beams.advance(np.array([[END, 1]]), np.array([[-0.1, -5.0]], np.float32), np.array([[1.0, 0.0]], np.float32))
+    assert -90 < beams.finished[0].score < -80
 
 
 def test_ended_answers_wait_for_better_ones() -> None:

@@ -11,7 +11,7 @@ from tiny_models import Ids, TinyModel
 from torch import Tensor
 
 from models.load import load_model
-from models.seq2seq import SourceEncoder, TargetDecoder
+from models.seq2seq import SourceEncoder, TargetModel
 from runtime.batch import Batch
 from runtime.capture import list_inputs
 from runtime.engines.transfer import lay_out, to_tensors
@@ -25,7 +25,7 @@ class Pair:
     """The two modules of an encoder-decoder."""
 
     encoder: SourceEncoder
-    decoder: TargetDecoder
+    decoder: TargetModel
 
     @torch.no_grad()
     def compute_logits(
@@ -74,7 +74,7 @@ def load_pair(model: TinyModel) -> Pair:
     lazy = load_model(model.directory, model.info)
     assert lazy.encoder is not None
     encoder, decoder = lazy.encoder.fill(), lazy.fill()
-    assert isinstance(encoder, SourceEncoder) and isinstance(decoder, TargetDecoder)
+    assert isinstance(encoder, SourceEncoder) and isinstance(decoder, TargetModel)
     return Pair(encoder, decoder)
 
 

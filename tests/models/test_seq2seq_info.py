@@ -168,7 +168,6 @@ def test_whisper(tmp_path: Path) -> None:
     assert info.seq2seq is not None and info.seq2seq.max_target_tokens == 40
     assert info.seq2seq.speech == SpeechInfo(
         num_mel_bins=10,
-        is_multilingual=True,
         lang_to_id={"<|en|>": 50, "<|de|>": 51},
         task_to_id={"transcribe": 60, "translate": 61},
         no_timestamps_token_id=70,
@@ -177,6 +176,11 @@ def test_whisper(tmp_path: Path) -> None:
         alignment_heads=((1, 0), (2, 1)),
         median_filter_width=5,
     )
+
+
+def test_smoothing_has_a_middle(tmp_path: Path) -> None:
+    with pytest.raises(ModelDirectoryError, match=r"config\.json: median_filter_width is 4; it must be odd"):
+        read_decoding(tmp_path, WHISPER | {"median_filter_width": 4}, HEARING)
 
 
 def test_whisper_of_one_language(tmp_path: Path) -> None:

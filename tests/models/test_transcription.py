@@ -14,12 +14,16 @@ import torch
 import transformers
 from test_served_prompts import Client, open_client
 from tiny_whisper import make_whisper
+from transformers.models.whisper.tokenization_whisper import _combine_tokens_into_words
+from transformers.utils import ModelOutput
 
 from server.config import ConfigError, LimitsConfig, ModelConfig, ServerConfig, SourceConfig
 from server.processes.resolution import resolve
-from tests.whisper_files import LANGUAGES, RATE, Sound, make_sound, write_wav
+from tests.whisper_files import LANGUAGES, RATE, Sound, build_tokenizer, make_sound, write_wav
 
 SEED = 2
+RAW = build_tokenizer()
+START_ID = RAW.token_to_id("<|startoftranscript|>")
 
 
 @dataclass
@@ -97,6 +101,71 @@ def test_segments_are_those_of_transformers(served: Served, seconds: float, lang
             kept,
         )
     assert found["duration"] == seconds and found["text"] == "".join(each["text"] for each in segments).strip()
+
+
+class TheirTokenizer:
+    """What transformers' words are made with."""
+
+    eos_token_id = RAW.token_to_id("<|endoftext|>")
+    language = "english"
+
+    def decode(self, ids: list[int], decode_with_timestamps: bool) -> str:
+        return RAW.decode(ids)
+
+
+def list_words(tokens: list[int], ends: list[float]) -> list[tuple[str, float, float]]:
+    """`ends`: of each token. It begins where the one before it ends."""
+    times = list(zip([0.0, *ends], ends, strict=False))
+    spoken = [place for place, token_id in enumerate(tokens) if token_id < TheirTokenizer.eos_token_id]
+    words, _, groups = _combine_tokens_into_words(TheirTokenizer(), [tokens[place] for place in spoken], "english")
+    return [
+        (word.strip(), times[spoken[group[0]]][0], times[spoken[group[-1]]][1])
+        for word, group in zip(words, groups, strict=True)
+    ]
+
+
+def test_words_are_said_when_transformers_has_it(served: Served) -> None:
+    """Of a window that ends by itself: of others transformers has no weights of the last token."""
+    sound = make_sound(1.3, 27)
+    found = served.run(lambda client: transcribe(client, sound, language="de", timestamp_granularities="word"))
+    options = {"return_attention_mask": True, "return_tensors": "pt"}
+    features = served.extractor(sound / np.float32(32768), sampling_rate=RATE, **options)
+    told = {"return_timestamps": True, "return_token_timestamps": True, "return_segments": True, "temperature": 0.0}
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        heard = served.theirs.generate(**features, **told, language="de", task="transcribe")
+    segment, *_ = heard["segments"][0]
+    assert int(segment["result"]["sequences"][-1]) == TheirTokenizer.eos_token_id
+    assert found["segments"][0]["temperature"] == 0, "The window was doubtful."
+    check_words(found, segment["tokens"].tolist(), segment["token_timestamps"].tolist())
+
+
+@pytest.mark.parametrize(("seconds", "seed"), [(0.7, 2), (2.0, 11)])
+@torch.inference_mode()
+def test_words_of_windows_that_are_cut(served: Served, seconds: float, seed: int) -> None:
+    """As transformers goes on from the weights of all tokens, the last one too."""
+    sound = make_sound(seconds, seed)
+    found = served.run(lambda client: transcribe(client, sound, language="en", timestamp_granularities="word"))
+    (segment,) = found["segments"]
+    ids, tokens = served.theirs.generation_config.lang_to_id, segment["tokens"]
+    prompt = [START_ID, ids["<|en|>"], served.theirs.generation_config.task_to_id["transcribe"]]
+    given = torch.tensor([[*prompt, *tokens]])
+    looked = served.theirs(served.extract(sound), decoder_input_ids=given, output_attentions=True)
+    steps = ModelOutput(sequences=given, cross_attentions=[looked.cross_attentions])
+    heads, num_frames = served.theirs.generation_config.alignment_heads, torch.tensor([round(seconds * 100)])
+    ends = served.theirs._extract_token_timestamps(steps, heads, num_frames=num_frames, num_input_ids=len(prompt))
+    check_words(found, tokens, ends[0, len(prompt) : -1].tolist())
+
+
+def check_words(found: dict[str, Any], tokens: list[int], ends: list[float]) -> None:
+    """Of the first segment."""
+    assert found["segments"][0]["tokens"] == tokens
+    expected = list_words(tokens, ends)
+    words = found["words"][: len(expected)]
+    assert [each["word"] for each in words] == [word for word, _, _ in expected]
+    times = [(each["start"], each["end"]) for each in words]
+    np.testing.assert_allclose(times, [(start, end) for _, start, end in expected], atol=1e-6)
+    assert len(set(ends)) > 2, "Nothing is told apart."
 
 
 def test_translations_are_asked_for_by_their_token(served: Served) -> None:

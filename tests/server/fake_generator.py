@@ -299,7 +299,7 @@ class GenerationServer:
 
 def describe_translator(size: int) -> ModelInfo:
     """Of a vocabulary of that size."""
-    rules = Seq2SeqInfo(TARGET, EOS, EOS, num_beams=2, max_length=20, no_repeat_ngram_size=3)
+    rules = Seq2SeqInfo(TARGET, EOS, EOS, num_beams=2, max_length=20, no_repeat_ngram_size=3, has_coverage=True)
     info = ModelInfo("M2M100ForConditionalGeneration", "text2text", size, 1, CONTEXT, size, eos_token_ids=(EOS,))
     return replace(info, seq2seq=rules)
 

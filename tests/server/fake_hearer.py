@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 from fake_generator import FakeGenerator, FakeJob
 from prometheus_client import CollectorRegistry
 
@@ -24,6 +25,7 @@ from server.http.state import ServedModel, ServerState
 from server.metrics import Metrics
 from server.tasks.registry import HEADS
 from server.text.tokenizer_file import load_tokenizer
+from server.wire.generation import AnswerNews, write_news
 from server.wire.job import Job
 from server.wire.processors import AllowedTokens
 from server.wire.result_stream import ResultStream
@@ -68,10 +70,14 @@ class Hearer(FakeGenerator):
     windows: list[list[int]] = field(default_factory=lambda: [spell(0.0, " hello", 1.5)])
     language: str = "de"
     num_said: int = 0
+    num_frames: int = WINDOW_S * 50
     fails_at: int | None = None
     """So many windows have been answered."""
+    aligned: list[Job] = field(default_factory=list)
 
     def submit(self, job: Job) -> ResultStream:
+        if job.params.align_from is not None:
+            return self.align(job)
         if isinstance(job.params.processors[0], AllowedTokens):
             self.answers = [[find(f"<|{self.language}|>")]]
         else:
@@ -80,13 +86,24 @@ class Hearer(FakeGenerator):
             self.num_said += 1
         return super().submit(job)
 
+    def align(self, job: Job) -> ResultStream:
+        """Each token looks at five rows of the encoder behind those of the one before."""
+        num_tokens = len(job.input_ids.row(0)) - job.params.align_from
+        weights = np.full((num_tokens, 2, self.num_frames), 1e-3, np.float32)
+        for token in range(num_tokens):
+            weights[token, :, 5 * token : 5 * token + 5] = 0.1
+        self.aligned.append(job)
+        stream = ResultStream(lambda rows: None)
+        stream.put(write_news([AnswerNews(0, finish_reason="length", cross_weights=weights)], is_last=True))
+        return stream
+
     @property
     def said(self) -> list[FakeJob]:
         """Jobs that asked for words."""
         return [job for job in self.jobs if job.params.max_tokens > 1]
 
 
-def describe_model(settings: dict[str, Any]) -> ModelInfo:
+def describe_model(settings: dict[str, Any], alignment_heads: tuple[tuple[int, int], ...] = ((0, 1),)) -> ModelInfo:
     speech = SpeechInfo(
         NUM_MEL_BINS,
         lang_to_id=settings.get("lang_to_id", {}),
@@ -94,6 +111,7 @@ def describe_model(settings: dict[str, Any]) -> ModelInfo:
         no_timestamps_token_id=settings["no_timestamps_token_id"],
         max_initial_timestamp_index=settings["max_initial_timestamp_index"],
         prev_sot_token_id=settings["prev_sot_token_id"],
+        alignment_heads=alignment_heads,
     )
     rules = Seq2SeqInfo(
         MAX_TARGET_TOKENS,
@@ -111,10 +129,12 @@ def describe_model(settings: dict[str, Any]) -> ModelInfo:
     )
 
 
-def build_hearer(pool: ThreadPoolExecutor, directory: Path, engine: Hearer, **limits: Any) -> ServedModel:
+def build_hearer(
+    pool: ThreadPoolExecutor, directory: Path, engine: Hearer, info: ModelInfo | None = None, **limits: Any
+) -> ServedModel:
     """A model named whisper."""
     RAW.save(str(directory / "tokenizer.json"))
-    info = describe_model(SETTINGS)
+    info = info or describe_model(SETTINGS)
     tokenizer = load_tokenizer(
         directory, max_input_tokens=info.max_input_tokens, vocab_size=info.vocab_size, type_vocab_size=1, pool=pool
     )
@@ -152,10 +172,14 @@ class AudioServer:
 
 
 def build_audio_server(
-    pool: ThreadPoolExecutor, directory: Path, http: dict[str, Any] | None = None, **limits: Any
+    pool: ThreadPoolExecutor,
+    directory: Path,
+    http: dict[str, Any] | None = None,
+    info: ModelInfo | None = None,
+    **limits: Any,
 ) -> AudioServer:
     engine = Hearer()
-    model = build_hearer(pool, directory, engine, **limits)
+    model = build_hearer(pool, directory, engine, info, **limits)
     config = ServerConfig(server=HttpConfig(**(http or {})), models=(model.config,))
     state = ServerState(config, {"whisper": model}, Metrics(CollectorRegistry()))
     app = App(state)

@@ -89,6 +89,45 @@ async def test_everything_verbose_json_tells(server: AudioServer) -> None:
     assert server.engine.jobs[0].prompt[-1] == find("<|translate|>")
 
 
+async def test_times_of_words(server: AudioServer) -> None:
+    """Each window is aligned once, by what it was asked and what it said, and its frames beyond the sound's end are
+    left out; in a translation words are those of English, whatever was spoken."""
+    last = spell(0.0, " 你好你好你好你好.", 1.6, end=False)
+    server.engine.windows = [spell(0.0, " hello", 1.4, 1.4, " wor"), [*last, END]]
+    response = await server.post(
+        LONG, route="translations", language="fr", response_format="verbose_json", timestamp_granularities=["word"]
+    )
+    content = response.json()
+    assert [each["word"] for each in content["words"]] == ["hello", "你好你好你好你好."]
+    assert len(content["segments"]) == 2
+    for aligned, said in zip(server.engine.aligned, server.engine.said, strict=True):
+        assert aligned.params.max_tokens == 0 and aligned.params.align_from == len(said.prompt)
+        np.testing.assert_array_equal(aligned.inputs["features"].values, said.job.inputs["features"].values)
+    first, second = (each.input_ids.row(0).tolist() for each in server.engine.aligned)
+    assert first[3:] == spell(0.0, " hello", 1.4, 1.4, " wor", end=False)
+    assert second[-len(last) :] == last
+    num_tokens = len(spell(0.0, " hello", end=False))
+    hello, other = content["words"]
+    assert (hello["start"], hello["end"]) == (0.0, pytest.approx((num_tokens - 1) / 10))
+    # The second window begins where what the first one has left open does.
+    assert other["start"] == 1.4 and 2.2 < other["end"] < 3.0
+
+
+async def test_silence_has_no_words(server: AudioServer) -> None:
+    server.engine.windows = [spell(0.0, 1.5)]
+    response = await server.post(language="en", response_format="verbose_json", timestamp_granularities=["word"])
+    assert response.json()["words"] == [] and not server.engine.aligned
+
+
+async def test_models_that_cannot_tell_when_words_are_said(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
+    server = build_audio_server(pool, tmp_path, info=describe_model(SETTINGS, alignment_heads=()))
+    refused = await server.refuse(response_format="verbose_json", timestamp_granularities=["word"])
+    assert refused[:2] == (400, "timestamp_granularities")
+    assert "generation_config.json has no alignment_heads" in refused[2] and "Send segment" in refused[2]
+    assert not server.engine.jobs
+    server.check_idle()
+
+
 async def test_later_windows_are_told_of_those_before(server: AudioServer) -> None:
     server.engine.windows = [spell(0.0, " hello", 1.4, 1.4, " wor"), spell(0.0, " world", 1.6)]
     response = await server.post(LONG, language="en", response_format="srt")

@@ -7,17 +7,28 @@ from typing import Any
 
 import pytest
 from conftest import MakeGenerator
-from fake_generator import BOS, CONTEXT, EOS, FakeGenerator, GenerationServer, write_directory
+from fake_generator import (
+    BOS,
+    CONTEXT,
+    EOS,
+    FakeGenerator,
+    GenerationServer,
+    describe_translator,
+    write_directory,
+)
+from fake_hearer import SETTINGS
+from fake_hearer import describe_model as describe_hearer
 from prometheus_client import CollectorRegistry
 
 from models.info import ModelDirectoryError, ModelInfo
+from models.seq2seq_info import Seq2SeqInfo
 from server.config import ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
 from server.errors import InvalidField
 from server.metrics import Metrics
 from server.processes.announcement import find_example, write_body
 from server.processes.deployment import DeployedModel
 from server.processes.http_process import build_state
-from server.processes.resolution import resolve
+from server.processes.resolution import resolve, settle_weights
 from server.tasks.registry import HEADS
 from server.text.tokenizer_file import load_tokenizer
 
@@ -152,6 +163,28 @@ def test_what_is_not_for_such_a_model_is_refused(
     config = {"models": [{"name": "m", "source": {"path": "decoder"}} | model]}
     with pytest.raises((ConfigError, ModelDirectoryError), match=f"model m: .*{message}"):
         resolve(ServerConfig.model_validate(config), tmp_path)
+
+
+def settle(info: ModelInfo, **options: Any) -> Seq2SeqInfo:
+    model = ModelConfig.model_validate({"name": "m", "source": {"path": "x"}} | options)
+    found = settle_weights(model, info).seq2seq
+    assert found is not None
+    return found
+
+
+def test_engines_that_tell_what_tokens_look_at() -> None:
+    """ONNX Runtime's do not: they have no times of words, and refuse a coverage penalty."""
+    translator, hearer = describe_translator(100), describe_hearer(SETTINGS)
+    onnx = {"engine": {"kind": "onnxruntime"}}
+    assert not settle(translator).has_coverage and settle(translator, coverage_penalty=True).has_coverage
+    for options, heads in (({}, ((0, 1),)), (onnx, ())):
+        speech = settle(hearer, **options).speech
+        assert speech is not None and speech.alignment_heads == heads
+    with pytest.raises(ConfigError, match=r"coverage_penalty is for engine\.kind planned"):
+        settle(translator, coverage_penalty=True, **onnx)
+    for info in (hearer, ModelInfo("BertModel", "embed", 9, 1, 9, 9)):
+        with pytest.raises(ConfigError, match=f"m: coverage_penalty is for .* of texts, and .* task is {info.task}"):
+            settle(info, coverage_penalty=True)
 
 
 def test_prompts_that_are_not_pooled_are_not_cut_off(tmp_path: Path) -> None:

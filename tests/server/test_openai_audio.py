@@ -72,11 +72,6 @@ def test_text_is_read_as_what_it_stands_for() -> None:
             "are for verbose_json, and response_form",
         ),
         (
-            {"timestamp_granularities": ["word"], "response_format": "verbose_json"},
-            "timestamp_granularities",
-            "times of single words are not supported; send segment",
-        ),
-        (
             {"timestamp_granularities": ["line"], "response_format": "verbose_json"},
             "timestamp_granularities",
             r"timestamp_granularities\[0\]: should be 'word' or 'segment'",
@@ -157,12 +152,23 @@ async def test_the_client_reads_every_format(pool: ThreadPoolExecutor, tmp_path:
             whole = create(**asked, response_format="verbose_json", temperature=0.5)
             assert (whole.language, whole.duration, len(whole.segments)) == (language, 1.5, 2)
             assert whole.segments[1].start == 0.5 and whole.segments[1].temperature == 0.5
+            assert getattr(whole, "words", None) is None
+        timed = audio.transcriptions.create(
+            **asked, response_format="verbose_json", timestamp_granularities=["word", "segment"]
+        )
+        assert [(each.word, each.start, each.end) for each in timed.words] == find_words()
         events = [*audio.transcriptions.create(**asked, stream=True)]
         assert [getattr(event, "delta", None) or event.text for event in events] == ["hello world", "hello world"]
         with pytest.raises(openai.BadRequestError, match="are for verbose_json") as raised:
             audio.transcriptions.create(**asked, timestamp_granularities=["segment"])
         assert raised.value.param == "timestamp_granularities"
     server.check_idle()
+
+
+def find_words() -> list[tuple[str, float, float]]:
+    """As the engine that hears has them: each token ends a tenth of a second behind the one before."""
+    first, both = len(spell(0.0, " hello", end=False)), len(spell(0.0, " hello", 0.5, 0.5, " world", end=False))
+    return [("hello", 0.0, (first - 1) / 10), ("world", (first + 1) / 10, (both - 1) / 10)]
 
 
 def test_a_segment_as_the_client_reads_it() -> None:

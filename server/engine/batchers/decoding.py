@@ -22,7 +22,7 @@ from server.engine.batchers.running_set import GenerationPlan, Part, RunningSet,
 from server.engine.batchers.sampling_rows import Row, list_rows
 from server.engine.batchers.sequences import Generation
 from server.engine.batchers.settlement import Settlement, list_generations
-from server.engine.batchers.sources import read_source
+from server.engine.batchers.sources import read_source, split_weights
 from server.engine.cost_model import CostModel, Rate, StepCost
 from server.errors import DeadlineExceeded, EngineFailure, Unservable
 from server.metrics import Metrics
@@ -231,11 +231,10 @@ class DecodingBatcher:
         return DecodingStep(page_alone(pack_sequences([CANARY]), num_blocks=1), cost, self.cost_model.predict(cost))
 
     def settle(self, result: StepResult[DecodingStep], now_s: float) -> list[DecodingStep]:
-        tokens = None if result.output is None else result.output.tokens
-        step = result.step
-        if tokens is None:
+        output, step = result.output, result.step
+        if output is None or output.tokens is None:
             return self.retry_or_fail(step, result.error or EngineError("the engine gave no reason"))
-        self.settlement.settle(step.parts, step.rows, tokens)
+        self.settlement.settle(step.parts, step.rows, output.tokens, split_weights(step.batch, output))
         for generation in list_generations(step.parts):
             with self.settlement.failing_alone(generation):
                 self.tidy_up(generation)

@@ -93,17 +93,21 @@ def pack_parts(parts: Sequence[Part], copies: Sequence[tuple[int, int]], rows: S
         logit_rows=np.array([row.token_row for row in rows], np.int64),
         sampling=build_sampling(rows, vocab_size),
         block_copies=np.array(copies, np.int64).reshape(-1, 2),
-        sources=find_sources(parts),
+        sources=find_sources(parts, cu_seqlens),
     )
     ids = np.array(input_ids, np.int64)
     return Batch({"input_ids": ids, "position_ids": position_ids}, cu_seqlens, int(seqlens.max()), paging)
 
 
-def find_sources(parts: Sequence[Part]) -> Sources | None:
-    """Of encoder-decoders: what the parts are answers to, and which of these are new."""
+def find_sources(parts: Sequence[Part], cu_seqlens: npt.NDArray[np.int32]) -> Sources | None:
+    """Of encoder-decoders: what the parts are answers to, which of these are new, and which tokens tell of them."""
     answering = [part.generation.source for part in parts if part.generation.source is not None]
+    if not answering:
+        return None
     new = [part.generation.source for part in parts if part.encodes and part.generation.source is not None]
-    return pack_sources(answering, new) if answering else None
+    firsts = cu_seqlens.tolist()
+    weight_rows = [first + place for part, first in zip(parts, firsts, strict=False) for place in part.weight_places]
+    return pack_sources(answering, new, weight_rows)
 
 
 def list_tokens(part: Part) -> list[int]:

@@ -34,6 +34,17 @@ class Part:
     def is_complete_at(self, num_computed_tokens: int) -> bool:
         return num_computed_tokens == len(self.sequence.token_ids) and not self.generation.branches
 
+    @property
+    def weight_places(self) -> range:
+        """Those of its tokens, counted from the first, whose weights of cross-attention are wanted. Asked before a
+        step."""
+        params = self.generation.params
+        if params.coverage_penalty and self.is_complete:
+            return range(self.num_tokens - 1, self.num_tokens)
+        if params.align_from is None:
+            return range(0)
+        return range(max(0, params.align_from - self.num_past_tokens), self.num_tokens)
+
     def has_grown_again(self, num_computed_tokens: int) -> bool:
         """Whether the prompt of answers that had lost their blocks is there again."""
         return num_computed_tokens == len(self.sequence.token_ids) and bool(self.generation.branches)
@@ -223,6 +234,7 @@ class RunningSet:
             generation.source.is_encoded = False
         if generation.num_missing_prompt_logprobs:
             generation.prompt_logprobs.clear()
+        generation.cross_weights.clear()
         self.generations.remove(generation)
 
     def admit(self, generation: Generation) -> bool:

@@ -9,10 +9,13 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from runtime.kv_cache.blocks import BLOCK_SIZE, BlockHash, BlockTable, count_blocks
 from server.engine.batchers.beam_search import BeamSearch
+from server.engine.batchers.diverse_beams import DiverseBeamSearch
 from server.engine.batchers.matcher import Matcher
-from server.engine.batchers.sources import Source
+from server.engine.batchers.sources import Source, Weights
 from server.wire.generation import AnswerNews, FinishReason, GenerationParams, TokenLogprob
 
 
@@ -61,11 +64,13 @@ class Generation:
     live: list[Sequence] = field(default_factory=list)
     branches: list[Sequence] = field(default_factory=list)
     """Answers that have lost their blocks: they go on once their prompt, now alone in `live`, is computed again."""
-    beams: BeamSearch | None = None
+    beams: BeamSearch | DiverseBeamSearch | None = None
     has_forked: bool = False
     num_cached_tokens: int = 0
     """Of the prompt, found in the prefix cache at its first admission."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    cross_weights: list[Weights] = field(default_factory=list)
+    """Of the prompt's tokens that are asked about, as far as they are computed."""
     news: dict[int, AnswerNews] = field(default_factory=dict)
     """Of this step, by answer."""
     has_told: bool = False
@@ -78,13 +83,22 @@ class Generation:
     def __post_init__(self) -> None:
         self.live = [Sequence(0, array("q", self.prompt))]
         if self.params.beam_width:
-            self.beams = BeamSearch(
-                self.params.beam_width,
-                self.params.length_penalty,
-                self.params.early_stopping,
-                frozenset(self.params.stop_token_ids),
+            self.beams = self.build_beams()
+
+    def build_beams(self) -> BeamSearch | DiverseBeamSearch:
+        params = self.params
+        groups = [
+            BeamSearch(
+                params.beam_width // params.beam_groups,
+                params.length_penalty,
+                params.early_stopping,
+                frozenset(params.stop_token_ids),
                 self.max_new_tokens,
+                params.coverage_penalty,
             )
+            for _ in range(params.beam_groups)
+        ]
+        return groups[0] if len(groups) == 1 else DiverseBeamSearch(groups, params.diversity_penalty)
 
     @property
     def priority(self) -> int:
@@ -187,13 +201,14 @@ class Generation:
     def tell_beams(self) -> None:
         """Give out the best answers of a beam search that is over."""
         assert self.beams is not None
-        for index, hypothesis in enumerate(self.beams.finished[: self.params.num_sequences]):
+        finished = self.beams.finished[: self.params.num_sequences]
+        for index, hypothesis in enumerate(finished):
             has_stopped = hypothesis.token_ids[-1] in self.params.stop_token_ids
             logprobs = tuple(TokenLogprob(value) for value in hypothesis.logprobs)
             wanted = logprobs if self.params.num_logprobs >= 0 else ()
             reason: FinishReason = "stop" if has_stopped else "length"
             self.tell(index, hypothesis.token_ids, wanted, reason, float(hypothesis.score))
-        for index in range(len(self.beams.finished), self.params.num_sequences):
+        for index in range(len(finished), self.params.num_sequences):
             self.tell(index, reason="stop")  # a grammar may allow fewer answers than were asked for
 
     def flush(self) -> None:
@@ -204,5 +219,11 @@ class Generation:
         if not self.has_told:
             self.has_told = True
             prompt_logprobs = tuple(self.prompt_logprobs)
-            news[0] = replace(news[0], num_cached_tokens=self.num_cached_tokens, prompt_logprobs=prompt_logprobs)
+            weights = np.concatenate(self.cross_weights) if self.cross_weights else None
+            news[0] = replace(
+                news[0],
+                num_cached_tokens=self.num_cached_tokens,
+                prompt_logprobs=prompt_logprobs,
+                cross_weights=weights,
+            )
         self.emit(news)

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+
 from runtime.batch import NO_TOKEN, SampledTokens
 from server.engine.batchers.drafting import propose_drafts
 from server.engine.batchers.feasibility import explain_no_token
 from server.engine.batchers.running_set import Part, RunningSet
 from server.engine.batchers.sampling_rows import Row
 from server.engine.batchers.sequences import Generation, Sequence
+from server.engine.batchers.sources import Weights
 from server.errors import EngineFailure, Unservable
 from server.wire.generation import TokenLogprob, pack_logprob
 
@@ -20,6 +23,8 @@ logger = logging.getLogger("padless.engine")
 Fail = Callable[[Generation, Exception], None]
 Candidates = dict[int, list[tuple[Sequence, int]]]
 """Of beam searches, by the id of their generation: each beam that was computed, and the place of its row."""
+Told = dict[int, Weights]
+"""What a step's tokens look at, by the id of their sequence; nothing where nobody asks."""
 
 
 @dataclass(slots=True)
@@ -33,19 +38,26 @@ class Settlement:
     num_drafted: int = 0
     num_accepted: int = 0
 
-    def settle(self, parts: list[Part], rows: list[Row], tokens: SampledTokens) -> None:
-        """Give each generation its tokens; `rows` as `list_rows` gives them."""
+    def settle(self, parts: list[Part], rows: list[Row], tokens: SampledTokens, weights: list[Weights]) -> None:
+        """Give each generation its tokens; `rows` as `list_rows` gives them, `weights` as `split_weights`."""
         first = 0
         candidates: Candidates = {}
+        told = {id(part.sequence): each for part, each in zip(parts, weights, strict=False)}
         for part in parts:
             last = first
             while last < len(rows) and rows[last].part is part:
                 last += 1
             with self.failing_alone(part.generation):
                 if not part.generation.is_over:
+                    self.note_weights(part, told)
                     self.advance(part, range(first, last), rows, tokens, candidates)
             first = last
-        self.search(parts, candidates, tokens)
+        self.search(parts, candidates, tokens, told)
+
+    def note_weights(self, part: Part, told: Told) -> None:
+        """Of a prompt that is aligned."""
+        if part.generation.params.align_from is not None:
+            part.generation.cross_weights.append(told[id(part.sequence)])
 
     @contextmanager
     def failing_alone(self, generation: Generation) -> Iterator[None]:
@@ -146,7 +158,7 @@ class Settlement:
         room = generation.max_new_tokens - generation.count_generated(sequence) - 1
         sequence.drafts = drafts[: max(0, room)]
 
-    def search(self, parts: list[Part], candidates: Candidates, tokens: SampledTokens) -> None:
+    def search(self, parts: list[Part], candidates: Candidates, tokens: SampledTokens, told: Told) -> None:
         """Beam searches: the beams choose together, once all of them have been computed."""
         for generation in list_generations(parts):
             ready = candidates.get(id(generation), [])
@@ -156,17 +168,20 @@ class Settlement:
                 for sequence, _ in ready:  # computed once more when the others are
                     sequence.num_computed_tokens = len(sequence.token_ids) - 1
                 continue
-            places = [place for _, place in ready]
+            parents, places = [sequence for sequence, _ in ready], [place for _, place in ready]
             with self.failing_alone(generation):
-                self.choose_beams(generation, [sequence for sequence, _ in ready], places, tokens)
+                self.choose_beams(generation, parents, places, tokens, told)
 
     def choose_beams(
-        self, generation: Generation, parents: list[Sequence], places: list[int], tokens: SampledTokens
+        self, generation: Generation, parents: list[Sequence], places: list[int], tokens: SampledTokens, told: Told
     ) -> None:
         beams = generation.beams
         assert beams is not None
         width = beams.num_candidates
-        going_on = beams.advance(tokens.top_ids[places, :width], tokens.top_logprobs[places, :width])
+        weights = None
+        if generation.params.coverage_penalty:  # of the one token of each, all heads on average
+            weights = np.stack([told[id(parent)].mean(axis=(0, 1)) for parent in parents])
+        going_on = beams.advance(tokens.top_ids[places, :width], tokens.top_logprobs[places, :width], weights)
         generation.has_forked = True
         # All blocks are with who goes on, before a grammar may say that nobody does.
         children = [self.running.fork(parents[each.parent], index) for index, each in enumerate(going_on)]

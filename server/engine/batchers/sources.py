@@ -9,12 +9,16 @@ same source finds it encoded.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
-from runtime.batch import Arrays, Batch, Int32Array, Sources
+from runtime.batch import CROSS_WEIGHTS, Arrays, Batch, FloatArray, Int32Array, Output, Sources
 from runtime.kv_cache.blocks import BLOCK_SIZE, BlockHash, BlockTable, count_blocks
 from server.wire.job import SOURCES, Job
+
+Weights = FloatArray
+"""`[num_rows, num_heads, num_keys]`: how much tokens look at each token of their source, head by head."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,10 +62,23 @@ def read_source(job: Job, index: int) -> Source | None:
     return Source(arrays) if arrays else None
 
 
-def pack_sources(answering: Sequence[Source], new: Sequence[Source]) -> Sources:
-    """`answering`: of each sequence of a step. `new`: those that are to be encoded in it."""
+def pack_sources(answering: Sequence[Source], new: Sequence[Source], weight_rows: Sequence[int]) -> Sources:
+    """`answering`: of each sequence of a step. `new`: those that are to be encoded in it. `weight_rows`: tokens of the
+    step that are to tell what they look at."""
     lengths = np.array([source.num_tokens for source in answering], np.int32)
-    return Sources(pack_tables([each.table.block_ids for each in answering]), lengths, pack_new(new) if new else None)
+    tables = pack_tables([each.table.block_ids for each in answering])
+    return Sources(tables, lengths, pack_new(new) if new else None, np.array(weight_rows, np.int64))
+
+
+def split_weights(batch: Batch, output: Output) -> list[Weights]:
+    """What the tokens of each sequence of a step have told, of its own source; empty where nobody has asked."""
+    sources = None if batch.paging is None else batch.paging.sources
+    if sources is None or not len(sources.weight_rows):
+        return []
+    assert CROSS_WEIGHTS in output.arrays, "Only who is told of weights may ask for them. This is a bug."
+    borders = np.searchsorted(sources.weight_rows, batch.cu_seqlens).tolist()
+    lengths, told = sources.source_seqlens.tolist(), output.arrays[CROSS_WEIGHTS]
+    return [told[first:last, :, :length] for (first, last), length in zip(pairwise(borders), lengths, strict=True)]
 
 
 def pack_new(sources: Sequence[Source]) -> Batch:

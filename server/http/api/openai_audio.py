@@ -64,13 +64,15 @@ async def begin(call: Call, state: ServerState, model: ServedModel, asked: Audio
     hearing = model.hearing
     assert hearing is not None, "Every model that transcribes has it. This is a bug."
     hearing.speech.check_task(task)
+    if asked.has_words:
+        hearing.speech.check_words()
     language = hearing.speech.find_language(asked.language) if asked.language else ""
     prompt_ids = await read_prompt(asked.prompt or "", model.tokenizer, hearing.speech)
     heard = await hear(call, hearing, asked)
     metrics = state.metrics.bind_tokens(route=call.path, model=model.name)
     transcription = Transcription(call, model, hearing, heard, metrics)
-    wish = TranscriptWish(language or await transcription.find_language(), task, asked.temperature, prompt_ids)
-    return Dictation(transcription, wish)
+    language = language or await transcription.find_language()
+    return Dictation(transcription, TranscriptWish(language, task, asked.temperature, prompt_ids, asked.has_words))
 
 
 async def hear(call: Call, hearing: Hearing, asked: AudioRequest) -> Heard:

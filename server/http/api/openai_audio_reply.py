@@ -13,6 +13,7 @@ from server.http.api.openai_audio_request import AudioRequest
 from server.http.api.openai_schemas import (
     DurationUsage,
     TranscribedSegment,
+    TranscribedWord,
     TranscriptionReply,
     VerboseTranscriptionReply,
 )
@@ -28,7 +29,10 @@ def write_transcript(transcript: Transcript, asked: AudioRequest, *, task: str) 
         case "json":
             return reply_json(describe(transcript))
         case "verbose_json":
-            return reply_json(describe_fully(transcript, task))
+            reply = describe_fully(transcript, task)
+            if asked.has_words:
+                reply["words"] = list_words(transcript)
+            return reply_json(reply)
         case "text":
             return Reply(f"{transcript.text}\n".encode(), content_type=PLAIN)
         case "srt":
@@ -76,6 +80,11 @@ def describe_segment(index: int, segment: Segment) -> TranscribedSegment:
         "compression_ratio": attempt.compression_ratio,
         "no_speech_prob": attempt.no_speech_prob,
     }
+
+
+def list_words(transcript: Transcript) -> list[TranscribedWord]:
+    words = [word for segment in transcript.segments for word in segment.words]
+    return [{"word": word.text, "start": word.begin_s, "end": word.end_s} for word in words]
 
 
 def count_usage(transcript: Transcript) -> DurationUsage:

@@ -50,11 +50,15 @@ class AudioRequest(BaseModel):
     )
     timestamp_granularities: Annotated[
         list[Granularity], Field(fail_fast=True, max_length=2), BeforeValidator(make_list)
-    ] = Field([], description="Of verbose_json: `segment`, which it has anyway.")
+    ] = Field([], description="Of verbose_json: `word`, and `segment`, which it has anyway.")
     stream: bool = Field(False, description="Text as it is found, as events. For json and text.")
     include: Annotated[list[Label], Field(fail_fast=True, max_length=1), BeforeValidator(make_list)] = Field(
         [], description="Nothing can be included."
     )
+
+    @property
+    def has_words(self) -> bool:
+        return "word" in self.timestamp_granularities
 
 
 def read_request(form: Mapping[str, FormValue]) -> AudioRequest:
@@ -64,11 +68,6 @@ def read_request(form: Mapping[str, FormValue]) -> AudioRequest:
         raise InvalidField(
             f"timestamp_granularities are for verbose_json, and response_format is {asked.response_format}; set it to "
             "verbose_json or leave them out",
-            param="timestamp_granularities",
-        )
-    if "word" in asked.timestamp_granularities:
-        raise InvalidField(
-            "timestamp_granularities has word, and times of single words are not supported; send segment",
             param="timestamp_granularities",
         )
     if asked.stream and asked.response_format not in STREAMED:

@@ -14,13 +14,12 @@ from server.http.answers import Answer, collect_answers
 from server.http.api.generation_fields import GenerationFields
 from server.http.call import Call, Reply
 from server.http.endpoint import OpenJob, TextJob
-from server.http.events import EventStream
+from server.http.events import DONE, EventStream
 from server.http.state import ServedModel, ServerState
 from server.http.text_generation import TextGeneration
 from server.text.text_stream import Delta, TextRules
 
 Choice = dict[str, Any]
-DONE = b"[DONE]"
 INLINE_TOKENS = 100
 """So many with logprobs are written on the event loop's thread. A chat's token with 20 others takes 0.08 ms."""
 

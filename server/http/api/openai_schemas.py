@@ -147,11 +147,20 @@ class TranscribedSegment(TypedDict):
     no_speech_prob: float
 
 
+class TranscribedWord(TypedDict):
+    word: str
+    start: float
+    end: float
+
+
 class VerboseTranscriptionReply(TranscriptionReply):
+    """`words`: where `timestamp_granularities` has `word`."""
+
     task: str
     language: str
     duration: float
     segments: list[TranscribedSegment]
+    words: NotRequired[list[TranscribedWord]]
 
 
 class ModelCard(TypedDict):

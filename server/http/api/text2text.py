@@ -2,22 +2,26 @@
 back as texts. The protocol is ours; errors have OpenAI's shape."""
 
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Annotated, Literal, NotRequired
 
+import orjson
 from pydantic import Field, StrictBool
 from typing_extensions import TypedDict
 
 from server.errors import EmptyInput, InvalidField
 from server.http.api.fields import Label, Texts
 from server.http.api.openai_errors import render_error
-from server.http.api.openai_schemas import ErrorReply, FinishReason
+from server.http.api.openai_schemas import EVENT_STREAM, ErrorReply, FinishReason
 from server.http.api.text2text_fields import DecodingFields
 from server.http.body import parse_body
 from server.http.call import Call, Reply, reply_json
 from server.http.endpoint import check_places
+from server.http.events import DONE, EventStream
 from server.http.route import Route
 from server.http.state import ServedModel, ServerState
-from server.http.writing import Writing, Written, write_texts
+from server.http.writing import Writing, Written, open_writing, write_texts
+from server.http.writing_stream import Piece, read_pieces
 from server.tasks.text2text import TASK, find_summary_prefix
 from server.text.languages import Instruction, Languages
 from server.text.sentences import keep_whole, split_text
@@ -65,6 +69,22 @@ class Text2TextUsage(TypedDict):
     total_tokens: int
 
 
+class WrittenChunk(TypedDict):
+    """An event: what comes next of the answer to text number `index`. `finish_reason`: once that is all of it."""
+
+    object: Literal["chunk"]
+    model: str
+    index: int
+    text: str
+    finish_reason: FinishReason | None
+
+
+class LastChunk(TypedDict):
+    object: Literal["chunk"]
+    model: str
+    usage: Text2TextUsage
+
+
 class TranslateReply(TypedDict):
     object: Literal["list"]
     model: str
@@ -87,7 +107,7 @@ def pick_writer(call: Call, state: ServerState, name: str | None) -> tuple[Serve
     return model, model.languages
 
 
-async def translate_texts(call: Call, state: ServerState) -> Reply:
+async def translate_texts(call: Call, state: ServerState) -> Reply | None:
     asked = parse_body(TranslateRequest, call.take_body())
     model, languages = pick_writer(call, state, asked.model)
     instruction = languages.instruct(asked.source_language, asked.target_language)
@@ -105,11 +125,14 @@ async def translate_texts(call: Call, state: ServerState) -> Reply:
     else:
         splits = [keep_whole(text) for text in texts]
     writing = Writing(splits, asked.wish(), instruction, "text", priority=asked.priority or 0)
+    if asked.stream:
+        await stream_answers(call, state, model, writing)
+        return None
     written, usage = await write_answers(call, state, model, writing)
     return reply_json(TranslateReply(object="list", model=model.name, translations=written, usage=usage))
 
 
-async def summarize_texts(call: Call, state: ServerState) -> Reply:
+async def summarize_texts(call: Call, state: ServerState) -> Reply | None:
     asked = parse_body(SummarizeRequest, call.take_body())
     model, languages = pick_writer(call, state, asked.model)
     splits = [keep_whole(text) for text in list_texts(asked.text)]
@@ -117,6 +140,9 @@ async def summarize_texts(call: Call, state: ServerState) -> Reply:
     truncation: Truncation = configured if asked.truncate is None else "right" if asked.truncate else "error"
     instruction = Instruction(prefix=find_summary_prefix(languages.info))
     writing = Writing(splits, asked.wish(), instruction, "text", truncation, asked.priority or 0)
+    if asked.stream:
+        await stream_answers(call, state, model, writing)
+        return None
     written, usage = await write_answers(call, state, model, writing)
     return reply_json(SummarizeReply(object="list", model=model.name, summaries=written, usage=usage))
 
@@ -135,12 +161,41 @@ async def write_answers(
 ) -> tuple[list[Translation], Text2TextUsage]:
     """One entry for each text. Raises ServiceError's kinds."""
     written = await write_texts(call, state, model, writing)
-    usage = Text2TextUsage(
-        source_tokens=written.num_source_tokens,
-        completion_tokens=written.num_written_tokens,
-        total_tokens=written.num_source_tokens + written.num_written_tokens,
-    )
+    usage = count_usage(written.num_source_tokens, written.num_written_tokens)
     return [format_answers(index, answers) for index, answers in enumerate(written.answers)], usage
+
+
+def count_usage(num_source_tokens: int, num_written_tokens: int) -> Text2TextUsage:
+    return Text2TextUsage(
+        source_tokens=num_source_tokens,
+        completion_tokens=num_written_tokens,
+        total_tokens=num_source_tokens + num_written_tokens,
+    )
+
+
+async def stream_answers(call: Call, state: ServerState, model: ServedModel, writing: Writing) -> None:
+    """Each sentence once it and those before it are there. Raises ServiceError's kinds."""
+    if writing.wish.num_answers > 1:
+        raise InvalidField(
+            "stream tells one answer to each text, and n asks for more; leave one of them out", param="stream"
+        )
+    async with (
+        open_writing(call, state, model, writing) as generation,
+        EventStream(call, state.config.server.sse_ping_s) as events,
+    ):
+        async with aclosing(read_pieces(model, writing.splits, generation)) as news:
+            async for pieces in news:
+                await events.write(*(orjson.dumps(format_piece(model.name, piece)) for piece in pieces))
+        usage = count_usage(generation.num_prompt_tokens, generation.num_generated_tokens)
+        await events.write(orjson.dumps(LastChunk(object="chunk", model=model.name, usage=usage)), DONE)
+        await events.end()
+
+
+def format_piece(model: str, piece: Piece) -> WrittenChunk:
+    reason: FinishReason = "length" if piece.is_cut else "stop"
+    return WrittenChunk(
+        object="chunk", model=model, index=piece.index, text=piece.text, finish_reason=reason if piece.is_last else None
+    )
 
 
 def format_answers(index: int, answers: Sequence[Written]) -> Translation:
@@ -170,6 +225,7 @@ ROUTES = (
         "translate",
         schema=TranslateRequest.model_json_schema(),
         reply=TranslateReply,
+        other_replies=EVENT_STREAM,
         error_reply=ErrorReply,
         deadline="generation",
     ),
@@ -182,6 +238,7 @@ ROUTES = (
         "translate",
         schema=SummarizeRequest.model_json_schema(),
         reply=SummarizeReply,
+        other_replies=EVENT_STREAM,
         error_reply=ErrorReply,
         deadline="generation",
     ),
