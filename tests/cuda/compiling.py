@@ -1,0 +1,99 @@
+"""Kernels compiled for devices that are not here: what Triton and ptxas make of a launcher's very launches."""
+
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from tests.cuda.interpreting import list_modules
+
+CAPABILITIES = (80, 90)
+"""A100 and H100."""
+SHARED_BYTES = 99 * 1024
+"""What a program may have on the smallest devices, of capability 8.6 and 8.9."""
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with the arguments that it was launched with."""
+
+    kernel: "JITFunction[Any]"
+    args: tuple[Any, ...]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a program of a compiled kernel takes: `registers` of each thread, `stack_bytes` of what did not fit them."""
+
+    name: str
+    capability: int
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    num_warps: int
+
+    def check(self) -> None:
+        assert not self.stack_bytes, f"spills: {self}"
+        assert self.shared_bytes <= SHARED_BYTES, f"more shared memory than small devices have: {self}"
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Stands for a kernel, and only remembers its launches."""
+
+    kernel: "JITFunction[Any]"
+    launches: list[Launch]
+
+    def __getitem__(self, grid: object) -> Any:
+        return lambda *args, **options: self.launches.append(Launch(self.kernel, args, options))
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """What the launchers of modules that are imported already launch, on tensors of any device. Nothing is computed."""
+    launches: list[Launch] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in list_modules():
+            for name, value in list(vars(module).items()):
+                if isinstance(value, JITFunction):
+                    patch.setattr(module, name, Recorder(value, launches))
+        yield launches
+
+
+def compile_launch(launch: Launch, capability: int) -> Report:
+    """As JITFunction.run does, for a device of this capability: with the same specialisation of its arguments."""
+    kernel, target = launch.kernel, GPUTarget("cuda", capability, 32)
+    backend = make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    options = dict(launch.options) | {"debug": False}
+    bound, specialization, rest = bind(*launch.args, **options)
+    made, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, rest)
+    source = ASTSource(kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=target, options=made.__dict__)
+    registers, stack_bytes = read_usage(compiled.asm["cubin"])
+    name, shared_bytes = kernel.__name__, compiled.metadata.shared
+    return Report(name, capability, registers, stack_bytes, shared_bytes, compiled.metadata.num_warps)
+
+
+def read_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers, and bytes of the stack, which are what was spilled: Triton has no arrays."""
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [CUOBJDUMP, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said.stdout)
+    assert found is not None, said.stdout
+    return int(found[1]), int(found[2])
