@@ -5,7 +5,8 @@ Here both are wanted in one process. So functions are decorated to be compiled, 
 same names, as interpreted ones for as long as a test runs.
 
 Triton's interpreter cuts fp32 off where devices round it to bf16, and multiplies the bits of bf16 matrices as if they
-were integers. Both are put right here. Other arithmetic on bf16 would be on bits too: kernels compute in fp32.
+were integers; and it asks more of numpy than numpy 2.4 does. All that is put right here. Other arithmetic on bf16 would be
+on bits too: kernels compute in fp32.
 """
 
 import importlib
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 from triton.runtime.jit import JITFunction
 
@@ -36,6 +38,7 @@ class Interpreted(InterpretedFunction):  # type: ignore[misc, type-arg]
 
 
 CAST, DOT = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+PATCH_TENSOR = interpreter._patch_lang_tensor
 
 
 def cast(builder: InterpreterBuilder, source: TensorHandle, wanted: tl.dtype) -> TensorHandle:
@@ -53,6 +56,12 @@ def dot(builder: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: An
     """In place of InterpreterBuilder.create_dot."""
     a, b = (TensorHandle(widen(x.data), tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
     return DOT(builder, a, b, *rest)
+
+
+def patch_tensor(tensor: type, scope: Any) -> None:
+    """In place of interpreter._patch_lang_tensor: a number is an array of one, which numpy takes for no int any more."""
+    PATCH_TENSOR(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda number: int(number.handle.data.item()))
 
 
 def widen(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
@@ -81,6 +90,10 @@ def interpreted() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InterpreterBuilder, "cast_impl", cast)
         patch.setattr(InterpreterBuilder, "create_dot", dot)
+        patch.setattr(interpreter, "_patch_lang_tensor", patch_tensor)
+        for module in list_modules():
+            # The interpreter patches the modules of the language that a kernel's own has names for.
+            patch.setattr(module, "_core", tl.core, raising=False)
         for module in [tl, tl.standard, *list_modules()]:
             for name, value in list(vars(module).items()):
                 if isinstance(value, JITFunction):
