@@ -1,8 +1,9 @@
-"""Quantized rows as results of Triton's kernels."""
+"""Quantized rows as results of Triton's kernels, and the types of others."""
 
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -11,6 +12,8 @@ from runtime.ops.quantized_rows import dequantize_rows, padded_width
 from tests.cuda.cuda_cases import run_on
 from tests.tolerances import Tolerance, check_close
 
+SOME_DTYPES = [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16]
+"""fp16 takes the same way as bf16."""
 A_STEP_APART = Tolerance(norm=5e-3, bound=1e-1)
 """A number on the border between two steps falls the other way."""
 HOW = {

@@ -5,9 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from runtime.backends.cuda import experts as experts_file
-from runtime.backends.cuda.experts import TILES, experts
-from runtime.backends.cuda.gemm import GemmTile
+from runtime.backends.cuda.experts import experts
 from runtime.backends.cuda.ops import EXPERTS_SUMMED
 from runtime.ops.experts import OP
 from tests.cuda.cuda_cases import CUDA_TOLERANCES, check_compiled, every_capability, run_on
@@ -34,12 +32,25 @@ def make_inputs(rows: int, hidden_size: int, width: int, route: str, precision: 
     return *inputs, *(weight.sum(-1, dtype=torch.int32) for weight in inputs[2:4] if isinstance(weight, Tensor))
 
 
+SIZES = [(1, 24, 33), pytest.param(40, 33, 20, marks=pytest.mark.slow)]
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize(("rows", "hidden_size", "width"), [(1, 24, 33), (40, 33, 20)])
+@pytest.mark.parametrize(("rows", "hidden_size", "width"), SIZES)
 def test_against_reference(
     rows: int, hidden_size: int, width: int, route: str, precision: str, device: torch.device
 ) -> None:
+    check(rows, hidden_size, width, route, precision, device)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_many_rows_get_large_tiles(precision: str, device: torch.device) -> None:
+    check(100, 16, 20, "all", precision, device)
+
+
+def check(rows: int, hidden_size: int, width: int, route: str, precision: str, device: torch.device) -> None:
     inputs = make_inputs(rows, hidden_size, width, route, precision)
     expected = (EXPERTS_SUMMED.target if precision == "int8" else OP)(*inputs)
     found = run_on(device, experts, tuple(expected.shape), expected.dtype, *inputs)
@@ -49,10 +60,10 @@ def test_against_reference(
 def test_one_expert_has_all_tokens_and_others_none(device: torch.device) -> None:
     """More of them than a tile has rows."""
     router, up, down = make_weights(6, 16, 8, True)
-    x = random_tensor(150, 16)
+    x = random_tensor(40, 16)
     x[:, 0] = 9
     router[:, 0] = torch.tensor([-9.0, -9, 30, -9, -9, -9])
-    found = run_on(device, experts, (150, 16), torch.float32, x, router, up, down, 1, "silu", True, False)
+    found = run_on(device, experts, (40, 16), torch.float32, x, router, up, down, 1, "silu", True, False)
     gate, other = functional.linear(x, up[2]).chunk(2, 1)
     expected = functional.linear(functional.silu(gate) * other, down[2])
     check_close(found, expected, tolerance=CUDA_TOLERANCES[torch.float32])
@@ -74,8 +85,8 @@ def test_equal_scores_take_the_first_and_nan_stays(device: torch.device) -> None
 @every_capability
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("route", ["usual", "all"])
-@pytest.mark.parametrize("tile", TILES, ids=lambda tile: str(tile.rows))
-def test_compiles(tile: GemmTile, route: str, precision: str, capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experts_file, "TILES", (tile, tile))
-    inputs = make_inputs(2, 128, 256, route, precision)
+@pytest.mark.parametrize("rows", [2, 200])
+def test_compiles(rows: int, route: str, precision: str, capability: int) -> None:
+    """Few rows of each expert, and many."""
+    inputs = make_inputs(rows, 128, 256, route, precision)
     check_compiled(capability, experts, EXPERTS_SUMMED.target if precision == "int8" else OP, *inputs)

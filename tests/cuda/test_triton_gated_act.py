@@ -7,12 +7,13 @@ from runtime.backends.cuda.gated_act import gated_act
 from runtime.ops.gated_act import OP
 from runtime.ops.linear_act import ACTIVATIONS
 from runtime.ops.quantized_rows import dequantize_rows
-from tests.cuda.cuda_cases import DTYPES, check_compiled, check_kernel, every_capability, run_on
-from tests.cuda.quantized_cases import HOW, check_quantized
+from tests.cuda.cuda_cases import check_compiled, check_kernel, every_capability, run_on
+from tests.cuda.quantized_cases import HOW, SOME_DTYPES, check_quantized
 from tests.kernels.kernel_cases import random_tensor
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # of numpy's; a device gives infinity
+@pytest.mark.parametrize("dtype", SOME_DTYPES, ids=str)
 @pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize(("rows", "width"), [(3, 17), (2, 1100)])
 def test_every_activation(rows: int, width: int, act: str, dtype: torch.dtype, device: torch.device) -> None:

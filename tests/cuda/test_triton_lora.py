@@ -5,12 +5,13 @@ import torch
 
 from runtime.backends.cuda.lora import lora
 from runtime.ops.lora import OP
-from tests.cuda.cuda_cases import DTYPES, check_compiled, check_kernel, every_capability, run_on
+from tests.cuda.cuda_cases import check_compiled, check_kernel, every_capability, run_on
+from tests.cuda.quantized_cases import SOME_DTYPES
 from tests.kernels.kernel_cases import random_tensor
 from tests.kernels.test_lora import NUM_ADAPTERS, make_inputs
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", SOME_DTYPES, ids=str)
 @pytest.mark.parametrize("act", ["none", "gelu"])
 @pytest.mark.parametrize(("rows", "rank", "depth", "width"), [(1, 1, 5, 3), (13, 4, 33, 50), (9, 40, 100, 150)])
 def test_against_reference(
@@ -19,7 +20,7 @@ def test_against_reference(
     check_kernel(device, lora, OP, *make_inputs(rows, rank, depth, width, dtype), act)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", SOME_DTYPES, ids=str)
 def test_low_rank_rows_that_were_looked_up(dtype: torch.dtype, device: torch.device) -> None:
     rows, x, up, ids, _ = make_inputs(21, 4, 4, 19, dtype)
     check_kernel(device, lora, OP, rows, x, up, ids)

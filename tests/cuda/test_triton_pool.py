@@ -5,13 +5,14 @@ import torch
 
 from runtime.backends.cuda.pool import pool
 from runtime.ops.pool import OP, POOLINGS
-from tests.cuda.cuda_cases import DTYPES, check_compiled, check_kernel, every_capability, run_on
+from tests.cuda.cuda_cases import check_compiled, check_kernel, every_capability, run_on
+from tests.cuda.quantized_cases import SOME_DTYPES
 from tests.kernels.kernel_cases import borders, random_tensor
 
 SEQLENS = {"one token": [1], "mixed": [3, 1, 17, 64, 5], "over a block": [33, 70, 2]}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", SOME_DTYPES, ids=str)
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("mode", POOLINGS)
 @pytest.mark.parametrize("name", SEQLENS)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from runtime.backends.cuda.quantized_rows import find_scale, to_bytes, write_tails
+from runtime.backends.cuda.rows import to_rows
 from runtime.ops.add_norm import add_norm as reference
 
 MAX_WIDTH = 16384
@@ -97,18 +98,20 @@ def add_norm(
     *,
     out: Tensor,
 ) -> None:
-    """x: rows evenly spaced, or heads of tokens [num_tokens, num_heads, head_dim]; dense by its last dimension."""
-    width, num_heads = x.shape[-1], x.shape[1] if x.dim() == 3 else 1
+    width = x.shape[-1]
     if width > MAX_WIDTH:
         options = (is_rms, dtype, out_inverse_smooth, out_scale, out_zero)
         out.copy_(reference(x, residual, weight, bias, eps, *options))
         return
-    num_rows = x.numel() // width
+    # Heads of tokens, one behind the other within a token, however far the tokens are apart.
+    x = x if x.dim() == 3 and x.stride(2) == 1 else to_rows(x)
+    residual = None if residual is None else to_rows(residual)
+    num_heads, num_rows = x.shape[1] if x.dim() == 3 else 1, x.numel() // width
     is_quantized = dtype == torch.uint8
     rows, block, num_warps = choose_tile(width, is_quantized)
     add_norm_kernel[(triton.cdiv(num_rows, rows),)](
         *(x, residual, weight, bias, out_inverse_smooth, out, num_rows, num_heads, width),
-        *(x.stride(0), x.stride(-2), 0 if residual is None else residual.stride(-2), out.stride(-2)),
+        *(x.stride(0), x.stride(-2), 0 if residual is None else residual.stride(0), out.stride(-2)),
         *(eps, out_scale, out_zero),
         IS_RMS=is_rms,
         IS_QUANTIZED=is_quantized,

@@ -15,6 +15,7 @@ from torch import Tensor
 from runtime.backends.cuda.activations import activate
 from runtime.backends.cuda.gemm import GemmTile, find_depth, multiply, scale_sums
 from runtime.backends.cuda.quantized_rows import new_quantized_rows
+from runtime.backends.cuda.rows import to_rows
 from runtime.backends.cuda.tiles import round_power
 
 TILES = (GemmTile(64, 64, num_warps=4, num_stages=4), GemmTile(16, 64, num_warps=4, num_stages=4))
@@ -149,7 +150,7 @@ def multiply_expert(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    sums = multiply(x_rows, weight + weight_rows * depth, depth, 1, is_row, is_column, ROWS, COLUMNS, DEPTH)
+    sums = multiply(x_rows, weight + weight_rows * depth, depth, is_row, is_column, ROWS, COLUMNS, DEPTH)
     if scale is not None:
         sums = scale_sums(sums, x_rows, column_sums, scale, depth, weight_rows, is_row, is_column)
     return sums
@@ -185,8 +186,8 @@ def experts(
     """`padless::experts` without scales, and `padless::experts_summed`."""
     if len(x) == 0:
         return
-    num_rows, width = len(x) * top_k, down.shape[2]
-    routes = find_routes(x, router, top_k, renormalize)
+    x, num_rows, width = to_rows(x), len(x) * top_k, down.shape[2]
+    routes = find_routes(x, router, top_k, renormalize, up.dtype)
     rows = x if up_scale is None else new_quantized_rows(x, None)
     hidden = x.new_empty(num_rows, width, dtype=x.dtype if up_scale is None else torch.bfloat16)
     launch_layer(rows, Weights(up, up_scale, up_sums), routes, top_k, act, is_gated, True, out=hidden)
@@ -196,7 +197,7 @@ def experts(
     join_kernel[(len(x), triton.cdiv(x.shape[1], BLOCK))](parts, out, x.shape[1], top_k, BLOCK=BLOCK)
 
 
-def find_routes(x: Tensor, router: Tensor, top_k: int, renormalize: bool) -> Routes:
+def find_routes(x: Tensor, router: Tensor, top_k: int, renormalize: bool, dtype: torch.dtype) -> Routes:
     num_experts, num_pairs = len(router), len(x) * top_k
     scores = x.float() @ router.float().t()
     weights = x.new_empty(num_pairs, dtype=torch.float32)
@@ -207,10 +208,15 @@ def find_routes(x: Tensor, router: Tensor, top_k: int, renormalize: bool) -> Rou
     in_order, order = chosen.sort(stable=True)
     every = torch.arange(num_experts, dtype=torch.int32, device=x.device)
     ends = torch.searchsorted(in_order, every, right=True, out_int32=True)
-    tile = TILES[0] if num_pairs > TILES[1].rows * num_experts else TILES[1]
+    tile = choose_tile(num_pairs, num_experts, dtype)
     counts = ends.diff(prepend=ends.new_zeros(1))
     tile_ends = ((counts + (tile.rows - 1)) // tile.rows).cumsum(0, dtype=torch.int32)
     return Routes(weights, order.int(), ends, tile_ends, tile)
+
+
+def choose_tile(num_pairs: int, num_experts: int, dtype: torch.dtype) -> GemmTile:
+    """The large one where experts have rows to fill it, but for fp32: a gate and its other half fill the registers."""
+    return TILES[0] if num_pairs > TILES[1].rows * num_experts and dtype != torch.float32 else TILES[1]
 
 
 def launch_layer(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from runtime.backends.cuda.activations import activate
 from runtime.backends.cuda.quantized_rows import write_quantized_rows
+from runtime.backends.cuda.rows import to_rows
 
 BLOCK = 1024
 
@@ -32,7 +33,7 @@ def gated_act(
     *,
     out: Tensor,
 ) -> None:
-    width = x.shape[1] // 2
+    x, width = to_rows(x), x.shape[1] // 2
     if dtype == torch.uint8:
         write_quantized_rows(x, width, out_inverse_smooth, out_scale, out_zero, act=act, out=out)
         return

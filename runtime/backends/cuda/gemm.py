@@ -9,6 +9,7 @@ from torch import Tensor
 
 from runtime.backends.cuda.activations import activate
 from runtime.backends.cuda.quantized_rows import to_bytes, write_tails
+from runtime.backends.cuda.rows import to_rows
 from runtime.backends.cuda.tiles import Tile
 
 
@@ -47,7 +48,6 @@ def multiply(
     x_rows,
     weight_rows,
     depth,
-    stride_depth,
     is_row,
     is_column,
     ROWS: tl.constexpr,
@@ -56,7 +56,7 @@ def multiply(
 ):
     """x times weight, transposed: [ROWS, COLUMNS], in fp32, or in int32 where x is uint8, which then counts from 128.
 
-    `x_rows` [ROWS], `weight_rows` [COLUMNS]: pointers to their beginnings; a weight goes on by `stride_depth`.
+    `x_rows` [ROWS], `weight_rows` [COLUMNS]: pointers to their beginnings.
     """
     ks = tl.arange(0, DEPTH)
     is_int8: tl.constexpr = x_rows.dtype.element_ty == tl.uint8
@@ -64,7 +64,7 @@ def multiply(
     for start in range(0, depth, DEPTH):
         inside = start + ks < depth
         x = tl.load(x_rows[:, None] + (start + ks)[None, :], mask=is_row[:, None] & inside[None, :], other=0.0)
-        places = weight_rows[None, :] + ((start + ks) * stride_depth)[:, None]
+        places = weight_rows[None, :] + (start + ks)[:, None]
         weight = tl.load(places, mask=inside[:, None] & is_column[None, :], other=0.0)
         if is_int8:
             sums = tl.dot((x ^ 128).to(tl.int8, bitcast=True), weight, sums, out_dtype=tl.int32)
@@ -108,7 +108,6 @@ def linear_kernel(
     depth,
     stride_x,
     stride_weight,
-    stride_depth,
     stride_residual,
     stride_out,
     out_scale,
@@ -123,7 +122,7 @@ def linear_kernel(
     rows, columns = (first_row + tl.arange(0, ROWS)).to(tl.int64), first_column + tl.arange(0, COLUMNS)
     is_row, is_column = rows < num_rows, columns < num_columns
     x_rows, weight_rows = x + rows * stride_x, weight + columns.to(tl.int64) * stride_weight
-    sums = multiply(x_rows, weight_rows, depth, stride_depth, is_row, is_column, ROWS, COLUMNS, DEPTH)
+    sums = multiply(x_rows, weight_rows, depth, is_row, is_column, ROWS, COLUMNS, DEPTH)
     if scale is not None:
         sums = scale_sums(sums, x_rows, column_sums, scale, depth, columns, is_row, is_column)
     if bias is not None:
@@ -172,11 +171,12 @@ def launch_linear(
 
     `out`: numbers, or quantized rows by `out_scale`.
     """
+    x, residual = to_rows(x), None if residual is None else to_rows(residual)
     num_rows, (num_columns, depth) = len(x), weight.shape
     tile = choose_tile(num_rows, num_columns)
     linear_kernel[(triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_columns, tile.columns),)](
         *(x, weight, column_sums, scale, bias, residual, out_inverse_smooth, out, num_rows, num_columns, depth),
-        *(x.stride(0), *weight.stride(), 0 if residual is None else residual.stride(0), out.stride(0)),
+        *(x.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0), out.stride(0)),
         *(out_scale, out_zero),
         ACT=act,
         ROWS=tile.rows,

@@ -14,6 +14,7 @@ MAX_DEPTH = 2048
 """Of layers whose activation or sum is worth a kernel of ours."""
 MIN_ROWS = 64
 """Below that a weight is read about once whatever is done, and torch splits depths among multiprocessors."""
+ALIGNMENT = 16
 HALF_TYPES = (torch.bfloat16, torch.float16)
 
 
@@ -28,12 +29,17 @@ def linear_act(
 ) -> None:
     if x.dim() != 2:
         x, out = x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1])
-    has_more = act != "none" or residual is not None
-    is_wide = weight.shape[1] <= MAX_DEPTH and len(x) >= MIN_ROWS
-    if has_more and is_wide and x.dtype == weight.dtype and x.dtype in HALF_TYPES:
+    if (act != "none" or residual is not None) and is_for_kernel(x, weight):
         launch_linear(x, weight, None, None, bias, act, residual, out=out)
     else:
         multiply_by_torch(x, weight, bias, act, residual, out)
+
+
+def is_for_kernel(x: Tensor, weight: Tensor) -> bool:
+    """Of what it can multiply, what it is worth. Rows have to begin where devices load 16 numbers at once."""
+    is_wide = weight.shape[1] <= MAX_DEPTH and len(x) >= MIN_ROWS
+    is_aligned = not any(number % ALIGNMENT for number in (weight.shape[1], x.stride(0), weight.stride(0)))
+    return is_wide and is_aligned and weight.stride(1) == 1 and x.dtype == weight.dtype and x.dtype in HALF_TYPES
 
 
 def multiply_by_torch(

@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from runtime.backends.cuda.activations import activate
+from runtime.backends.cuda.rows import to_rows
 from runtime.backends.cuda.tiles import round_power
 
 TILE = 4096
@@ -67,6 +68,7 @@ def lora(
     *,
     out: Tensor,
 ) -> None:
+    rows, x = to_rows(rows), to_rows(x)
     num_adapters, rank, out_features = up.shape
     num_ranks = round_power(rank)
     lora_kernel[(len(rows),)](

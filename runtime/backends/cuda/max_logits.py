@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from runtime.backends.cuda.gemm import multiply
+from runtime.backends.cuda.rows import to_rows
 
 ROWS, COLUMNS, DEPTH = 32, 64, 32
 
@@ -34,7 +35,7 @@ def max_logits_kernel(
     for start in range(first, end, ROWS):
         tokens = (start + tl.arange(0, ROWS)).to(tl.int64)
         is_token = tokens < end
-        logits = multiply(rows + tokens * stride_rows, table_rows, width, 1, is_token, is_word, ROWS, COLUMNS, DEPTH)
+        logits = multiply(rows + tokens * stride_rows, table_rows, width, is_token, is_word, ROWS, COLUMNS, DEPTH)
         logits = tl.where(is_token[:, None], logits, float("-inf"))
         largest = tl.maximum(largest, logits, propagate_nan=tl.PropagateNan.ALL)
     has_nan = tl.max((largest != largest).to(tl.int32), 0)
@@ -43,7 +44,7 @@ def max_logits_kernel(
 
 
 def max_logits(rows: Tensor, table: Tensor, bias: Tensor, cu_seqlens: Tensor, *, out: Tensor) -> None:
-    num_seqs, vocab_size = out.shape
+    rows, (num_seqs, vocab_size) = to_rows(rows), out.shape
     max_logits_kernel[(triton.cdiv(vocab_size, COLUMNS), num_seqs)](
         *(rows, table, bias, cu_seqlens, out, vocab_size, rows.shape[1], rows.stride(0), table.stride(0)),
         ROWS=ROWS,

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from runtime.backends.cuda.rows import to_rows
+
 BLOCK_TOKENS = 32
 BLOCK_COLUMNS = 64
 
@@ -92,7 +94,7 @@ def pool(
     *,
     out: Tensor,
 ) -> None:
-    num_seqs, width = out.shape
+    hidden_states, (num_seqs, width) = to_rows(hidden_states), out.shape
     pool_kernel[(num_seqs, triton.cdiv(width, BLOCK_COLUMNS))](
         *(hidden_states, cu_seqlens, num_prompt_tokens, out, width, hidden_states.stride(0)),
         MODE=mode,

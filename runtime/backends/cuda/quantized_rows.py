@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from runtime.backends.cuda.activations import activate
+from runtime.backends.cuda.rows import to_rows
 from runtime.ops.quantized_rows import row_bytes
 
 ROUND_TO_EVEN = tl.constexpr(12582912.0)
@@ -111,6 +112,7 @@ def write_quantized_rows(
 
 
 def new_quantized_rows(x: Tensor, inverse_smooth: Tensor | None, scale: float = 0.0, zero: int = 0) -> Tensor:
+    x = to_rows(x)
     rows = torch.empty(len(x), row_bytes(x.shape[1]), dtype=torch.uint8, device=x.device)
     write_quantized_rows(x, x.shape[1], inverse_smooth, scale, zero, out=rows)
     return rows
