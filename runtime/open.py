@@ -8,6 +8,7 @@ import torch
 from runtime.backends.backend import Kernel
 from runtime.backends.cpu.build import CannotBuild
 from runtime.backends.cpu.library import CpuLibrary, load_library
+from runtime.backends.cuda.backend import find_draw
 from runtime.backends.onnx.session import Session
 from runtime.backends.plain.table import TORCH_KERNELS
 from runtime.batch import ArraySpec
@@ -110,7 +111,7 @@ def give_caches(
     )
     device = torch.device(config.device)
     engines = [
-        DecoderEngine(inner, layout.allocate(num_blocks, device), layout.dtype_name, encoder)
+        DecoderEngine(inner, layout.allocate(num_blocks, device), layout.dtype_name, encoder, find_draw(device))
         for inner, layout in zip(inners, layouts, strict=True)
     ]
     if len(engines) == 1:

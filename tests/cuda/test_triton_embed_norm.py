@@ -24,7 +24,7 @@ def make_arguments(
 
 @pytest.mark.parametrize("dtype", SOME_DTYPES, ids=str)
 @pytest.mark.parametrize("num_tables", [1, 2, 3])
-@pytest.mark.parametrize(("rows", "width"), [(1, 16), (70, 24), (5, 1000)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 16), (70, 24), pytest.param(5, 1000, marks=pytest.mark.slow)])
 def test_every_width(rows: int, width: int, num_tables: int, dtype: torch.dtype, device: torch.device) -> None:
     check_kernel(device, embed_norm, OP, *make_arguments(num_tables, rows, width, dtype))
 

@@ -32,11 +32,12 @@ def make_inputs(rows: int, hidden_size: int, width: int, route: str, precision: 
     return *inputs, *(weight.sum(-1, dtype=torch.int32) for weight in inputs[2:4] if isinstance(weight, Tensor))
 
 
+OTHERS = list(ROUTES)[1:]
 SIZES = [(1, 24, 33), pytest.param(40, 33, 20, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", ["usual", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 @pytest.mark.parametrize(("rows", "hidden_size", "width"), SIZES)
 def test_against_reference(
     rows: int, hidden_size: int, width: int, route: str, precision: str, device: torch.device

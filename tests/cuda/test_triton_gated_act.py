@@ -26,7 +26,7 @@ def test_strided_rows(device: torch.device) -> None:
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("is_smooth", [False, True])
-@pytest.mark.parametrize(("rows", "width"), [(1, 5), (5, 70), (2, 4200)])
+@pytest.mark.parametrize(("rows", "width"), [(3, 5), (1, 4200)])
 def test_quantized(rows: int, width: int, is_smooth: bool, how: str, device: torch.device) -> None:
     x = random_tensor(rows, 2 * width, dtype=torch.bfloat16)
     smooth = random_tensor(width, seed=1).abs() if is_smooth else None

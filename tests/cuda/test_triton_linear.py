@@ -18,10 +18,12 @@ from tests.cuda.quantized_cases import HOW, check_quantized
 from tests.kernels.kernel_cases import random_tensor
 
 OP, INT8 = linear_act_op.OP, LINEAR_INT8_SUMMED.target
-HALF_TYPES = [torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(params=TILES, ids=lambda tile: f"{tile.rows}x{tile.columns}")
+BETWEEN = [pytest.param(tile, marks=pytest.mark.slow) for tile in TILES[1:-1]]
+
+
+@pytest.fixture(params=[TILES[0], *BETWEEN, TILES[-1]], ids=lambda tile: f"{tile.rows}x{tile.columns}")
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[GemmTile]:
     """Whatever is multiplied."""
     monkeypatch.setattr(gemm, "choose_tile", lambda *_: request.param)
@@ -39,8 +41,8 @@ def make_int8(depth: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     return weight, weight.sum(1, dtype=torch.int32), random_tensor(width).abs() / 40 / depth**0.5
 
 
-@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
-@pytest.mark.parametrize(("rows", "depth", "width"), [(130, 80, 150), (64, 16, 33)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(("rows", "depth", "width"), [(130, 80, 150), pytest.param(64, 16, 33, marks=pytest.mark.slow)])
 def test_every_tile(
     rows: int, depth: int, width: int, dtype: torch.dtype, tile: GemmTile, device: torch.device
 ) -> None:
@@ -73,7 +75,7 @@ def test_what_torch_multiplies(
     check_kernel(device, linear_act, OP, x, weight, bias, "gelu", residual)
 
 
-@pytest.mark.parametrize(("rows", "depth", "width"), [(1, 40, 33), (20, 136, 70)])
+@pytest.mark.parametrize(("rows", "depth", "width"), [(1, 40, 33), pytest.param(20, 136, 70, marks=pytest.mark.slow)])
 def test_int8_by_every_tile(rows: int, depth: int, width: int, tile: GemmTile, device: torch.device) -> None:
     x, smooth = random_tensor(rows, depth, dtype=torch.bfloat16), random_tensor(depth, seed=2).abs() + 0.1
     residual = random_tensor(rows, width)
@@ -92,7 +94,7 @@ def test_int8_with_a_known_range(is_quantized: bool, dtype: torch.dtype | None, 
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("is_smooth", [False, True])
-@pytest.mark.parametrize(("rows", "width"), [(1, 5), (20, 150)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 5), (17, 70)])
 def test_int8_for_the_next_layer(rows: int, width: int, is_smooth: bool, how: str, device: torch.device) -> None:
     smooth = random_tensor(width, seed=1).abs() if is_smooth else None
     x, bias = random_tensor(rows, 40), random_tensor(width)
@@ -102,13 +104,13 @@ def test_int8_for_the_next_layer(rows: int, width: int, is_smooth: bool, how: st
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # numpy's word on what the interpreter asks of it
 def test_nan_stays_in_its_row(device: torch.device) -> None:
-    x = random_tensor(70, 40)
+    x = random_tensor(MIN_ROWS, 40)
     x[2, 7] = torch.nan
-    is_spoilt = [row == 2 for row in range(70)]
-    found = run_on(device, linear_int8_summed, (70, 20), torch.float32, x, *make_int8(40, 20))
+    is_spoilt = [row == 2 for row in range(MIN_ROWS)]
+    found = run_on(device, linear_int8_summed, (MIN_ROWS, 20), torch.float32, x, *make_int8(40, 20))
     assert found.isnan().all(1).tolist() == found.isnan().any(1).tolist() == is_spoilt
     args = (x[:, :32].bfloat16(), *make_linear(1, 32, 20, torch.bfloat16)[1:], "relu")
-    assert run_on(device, linear_act, (70, 20), torch.bfloat16, *args).isnan().any(1).tolist() == is_spoilt
+    assert run_on(device, linear_act, (MIN_ROWS, 20), torch.bfloat16, *args).isnan().any(1).tolist() == is_spoilt
 
 
 def test_few_rows_get_small_tiles_and_many_large_ones() -> None:

@@ -9,7 +9,7 @@ from tests.cuda.cuda_cases import check_compiled, check_kernel, every_capability
 from tests.kernels.kernel_cases import borders, random_tensor
 
 
-@pytest.mark.parametrize("seqlens", [[1], [3, 1, 17, 64, 5], [33, 70, 2]], ids=str)
+@pytest.mark.parametrize("seqlens", [[1], [3, 40, 1]], ids=str)
 @pytest.mark.parametrize(("vocab_size", "width"), [(101, 16), (300, 33)])
 def test_largest_logits(vocab_size: int, width: int, seqlens: list[int], device: torch.device) -> None:
     rows, table, bias = (random_tensor(*shape) for shape in ((sum(seqlens), width), (vocab_size, width), (vocab_size,)))

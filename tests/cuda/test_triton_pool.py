@@ -9,15 +9,14 @@ from tests.cuda.cuda_cases import check_compiled, check_kernel, every_capability
 from tests.cuda.quantized_cases import SOME_DTYPES
 from tests.kernels.kernel_cases import borders, random_tensor
 
-SEQLENS = {"one token": [1], "mixed": [3, 1, 17, 64, 5], "over a block": [33, 70, 2]}
+SEQLENS = [[1], [3, 40, 1], pytest.param([3, 1, 17, 64, 5], marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("dtype", SOME_DTYPES, ids=str)
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("mode", POOLINGS)
-@pytest.mark.parametrize("name", SEQLENS)
-def test_every_mode(name: str, mode: str, normalize: bool, dtype: torch.dtype, device: torch.device) -> None:
-    seqlens = SEQLENS[name]
+@pytest.mark.parametrize("seqlens", SEQLENS, ids=str)
+def test_every_mode(seqlens: list[int], mode: str, normalize: bool, dtype: torch.dtype, device: torch.device) -> None:
     check_kernel(
         device, pool, OP, random_tensor(sum(seqlens), 70, dtype=dtype), borders(seqlens), mode, normalize=normalize
     )

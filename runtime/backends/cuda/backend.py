@@ -6,10 +6,13 @@ from collections.abc import Mapping
 import torch
 
 from runtime.backends.backend import Backend, Kernel
+from runtime.backends.cuda.sum_weights import sum_weights
 from runtime.backends.plain.table import TORCH_KERNELS, plain_backend
 from runtime.config import UnusableConfig
+from runtime.sampling_filters import DrawTokens, draw_tokens
 
 NAME = "triton"
+PASSES = (("sum_weights", sum_weights),)
 LEAST_CAPABILITY = (8, 0)
 """From Ampere on there are matrix instructions for every type that the kernels compute in."""
 
@@ -18,7 +21,15 @@ def cuda_backend(device: torch.device) -> Backend:
     """torch's kernels, and Triton's in their place. Raises UnusableConfig."""
     if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
         return plain_backend(device)
-    return Backend(NAME, device, load_kernels())
+    return Backend(NAME, device, load_kernels(), PASSES)
+
+
+def find_draw(device: torch.device) -> DrawTokens:
+    """What draws tokens from logits that lie there."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+        return draw_tokens
+    draw: DrawTokens = importlib.import_module("runtime.backends.cuda.sampling").draw_tokens
+    return draw
 
 
 def load_kernels() -> Mapping[object, Kernel]:
