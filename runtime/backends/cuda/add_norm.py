@@ -87,7 +87,7 @@ def add_norm_kernel(
 def add_norm(
     x: Tensor,
     residual: Tensor | None,
-    weight: Tensor | None,
+    weight: Tensor,
     bias: Tensor | None,
     eps: float,
     is_rms: bool = False,
@@ -98,28 +98,11 @@ def add_norm(
     *,
     out: Tensor,
 ) -> None:
-    width = x.shape[-1]
-    if width > MAX_WIDTH:
-        options = (is_rms, dtype, out_inverse_smooth, out_scale, out_zero)
-        out.copy_(reference(x, residual, weight, bias, eps, *options))
-        return
-    # Heads of tokens, one behind the other within a token, however far the tokens are apart.
-    x = x if x.dim() == 3 and x.stride(2) == 1 else to_rows(x)
-    residual = None if residual is None else to_rows(residual)
-    num_heads, num_rows = x.shape[1] if x.dim() == 3 else 1, x.numel() // width
-    is_quantized = dtype == torch.uint8
-    rows, block, num_warps = choose_tile(width, is_quantized)
-    add_norm_kernel[(triton.cdiv(num_rows, rows),)](
-        *(x, residual, weight, bias, out_inverse_smooth, out, num_rows, num_heads, width),
-        *(x.stride(0), x.stride(-2), 0 if residual is None else residual.stride(0), out.stride(-2)),
-        *(eps, out_scale, out_zero),
-        IS_RMS=is_rms,
-        IS_QUANTIZED=is_quantized,
-        IS_FIXED=out_scale > 0,
-        ROWS=rows,
-        BLOCK=block,
-        num_warps=num_warps,
-    )
+    quantization = (out_inverse_smooth, out_scale, out_zero)
+    if x.shape[-1] > MAX_WIDTH:
+        out.copy_(reference(x, residual, weight, bias, eps, is_rms, dtype, *quantization))
+    else:
+        launch_norm(x, residual, weight, bias, eps, is_rms, *quantization, out=out)
 
 
 def layer_norm(
@@ -135,8 +118,41 @@ def layer_norm(
     width = torch.Size(normalized_shape).numel()
     if width > MAX_WIDTH:
         out.copy_(functional.layer_norm(x, normalized_shape, weight, bias, eps))
-        return
-    add_norm(x.reshape(-1, width), None, weight, bias, eps, out=out.view(-1, width))
+    else:
+        launch_norm(x.reshape(-1, width), None, weight, bias, eps, out=out.view(-1, width))
+
+
+def launch_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    is_rms: bool = False,
+    out_inverse_smooth: Tensor | None = None,
+    out_scale: float = 0.0,
+    out_zero: int = 0,
+    *,
+    out: Tensor,
+) -> None:
+    """`out`: numbers, or quantized rows."""
+    # Heads of tokens, one behind the other within a token, however far the tokens are apart.
+    x = x if x.dim() == 3 and x.stride(2) == 1 else to_rows(x)
+    residual = None if residual is None else to_rows(residual)
+    num_heads, width = x.shape[1] if x.dim() == 3 else 1, x.shape[-1]
+    num_rows, is_quantized = x.numel() // width, out.dtype == torch.uint8
+    rows, block, num_warps = choose_tile(width, is_quantized)
+    add_norm_kernel[(triton.cdiv(num_rows, rows),)](
+        *(x, residual, weight, bias, out_inverse_smooth, out, num_rows, num_heads, width),
+        *(x.stride(0), x.stride(-2), 0 if residual is None else residual.stride(0), out.stride(-2)),
+        *(eps, out_scale, out_zero),
+        IS_RMS=is_rms,
+        IS_QUANTIZED=is_quantized,
+        IS_FIXED=out_scale > 0,
+        ROWS=rows,
+        BLOCK=block,
+        num_warps=num_warps,
+    )
 
 
 def choose_tile(width: int, is_quantized: bool) -> tuple[int, int, int]:
