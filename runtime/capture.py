@@ -134,7 +134,7 @@ def retype_cache(graph_module: GraphModule, layout: KVLayout) -> None:
     for node in graph_module.graph.find_nodes(op="placeholder"):
         if node.name == "kv_cache":
             captured = node.meta["val"]
-            dims = (*captured.shape[:-1], layout.head_size)
+            dims = (*captured.shape[:-1], *layout.head_shape)
             node.meta["val"] = captured.new_empty(dims, dtype=layout.dtype)
 
 

@@ -9,7 +9,8 @@ from runtime.backends.backend import Backend, Kernel
 from runtime.backends.plain.table import TORCH_KERNELS, plain_backend
 from runtime.config import UnusableConfig
 
-NAME = "triton"
+TRITON = "triton"
+"""The kernels' name."""
 LEAST_CAPABILITY = (8, 0)
 """From Ampere on there are matrix instructions for every type that the kernels compute in."""
 
@@ -18,7 +19,7 @@ def cuda_backend(device: torch.device) -> Backend:
     """torch's kernels, and Triton's in their place. Raises UnusableConfig."""
     if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
         return plain_backend(device)
-    return Backend(NAME, device, load_kernels())
+    return Backend(TRITON, device, load_kernels(), kv_order="rows")
 
 
 def load_kernels() -> Mapping[object, Kernel]:
