@@ -23,7 +23,7 @@ Tiles = Mapping[int, Tile]
 """By head_dim, rounded up. Rows: tokens times heads."""
 HALF: Tiles = {32: Tile(64, 64, 8, 2), 64: Tile(64, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 4, 2)}
 """Of 16-bit types."""
-FULL: Tiles = {32: Tile(32, 32, 8, 2), 64: Tile(32, 32, 8, 2), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 4, 1)}
+FULL: Tiles = {32: Tile(32, 32, 8, 2), 64: Tile(32, 32, 8, 2), 128: Tile(16, 16, 8, 1), 256: Tile(16, 16, 8, 1)}
 """Of fp32."""
 PROGRAMS = 512
 """About as many as the largest devices run at once."""
@@ -294,7 +294,7 @@ def paged_attention(
         BLOCK_ROWS=tile.rows,
         BLOCK_KEYS=tile.columns,
         BLOCK_DIM=round_power(head_dim, 16),
-        PART=32 if q.dtype == torch.float32 and head_dim > 128 else round_power(head_dim, 16),
+        PART=16 if q.dtype == torch.float32 and head_dim > 64 else round_power(head_dim, 16),
         PAGE=BLOCK_SIZE,
         PRECISION=matrix_precision(q.dtype),
         num_warps=tile.num_warps,

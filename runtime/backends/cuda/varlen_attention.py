@@ -27,9 +27,9 @@ TILES: Mapping[str, Tiles] = {
     "half by distance": dict.fromkeys((32, 64, 128, 256), Tile(32, 32, 4, 1)),
     "full": {32: Tile(64, 16, 8, 2), 64: Tile(64, 16, 8, 2), 128: Tile(32, 32, 8, 2), 256: Tile(32, 32, 8, 1)},
     "full by distance": {
-        32: Tile(32, 32, 8, 1),
-        64: Tile(32, 32, 8, 1),
-        128: Tile(32, 32, 8, 1),
+        32: Tile(16, 32, 8, 1),
+        64: Tile(16, 32, 8, 1),
+        128: Tile(16, 16, 8, 1),
         256: Tile(16, 16, 8, 1),
     },
 }
