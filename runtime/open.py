@@ -8,7 +8,7 @@ import torch
 from runtime.backends.backend import Kernel
 from runtime.backends.cpu.build import CannotBuild
 from runtime.backends.cpu.library import CpuLibrary, load_library
-from runtime.backends.cuda.backend import find_draw
+from runtime.backends.cuda.backend import TRITON, find_draw, load_kernels
 from runtime.backends.onnx.session import Session
 from runtime.backends.plain.table import TORCH_KERNELS
 from runtime.batch import ArraySpec
@@ -75,6 +75,8 @@ def find_kernels(
     if config.kind == "onnxruntime":
         return {}
     name = next(iter(compiled.programs.values())).info.kernels
+    if name == TRITON:
+        return load_kernels()
     library = find_library(config.model_copy(update={"cpu_kernels": name}), device, progress)
     return TORCH_KERNELS if library is None else TORCH_KERNELS | library.kernels
 

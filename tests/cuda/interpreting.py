@@ -5,12 +5,13 @@ Here both are wanted in one process. So functions are decorated to be compiled, 
 same names, as interpreted ones for as long as a test runs.
 
 Triton's interpreter cuts fp32 off where devices round it to bf16, and multiplies the bits of bf16 matrices as if they
-were integers; and it asks more of numpy than numpy 2.4 does. All that is put right here. Other arithmetic on bf16 would be
-on bits too: kernels compute in fp32.
+were integers; and it asks more of numpy than numpy 2.4 does. All that is put right here. Other arithmetic on bf16
+would be on bits too: kernels compute in fp32.
 """
 
 import importlib
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -59,7 +60,7 @@ def dot(builder: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: An
 
 
 def patch_tensor(tensor: type, scope: Any) -> None:
-    """In place of interpreter._patch_lang_tensor: a number is an array of one, which numpy takes for no int any more."""
+    """In place of interpreter._patch_lang_tensor: a number is an array of one, which is no int to numpy any more."""
     PATCH_TENSOR(tensor, scope)
     scope.set_attr(tensor, "__index__", lambda number: int(number.handle.data.item()))
 
@@ -87,7 +88,9 @@ def interpreted() -> Iterator[None]:
     found: dict[
         Any, Interpreted
     ] = {}  # not by JITFunction: to hash one reads what it refers to, which is replaced here
-    with pytest.MonkeyPatch.context() as patch:
+    # numpy warns of what devices compute without a word, as of NaN and of logarithms of 0.
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
         patch.setattr(InterpreterBuilder, "cast_impl", cast)
         patch.setattr(InterpreterBuilder, "create_dot", dot)
         patch.setattr(interpreter, "_patch_lang_tensor", patch_tensor)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from runtime.backends.backend import Backend
-from runtime.backends.cuda.backend import NAME, PASSES
+from runtime.backends.cuda.backend import PASSES, TRITON
 from runtime.backends.cuda.ops import LINEAR_INT8_SUMMED
 from runtime.backends.cuda.sum_weights import sum_weights
 from runtime.backends.cuda.table import TRITON_KERNELS
@@ -32,7 +32,7 @@ SEQLENS = [5, 1, 9]
 
 
 def build_engine(make: Callable[[], nn.Module], precision: Precision, device: torch.device) -> PlannedEngine:
-    backend = Backend(NAME, device, TORCH_KERNELS | TRITON_KERNELS, PASSES)
+    backend = Backend(TRITON, device, TORCH_KERNELS | TRITON_KERNELS, PASSES, kv_order="rows")
     choice = choose_precision(precision, backend)
     graph_module = rewrite(capture(make().to(device), device), *list_passes(choice, backend))
     program = lower(graph_module, backend.kernels)

@@ -1,6 +1,7 @@
 """A CUDA device as a target: Triton's kernels where it has instructions for them, torch's in all other places."""
 
 import importlib
+import importlib.util
 from collections.abc import Mapping
 
 import torch
@@ -11,7 +12,8 @@ from runtime.backends.plain.table import TORCH_KERNELS, plain_backend
 from runtime.config import UnusableConfig
 from runtime.sampling_filters import DrawTokens, draw_tokens
 
-NAME = "triton"
+TRITON = "triton"
+"""The kernels' name."""
 PASSES = (("sum_weights", sum_weights),)
 LEAST_CAPABILITY = (8, 0)
 """From Ampere on there are matrix instructions for every type that the kernels compute in."""
@@ -21,12 +23,13 @@ def cuda_backend(device: torch.device) -> Backend:
     """torch's kernels, and Triton's in their place. Raises UnusableConfig."""
     if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
         return plain_backend(device)
-    return Backend(NAME, device, load_kernels(), PASSES)
+    return Backend(TRITON, device, load_kernels(), PASSES, kv_order="rows")
 
 
 def find_draw(device: torch.device) -> DrawTokens:
     """What draws tokens from logits that lie there."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+    has_kernels = device.type == "cuda" and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+    if not has_kernels or importlib.util.find_spec("triton") is None:
         return draw_tokens
     draw: DrawTokens = importlib.import_module("runtime.backends.cuda.sampling").draw_tokens
     return draw

@@ -11,8 +11,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 def matrix_precision(dtype: torch.dtype) -> str:
-    """How matrix instructions take fp32: in three products of TF32, by which hardly a bit is lost (Ootomo, Yokota, 2022).
-    Other types are multiplied as they are."""
+    """How matrix instructions take fp32: in three products of TF32, by which hardly a bit is lost (Ootomo, Yokota,
+    2022). Other types are multiplied as they are."""
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 

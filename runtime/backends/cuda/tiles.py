@@ -1,6 +1,6 @@
 """How kernels are cut: each program of a launch computes one tile."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import triton
 import triton.language as tl
@@ -15,6 +15,11 @@ class Tile:
     columns: int = 0
     num_warps: int = 4
     num_stages: int = 2
+
+    def cut(self, num_rows: int) -> "Tile":
+        """Of no more rows than that takes. What a row's result is does not depend on how many there are."""
+        rows = min(self.rows, round_power(num_rows, 16))
+        return replace(self, rows=rows, num_warps=self.num_warps if 2 * rows >= self.rows else min(self.num_warps, 4))
 
 
 def round_power(number: int, least: int = 1) -> int:

@@ -9,7 +9,6 @@ and one of keys, from which each pair takes its own.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 import triton
@@ -22,19 +21,25 @@ from runtime.ops.varlen_attention import find_reach
 
 Tiles = Mapping[int, Tile]
 """By head_dim, rounded up."""
-HALF: Tiles = {32: Tile(128, 64, 4, 3), 64: Tile(128, 64, 4, 3), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 8, 2)}
-"""Of 16-bit types."""
-FULL: Tiles = {32: Tile(64, 32, 4, 2), 64: Tile(64, 32, 4, 2), 128: Tile(32, 32, 4, 2), 256: Tile(16, 32, 4, 1)}
-"""Of fp32."""
-HALF_BY_DISTANCE: Tiles = {32: Tile(64, 64, 4), 64: Tile(64, 64, 8), 128: Tile(32, 32, 4), 256: Tile(16, 16, 4)}
-FULL_BY_DISTANCE: Tiles = {32: Tile(32, 32, 4), 64: Tile(32, 32, 4), 128: Tile(16, 16, 4), 256: Tile(16, 16, 4)}
+TILES: Mapping[str, Tiles] = {
+    "half": {32: Tile(128, 64, 8, 2), 64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
+    "half biased": {32: Tile(64, 64, 8, 2), 64: Tile(64, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
+    "half by distance": dict.fromkeys((32, 64, 128, 256), Tile(32, 32, 4, 1)),
+    "full": {32: Tile(64, 16, 8, 2), 64: Tile(64, 16, 8, 2), 128: Tile(32, 32, 8, 2), 256: Tile(32, 32, 8, 1)},
+    "full by distance": {
+        32: Tile(16, 32, 8, 1),
+        64: Tile(16, 32, 8, 1),
+        128: Tile(16, 16, 8, 1),
+        256: Tile(16, 16, 8, 1),
+    },
+}
+"""Half: of 16-bit types; full: of fp32."""
 
 
 @triton.jit
-def score_distances(
-    scores,
-    q,
-    k,
+def score_by_parts(
+    rows_q,
+    rows_k,
     position_k,
     position_q,
     stride_position_k,
@@ -42,7 +47,8 @@ def score_distances(
     buckets,
     bucket_reach,
     nearest,
-    dims,
+    is_query,
+    is_key,
     HEAD_DIM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
@@ -50,27 +56,39 @@ def score_distances(
     NUM_DISTANCES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """`scores` and what queries and keys have with their distances. `nearest`: from the tile's last query to its first
-    key, the least distance of all."""
-    places = nearest + tl.arange(0, NUM_DISTANCES) + bucket_reach - 1
-    rows = tl.load(buckets + tl.minimum(tl.maximum(places, 0), 2 * bucket_reach - 2))[:, None].to(tl.int64)
+    """What queries have with keys, and both with their distances, where that is more than registers hold of whole
+    heads. `nearest`: from the tile's last query to its first key, the least distance of all."""
+    PART: tl.constexpr = 16 if PRECISION == "tf32x3" or BLOCK_DIM < 32 else 32
+    scores = tl.zeros([BLOCK_ROWS, BLOCK_KEYS], tl.float32)
+    by_key = tl.zeros([BLOCK_ROWS, NUM_DISTANCES], tl.float32)
+    by_query = tl.zeros([NUM_DISTANCES, BLOCK_KEYS], tl.float32)
+    if buckets is not None:
+        places = nearest + tl.arange(0, NUM_DISTANCES) + bucket_reach - 1
+        places = tl.minimum(tl.maximum(places, 0), 2 * bucket_reach - 2)
+        rows = tl.load(buckets + places)[:, None].to(tl.int64)
+    for begin in tl.static_range(0, BLOCK_DIM, PART):
+        dims = begin + tl.arange(0, PART)[None, :]
+        q = load_rows(rows_q, dims, is_query, HEAD_DIM, BLOCK_DIM)
+        k = load_rows(rows_k, dims, is_key, HEAD_DIM, BLOCK_DIM)
+        scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
+        if position_k is not None:
+            keys = load_rows(position_k + rows * stride_position_k, dims, rows >= 0, HEAD_DIM, BLOCK_DIM)
+            by_key = tl.dot(q, tl.trans(keys.to(q.dtype)), by_key, input_precision=PRECISION)
+        if position_q is not None:
+            queries = load_rows(position_q + rows * stride_position_q, dims, rows >= 0, HEAD_DIM, BLOCK_DIM)
+            by_query = tl.dot(queries.to(k.dtype), tl.trans(k), by_query, input_precision=PRECISION)
     distances = tl.arange(0, BLOCK_KEYS)[None, :] - tl.arange(0, BLOCK_ROWS)[:, None] + BLOCK_ROWS - 1
-    is_row = rows >= 0
     if position_k is not None:
-        keys = load_rows(position_k + rows * stride_position_k, dims, is_row, HEAD_DIM, BLOCK_DIM).to(q.dtype)
-        scores += tl.gather(tl.dot(q, tl.trans(keys), input_precision=PRECISION), distances, 1)
+        scores += tl.gather(by_key, distances, 1)
     if position_q is not None:
-        queries = load_rows(position_q + rows * stride_position_q, dims, is_row, HEAD_DIM, BLOCK_DIM).to(k.dtype)
-        scores += tl.gather(tl.dot(queries, tl.trans(k), input_precision=PRECISION), distances, 0)
+        scores += tl.gather(by_query, distances, 0)
     return scores
 
 
 @triton.jit
-def find_keys(
-    first, last, shift, seen, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, BLOCK_KEYS: tl.constexpr
-):
+def find_keys(first, last, shift, seen, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr):
     """Which of the first `seen` keys queries from `first` to before `last` look at, query i standing at key i + shift:
-    from `low` to before `high`, and to before `full` all of them at all. `low` and `full` begin tiles."""
+    from `low` to before `high`. Without a window all of them look at all before `full`."""
     low = seen * 0
     high = seen
     full = seen
@@ -80,9 +98,20 @@ def find_keys(
     if HAS_WINDOW:
         low = tl.maximum(low, first + shift - window)
         high = tl.minimum(high, last + shift + window)
-        full = low
-    low = low // BLOCK_KEYS * BLOCK_KEYS
-    return low, tl.maximum(full // BLOCK_KEYS * BLOCK_KEYS, low), high
+    return low, tl.maximum(full, 0), high
+
+
+@triton.jit
+def see_keys(keys, places, seen, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr):
+    """Which keys [1, n] queries that stand at `places` [m, 1] see."""
+    is_seen = keys < seen
+    if CAUSAL:
+        is_seen = is_seen & (keys <= places)
+    if HAS_WINDOW:
+        is_seen = is_seen & (keys >= places - window)
+        if not CAUSAL:
+            is_seen = is_seen & (keys <= places + window)
+    return is_seen
 
 
 @triton.jit(do_not_specialize=["num_seqs", "num_steps", "window", "reach", "bucket_reach"])
@@ -117,6 +146,8 @@ def varlen_attention_kernel(
     window,
     reach,
     bucket_reach,
+    FIRST_PART: tl.constexpr,
+    BY_PARTS: tl.constexpr,
     CAUSAL: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -139,13 +170,18 @@ def varlen_attention_kernel(
     if num_keys is not None:
         seen = tl.minimum(tl.load(num_keys + seq), len_k)
     last = tl.minimum(first + BLOCK_ROWS, len_q)
-    low, full, high = find_keys(first, last, shift, seen, window, CAUSAL, HAS_WINDOW, BLOCK_KEYS)
+    low, full, high = find_keys(first, last, shift, seen, window, CAUSAL, HAS_WINDOW)
+    low = low // BLOCK_KEYS * BLOCK_KEYS
+    # Where some keys before `full` need masks, or nothing is gained by doing without, all count as needing them.
+    full = full // BLOCK_KEYS * BLOCK_KEYS if FIRST_PART == 0 else low
 
     queries = first + tl.arange(0, BLOCK_ROWS)[:, None]
     dims = tl.arange(0, BLOCK_DIM)[None, :]
     is_query = queries < len_q
+    places = queries + shift
     rows_q = q + begin_q * stride_q + head * stride_q_head + queries * stride_q
-    tile_q = load_rows(rows_q, dims, is_query, HEAD_DIM, BLOCK_DIM)
+    if not BY_PARTS:
+        tile_q = load_rows(rows_q, dims, is_query, HEAD_DIM, BLOCK_DIM)
     k += begin_k * stride_k + head // group * stride_k_head
     v += begin_k * stride_v + head // group * stride_v_head
     if bias is not None:
@@ -157,20 +193,20 @@ def varlen_attention_kernel(
     acc = tl.zeros([BLOCK_ROWS, BLOCK_DIM], tl.float32)
     top = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
-    for part in tl.static_range(0, 2):
+    for part in tl.static_range(FIRST_PART, 2):
         # First the keys that all queries see, then those behind them.
         begin = low if part == 0 else full
         end = full if part == 0 else high
         for start in range(begin, end, BLOCK_KEYS):
             rows = start + tl.arange(0, BLOCK_KEYS)[:, None]
             is_key = rows < (end if part == 0 else seen)
-            tile_k = load_rows(k + rows * stride_k, dims, is_key, HEAD_DIM, BLOCK_DIM)
-            scores = tl.dot(tile_q, tl.trans(tile_k), input_precision=PRECISION)
-            if buckets is not None:
-                scores = score_distances(
-                    scores,
-                    tile_q,
-                    tile_k,
+            if not BY_PARTS:
+                tile_k = load_rows(k + rows * stride_k, dims, is_key, HEAD_DIM, BLOCK_DIM)
+                scores = tl.dot(tile_q, tl.trans(tile_k), input_precision=PRECISION)
+            else:
+                scores = score_by_parts(
+                    rows_q,
+                    k + rows * stride_k,
                     position_k,
                     position_q,
                     stride_position_k,
@@ -178,7 +214,8 @@ def varlen_attention_kernel(
                     buckets,
                     bucket_reach,
                     start - (first + BLOCK_ROWS - 1 + shift),
-                    dims,
+                    is_query,
+                    is_key,
                     HEAD_DIM,
                     BLOCK_ROWS,
                     BLOCK_KEYS,
@@ -187,15 +224,12 @@ def varlen_attention_kernel(
                     PRECISION,
                 )
             scores *= softmax_scale * LOG2_E
-            distances = start + tl.arange(0, BLOCK_KEYS)[None, :] - queries - shift
-            is_seen = is_query & (distances + queries + shift < seen)
-            if CAUSAL:
-                is_seen = is_seen & (distances <= 0)
-            if HAS_WINDOW:
-                is_seen = is_seen & (distances <= window) & (distances >= -window)
+            keys = start + tl.arange(0, BLOCK_KEYS)[None, :]
             if bias is not None:
-                scores += tl.load(bias + distances, mask=is_seen, other=0.0) * LOG2_E
+                is_near = is_query & (keys < seen)
+                scores += tl.load(bias + (keys - places), mask=is_near, other=0.0) * LOG2_E
             if part == 1:
+                is_seen = see_keys(keys, places, seen, window, CAUSAL, HAS_WINDOW)
                 scores = tl.where(is_seen, scores, float("-inf"))
             tile_v = load_rows(v + rows * stride_v, dims, is_key, HEAD_DIM, BLOCK_DIM)
             acc, top, total = add_keys(acc, top, total, scores, tile_v, PRECISION)
@@ -204,15 +238,15 @@ def varlen_attention_kernel(
     tl.store(rows_out + dims, result, mask=is_query & (dims < HEAD_DIM))
 
 
-def choose_tile(head_dim: int, dtype: torch.dtype, by_distance: bool, max_seqlen_q: int) -> Tile:
+def choose_tile(head_dim: int, dtype: torch.dtype, has_bias: bool, has_buckets: bool, max_seqlen_q: int) -> Tile:
     """Of no more rows than the longest sequence fills. How many keys it takes at a time depends on the model alone, and
     so does the order of every sum."""
-    if dtype == torch.float32:
-        tiles = FULL_BY_DISTANCE if by_distance else FULL
-    else:
-        tiles = HALF_BY_DISTANCE if by_distance else HALF
-    tile = tiles[round_power(head_dim, 32)]
-    return replace(tile, rows=min(tile.rows, round_power(max_seqlen_q, 16)))
+    kind = "full" if dtype == torch.float32 else "half"
+    if has_buckets:
+        kind += " by distance"
+    elif has_bias and kind == "half":
+        kind += " biased"
+    return TILES[kind][round_power(head_dim, 32)].cut(max_seqlen_q)
 
 
 def varlen_attention(
@@ -237,7 +271,7 @@ def varlen_attention(
     """Raises ValueError where a sequence is over the reach of `bias` or `buckets`."""
     num_heads, head_dim = q.shape[1:]
     num_seqs = len(cu_seqlens_q) - 1
-    tile = choose_tile(head_dim, q.dtype, buckets is not None, max_seqlen_q)
+    tile = choose_tile(head_dim, q.dtype, bias is not None, buckets is not None, max_seqlen_q)
     longest = max(max_seqlen_q, max_seqlen_k)
     reach, bucket_reach = (0 if table is None else find_reach(table, longest) for table in (bias, buckets))
     varlen_attention_kernel[(count_tiles(len(q), num_seqs, tile.rows), num_heads)](
@@ -265,6 +299,8 @@ def varlen_attention(
         window,
         reach,
         bucket_reach,
+        FIRST_PART=int(window >= 0 or buckets is not None),
+        BY_PARTS=buckets is not None or (q.dtype == torch.float32 and head_dim > 128),
         CAUSAL=causal,
         HAS_WINDOW=window >= 0,
         HEAD_DIM=head_dim,
