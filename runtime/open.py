@@ -8,7 +8,7 @@ import torch
 from runtime.backends.backend import Kernel
 from runtime.backends.cpu.build import CannotBuild
 from runtime.backends.cpu.library import CpuLibrary, load_library
-from runtime.backends.cuda.backend import TRITON, find_draw, load_kernels
+from runtime.backends.cuda.library import TRITON, find_draw, load_kernels
 from runtime.backends.onnx.session import Session
 from runtime.backends.plain.table import TORCH_KERNELS
 from runtime.batch import ArraySpec

@@ -12,7 +12,8 @@ from torch import nn
 
 from runtime import build
 from runtime.backends.backend import Backend
-from runtime.backends.cuda.backend import PASSES, TRITON, cuda_backend, load_kernels
+from runtime.backends.cuda.backend import PASSES, cuda_backend
+from runtime.backends.cuda.library import TRITON, load_kernels
 from runtime.backends.cuda.ops import EXPERTS_SUMMED, LINEAR_INT8_SUMMED
 from runtime.backends.cuda.table import TRITON_KERNELS
 from runtime.backends.plain.table import TORCH_KERNELS, plain_backend

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from runtime.backends.backend import Backend
-from runtime.backends.cuda.backend import PASSES, TRITON
+from runtime.backends.cuda.backend import PASSES
+from runtime.backends.cuda.library import TRITON
 from runtime.backends.cuda.ops import LINEAR_INT8_SUMMED
 from runtime.backends.cuda.sum_weights import sum_weights
 from runtime.backends.cuda.table import TRITON_KERNELS
