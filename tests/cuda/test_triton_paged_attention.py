@@ -30,10 +30,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "bias": {"reach": 100},
     "all": {"rotary_dim": 20, "window": 37, "softcap": 3.0, "reach": 100},
 }
-SEQLENS, PAST = [90, 40, 17, 1], [89, 20, 0, 0]
+SEQLENS, PAST = [70, 24, 7, 1], [69, 14, 0, 0]
 """A decode step, a chunk of a prompt, a prefill, a first token."""
-QUICK = [("plain", FP32, FP32), ("window", FP16, FP16), ("bias", FP32, FP32), ("all", FP32, FP32)]
-QUICK += [("all", FP16, INT8), ("rotary", BF16, BF16)]
+QUICK = [("window", FP16, FP16), ("all", FP32, FP32), ("all", FP16, INT8), ("rotary", BF16, BF16)]
 
 
 def slow_unless(is_quick: bool) -> Any:
@@ -87,7 +86,7 @@ def test_every_form(form: str, dtype: torch.dtype, cache_dtype: torch.dtype, dev
 @pytest.mark.parametrize(
     ("head_dim", "cache_dtype"),
     [
-        pytest.param(*case, marks=slow_unless(case in [(80, INT8), (256, FP32)]))
+        pytest.param(*case, marks=slow_unless(case in [(80, INT8), (128, FP32)]))
         for case in itertools.product([8, 12, 64, 80, 128, 256], [FP32, INT8])
     ],
     ids=str,
@@ -97,7 +96,7 @@ def test_every_head_size(head_dim: int, cache_dtype: torch.dtype, device: torch.
     check_step(device, scene, [19, 3])
 
 
-@pytest.mark.parametrize("group", [pytest.param(group, marks=slow_unless(group in (5, 40))) for group in (1, 5, 9, 40)])
+@pytest.mark.parametrize("group", [pytest.param(group, marks=slow_unless(group == 5)) for group in (1, 5, 9, 40)])
 def test_every_group(group: int, device: torch.device) -> None:
     """Also those of more heads than a tile has rows, and that leave rows over."""
     check_step(device, make_scene([40, 5], (2 * group, 2), 16, order="rows"), [38, 0])
@@ -143,7 +142,7 @@ def test_queries_that_look_at_a_source(cache_dtype: torch.dtype, device: torch.d
 def test_alone_as_in_a_batch(device: torch.device) -> None:
     """Bit for bit in the interpreter, where one batch has no more splits than the other."""
     scene = make_scene(SEQLENS, (3, 1), 16, rotary_dim=16, order="rows")
-    scene.step(REFERENCE, [(0, 0, 89), (1, 0, 20)])
+    scene.step(REFERENCE, [(0, 0, 69), (1, 0, 14)])
     parts = new_parts(PAST, SEQLENS)
     together = scene.copy().step(kernels_on(device), parts)
     tolerance = 0.0 if device.type == "cpu" else 1e-6
@@ -169,7 +168,13 @@ def test_splits_fill_a_device_and_no_more() -> None:
     assert choose_split(257, 4096) == 4096
 
 
-BUILDS = list(itertools.product(["plain", "all"], [32, 64, 80, 128, 256], DTYPES, [*CACHE_DTYPES[:2], INT8], [1, 40]))
+BUILD_DTYPES = [(FP32, FP32), (FP32, INT8), (FP16, FP16), (FP16, INT8), (BF16, BF16)]
+BUILDS = [
+    (form, head_dim, *dtypes, num_new)
+    for form, head_dim, dtypes, num_new in itertools.product(
+        ["plain", "all"], [32, 64, 80, 128, 256], BUILD_DTYPES, [1, 40]
+    )
+]
 """By the tokens of a sequence: a decode step, whose keys are split, and a prefill."""
 QUICK_BUILDS = [("plain", 64, FP16, FP16, 1)]
 

@@ -9,6 +9,7 @@ from runtime.ops.rotate import OP
 from tests.cuda.cuda_cases import DTYPES, check_compiled, check_kernel, every_capability
 from tests.kernels.kernel_cases import random_tensor
 
+OTHERS = [torch.float32, torch.bfloat16]
 WIDTHS = [(64, 64), (80, 80), (20, 20), (64, 16), (12, 6), (256, 128)]
 
 
@@ -28,7 +29,11 @@ def test_every_width(head_dim: int, rotary_dim: int, dtype: torch.dtype, device:
 
 
 @every_capability
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("head_dim", "rotary_dim"), WIDTHS)
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in OTHERS)], ids=str
+)
+@pytest.mark.parametrize(
+    ("head_dim", "rotary_dim"), [WIDTHS[0], *(pytest.param(*widths, marks=pytest.mark.slow) for widths in WIDTHS[1:])]
+)
 def test_compiles(head_dim: int, rotary_dim: int, dtype: torch.dtype, capability: int) -> None:
     check_compiled(capability, rotate, OP, *make_arguments(head_dim, rotary_dim, dtype))

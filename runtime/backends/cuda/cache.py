@@ -19,7 +19,7 @@ class CacheViews(NamedTuple):
     value_scales: Tensor | None
 
     @property
-    def strides(self) -> tuple[int, int, int, int]:
+    def strides(self) -> tuple[int, ...]:
         """From block to block and from head to head, of numbers and of scales."""
         scales = (0, 0) if self.key_scales is None else self.key_scales.stride()[:2]
         return (*self.keys.stride()[:2], *scales)

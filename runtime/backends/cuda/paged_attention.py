@@ -16,15 +16,16 @@ from torch import Tensor
 from runtime.backends.cuda.cache import view_layer
 from runtime.backends.cuda.rotate import load_turned
 from runtime.backends.cuda.softmax import LOG2_E, add_keys, divide_weights, matrix_precision
-from runtime.backends.cuda.tiles import Tile, count_tiles, find_sequence, load_rows, round_power
+from runtime.backends.cuda.tiles import MAX_REGISTERS, Tile, count_tiles, find_sequence, load_rows, round_power
 from runtime.kv_cache.blocks import BLOCK_SIZE
 
-Tiles = Mapping[int, Tile]
-"""By head_dim, rounded up. Rows: tokens times heads."""
-HALF: Tiles = {32: Tile(64, 64, 8, 2), 64: Tile(64, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 4, 2)}
-"""Of 16-bit types."""
-FULL: Tiles = {32: Tile(32, 32, 8, 2), 64: Tile(32, 32, 8, 2), 128: Tile(16, 16, 8, 1), 256: Tile(16, 16, 8, 1)}
-"""Of fp32."""
+TILES: Mapping[str, Mapping[int, Tile]] = {
+    "half": {32: Tile(64, 64, 8, 2), 64: Tile(64, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 4, 2)},
+    "half int8": {32: Tile(64, 32, 8, 2), 64: Tile(64, 32, 8, 2), 128: Tile(64, 32, 8, 2), 256: Tile(32, 32, 8, 2)},
+    "full": {32: Tile(32, 32, 8, 2), 64: Tile(32, 32, 8, 2), 128: Tile(16, 16, 8, 1), 256: Tile(16, 16, 8, 1)},
+}
+"""By head_dim, rounded up. Rows: tokens times heads. Half: of 16-bit types, over a cache of int8 or another; full: of
+fp32."""
 PROGRAMS = 512
 """About as many as the largest devices run at once."""
 LEAST_KEYS = 256
@@ -212,9 +213,10 @@ def join_splits_kernel(
     tl.store(places, mean.to(out.dtype.element_ty), mask=columns < HEAD_DIM)
 
 
-def choose_tile(head_dim: int, dtype: torch.dtype, num_rows: int) -> Tile:
+def choose_tile(head_dim: int, dtype: torch.dtype, cache_dtype: torch.dtype, num_rows: int) -> Tile:
     """Of no more rows than a sequence fills. How many keys it takes at a time depends on the model alone."""
-    return (FULL if dtype == torch.float32 else HALF)[round_power(head_dim, 32)].cut(num_rows)
+    kind = "full" if dtype == torch.float32 else "half int8" if cache_dtype == torch.int8 else "half"
+    return TILES[kind][round_power(head_dim, 32)].cut(num_rows)
 
 
 def choose_split(num_programs: int, max_keys: int) -> int:
@@ -248,7 +250,7 @@ def paged_attention(
     views = view_layer(kv_cache, layer)
     num_seqs, num_kv_heads, max_keys = len(cache_seqlens), kv_cache.shape[3], block_table.shape[1] * BLOCK_SIZE
     group = num_heads // num_kv_heads
-    tile = choose_tile(head_dim, q.dtype, group * max_seqlen)
+    tile = choose_tile(head_dim, q.dtype, kv_cache.dtype, group * max_seqlen)
     heads = min(group, tile.rows)
     num_parts = triton.cdiv(group, heads)
     num_tiles = count_tiles(num_tokens, num_seqs, tile.rows // heads)
@@ -299,6 +301,7 @@ def paged_attention(
         PRECISION=matrix_precision(q.dtype),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        maxnreg=MAX_REGISTERS,
     )
     if partial is not None:
         join_splits_kernel[(num_tokens, num_heads)](

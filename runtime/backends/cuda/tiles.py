@@ -5,6 +5,9 @@ from dataclasses import dataclass, replace
 import triton
 import triton.language as tl
 
+MAX_REGISTERS = 255
+"""Of a thread: all that there are. Unless told so ptxas may take fewer, for more programs at once, and spill."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:

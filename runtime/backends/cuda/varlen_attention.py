@@ -16,12 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from runtime.backends.cuda.softmax import LOG2_E, add_keys, divide_weights, matrix_precision
-from runtime.backends.cuda.tiles import Tile, count_tiles, find_sequence, load_rows, round_power
+from runtime.backends.cuda.tiles import MAX_REGISTERS, Tile, count_tiles, find_sequence, load_rows, round_power
 from runtime.ops.varlen_attention import find_reach
 
-Tiles = Mapping[int, Tile]
-"""By head_dim, rounded up."""
-TILES: Mapping[str, Tiles] = {
+TILES: Mapping[str, Mapping[int, Tile]] = {
     "half": {32: Tile(128, 64, 8, 2), 64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
     "half biased": {32: Tile(64, 64, 8, 2), 64: Tile(64, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
     "half by distance": dict.fromkeys((32, 64, 128, 256), Tile(32, 32, 4, 1)),
@@ -33,7 +31,7 @@ TILES: Mapping[str, Tiles] = {
         256: Tile(16, 16, 8, 1),
     },
 }
-"""Half: of 16-bit types; full: of fp32."""
+"""By head_dim, rounded up. Half: of 16-bit types; full: of fp32."""
 
 
 @triton.jit
@@ -311,6 +309,7 @@ def varlen_attention(
         PRECISION=matrix_precision(q.dtype),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        maxnreg=MAX_REGISTERS,
     )
 
 
