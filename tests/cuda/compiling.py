@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import triton
-from triton.backends.compiler import GPUTarget
+from triton.backends.compiler import BaseBackend, GPUTarget
 from triton.compiler.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
@@ -75,16 +75,28 @@ def recorded() -> Iterator[list[Launch]]:
 def compile_launch(launch: Launch, capability: int) -> Report:
     """As JITFunction.run does, for a device of this capability: with the same specialisation of its arguments."""
     kernel, target = launch.kernel, GPUTarget("cuda", capability, 32)
-    backend = make_backend(target)
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    options = dict(launch.options) | {"debug": False}
-    bound, specialization, rest = bind(*launch.args, **options)
+    backend, options = make_backend(target), dict(launch.options) | {"debug": False}
+    bound, specialization, rest = bind(launch, backend)
     made, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, rest)
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=target, options=made.__dict__)
     registers, stack_bytes = read_usage(compiled.asm["cubin"])
     name, shared_bytes = kernel.__name__, compiled.metadata.shared
     return Report(name, capability, registers, stack_bytes, shared_bytes, compiled.metadata.num_warps)
+
+
+def bind(launch: Launch, backend: BaseBackend) -> Any:
+    """The arguments by their names, what Triton specialises on of each, and the options."""
+    kernel = launch.kernel
+    return create_function_from_signature(kernel.signature, kernel.params, backend)(
+        *launch.args, **launch.options, debug=False
+    )
+
+
+def name_variant(launch: Launch) -> str:
+    """What a launch is compiled for: equal for those that share a program."""
+    _, specialization, options = bind(launch, make_backend(GPUTarget("cuda", CAPABILITIES[0], 32)))
+    return f"{launch.kernel.__name__} {specialization} {options}"
 
 
 def read_usage(cubin: bytes) -> tuple[int, int]:

@@ -40,7 +40,7 @@ from runtime.ops import (
     varlen_attention,
 )
 from runtime.passes.pipeline import choose_precision, list_candidates
-from tests.cuda.compiling import recorded
+from tests.cuda.compiling import name_variant, recorded
 from tests.cuda.cuda_cases import move
 from tests.cuda.interpreting import interpreted
 from tests.kernels.paged_scenes import make_scene
@@ -115,10 +115,11 @@ def describe_calls(device: torch.device) -> Mapping[object, tuple[Any, ...]]:
     return {op: move(args, device) for op, args in (calls | describe_other_calls()).items()}
 
 
-def describe_other_calls() -> dict[object, tuple[Any, ...]]:
-    """Over 100 rows of 64, in 16 bits but for the head."""
-    x, vector, ids = torch.zeros(100, 64, dtype=torch.bfloat16), torch.zeros(64), torch.zeros(100, dtype=torch.int64)
-    weight, cu_seqlens = torch.zeros(64, 64, dtype=torch.bfloat16), torch.tensor([0, 30, 100], dtype=torch.int32)
+def describe_other_calls(num_rows: int = 100) -> dict[Any, tuple[Any, ...]]:
+    """Over rows of 64, in 16 bits but for the head."""
+    x, vector = torch.zeros(num_rows, 64, dtype=torch.bfloat16), torch.zeros(64)
+    ids = torch.zeros(num_rows, dtype=torch.int64)
+    weight, cu_seqlens = torch.zeros(64, 64, dtype=torch.bfloat16), torch.tensor([0, 30, num_rows], dtype=torch.int32)
     int8, sums = weight.to(torch.int8), vector.int()
     up, down = torch.zeros(5, 64, 64, dtype=torch.bfloat16), torch.zeros(5, 64, 32, dtype=torch.bfloat16)
     of_experts = (x, torch.zeros(5, 64), up, down, 2, "silu", True, True)
@@ -131,7 +132,7 @@ def describe_other_calls() -> dict[object, tuple[Any, ...]]:
         EXPERTS_SUMMED.target: (*int8_experts, *scales),
         lora.OP: (x, x, torch.zeros(3, 4, 64), ids, torch.zeros(3, 4, 64)),
         add_norm.OP: (x, x, vector, vector, 1e-5),
-        embed_norm.OP: ([x, x], [ids, ids], vector, vector, 1e-5),
+        embed_norm.OP: ([weight, weight], [ids, ids], vector, vector, 1e-5),
         gated_act.OP: (x, "silu"),
         pool.OP: (x, cu_seqlens, "mean", True),
         max_logits.OP: (x.float(), weight.float(), vector, cu_seqlens),
@@ -148,6 +149,18 @@ def test_launchers_read_nothing_from_the_device() -> None:
         with recorded() as launches:
             TRITON_KERNELS[op](*args, out=out)
         assert launches
+
+
+def test_no_number_of_rows_is_compiled_for() -> None:
+    """Where Triton would tell multiples of 16 from other numbers."""
+    variants = []
+    for num_rows in (96, 100):
+        with recorded() as launches:
+            for op, args in describe_other_calls(num_rows).items():
+                on_no_device = move(args, torch.device("meta"))
+                TRITON_KERNELS[op](*on_no_device, out=op(*on_no_device))
+        variants.append([name_variant(launch) for launch in launches])
+    assert variants[0] == variants[1]
 
 
 @pytest.mark.parametrize("make", [tiny_llama, pytest.param(tiny_bert, marks=pytest.mark.slow)])

@@ -32,7 +32,7 @@ def normalize(values, weight, bias, columns, width, eps, IS_RMS: tl.constexpr):
     return values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def add_norm_kernel(
     x,
     residual,

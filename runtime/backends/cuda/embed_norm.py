@@ -7,7 +7,7 @@ from torch import Tensor
 from runtime.backends.cuda.add_norm import choose_tile, normalize
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def embed_norm_kernel(
     tables, indices, strides, sizes, weight, bias, out, num_rows, width, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):

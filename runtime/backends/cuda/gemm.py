@@ -93,7 +93,7 @@ def place_tile(num_rows, num_columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     return (first + place % height) * ROWS, place // height * COLUMNS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def linear_kernel(
     x,
     weight,

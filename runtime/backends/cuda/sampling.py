@@ -78,7 +78,7 @@ def find_token(row, vocab_size, largest, temperature, bits, place, BLOCK: tl.con
     return token
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def draw_kernel(logits, how, token_ids, num_rows, vocab_size, stride_row, BLOCK: tl.constexpr):
     """One row. `how`: temperature, top-k, top-p, min-p and the number that is drawn, [5, num_rows]."""
     number = tl.program_id(0)
