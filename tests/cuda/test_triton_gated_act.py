@@ -15,7 +15,7 @@ from tests.kernels.kernel_cases import random_tensor
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # of numpy's; a device gives infinity
 @pytest.mark.parametrize("dtype", SOME_DTYPES, ids=str)
 @pytest.mark.parametrize("act", ACTIVATIONS)
-@pytest.mark.parametrize(("rows", "width"), [(3, 17), (2, 1100)])
+@pytest.mark.parametrize(("rows", "width"), [(3, 17), pytest.param(2, 1100, marks=pytest.mark.slow)])
 def test_every_activation(rows: int, width: int, act: str, dtype: torch.dtype, device: torch.device) -> None:
     check_kernel(device, gated_act, OP, random_tensor(rows, 2 * width, dtype=dtype) * 3, act)
 
