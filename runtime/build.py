@@ -9,6 +9,7 @@ from torch.fx import Graph, GraphModule
 
 from runtime.backends.backend import Backend
 from runtime.backends.cpu.backend import cpu_backend
+from runtime.backends.cuda.backend import cuda_backend
 from runtime.backends.onnx.backend import export_program, onnx_backend
 from runtime.backends.onnx.inputs import ONNX_RUNTIME
 from runtime.backends.plain.table import plain_backend
@@ -124,7 +125,7 @@ def compile_model(
     backend, named = captured.backend, config.named_precision
     if isinstance(module, Decodes):
         choice = choose_for_generation(named, backend)
-        layout = module.kv_layout(choose_cache_dtype(config, choice))
+        layout = replace(module.kv_layout(choose_cache_dtype(config, choice)), order=backend.kv_order)
         retype_cache(captured.graph_module, layout)
         guessing = None if draft is None else compile_model(draft.model, config, limits, progress)
         num_drafts = 0 if draft is None else draft.num_tokens
@@ -194,6 +195,8 @@ def find_backend(config: EngineConfig, progress: Progress) -> Backend:
     device = torch.device(config.device)
     if config.kind == "onnxruntime":
         return onnx_backend(device)
+    if device.type == "cuda":
+        return cuda_backend(device)
     library = find_library(config, device, progress)
     return plain_backend(device) if library is None else cpu_backend(library)
 

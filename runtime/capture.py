@@ -135,7 +135,7 @@ def retype_cache(graph_module: GraphModule, layout: KVLayout) -> None:
     for node in graph_module.graph.find_nodes(op="placeholder"):
         if node.name == "kv_cache":
             captured = node.meta["val"]
-            dims = (*captured.shape[:-1], layout.head_size)
+            dims = (*captured.shape[:-1], *layout.head_shape)
             node.meta["val"] = captured.new_empty(dims, dtype=layout.dtype)
 
 
@@ -173,7 +173,8 @@ def symbol_names(graph_module: GraphModule) -> dict[str, str]:
         if node.op != "placeholder":
             continue
         value, spec = node.meta["val"], INPUTS[node.name]
-        pairs = zip(value.shape, map(split_dim, spec.dims), strict=True) if spec.dims else [(value, (spec.name, 0))]
+        # A cache by rows has two dimensions for the last one of `spec`.
+        pairs = zip(value.shape, map(split_dim, spec.dims), strict=False) if spec.dims else [(value, (spec.name, 0))]
         for size, (name, _) in pairs:
             if name in SYMBOLS:
                 found |= {str(symbol): name for symbol in sympify(size).free_symbols}

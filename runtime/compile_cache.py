@@ -58,7 +58,14 @@ def find_cache(directory: Path, config: EngineConfig, *settled: object, others: 
         "others": [hash_files(find_files(other, MODEL_FILES)) for other in others],
         "calibration": hash_files([config.quantization] if config.quantization else []),
         "onnxruntime": describe_onnxruntime(config),
-        "settings": (config.kind, config.precision, config.accuracy, config.cpu_kernels, config.memory_cap_mb),
+        "settings": (
+            config.kind,
+            config.device,
+            config.precision,
+            config.accuracy,
+            config.cpu_kernels,
+            config.memory_cap_mb,
+        ),
         "cache": config.kv_cache.dtype,
         "settled": settled,
         **describe_machine(),
@@ -90,6 +97,7 @@ def describe_machine() -> Mapping[str, object]:
         "compiler": find_compiler(),
         "torch": version("torch"),
         "cpu": (platform.machine(), read_cpu()),
+        "gpus": read_gpus(),
     }
 
 
@@ -125,6 +133,12 @@ def read_cpu(path: Path = Path("/proc/cpuinfo")) -> list[str]:
         return [platform.processor()]
     facts = {line for line in path.read_text().splitlines() if line.partition("\t")[0].strip() in CPU_FACTS + ARM_FACTS}
     return sorted(facts)
+
+
+def read_gpus(folder: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
+    """The models of the devices that NVIDIA's driver has, as it names them."""
+    lines = [line for path in folder.glob("*/information") for line in path.read_text().splitlines()]
+    return sorted(line.partition(":")[2].strip() for line in lines if line.startswith("Model:"))
 
 
 def read_choice(path: Path) -> ChosenPrecision | None:

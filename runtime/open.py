@@ -8,6 +8,7 @@ import torch
 from runtime.backends.backend import Kernel
 from runtime.backends.cpu.build import CannotBuild
 from runtime.backends.cpu.library import CpuLibrary, load_library
+from runtime.backends.cuda.library import TRITON, find_draw, load_kernels
 from runtime.backends.onnx.session import Session
 from runtime.backends.plain.table import TORCH_KERNELS
 from runtime.batch import ArraySpec
@@ -74,6 +75,8 @@ def find_kernels(
     if config.kind == "onnxruntime":
         return {}
     name = next(iter(compiled.programs.values())).info.kernels
+    if name == TRITON:
+        return load_kernels()
     library = find_library(config.model_copy(update={"cpu_kernels": name}), device, progress)
     return TORCH_KERNELS if library is None else TORCH_KERNELS | library.kernels
 
@@ -110,7 +113,7 @@ def give_caches(
     )
     device = torch.device(config.device)
     engines = [
-        DecoderEngine(inner, layout.allocate(num_blocks, device), layout.dtype_name, encoder)
+        DecoderEngine(inner, layout.allocate(num_blocks, device), layout.dtype_name, encoder, find_draw(device))
         for inner, layout in zip(inners, layouts, strict=True)
     ]
     if len(engines) == 1:

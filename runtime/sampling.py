@@ -23,7 +23,7 @@ from runtime.batch import (
     TokenMasks,
     TokenRanges,
 )
-from runtime.sampling_filters import draw_tokens, rank_first, take_rows
+from runtime.sampling_filters import DrawTokens, draw_tokens, rank_first, take_rows
 
 BITS = (np.arange(256)[:, None] >> np.arange(8)) & 1
 BYTE_BIAS = np.where(BITS, np.float32(0), np.float32(-np.inf))
@@ -31,7 +31,7 @@ BYTE_BIAS = np.where(BITS, np.float32(0), np.float32(-np.inf))
 
 
 @torch.inference_mode()
-def sample(logits: Tensor, sampling: Sampling) -> SampledTokens:
+def sample(logits: Tensor, sampling: Sampling, draw: DrawTokens = draw_tokens) -> SampledTokens:
     """`logits` fp32 [num_logits, vocab_size] on any device; may be changed in place.
 
     A row that holds NaN or +inf, or forbids every token, gets NO_TOKEN and no logprobs, even if its token was forced;
@@ -51,7 +51,7 @@ def sample(logits: Tensor, sampling: Sampling) -> SampledTokens:
     token_ids = np.where(sampling.forced_ids >= 0, sampling.forced_ids, best_ids)
     drawn = np.flatnonzero(is_usable & (sampling.temperature > 0) & (sampling.forced_ids < 0))
     if len(drawn):
-        token_ids[drawn] = draw_tokens(take_rows(logits, drawn), sampling, drawn)
+        token_ids[drawn] = draw(take_rows(logits, drawn), sampling, drawn)
     token_ids[~is_usable] = NO_TOKEN
     token_logprobs = np.full(len(logits), np.nan, np.float32)
     if len(told):

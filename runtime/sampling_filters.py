@@ -7,6 +7,8 @@ the same, bit by bit, whichever width decides it and whatever other rows there a
 over the whole row, the sums over a prefix do not depend on what follows, and they are in float64, added one by one.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor
 from runtime.batch import IntArray, Sampling
 
 DoubleArray = npt.NDArray[np.float64]
+DrawTokens = Callable[[Tensor, Sampling, IntArray], IntArray]
+"""As `draw_tokens`, which may overwrite the logits."""
 
 WIDTHS = (128, 1024, 4096)
 """How many of the most probable tokens are tried before a whole row is sorted: 0.1, 0.4, 1.3 and 4.7 ms for one row of

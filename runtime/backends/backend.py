@@ -7,6 +7,7 @@ import torch
 from torch.fx import GraphModule
 
 from runtime.config import Precision
+from runtime.kv_cache.layout import KVOrder
 from runtime.quantization.weights import RoundChannels
 
 Kernel = Callable[..., object]
@@ -35,5 +36,7 @@ class Backend:
     it for itself."""
     overflow_free: bool = False
     """int8 weights have to be small enough for sums of 16 bits."""
+    kv_order: KVOrder = "panels"
+    """How the KV cache of generators lies."""
     round_channels: RoundChannels | None = None
     """Rounds weights to int8; None: torch does."""

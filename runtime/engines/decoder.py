@@ -12,6 +12,7 @@ from runtime.engines.transfer import run_warmup, to_output
 from runtime.kv_cache.examples import page_alone, place_source
 from runtime.memory.lifetimes import BatchShape
 from runtime.sampling import sample
+from runtime.sampling_filters import DrawTokens, draw_tokens
 
 
 class Computes(Protocol):
@@ -33,16 +34,25 @@ class Computes(Protocol):
 
 
 class DecoderEngine:
-    """`inner` computes logits; `encoder`, of an encoder-decoder, writes what it makes of sources into the cache.
+    """`inner` computes logits; `encoder`, of an encoder-decoder, writes what it makes of sources into the cache; `draw`
+    takes random tokens where they are wanted.
 
     Mutable: `kv_cache`, as in `runtime.kv_cache.layout`. One caller at a time.
     """
 
-    def __init__(self, inner: Computes, kv_cache: Tensor, kv_cache_dtype: str, encoder: Computes | None = None) -> None:
+    def __init__(
+        self,
+        inner: Computes,
+        kv_cache: Tensor,
+        kv_cache_dtype: str,
+        encoder: Computes | None = None,
+        draw: DrawTokens = draw_tokens,
+    ) -> None:
         self.inner = inner
         self.encoder = encoder
         self.programs = (inner,) if encoder is None else (inner, encoder)
         self.kv_cache = kv_cache
+        self.draw = draw
         self.info = replace(
             inner.info if encoder is None else join_infos(inner.info, encoder.info),
             num_blocks=kv_cache.shape[1],
@@ -72,7 +82,7 @@ class DecoderEngine:
                 if batch.paging.sources is not None and batch.paging.sources.batch is not None:
                     self.encode(batch.paging.sources.batch)
                 outputs = dict(self.inner.compute(batch, kv_cache=self.kv_cache))
-                tokens = sample(outputs.pop("logits"), batch.paging.sampling)
+                tokens = sample(outputs.pop("logits"), batch.paging.sampling, self.draw)
                 return replace(to_output(outputs), tokens=tokens)
         except (RuntimeError, IndexError) as error:
             raise error if isinstance(error, EngineError) else EngineError(f"sampling failed: {error}") from error

@@ -46,7 +46,7 @@ def choose_precision(wanted: Precision, backend: Backend) -> PrecisionChoice:
         return PrecisionChoice(wanted, DTYPES[wanted], "configured")
     if wanted == "int8" and backend.int8_dtype != torch.bfloat16:
         return PrecisionChoice(wanted, backend.int8_dtype, "configured")
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_cpu_bf16()
+    native = has_cuda_bf16(device) if device.type == "cuda" else has_cpu_bf16()
     reason = f"configured; this {device.type.upper()} {'has' if native else 'has no'} bf16 matrix instructions"
     return PrecisionChoice(wanted, torch.bfloat16, reason)
 
@@ -54,7 +54,7 @@ def choose_precision(wanted: Precision, backend: Backend) -> PrecisionChoice:
 def list_candidates(backend: Backend) -> list[PrecisionChoice]:
     """What `auto` chooses among, the most exact first: 16-bit types only where there are instructions for them."""
     if backend.device.type == "cuda":
-        return [choose_precision("bf16" if torch.cuda.is_bf16_supported() else "fp32", backend)]
+        return [choose_precision("bf16" if has_cuda_bf16(backend.device) else "fp16", backend)]
     names: list[Precision] = ["fp32", *(["bf16"] if has_cpu_bf16() else []), "int8"]  # type: ignore[list-item]
     return [choose_precision(name, backend) for name in names if name in backend.precisions]
 
@@ -62,6 +62,11 @@ def list_candidates(backend: Backend) -> list[PrecisionChoice]:
 def has_cpu_bf16() -> bool:
     """Whether this CPU has instructions that multiply matrices of bf16."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def has_cuda_bf16(device: torch.device) -> bool:
+    """The same of a CUDA device: from Ampere on. What torch calls supported may be emulated, and slower than fp32."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def list_passes(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runtime.backends.backend import Kernel
 from runtime.kv_cache.blocks import BLOCK_SIZE
-from runtime.kv_cache.layout import KVLayout
+from runtime.kv_cache.layout import KVLayout, KVOrder
 from runtime.ops import paged_attention, store_kv
 from tests.kernels.kernel_cases import GUARD, borders, random_tensor, run_kernel
 
@@ -144,16 +144,17 @@ def make_scene(
     rotary_dim: int = 0,
     stale: float = 0.0,
     reach: int = 0,
+    order: KVOrder = "panels",
     **form: Any,
 ) -> Scene:
     """`heads`: of queries, of keys. `stale`: what lies where nothing was written; NaN also for the scales of int8.
     `reach`: of a bias by distance, 0 for none."""
     num_heads, num_kv_heads = heads
     blocks_of = [-(-seqlen // BLOCK_SIZE) for seqlen in seqlens]
-    order = torch.randperm(sum(blocks_of) + 3, generator=torch.Generator().manual_seed(1)).tolist()
+    blocks = torch.randperm(sum(blocks_of) + 3, generator=torch.Generator().manual_seed(1)).tolist()
     starts = [sum(blocks_of[:index]) for index in range(len(seqlens))]
-    layout = KVLayout(NUM_LAYERS, num_kv_heads, head_dim, cache_dtype)
-    shape = layout.allocate(len(order), torch.device("cpu")).shape
+    layout = KVLayout(NUM_LAYERS, num_kv_heads, head_dim, cache_dtype, order)
+    shape = layout.allocate(len(blocks), torch.device("cpu")).shape
     size = shape.numel() + 2 * GUARD
     # Bytes of -1 are numbers of -1, with scales of NaN behind them.
     fill = (0 if stale == 0 else -1) if cache_dtype == torch.int8 else stale
@@ -162,7 +163,7 @@ def make_scene(
         q=[random_tensor(seqlen, num_heads, head_dim, dtype=dtype, seed=1 + i) for i, seqlen in enumerate(seqlens)],
         k=[random_tensor(seqlen, num_kv_heads, head_dim, dtype=dtype, seed=2 + i) for i, seqlen in enumerate(seqlens)],
         v=[random_tensor(seqlen, num_kv_heads, head_dim, dtype=dtype, seed=3 + i) for i, seqlen in enumerate(seqlens)],
-        blocks=[order[start : start + count] for start, count in zip(starts, blocks_of, strict=True)],
+        blocks=[blocks[start : start + count] for start, count in zip(starts, blocks_of, strict=True)],
         buffer=buffer,
         cache=buffer[GUARD:-GUARD].view(shape),
         rotary=make_rotary(rotary_dim) if rotary_dim else None,

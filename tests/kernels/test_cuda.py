@@ -1,4 +1,4 @@
-"""The same program on a CUDA device: engines there run torch's own kernels for now."""
+"""The same program on a CUDA device, by Triton's kernels and torch's."""
 
 import numpy as np
 import pytest

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime import compile_cache
-from runtime.compile_cache import drop_unused, find_cache, read_choice, read_cpu
+from runtime.compile_cache import drop_unused, find_cache, read_choice, read_cpu, read_gpus
 from runtime.config import EngineConfig
 
 CPUINFO = """\
@@ -66,6 +66,7 @@ def test_files(model: Path, changed: str) -> None:
         {"accuracy": "fast"},
         {"precision": "auto_per_bucket"},
         {"cpu_kernels": "torch"},
+        {"device": "cuda"},
         {"memory_cap_mb": 100},
         {"kv_cache": {"dtype": "int8"}},
     ],
@@ -110,12 +111,27 @@ def test_threads_and_limits(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("find_compiler", lambda: "g++ 99"), ("version", lambda package: "99"), ("read_cpu", list)]
+    ("name", "value"),
+    [
+        ("find_compiler", lambda: "g++ 99"),
+        ("version", lambda package: "99"),
+        ("read_cpu", list),
+        ("read_gpus", lambda: ["NVIDIA L4"]),
+    ],
 )
 def test_machine(model: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Callable[..., object]) -> None:
     path = find_cache(model, EngineConfig())
     monkeypatch.setattr(compile_cache, name, value)
     assert find_cache(model, EngineConfig()) != path
+
+
+def test_gpus_are_told_apart_by_their_models(tmp_path: Path) -> None:
+    """Not by where they are plugged in."""
+    assert read_gpus(tmp_path) == []
+    for bus, name in (("0000:01:00.0", "NVIDIA L4"), ("0000:02:00.0", "NVIDIA A10")):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "information").write_text(f"Model: \t\t {name}\nIRQ:   \t\t 170\nBus Location: \t {bus}\n")
+    assert read_gpus(tmp_path) == ["NVIDIA A10", "NVIDIA L4"]
 
 
 def write_cpu(path: Path, *, model: int = 1, mhz: float = 2450.0, flags: str = "") -> list[str]:

@@ -1,0 +1,17 @@
+"""A CUDA device as a target: Triton's kernels where it has instructions for them, torch's in all other places."""
+
+import torch
+
+from runtime.backends.backend import Backend
+from runtime.backends.cuda.library import LEAST_CAPABILITY, TRITON, load_kernels
+from runtime.backends.cuda.sum_weights import sum_weights
+from runtime.backends.plain.table import plain_backend
+
+PASSES = (("sum_weights", sum_weights),)
+
+
+def cuda_backend(device: torch.device) -> Backend:
+    """torch's kernels, and Triton's in their place. Raises UnusableConfig."""
+    if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+        return plain_backend(device)
+    return Backend(TRITON, device, load_kernels(), PASSES, kv_order="rows")

@@ -1,0 +1,41 @@
+"""What devices run, loaded when one is used: the kernels, and what draws tokens."""
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+
+import torch
+
+from runtime.backends.backend import Kernel
+from runtime.backends.plain.table import TORCH_KERNELS
+from runtime.config import UnusableConfig
+from runtime.sampling_filters import DrawTokens, draw_tokens
+
+TRITON = "triton"
+"""The kernels' name."""
+LEAST_CAPABILITY = (8, 0)
+"""From Ampere on there are matrix instructions for every type that the kernels compute in."""
+
+
+def find_draw(device: torch.device) -> DrawTokens:
+    """What draws tokens from logits that lie there."""
+    has_kernels = device.type == "cuda" and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+    if not has_kernels or importlib.util.find_spec("triton") is None:
+        return draw_tokens
+    draw: DrawTokens = importlib.import_module("runtime.backends.cuda.sampling").draw_tokens
+    return draw
+
+
+def load_kernels() -> Mapping[object, Kernel]:
+    """Of devices from LEAST_CAPABILITY on. Raises UnusableConfig where Triton is not installed."""
+    try:
+        table = importlib.import_module("runtime.backends.cuda.table")
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise UnusableConfig(
+            "engine.device cuda: Triton is not installed, which torch's wheels for CUDA bring along. Install "
+            "padless[gpu], or set device to cpu"
+        ) from None
+    kernels: Mapping[object, Kernel] = table.TRITON_KERNELS
+    return TORCH_KERNELS | dict(kernels)
