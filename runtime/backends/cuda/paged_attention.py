@@ -16,13 +16,23 @@ from torch import Tensor
 from runtime.backends.cuda.cache import view_layer
 from runtime.backends.cuda.rotate import load_turned
 from runtime.backends.cuda.softmax import LOG2_E, add_keys, divide_weights, matrix_precision
-from runtime.backends.cuda.tiles import MAX_REGISTERS, Tile, count_tiles, find_sequence, load_rows, round_power
+from runtime.backends.cuda.tiles import Tile, count_tiles, find_sequence, load_rows, round_power
 from runtime.kv_cache.blocks import BLOCK_SIZE
 
 TILES: Mapping[str, Mapping[int, Tile]] = {
-    "half": {32: Tile(64, 64, 8, 2), 64: Tile(64, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 4, 2)},
-    "half int8": {32: Tile(64, 32, 8, 2), 64: Tile(64, 32, 8, 2), 128: Tile(64, 32, 8, 2), 256: Tile(32, 32, 8, 2)},
-    "full": {32: Tile(32, 32, 8, 2), 64: Tile(32, 32, 8, 2), 128: Tile(16, 16, 8, 1), 256: Tile(16, 16, 8, 1)},
+    "half": {
+        32: Tile(64, 64, 8, 2, 255),
+        64: Tile(64, 64, 8, 2, 255),
+        128: Tile(64, 64, 8, 2, 255),
+        256: Tile(32, 32, 4, 2, 255),
+    },
+    "half int8": {
+        32: Tile(64, 32, 8, 2, 255),
+        64: Tile(64, 32, 8, 2, 255),
+        128: Tile(64, 32, 8, 2, 255),
+        256: Tile(32, 32, 8, 2, 255),
+    },
+    "full": {32: Tile(32, 32, 8, 2), 64: Tile(32, 32, 8, 2), 128: Tile(16, 16, 8, 1, 255), 256: Tile(16, 16, 8, 1)},
 }
 """By head_dim, rounded up. Rows: tokens times heads. Half: of 16-bit types, over a cache of int8 or another; full: of
 fp32."""
@@ -301,7 +311,7 @@ def paged_attention(
         PRECISION=matrix_precision(q.dtype),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        maxnreg=MAX_REGISTERS,
+        maxnreg=tile.max_registers,
     )
     if partial is not None:
         join_splits_kernel[(num_tokens, num_heads)](

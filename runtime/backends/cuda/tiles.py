@@ -5,19 +5,18 @@ from dataclasses import dataclass, replace
 import triton
 import triton.language as tl
 
-MAX_REGISTERS = 255
-"""Of a thread: all that there are. Unless told so ptxas may take fewer, for more programs at once, and spill."""
-
 
 @dataclass(frozen=True, slots=True)
 class Tile:
     """`rows`: tokens, queries or rows of a result that one program computes; `columns`: keys, or columns, that it takes
-    at a time, 0 where it takes all."""
+    at a time, 0 where it takes all. `max_registers`: of a thread; None leaves them to ptxas, which may take fewer, for
+    more programs at once, and spill a little."""
 
     rows: int
     columns: int = 0
     num_warps: int = 4
     num_stages: int = 2
+    max_registers: int | None = None
 
     def cut(self, num_rows: int) -> "Tile":
         """Of no more rows than that takes. What a row's result is does not depend on how many there are."""

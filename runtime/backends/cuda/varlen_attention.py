@@ -16,20 +16,25 @@ import triton.language as tl
 from torch import Tensor
 
 from runtime.backends.cuda.softmax import LOG2_E, add_keys, divide_weights, matrix_precision
-from runtime.backends.cuda.tiles import MAX_REGISTERS, Tile, count_tiles, find_sequence, load_rows, round_power
+from runtime.backends.cuda.tiles import Tile, count_tiles, find_sequence, load_rows, round_power
 from runtime.ops.varlen_attention import find_reach
 
 TILES: Mapping[str, Mapping[int, Tile]] = {
-    "half": {32: Tile(128, 64, 8, 2), 64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
-    "half biased": {32: Tile(64, 64, 8, 2), 64: Tile(64, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
-    "half by distance": dict.fromkeys((32, 64, 128, 256), Tile(32, 32, 4, 1)),
-    "full": {32: Tile(64, 16, 8, 2), 64: Tile(64, 16, 8, 2), 128: Tile(32, 32, 8, 2), 256: Tile(32, 32, 8, 1)},
-    "full by distance": {
-        32: Tile(16, 32, 8, 1),
-        64: Tile(16, 32, 8, 1),
-        128: Tile(16, 16, 8, 1),
-        256: Tile(16, 16, 8, 1),
+    "half": {
+        32: Tile(128, 64, 8, 2, 255),
+        64: Tile(128, 64, 8, 2, 255),
+        128: Tile(64, 64, 8, 2, 255),
+        256: Tile(64, 32, 8, 2, 255),
     },
+    "half biased": {
+        32: Tile(64, 64, 8, 2, 255),
+        64: Tile(64, 64, 8, 2, 255),
+        128: Tile(64, 64, 8, 2, 255),
+        256: Tile(32, 32, 8, 2, 255),
+    },
+    "half by distance": dict.fromkeys((32, 64, 128), Tile(32, 32, 4, 1)) | {256: Tile(16, 16, 4, 1)},
+    "full": {32: Tile(64, 16, 8, 2), 64: Tile(64, 16, 8, 2), 128: Tile(16, 32, 8, 2), 256: Tile(16, 16, 8, 1, 255)},
+    "full by distance": dict.fromkeys((32, 64), Tile(16, 32, 8, 1)) | dict.fromkeys((128, 256), Tile(16, 16, 8, 1)),
 }
 """By head_dim, rounded up. Half: of 16-bit types; full: of fp32."""
 
@@ -309,7 +314,7 @@ def varlen_attention(
         PRECISION=matrix_precision(q.dtype),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        maxnreg=MAX_REGISTERS,
+        maxnreg=tile.max_registers,
     )
 
 
