@@ -15,7 +15,6 @@ from torch import Tensor
 from runtime.backends.backend import Kernel
 from runtime.backends.cpu.native import Arguments, NativeKernel, lies_as_wanted
 from runtime.backends.cpu.tape import Tape
-from runtime.batch import Arrays
 from runtime.engine import EngineError
 from runtime.memory.arena import Layout
 from runtime.memory.lifetimes import SYMBOLS, Formula
@@ -33,10 +32,9 @@ class BoundProgram:
     """`kernels`: by op, of everything that the program has planned. Mutable: where things lie in the current step, and
     the tensors made for torch."""
 
-    def __init__(self, program: Program, device: torch.device, kernels: Mapping[object, Kernel]) -> None:
+    def __init__(self, program: Program, kernels: Mapping[object, Kernel]) -> None:
         self.program = program
         self.kernels = kernels
-        self.device = device
         self.sizes = Sizes()
         self.memory = Memory(program, self.sizes)
         self.planned_roots = np.array([each.root for each in program.planned], np.int64)
@@ -78,21 +76,21 @@ class BoundProgram:
         self,
         symbols: Sequence[int],
         layout: Layout[Tensor],
-        arrays: Arrays,
+        inputs: Mapping[str, Tensor],
         kept: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """The outputs by name, in memory that belongs to the next step. `symbols`: SYMBOLS of the batch; `kept`: inputs
-        that stay from step to step.
+        """The outputs by name, in memory that belongs to the next step. `symbols`: SYMBOLS of the batch; `inputs`:
+        its arrays, on the device; `kept`: inputs that stay from step to step.
 
         Raises RuntimeError or IndexError where a kernel fails; EngineError where an input is missing.
         """
-        missing = self.program.read_inputs - arrays.keys() - kept.keys() - {*SYMBOLS}
+        missing = self.program.read_inputs - inputs.keys() - kept.keys() - {*SYMBOLS}
         if missing:
             raise EngineError(f"the model reads {', '.join(sorted(missing))}, which the batch does not have")
-        for name, tensor in kept.items():  # arrays were checked; kernels would write beside a cache of another type
+        for name, tensor in kept.items():  # the others were checked; kernels would write beside a cache of another type
             assert tensor.dtype == self.program.input_dtypes[name], f"{name} is {tensor.dtype}. This is a bug."
         self.resize(tuple(symbols), layout)
-        self.memory.take_inputs(arrays, kept, self.device)
+        self.memory.take_inputs({**inputs, **kept})
         if self.tape is not None:
             self.tape.place(self.memory.bases, self.numbers)
         try:
@@ -201,10 +199,9 @@ class Memory:
         self.places = dict(zip(roots.tolist(), layout.places, strict=True))
         self.tensors.clear()
 
-    def take_inputs(self, arrays: Arrays, kept: Mapping[str, Tensor], device: torch.device) -> None:
-        """Read where they are: arrays stay as long as the step."""
-        tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        for name, tensor in (tensors | dict(kept)).items():
+    def take_inputs(self, inputs: Mapping[str, Tensor]) -> None:
+        """Read where they are: they stay as long as the step."""
+        for name, tensor in inputs.items():
             root = self.program.inputs[name]
             self.objects[root] = tensor
             self.bases[root] = tensor.data_ptr()
