@@ -118,7 +118,8 @@ def fill_up(arrays: Arrays, shape: BatchShape, bucket: Bucket) -> Arrays:
     """The arrays of a batch of this shape, followed by those of scratch sequences."""
     filled = {name: widen(name, array, bucket) for name, array in arrays.items()}
     lengths = divide(bucket.shape.num_tokens - shape.num_tokens, bucket.shape.num_seqs - shape.num_seqs)
-    filled["cu_seqlens"][shape.num_seqs + 1 :] = shape.num_tokens + lengths.cumsum()
+    if "cu_seqlens" in filled:
+        filled["cu_seqlens"][shape.num_seqs + 1 :] = shape.num_tokens + lengths.cumsum()
     for name in filled.keys() & {"num_keys", "cache_seqlens"}:
         filled[name][shape.num_seqs :] = lengths
     if "logit_rows" in filled:  # in ascending order

@@ -3,7 +3,6 @@ running what was recorded again."""
 
 import logging
 import random
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from runtime.build import build_engine, describe
 from runtime.capture import capture
 from runtime.config import EngineConfig, UnusableConfig
 from runtime.engines.buckets import Bucket, Buckets, climb, divide, fill_up
-from runtime.engines.cuda_graphs import CudaGraphsEngine, Outputs, Step
+from runtime.engines.cuda_graphs import CudaGraphsEngine
 from runtime.engines.decoder import DecoderEngine
 from runtime.engines.planned import PlannedEngine
 from runtime.engines.transfer import Staging, make_batch, take_arrays
@@ -27,6 +26,7 @@ from runtime.memory.lifetimes import BatchShape
 from runtime.passes.pipeline import choose_precision, list_passes
 from runtime.program import Program
 from tests.kernels.kernel_cases import find_backend
+from tests.kernels.repeating import Repeating
 from tests.kernels.tiny_graphs import CPU, LLAMA_CONFIG, random_batch, rewrite, tiny_bert, tiny_llama
 from tests.tolerances import check_close
 
@@ -35,27 +35,6 @@ BACKEND = find_backend("torch")
 CHOICE = choose_precision("fp32", BACKEND)
 NUM_BLOCKS = 24
 LAYOUT = KVLayout(LLAMA_CONFIG.num_layers, LLAMA_CONFIG.num_kv_heads, LLAMA_CONFIG.head_dim, torch.float32)
-
-
-class Repeating:
-    """In place of CudaRecorder: runs a recorded step again. Mutable: how often, and how many steps can be recorded."""
-
-    def __init__(self, most: int = 1000) -> None:
-        self.num_replays = 0
-        self.room = most
-
-    def record(self, step: Step) -> tuple[Callable[[], None], Outputs]:
-        if not self.room:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        self.room -= 1
-        outputs = step()
-
-        def replay() -> None:
-            self.num_replays += 1
-            for name, values in step().items():
-                assert values.data_ptr() == outputs[name].data_ptr(), "The arena has moved."
-
-        return replay, outputs
 
 
 def silent(stage: str, done: int, total: int) -> None:
