@@ -242,7 +242,7 @@ def check_engine_options(engine: EngineConfig) -> None:
         raise ValueError("engine.kind cuda_graphs needs engine.device cuda. Set device to cuda, or kind to planned")
     if engine.kind not in ("planned", "cuda_graphs") and engine.memory_cap_mb is not None:
         raise ValueError(
-            f"engine.memory_cap_mb is for kinds planned and cuda_graphs, and engine.kind is {engine.kind}. Leave it out"
+            f"engine.memory_cap_mb is for kind planned or cuda_graphs, and engine.kind is {engine.kind}. Leave it out"
         )
     if engine.quantization is not None and (not engine.is_compiled or engine.named_precision not in ("int8", None)):
         raise ValueError(
