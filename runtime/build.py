@@ -86,8 +86,12 @@ class Captured:
         if self.config.kind == "onnxruntime":
             largest = self.limits.largest()
             return export_program(graph_module, largest, describe(program, choice, largest, self.backend))
-        largest = fit_capacity(program, self.limits.largest(), self.limits.least_tokens, cap_bytes)
-        return PlannedProgram(program, largest, describe(program, choice, largest, self.backend), cap_bytes)
+        wanted = self.limits.largest()
+        if self.config.kind == "cuda_graphs":  # the fullest batch has room for a scratch sequence, too
+            wanted = wanted._replace(num_seqs=min(wanted.num_seqs + 1, wanted.num_tokens))
+        largest = fit_capacity(program, wanted, self.limits.least_tokens, cap_bytes)
+        info = replace(describe(program, choice, largest, self.backend), kind=self.config.kind)
+        return PlannedProgram(program, largest, info, cap_bytes)
 
 
 def build_engine(
@@ -195,6 +199,8 @@ def find_backend(config: EngineConfig, progress: Progress) -> Backend:
     device = torch.device(config.device)
     if config.kind == "onnxruntime":
         return onnx_backend(device)
+    if config.kind == "cuda_graphs" and device.type != "cuda":
+        raise UnusableConfig("engine.kind cuda_graphs needs engine.device cuda. Set device to cuda, or kind to planned")
     if device.type == "cuda":
         return cuda_backend(device)
     library = find_library(config, device, progress)

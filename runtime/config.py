@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-EngineKind = Literal["planned", "onnxruntime", "reference", "null"]
+EngineKind = Literal["planned", "cuda_graphs", "onnxruntime", "reference", "null"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 FileInput = Literal["input_ids", "attention_mask", "token_type_ids", "position_ids"]
 AccuracyLevel = Literal["strict", "balanced", "fast"]
@@ -78,8 +78,9 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: EngineKind = "planned"
-    """`planned`: fused graph in planned memory. `onnxruntime`: the same graph in ONNX Runtime, or an ONNX file as it
-    is. `reference`: the module op by op. `null`: computes nothing."""
+    """`planned`: fused graph in planned memory. `cuda_graphs`: the same, its small steps recorded at warm-up and
+    replayed (device cuda). `onnxruntime`: the same graph in ONNX Runtime, or an ONNX file as it is. `reference`: the
+    module op by op. `null`: computes nothing."""
     precision: Literal["auto", "auto_per_bucket", Precision] = "auto"
     """`auto`: one precision for all batches of all replicas, the fastest here that `accuracy` admits, measured at the
     first start. `auto_per_bucket`: the same for each size of batch, so that a text's numbers depend on how many tokens
@@ -133,7 +134,7 @@ class EngineConfig(BaseModel):
     @property
     def is_compiled(self) -> bool:
         """Whether models are compiled before any engine of this kind starts."""
-        return self.kind in ("planned", "onnxruntime")
+        return self.kind in ("planned", "cuda_graphs", "onnxruntime")
 
     @property
     def named_precision(self) -> Precision | None:

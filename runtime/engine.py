@@ -15,6 +15,14 @@ class EngineError(RuntimeError):
     """A step failed; the engine can run the next one."""
 
 
+class OutOfMemory(EngineError):
+    """The device has no memory for a step as large as this one."""
+
+
+class DeviceLost(EngineError):
+    """The device computes nothing more for this process: every further step would fail too."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryStats:
     """Bytes, and counts since the start. `reserved` is held from the system, `in_use` is the last step's plan."""

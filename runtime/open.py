@@ -17,6 +17,7 @@ from runtime.config import EngineConfig, UnusableConfig
 from runtime.device import check_device
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.adaptive import AdaptiveEngine
+from runtime.engines.cuda_graphs import CudaGraphsEngine, CudaRecorder
 from runtime.engines.decoder import Computes, DecoderEngine
 from runtime.engines.null import NullEngine
 from runtime.engines.null_decoder import NullDecoder
@@ -65,7 +66,8 @@ def open_program(
         info = replace(compiled.info, nodes=session.count_nodes())
         return OnnxEngine(session, compiled.largest, info, compiled.num_features)
     device = torch.device(config.device)
-    return PlannedEngine(compiled.program, kernels, compiled.largest, device, compiled.info, compiled.cap_bytes)
+    parts = compiled.program, kernels, compiled.largest, device, compiled.info, compiled.cap_bytes
+    return CudaGraphsEngine(*parts, CudaRecorder()) if config.kind == "cuda_graphs" else PlannedEngine(*parts)
 
 
 def find_kernels(

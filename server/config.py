@@ -240,12 +240,16 @@ class ModelConfig(Section):
 
 def check_engine_options(engine: EngineConfig) -> None:
     """Options that this kind of engine would ignore. Raises ValueError."""
-    if engine.kind != "planned" and engine.memory_cap_mb is not None:
-        raise ValueError(f"engine.memory_cap_mb is for kind planned, and engine.kind is {engine.kind}. Leave it out")
+    if engine.kind == "cuda_graphs" and engine.device != "cuda":
+        raise ValueError("engine.kind cuda_graphs needs engine.device cuda. Set device to cuda, or kind to planned")
+    if engine.kind not in ("planned", "cuda_graphs") and engine.memory_cap_mb is not None:
+        raise ValueError(
+            f"engine.memory_cap_mb is for kind planned or cuda_graphs, and engine.kind is {engine.kind}. Leave it out"
+        )
     if engine.quantization is not None and (not engine.is_compiled or engine.named_precision not in ("int8", None)):
         raise ValueError(
-            "engine.quantization is for kinds planned and onnxruntime with precision int8 or auto; kind is "
-            f"{engine.kind} and precision is {engine.precision}. Set precision to int8, or leave quantization out"
+            "engine.quantization is for kinds planned, cuda_graphs and onnxruntime with precision int8 or auto; kind "
+            f"is {engine.kind} and precision is {engine.precision}. Set precision to int8, or leave quantization out"
         )
     if engine.kind == "onnxruntime" and (engine.device != "cpu" or engine.cpu_kernels != "auto"):
         raise ValueError(

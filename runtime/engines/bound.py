@@ -15,7 +15,6 @@ from torch import Tensor
 from runtime.backends.backend import Kernel
 from runtime.backends.cpu.native import Arguments, NativeKernel, lies_as_wanted
 from runtime.backends.cpu.tape import Tape
-from runtime.batch import Arrays
 from runtime.engine import EngineError
 from runtime.memory.arena import Layout
 from runtime.memory.lifetimes import SYMBOLS, Formula
@@ -33,10 +32,9 @@ class BoundProgram:
     """`kernels`: by op, of everything that the program has planned. Mutable: where things lie in the current step, and
     the tensors made for torch."""
 
-    def __init__(self, program: Program, device: torch.device, kernels: Mapping[object, Kernel]) -> None:
+    def __init__(self, program: Program, kernels: Mapping[object, Kernel]) -> None:
         self.program = program
         self.kernels = kernels
-        self.device = device
         self.sizes = Sizes()
         self.memory = Memory(program, self.sizes)
         self.planned_roots = np.array([each.root for each in program.planned], np.int64)
@@ -78,21 +76,21 @@ class BoundProgram:
         self,
         symbols: Sequence[int],
         layout: Layout[Tensor],
-        arrays: Arrays,
+        inputs: Mapping[str, Tensor],
         kept: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """The outputs by name, in memory that belongs to the next step. `symbols`: SYMBOLS of the batch; `kept`: inputs
-        that stay from step to step.
+        """The outputs by name, in memory that belongs to the next step. `symbols`: SYMBOLS of the batch; `inputs`:
+        its arrays, on the device; `kept`: inputs that stay from step to step.
 
         Raises RuntimeError or IndexError where a kernel fails; EngineError where an input is missing.
         """
-        missing = self.program.read_inputs - arrays.keys() - kept.keys() - {*SYMBOLS}
+        missing = self.program.read_inputs - inputs.keys() - kept.keys() - {*SYMBOLS}
         if missing:
             raise EngineError(f"the model reads {', '.join(sorted(missing))}, which the batch does not have")
-        for name, tensor in kept.items():  # arrays were checked; kernels would write beside a cache of another type
+        for name, tensor in kept.items():  # the others were checked; kernels would write beside a cache of another type
             assert tensor.dtype == self.program.input_dtypes[name], f"{name} is {tensor.dtype}. This is a bug."
         self.resize(tuple(symbols), layout)
-        self.memory.take_inputs(arrays, kept, self.device)
+        self.memory.take_inputs({**inputs, **kept})
         if self.tape is not None:
             self.tape.place(self.memory.bases, self.numbers)
         try:
@@ -174,8 +172,6 @@ class Memory:
         self.late = {each.root for each in program.instructions if each.kind != "planned"}
         self.passing = self.late | {*program.inputs.values()}
         """Roots whose tensors are others in each step."""
-        self.fetched: set[int] = set()
-        """Roots that somebody wants tensors of; of all others addresses do."""
         self.has_moved = False
         self.sizes_of: dict[View, tuple[list[int], list[int], int]] = {}
         self.tensors: dict[View, Tensor] = {}
@@ -187,7 +183,6 @@ class Memory:
         if isinstance(value, View):
             dims, strides = ([self.sizes.add(each) for each in formulas] for formulas in (value.dims, value.strides))
             self.sizes_of[value] = dims, strides, self.sizes.add(value.offset)
-            self.fetched.add(value.root)
         elif isinstance(value, Formula):
             self.sizes.add(value)
         elif isinstance(value, dict | list | tuple):
@@ -204,18 +199,12 @@ class Memory:
         self.places = dict(zip(roots.tolist(), layout.places, strict=True))
         self.tensors.clear()
 
-    def take_inputs(self, arrays: Arrays, kept: Mapping[str, Tensor], device: torch.device) -> None:
-        """Read where they are: arrays stay as long as the step."""
-        inputs = self.program.inputs
-        tensors = dict(kept)
-        for name, array in arrays.items():
-            if device.type == "cpu" and inputs[name] not in self.fetched:
-                self.bases[inputs[name]] = array.ctypes.data
-            else:
-                tensors[name] = torch.from_numpy(array).to(device)
-        for name, tensor in tensors.items():
-            self.objects[inputs[name]] = tensor
-            self.bases[inputs[name]] = tensor.data_ptr()
+    def take_inputs(self, inputs: Mapping[str, Tensor]) -> None:
+        """Read where they are: they stay as long as the step."""
+        for name, tensor in inputs.items():
+            root = self.program.inputs[name]
+            self.objects[root] = tensor
+            self.bases[root] = tensor.data_ptr()
 
     def keep(self, root: int, result: Any, view: View | None) -> None:
         """What torch has given; as the program has foreseen it, where others may read it by its address."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from runtime.batch import Batch, Output
-from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
+from runtime.engine import EngineError, EngineInfo, MemoryStats, OutOfMemory, Progress
+from runtime.engines.failures import empty_cache, explain_failure
 from runtime.engines.transfer import run_warmup, to_output
 from runtime.kv_cache.examples import page_alone, place_source
 from runtime.memory.lifetimes import BatchShape
@@ -24,7 +25,7 @@ class Computes(Protocol):
 
     def compute(self, batch: Batch, **memory: Tensor) -> dict[str, Tensor]: ...
 
-    def prepare(self) -> None: ...
+    def prepare(self, progress: Progress, **memory: Tensor) -> None: ...
 
     def memory(self) -> MemoryStats: ...
 
@@ -63,10 +64,10 @@ class DecoderEngine:
 
     def warmup(self, progress: Progress) -> None:
         """As PlannedEngine does."""
-        self.inner.prepare()
+        self.inner.prepare(progress, kv_cache=self.kv_cache)
         run_warmup(lambda batch: self.run(self.page(batch)), self.inner.largest, progress)
         if self.encoder is not None:
-            self.encoder.prepare()
+            self.encoder.prepare(progress, kv_cache=self.kv_cache)
             width = self.encoder.num_features
             run_warmup(lambda batch: self.encode(place_source(batch, width)), self.encoder.largest, progress)
 
@@ -84,8 +85,13 @@ class DecoderEngine:
                 outputs = dict(self.inner.compute(batch, kv_cache=self.kv_cache))
                 tokens = sample(outputs.pop("logits"), batch.paging.sampling, self.draw)
                 return replace(to_output(outputs), tokens=tokens)
+        except EngineError:
+            raise
         except (RuntimeError, IndexError) as error:
-            raise error if isinstance(error, EngineError) else EngineError(f"sampling failed: {error}") from error
+            failure = explain_failure(error, "sampling failed")
+            if isinstance(failure, OutOfMemory):
+                empty_cache()
+            raise failure from error
 
     def encode(self, sources: Batch) -> None:
         """Into the cache, where `slot_mapping` says."""

@@ -32,7 +32,7 @@ class OnnxEngine:
     def warmup(self, progress: Progress) -> None:
         run_warmup(self.run, self.largest, progress)
 
-    def prepare(self) -> None:
+    def prepare(self, progress: Progress, **memory: Tensor) -> None:
         """ONNX Runtime takes memory as it needs it."""
 
     def run(self, batch: Batch) -> Output:

@@ -8,9 +8,10 @@ from torch import Tensor
 from runtime.backends.backend import Kernel
 from runtime.batch import Batch, Output
 from runtime.config import UnusableConfig
-from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
+from runtime.engine import EngineError, EngineInfo, MemoryStats, OutOfMemory, Progress
 from runtime.engines.bound import BoundProgram
-from runtime.engines.transfer import find_shape, run_warmup, take_arrays, to_output
+from runtime.engines.failures import empty_cache, explain_failure
+from runtime.engines.transfer import Staging, find_shape, run_warmup, take_arrays, to_output, wrap_arrays
 from runtime.memory.arena import Arena, CapExceeded
 from runtime.memory.lifetimes import BatchShape, round_shape
 from runtime.memory.planner import plan_region
@@ -35,7 +36,8 @@ class PlannedEngine:
         self.device = device
         self.info = info
         arena_cap = None if cap_bytes is None else cap_bytes - program.unplanned_bytes(largest)
-        self.bound = BoundProgram(program, device, kernels)
+        self.bound = BoundProgram(program, kernels)
+        self.send = Staging(device).send if device.type == "cuda" else wrap_arrays
         self.arena: Arena[Tensor] = Arena(self.allocate, arena_cap, self.bound.forget)
         self.is_used = program.is_used
         self.read = program.read_inputs
@@ -47,11 +49,11 @@ class PlannedEngine:
     def warmup(self, progress: Progress) -> None:
         """The largest step's memory is taken: its plan serves every batch that finds no better one, so none allocates.
         Pages of it that no step has needed yet stay the system's."""
-        self.prepare()
+        self.prepare(progress)
         run_warmup(self.run, self.largest, progress)
 
-    def prepare(self) -> None:
-        """Plan the largest step and take its memory."""
+    def prepare(self, progress: Progress, **memory: Tensor) -> None:
+        """Plan the largest step and take its memory. `memory`: what `compute` is going to get."""
         self.arena.layout(self.largest, lambda: self.program.lifetimes(self.largest))
 
     def run(self, batch: Batch) -> Output:
@@ -60,7 +62,8 @@ class PlannedEngine:
     def compute(self, batch: Batch, **memory: Tensor) -> dict[str, Tensor]:
         """The outputs by name, in memory that belongs to the next step. `memory`: what the model keeps between steps.
 
-        Raises EngineError; ValueError where the batch is too large, or lacks what the model reads.
+        Raises EngineError, of its kinds OutOfMemory and DeviceLost too; ValueError where the batch is too large, or
+        lacks what the model reads.
         """
         shape = find_shape(batch, self.largest)
         use_threads(self.info.threads)
@@ -69,9 +72,20 @@ class PlannedEngine:
         try:
             layout = self.arena.layout(bucket, lambda: self.program.lifetimes(bucket))
             with torch.inference_mode():
-                return self.bound.run(list_symbols(shape, batch, memory), layout, arrays, memory)
+                return self.bound.run(list_symbols(shape, batch, memory), layout, self.send(arrays), memory)
         except (CapExceeded, RuntimeError, IndexError, ValueError) as error:
-            raise EngineError(f"a step of {batch.num_seqs} sequences failed: {error}") from error
+            raise self.explain(error, batch) from error
+
+    def explain(self, error: Exception, batch: Batch) -> EngineError:
+        """What to raise for it. Where memory has run out, all that can be had again is given back first."""
+        failure = explain_failure(error, f"a step of {batch.num_seqs} sequences failed")
+        if isinstance(failure, OutOfMemory):
+            self.give_back()
+        return failure
+
+    def give_back(self) -> None:
+        self.arena.release()
+        empty_cache()
 
     def drop_unused(self, shape: BatchShape) -> BatchShape:
         """Without the numbers that no tensor's size depends on: fewer plans to make."""

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from runtime.batch import Batch, Output
 from runtime.capture import count_features, list_inputs
-from runtime.engine import EngineError, EngineInfo, MemoryStats, Progress
+from runtime.engine import EngineInfo, MemoryStats, Progress
+from runtime.engines.failures import explain_failure
 from runtime.engines.transfer import find_shape, run_warmup, take_arrays, to_output, to_tensors
 from runtime.memory.lifetimes import BatchShape
 from runtime.threads import use_threads
@@ -31,7 +32,7 @@ class ReferenceEngine:
     def warmup(self, progress: Progress) -> None:
         run_warmup(self.run, self.largest, progress)
 
-    def prepare(self) -> None:
+    def prepare(self, progress: Progress, **memory: Tensor) -> None:
         """Nothing is planned."""
 
     def run(self, batch: Batch) -> Output:
@@ -48,7 +49,7 @@ class ReferenceEngine:
                 outputs: dict[str, Tensor] = self.module(**{name: inputs.get(name) for name in self.names})
                 return outputs
         except (RuntimeError, IndexError) as error:
-            raise EngineError(f"a step of {batch.num_seqs} sequences failed: {error}") from error
+            raise explain_failure(error, f"a step of {batch.num_seqs} sequences failed") from error
 
     def memory(self) -> MemoryStats:
         return MemoryStats(weight_bytes=self.info.weight_bytes)

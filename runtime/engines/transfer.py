@@ -1,6 +1,7 @@
 """What engines do with a batch on its way in: check it, make it tensors; and the batches they warm up with."""
 
 from collections.abc import Callable, Collection, Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from runtime.batch import INPUTS, Arrays, Batch, Output, find_middles
 from runtime.engine import Progress
-from runtime.memory.lifetimes import BatchShape
+from runtime.memory.lifetimes import ALIGNMENT, BatchShape
 
 
 def list_arrays(batch: Batch) -> Arrays:
@@ -69,6 +70,47 @@ def to_tensors(batch: Batch, device: torch.device) -> dict[str, Any]:
     """All arrays of the batch as tensors on the device, and `max_seqlen`."""
     tensors: dict[str, Any] = {name: torch.from_numpy(array).to(device) for name, array in list_arrays(batch).items()}
     return tensors | {"max_seqlen": batch.max_seqlen}
+
+
+def wrap_arrays(arrays: Arrays) -> dict[str, Tensor]:
+    """For kernels that read them where they are."""
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+class Staging:
+    """Memory through which a step's arrays reach a device in one copy: some of the host's, pinned, and some there.
+
+    Mutable: both buffers, which grow. Arrays of the same shapes come to lie at the same addresses again.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.host = self.there = torch.empty(0, dtype=torch.uint8)
+        self.copied = torch.cuda.Event() if device.type == "cuda" else None
+
+    def send(self, arrays: Arrays) -> dict[str, Tensor]:
+        """In memory that belongs to the next call, ordered behind what the device computes. Waits for nothing but its
+        own last copy, which is long done where a step's outputs have been read."""
+        ends = list(accumulate(-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays.values()))
+        starts = [0, *ends[:-1]]
+        self.grow(ends[-1])
+        if self.copied is not None:
+            self.copied.synchronize()
+        host = self.host.numpy()
+        for start, array in zip(starts, arrays.values(), strict=True):
+            host[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
+        self.there[: ends[-1]].copy_(self.host[: ends[-1]], non_blocking=True)
+        if self.copied is not None:
+            self.copied.record()
+        return {
+            name: self.there[start : start + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
+            for start, (name, array) in zip(starts, arrays.items(), strict=True)
+        }
+
+    def grow(self, num_bytes: int) -> None:
+        if num_bytes > len(self.host):
+            self.host = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self.copied is not None)
+            self.there = torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
 
 
 def to_output(tensors: Mapping[str, Tensor], wanted: Collection[str] | None = None) -> Output:

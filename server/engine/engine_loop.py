@@ -16,7 +16,7 @@ from typing import Generic
 import numpy as np
 
 from runtime.batch import NO_TOKEN, Output
-from runtime.engine import EngineError
+from runtime.engine import DeviceLost, EngineError
 from server.engine.batchers.batcher import AnyStep, Batcher, StepResult
 from server.engine.executor import Executor
 from server.engine.health import Health
@@ -76,11 +76,17 @@ class EngineLoop(Generic[AnyStep]):
         self.run_canary(monotonic())
 
     def note_end(self, task: asyncio.Task[None]) -> None:
-        """A task of ours ended by an error: nothing would be fed any more. Everybody is told, and nothing hangs."""
-        if task.cancelled() or task.exception() is None:
-            return
-        self.crash = task.exception()
-        logger.error("the loop of model %s crashed", self.model, exc_info=self.crash)
+        """A task of ours ended by an error: nothing would be fed any more."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.give_up(error)
+
+    def give_up(self, error: BaseException) -> None:
+        """Nothing is computed here any more. Everybody is told, and nothing hangs."""
+        self.crash = error
+        logger.error("the loop of model %s crashed", self.model, exc_info=error)
+        for task in self.tasks:
+            task.cancel()
         self.batcher.fail_all(EngineUnavailable(self.explain_crash()))
         self.crashed.set()
 
@@ -177,6 +183,9 @@ class EngineLoop(Generic[AnyStep]):
     def finish_step(self, result: StepResult[AnyStep]) -> None:
         self.under_way.pop(0)
         self.note_outcome(result)
+        if isinstance(result.error, DeviceLost):
+            self.give_up(result.error)
+            return
         if self.under_way:
             self.note_start(self.under_way[0])
         self.changed.set()

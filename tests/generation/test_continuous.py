@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.engine import EngineInfo
+from runtime.batch import Batch, Output
+from runtime.engine import EngineInfo, OutOfMemory
 from runtime.engines.null_decoder import NullDecoder
 from server.engine.batchers.decoding import copies_into
 from server.engine.batchers.running_set import Part
@@ -333,6 +334,33 @@ def test_failing_request_fails_alone() -> None:
     run.run()
     assert isinstance(bad.error, EngineFailure) and isinstance(nan.error, EngineFailure)
     assert [each.answers[0] for each in good] == [expected_answer([number, 7], 10) for number in range(4)]
+
+
+class SmallDecoder(NullDecoder):
+    """Has memory for steps of 20 tokens. Mutable: the sizes of those that had none."""
+
+    failed: tuple[int, ...] = ()
+
+    def run(self, batch: Batch) -> Output:
+        if batch.num_tokens > 20:
+            self.failed += (batch.num_tokens,)
+            raise OutOfMemory("nothing left")
+        return super().run(batch)
+
+
+def test_steps_without_memory_are_halved_and_their_size_is_kept_in_mind() -> None:
+    engine = SmallDecoder(EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=64))
+    run = Continuous(engine=engine)
+    requests = [[number] * 15 for number in range(8)]
+    answers = [run.start(prompt, greedy(5)) for prompt in requests]
+    run.run()
+    num_failed = len(engine.failed)
+    assert num_failed > 1 and max(engine.failed) > 40
+    answers += [run.start(prompt, greedy(5)) for prompt in requests]
+    run.run()
+    assert len(engine.failed) == num_failed
+    for prompt, heard in zip(requests * 2, answers, strict=True):
+        assert heard.answers == {0: expected_answer(prompt, 5)}
 
 
 def test_each_half_of_a_failed_step_copies_the_blocks_it_reads() -> None:

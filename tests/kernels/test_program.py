@@ -281,6 +281,4 @@ def test_compiled_kernel_reads_what_is_not_dense() -> None:
 def test_missing_argument_is_named() -> None:
     engine = make_engine(lower(capture_body(lambda m, x, _: m.a(x))))
     with pytest.raises(EngineError, match="the model reads input_ids, which the batch does not have"):
-        BoundProgram(engine.program, CPU, TORCH_KERNELS).run(
-            (*LARGEST, 0, 0), engine.arena.layout(LARGEST, list), {}, {}
-        )
+        BoundProgram(engine.program, TORCH_KERNELS).run((*LARGEST, 0, 0), engine.arena.layout(LARGEST, list), {}, {})

@@ -95,6 +95,7 @@ def test_what_is_for_embeddings_is_refused_by_other_tasks(task: str, options: di
         ),
         ({"engine": {"precision": "fp16"}}, {}, ["engine.precision fp16", "Set precision to bf16, fp32 or auto"]),
         ({"engine": {"kind": "null", "memory_cap_mb": 5}}, {}, ["engine.memory_cap_mb", "Leave it out"]),
+        ({"engine": {"kind": "cuda_graphs"}}, {}, ["engine.kind cuda_graphs needs", "Set device to cuda"]),
         (
             {"engine": {"quantization": "a.int8", "precision": "fp32"}},
             {},

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from runtime.batch import Batch, Output
+from runtime.engine import DeviceLost, OutOfMemory
 from server.engine import engine_loop, executor
 from server.engine.batchers import encoding
 from server.engine.batchers.packed import PackedBatcher
@@ -307,6 +309,41 @@ async def test_engine_that_goes_on_failing_is_given_up(engine: GatedEngine, cloc
     with pytest.raises(EngineUnavailable, match="canaries in a row have failed"):
         loop.submit(make_job([make_sequence(3)]))
     await loop.close()
+
+
+async def test_engine_whose_device_is_lost_is_given_up_at_once(loop: PackedLoop, engine: GatedEngine) -> None:
+    """Nothing is tried again: each further step would fail, too."""
+    busy = await occupy(loop, engine)
+    queued = call(loop, make_sequence(3))
+    await until(lambda: count_queued(loop) == 1)
+    engine.error = DeviceLost("CUDA error: an illegal memory access was encountered")
+    engine.open_gate()
+    for task in (*busy, queued):
+        with pytest.raises(EngineUnavailable, match="illegal memory access"):
+            await task
+    assert loop.crashed.is_set() and not loop.statuses()[0].is_ready
+    with pytest.raises(EngineUnavailable, match="illegal memory access"):
+        loop.submit(make_job([make_sequence(3)]))
+
+
+async def test_engine_without_memory_for_a_step_lives_on_with_smaller_ones(
+    loop: PackedLoop, engine: GatedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[int] = []
+    run = engine.run
+
+    def run_small(batch: Batch) -> Output:
+        if batch.num_tokens > 30:
+            failed.append(batch.num_tokens)
+            raise OutOfMemory("nothing left")
+        return run(batch)
+
+    monkeypatch.setattr(engine, "run", run_small)
+    for _ in range(2):
+        sequences = [make_sequence(20, 1 + number) for number in range(16)]
+        assert await call(loop, *sequences) == expected_rows(sequences)
+    assert failed.count(100) <= 2, "as many steps as had been formed already"
+    assert loop.statuses()[0].is_ready and not loop.crashed.is_set()
 
 
 async def test_large_steps_are_handed_out_in_turns(loop: PackedLoop, monkeypatch: pytest.MonkeyPatch) -> None:

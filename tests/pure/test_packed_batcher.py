@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.batch import ArraySpec, Output
-from runtime.engine import EngineError
+from runtime.engine import EngineError, OutOfMemory
 from server.engine.batchers import encoding
 from server.engine.batchers.batcher import StepLimits, StepResult
 from server.engine.batchers.encoding import MAX_LOOK_AHEAD, EncoderStep
@@ -206,6 +206,37 @@ def test_results_of_a_call_come_in_its_order_where_lengths_allow() -> None:
     call = run.add([40] * 9)
     run.drain()
     assert [row for step in run.steps for row in step] == rows(call)
+
+
+def run_short_of_memory(run: FakeEngineRun, most: int) -> None:
+    """A step, and what is tried again of it, where there is memory for `most` tokens."""
+    steps = [run.form()]
+    while steps:
+        step = steps.pop(0)
+        assert step is not None
+        is_over = step.cost.num_tokens > most
+        output, error = (None, OutOfMemory("nothing left")) if is_over else (run.engine.run(step.batch), None)
+        steps += run.batcher.settle(StepResult(step, 0.0, 1.0, output, error), 1.0)
+        run.batcher.deliver()
+
+
+def test_steps_stay_as_small_as_there_was_memory_for() -> None:
+    run = FakeEngineRun(LIMITS)
+    calls = [run.add([10] * 8)]
+    run_short_of_memory(run, 25)
+    calls.append(run.add([10] * 8))
+    run.drain()
+    assert [len(step) for step in run.steps] == [8, 2, 2, 2, 2]
+    assert [len(call.done_s) for call in calls] == [8, 8]
+
+
+def test_an_input_over_what_there_was_memory_for_is_still_tried() -> None:
+    run = FakeEngineRun(LIMITS)
+    run.add([10] * 8)
+    run_short_of_memory(run, 25)
+    long = run.add([90])
+    run.drain()
+    assert long.done_s and run.steps[-1] == rows(long)
 
 
 class TestWait:

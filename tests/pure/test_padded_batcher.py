@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.engine import EngineError
+from runtime.engine import EngineError, OutOfMemory
 from server.engine.batchers.batcher import StepLimits, StepResult
 from server.engine.batchers.job_queue import HORIZON_S
 from server.engine.batchers.padded import PaddedBatcher
@@ -207,6 +207,18 @@ def test_failed_step_is_halved_until_the_culprit_is_alone() -> None:
         steps += run.batcher.settle(result, 1.0)
         run.batcher.deliver()
     assert isinstance(culprit.error, EngineFailure) and len(good.done_s) == 3
+
+
+def test_steps_stay_as_small_as_there_was_memory_for() -> None:
+    """Padding included."""
+    run = start(WIDE)
+    run.add([20] * 8)
+    step = run.form()
+    assert step is not None
+    run.batcher.settle(StepResult(step, 0.0, 1.0, None, OutOfMemory("nothing left")), 1.0)
+    run.add([15] * 8)
+    while (later := run.form()) is not None:
+        assert later.cost.num_tokens <= step.cost.num_tokens // 2
 
 
 class TestWait:

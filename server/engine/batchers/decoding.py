@@ -23,6 +23,7 @@ from server.engine.batchers.sampling_rows import Row, list_rows
 from server.engine.batchers.sequences import Generation
 from server.engine.batchers.settlement import Settlement, list_generations
 from server.engine.batchers.sources import read_source, split_weights
+from server.engine.batchers.token_cap import TokenCap
 from server.engine.cost_model import CostModel, Rate, StepCost
 from server.errors import DeadlineExceeded, EngineFailure, Unservable
 from server.metrics import Metrics
@@ -71,6 +72,7 @@ class DecodingBatcher:
     ) -> None:
         self.wake = wake
         self.limits = limits
+        self.cap = TokenCap(limits.max_batch_tokens)
         self.cost_model = cost_model
         self.options = options
         self.vocab_size = vocab_size
@@ -167,7 +169,9 @@ class DecodingBatcher:
         self.fail_late(now_s)
         plan = GenerationPlan()
         limits = self.limits
-        budget = StepBudget(limits.max_batch_tokens, limits.max_batch_requests, limits.max_batch_logits)
+        # One token of each answer has to have room: beams get theirs together or not at all.
+        num_tokens = min(limits.max_batch_tokens, max(self.cap.num_tokens, limits.max_batch_requests))
+        budget = StepBudget(num_tokens, limits.max_batch_requests, limits.max_batch_logits)
         budget.num_sequences -= self.running.num_sequences
         self.running.advance(budget, plan)
         self.admit(budget, plan)
@@ -298,6 +302,7 @@ class DecodingBatcher:
 
     def retry_or_fail(self, step: DecodingStep, error: Exception) -> list[DecodingStep]:
         """Halve a failed step until the culprit is alone: writing the same keys and values again does no harm."""
+        self.cap.learn(step.cost.num_tokens, error)
         waiting = [part for part in step.parts if part.generation in self.running.generations]
         if len(step.parts) > 1:
             middle = len(waiting) // 2

@@ -19,6 +19,7 @@ from runtime.engine import EngineError
 from server.engine.batchers.batcher import CANARY, Step, StepLimits, StepResult
 from server.engine.batchers.job_queue import JobQueue, Waiting
 from server.engine.batchers.packing import pack, pack_sequences, sort_by_length
+from server.engine.batchers.token_cap import TokenCap
 from server.engine.cost_model import StepCost
 from server.errors import DeadlineExceeded, EngineFailure, Unservable
 from server.metrics import Metrics
@@ -107,6 +108,8 @@ class EncodingBatcher(ABC):
 
     def __init__(self, limits: StepLimits, outputs: Sequence[ArraySpec], reducers: Mapping[str, Reduce]) -> None:
         self.limits = limits
+        self.cap = TokenCap(limits.max_batch_tokens)
+        self.longest_input = 0
         self.outputs = {spec.name: spec for spec in outputs}
         self.reducers = reducers
         self.queue: JobQueue[EncoderInput] = JobQueue()
@@ -137,6 +140,11 @@ class EncodingBatcher(ABC):
     def num_queued_tokens(self) -> int:
         return self.queue.num_tokens
 
+    @property
+    def max_step_tokens(self) -> int:
+        """No less than the longest input: whether there is memory for that one, it is told when it runs alone."""
+        return max(self.cap.num_tokens, self.longest_input)
+
     def add(self, job: Job, stream: ResultStream, now_s: float) -> None:
         """See Batcher. No input may be longer than the budget: it would never run."""
         lengths, logits = job.input_ids.lengths.tolist(), count_logits(job)
@@ -148,6 +156,7 @@ class EncodingBatcher(ABC):
             raise EngineFailure(f"an input of {max(lengths)} tokens is over the budget of a step. This is a bug.")
         if unknown := set(job.outputs.values()) - self.outputs.keys():
             raise Unservable(f"what is served of this model does not compute {', '.join(sorted(unknown))}")
+        self.longest_input = max(self.longest_input, *lengths)
         waiting = self.queue.enter(priority=job.priority, deadline_s=now_s + job.timeout_s, arrival_s=now_s)
         encoding = self.encodings[stream] = Encoding(job, stream, waiting, job.num_inputs)
         for index, (num_tokens, num_logits) in enumerate(zip(lengths, logits, strict=True)):
@@ -171,7 +180,7 @@ class EncodingBatcher(ABC):
         queue, limits = self.queue, self.limits
         if not queue.order or self.computed:
             return None
-        is_full = queue.num_tokens >= limits.max_batch_tokens or queue.num_items >= limits.max_batch_requests
+        is_full = queue.num_tokens >= self.max_step_tokens or queue.num_items >= limits.max_batch_requests
         if is_full or limits.max_wait_s == 0:
             return 0.0
         until_old = min(waiting.arrival_s for waiting in queue.order) + limits.max_wait_s - now_s
@@ -190,7 +199,7 @@ class EncodingBatcher(ABC):
 
     def make_room(self) -> Room:
         """For a whole step."""
-        return Room(self.limits.max_batch_tokens, self.limits.max_batch_requests, self.limits.max_batch_requests)
+        return Room(self.max_step_tokens, self.limits.max_batch_requests, self.limits.max_batch_requests)
 
     def fill(self, room: Room) -> list[EncoderInput]:
         """Take what fits from the queue, shared out fairly. An input that does not fit is passed over, and is there
@@ -295,6 +304,7 @@ class EncodingBatcher(ABC):
 
     def retry_or_fail(self, step: EncoderStep, error: Exception, now_s: float) -> list[EncoderStep]:
         """Halve a failed step until the culprit is alone: the others of its batch must not fail with it."""
+        self.cap.learn(step.cost.num_tokens, error)
         for item in step.inputs:
             if item.encoding.waiting.deadline_s <= now_s:
                 late = DeadlineExceeded("the deadline passed while a failed step was tried again")

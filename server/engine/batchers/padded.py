@@ -65,7 +65,7 @@ class PaddedBatcher(EncodingBatcher):
             np.array([item.num_tokens for item in self.round]),
             self.costs.read,
             max_batch_requests=self.limits.max_batch_requests,
-            max_batch_tokens=self.limits.max_batch_tokens,
+            max_batch_tokens=self.max_step_tokens,
         )
 
     def list_late(self, now_s: float) -> list[ResultStream]:
