@@ -127,8 +127,9 @@ def compare_fastertransformer(part: Part) -> None:
     settings = [Setting(*shape, 0.0) for shape in part.target.pick(shapes, [(4, 32), (1, 32)])]
     part.headings = make_headings(part.target, ["published on A100"])
     part.note = (
-        "BERT-base, texts half full on average.\nPublished on A100: what FasterTransformer gains by removing padding in "
-        "fp16; then all of it in fp16 and in int8, over TensorFlow XLA."
+        "BERT-base, texts half full on average.\n"
+        "Published on A100: what FasterTransformer gains by removing padding in fp16; then all of it in fp16 and "
+        "int8, over TensorFlow XLA."
     )
     encoders = make_encoders(part, settings)
     cases: dict[str, Callable[[], object]] = {}
