@@ -71,9 +71,9 @@ class Interpreted(Target):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ALLOWED)
-def test_every_kernel_that_is_checked_takes_its_arguments(dtype: torch.dtype) -> None:
-    """And all of them are, in Triton's interpreter."""
+def test_every_kernel_that_is_checked_takes_its_arguments() -> None:
+    """And all of them are, in Triton's interpreter; in one type, which takes a minute."""
+    dtype = torch.float16
     cases = list_cases(dtype)
     assert {case.op for case in cases.values()} == TRITON_KERNELS.keys()
     with interpreted():

@@ -119,7 +119,10 @@ def test_volumes_are_where_things_are_kept(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_gpus_variant_lays_kernels_where_triton_keeps_them() -> None:
     """Triton makes what launches kernels when they first run, in C."""
-    image, variant = (DOCKER / "Dockerfile.cuda").read_text(), yaml.safe_load((DOCKER / "compose.cuda.yaml").read_text())
+    image, variant = (
+        (DOCKER / "Dockerfile.cuda").read_text(),
+        yaml.safe_load((DOCKER / "compose.cuda.yaml").read_text()),
+    )
     service = variant["services"]["padless"]
     assert (DOCKER.parent / service["build"]["dockerfile"]).is_file()
     (kept,) = [volume.split(":")[1] for volume in service["volumes"]]
