@@ -39,6 +39,8 @@ from runtime.ops.quantized_rows import quantize_rows
 HEADINGS = ["what", "type", "relative error", "allowed", ""]
 ALLOWED = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 """|found - expected| / |expected| of a kernel's result; some references compute in the type itself."""
+INT8_ALLOWED = 1e-2
+"""More than that, where rows are rounded to int8 within the op: what lies half-way may become either number."""
 ENGINES_ALLOWED: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "int8": 8e-2}
 SEQLENS = [5, 128, 1, 77]
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 4, 2, 64
@@ -165,8 +167,7 @@ def measure_error(case: Case, target: Target) -> float:
 
 
 def check_kernel(part: Part, name: str, case: Case, dtype: torch.dtype) -> float:
-    # int8 rounds what lies half-way between two numbers to either.
-    allowed = ALLOWED[dtype] + (5e-3 if "int8" in name else 0)
+    allowed = ALLOWED[dtype] + (INT8_ALLOWED if "int8" in name else 0)
     return add_row(part, name, str(dtype).removeprefix("torch."), measure_error(case, part.target), allowed)
 
 
