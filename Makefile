@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM ?= false
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup serve test test-slow test-gpu test-chaos test-clients test-schema test-upgraded test-newest
-.PHONY: constraints check bench bench-peers bench-generation loadtest loadtest-chat clean
+.PHONY: constraints check bench bench-gpu bench-peers bench-generation loadtest loadtest-chat clean
 
 setup: $(VENV)/.dev
 
@@ -42,8 +42,9 @@ test-schema: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow and not gpu and not schema and not clients"
 
+# In several processes: most of the time goes into compiling kernels.
 test-gpu: $(VENV)/.dev
-	$(BIN)/python -m pytest -m gpu
+	$(PYTEST) -m gpu
 
 # The server's tests with the newest versions of what it imports, torch excepted, laid over the others.
 test-upgraded: $(VENV)/.dev
@@ -77,6 +78,10 @@ bench: $(VENV)/.dev
 # Makes an environment for each peer on the first run.
 bench-peers: $(VENV)/.dev
 	$(BIN)/python -m bench.peers
+
+# Checks and times everything on a CUDA device, within nine minutes: BENCH_GPU="--budget-s 120 --parts kernels" does less.
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python -m bench.gpu $(BENCH_GPU)
 
 bench-generation: $(VENV)/.dev
 	$(BIN)/python -m bench.generation

@@ -58,15 +58,23 @@ def read_commit() -> str | None:
     return commit.strip() + "+" * bool(dirty.strip())
 
 
-def write_results(name: str, table: Sequence[Sequence[str]], results: Any, note: str = "") -> None:
-    """Print the table, and keep both it and the numbers under `bench/results/`. `note`: what to know of the table."""
-    RESULTS.mkdir(exist_ok=True)
+def write_results(
+    name: str, table: Sequence[Sequence[str]], results: Any, note: str = "", folder: Path = RESULTS
+) -> None:
+    """Print the table, and keep both it and the numbers in `folder`. `note`: what to know of the table."""
+    text = save_results(name, table, results, note, folder)
+    print(f"\n{name}\n{text}")
+
+
+def save_results(name: str, table: Sequence[Sequence[str]], results: Any, note: str, folder: Path) -> str:
+    """Without printing: the table as text."""
+    folder.mkdir(exist_ok=True)
     machine = describe_machine()
     text = f"{note}\n\n" * bool(note) + format_table(table)
-    print(f"\n{name}\n{text}")
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
     heading = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['packages']['torch']}"
-    (RESULTS / f"{name}.txt").write_text(f"{machine['date']}, {heading}, commit {machine['commit']}\n\n{text}\n")
+    (folder / f"{name}.txt").write_text(f"{machine['date']}, {heading}, commit {machine['commit']}\n\n{text}\n")
+    return text
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

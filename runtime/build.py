@@ -1,6 +1,6 @@
 """From a module and its configuration to a compiled model: capture, rewrite, plan; and to the engine of one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,8 +18,12 @@ from runtime.capture import UNREAD, Decodes, capture, describe_outputs, read_inp
 from runtime.compiled import CompiledModel, CompiledProgram, OnnxProgram, PlannedProgram
 from runtime.config import EngineConfig, Precision, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
+from runtime.engines.decoder import DecoderEngine
 from runtime.engines.planned import fit_capacity, peak_bytes
 from runtime.engines.reference import ReferenceEngine
+from runtime.fp16_range import check_range
+from runtime.kv_cache.blocks import count_blocks
+from runtime.kv_cache.examples import page_alone
 from runtime.kv_cache.layout import KV_DTYPES, KVLayout
 from runtime.lazy_module import LazyModule, as_lazy
 from runtime.limits import BatchLimits
@@ -44,6 +48,8 @@ from runtime.quantization.scheme import Quantization, load_quantization
 
 USUAL_SEQLEN = 32
 """Tokens; of the sequences that precisions are timed on."""
+RANGE_TOKENS = 512
+"""At most; of the batch that shows whether fp16 has numbers for a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,29 @@ class Captured:
         info = replace(describe(program, choice, largest, self.backend), kind=self.config.kind)
         return PlannedProgram(program, largest, info, cap_bytes)
 
+    def make_range_check(
+        self, choice: PrecisionChoice, layout: KVLayout | None = None
+    ) -> Callable[[CompiledProgram], None]:
+        """Made while the graph is as captured, for what it is planned to. Raises UnusableConfig where that computes
+        NaN; of other types than fp16 nothing is looked at. `layout`: of a generator's cache."""
+        if choice.precision != "fp16":
+            return lambda planned: None
+        num_tokens = min(RANGE_TOKENS, self.limits.least_tokens)
+        batch = make_example(find_vocab_size(self.graph_module), self.limits, num_tokens)
+
+        def check(planned: CompiledProgram) -> None:
+            inner = open_program(planned, self.backend.kernels, self.config)
+            if layout is None:
+                check_range(inner, batch)
+            else:
+                num_blocks = 1 + sum(count_blocks(int(seqlen)) for seqlen in batch.seqlens)
+                cache = layout.allocate(num_blocks, self.backend.device)
+                decoder = DecoderEngine(inner, cache, layout.dtype_name)
+                check_range(decoder, page_alone(batch, num_blocks=num_blocks))
+            inner.close()
+
+        return check
+
 
 def build_engine(
     model: nn.Module | LazyModule,
@@ -131,10 +160,12 @@ def compile_model(
         choice = choose_for_generation(named, backend)
         layout = replace(module.kv_layout(choose_cache_dtype(config, choice)), order=backend.kv_order)
         retype_cache(captured.graph_module, layout)
+        check_fp16 = captured.make_range_check(choice, layout)
         guessing = None if draft is None else compile_model(draft.model, config, limits, progress)
         num_drafts = 0 if draft is None else draft.num_tokens
         lazy_encoder = as_lazy(model).encoder
         planned = captured.plan(choice, num_sharing=1 if lazy_encoder is None else 2)
+        check_fp16(planned)
         encoder = None
         if lazy_encoder is not None:
             encoder = plan_encoder(lazy_encoder, planned, choice, layout, config, limits, progress)
@@ -148,7 +179,9 @@ def compile_model(
         candidates = [replace(choose_precision(name, backend), reason="chosen for this model") for name in chosen.used]
     if len(candidates) == 1:
         (choice,) = candidates
+        check_fp16 = captured.make_range_check(choice)
         planned = tried.get(choice.precision) or captured.plan(choice)
+        check_fp16(planned)
         info = replace(planned.info, precision_reason=choice.reason)
         return CompiledModel({choice.precision: replace(planned, info=info)}, chosen)
     return CompiledModel(captured.plan_each(candidates, progress, len(candidates)), chosen)

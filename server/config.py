@@ -262,10 +262,10 @@ def check_engine_options(engine: EngineConfig) -> None:
         )
     if engine.kind != "onnxruntime" and engine.onnxruntime != OnnxRuntimeConfig():
         raise ValueError(f"engine.onnxruntime is for kind onnxruntime, and engine.kind is {engine.kind}. Leave it out")
-    if engine.device == "cuda" and (engine.precision in ("int8", "auto_per_bucket") or engine.cpu_kernels != "auto"):
+    if engine.device == "cuda" and (engine.precision == "auto_per_bucket" or engine.cpu_kernels != "auto"):
         raise ValueError(
-            "engine.precision int8 or auto_per_bucket and engine.cpu_kernels are for engine.device cpu. Set precision "
-            "to bf16 or auto and leave cpu_kernels out, or set device to cpu"
+            "engine.precision auto_per_bucket and engine.cpu_kernels are for engine.device cpu. Set precision to bf16, "
+            "int8 or auto and leave cpu_kernels out, or set device to cpu"
         )
     if engine.share != 1.0 and (engine.device != "cpu" or engine.inline or not engine.pin_cores):
         raise ValueError(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.batch import INPUTS, Arrays, Batch, Int32Array
-from runtime.engines.transfer import NO_ARRAYS
+from runtime.engines.transfer import ARRAYS
 from runtime.kv_cache.blocks import SCRATCH_BLOCK, count_blocks
 from runtime.memory.lifetimes import BatchShape
 
@@ -160,8 +160,6 @@ def make_scratch(bucket: Bucket, read: Collection[str], num_features: int) -> Ar
     nothing = BatchShape(0, 0, 0, 0)
     sizes = count_rows(Bucket(nothing)) | {"num_features": num_features}
     arrays = {
-        name: np.zeros([sizes[dim] for dim in spec.dims], spec.dtype)
-        for name, spec in INPUTS.items()
-        if name in read and name not in NO_ARRAYS
+        name: np.zeros([sizes[dim] for dim in INPUTS[name].dims], INPUTS[name].dtype) for name in ARRAYS if name in read
     }
     return fill_up(arrays, nothing, bucket)

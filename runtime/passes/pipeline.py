@@ -54,7 +54,10 @@ def choose_precision(wanted: Precision, backend: Backend) -> PrecisionChoice:
 def list_candidates(backend: Backend) -> list[PrecisionChoice]:
     """What `auto` chooses among, the most exact first: 16-bit types only where there are instructions for them."""
     if backend.device.type == "cuda":
-        return [choose_precision("bf16" if has_cuda_bf16(backend.device) else "fp16", backend)]
+        if has_cuda_bf16(backend.device):
+            return [choose_precision("bf16", backend)]
+        # fp16 has not the range of fp32: where a model leaves it, trials show that.
+        return [choose_precision("fp32", backend), choose_precision("fp16", backend)]
     names: list[Precision] = ["fp32", *(["bf16"] if has_cpu_bf16() else []), "int8"]  # type: ignore[list-item]
     return [choose_precision(name, backend) for name in names if name in backend.precisions]
 

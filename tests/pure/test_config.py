@@ -107,7 +107,6 @@ def test_what_is_for_embeddings_is_refused_by_other_tasks(task: str, options: di
             ["models.0.engine: min_cosine", "set accuracy to strict, balanced or fast"],
         ),
         ({"engine": {"precision": "auto_per_bucket", "device": "cuda"}}, {}, ["auto_per_bucket", "set device to cpu"]),
-        ({"engine": {"precision": "int8", "device": "cuda"}}, {}, ["engine.precision int8", "set device to cpu"]),
         ({"engine": {"cpu_kernels": "avx2", "device": "cuda"}}, {}, ["engine.cpu_kernels", "leave cpu_kernels out"]),
         ({"engine": {"null_step_ms": 5}}, {}, ["engine.null_step_", "engine.kind is planned", "Leave it out"]),
         ({"engine": {"kind": "null", "precision": "bf16"}}, {}, ["engine.kind null", "Leave engine.precision out"]),
@@ -285,7 +284,7 @@ class TestShipped:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         message = message_of(Path(path))
-        assert f"{path}: No such file" in message and "chat, hub, minilm, minilm-int8" in message
+        assert f"{path}: No such file" in message and "chat, chat-gpu, hub, minilm, minilm-gpu" in message
 
 
 def test_configuration_cannot_be_changed(write: Any) -> None:

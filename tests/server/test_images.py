@@ -115,3 +115,16 @@ def test_volumes_are_where_things_are_kept(monkeypatch: pytest.MonkeyPatch) -> N
     volumes = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["padless"]["volumes"]
     assert dict(volume.split(":") for volume in volumes) == {"models": environment["HF_HOME"], "compiled": compiled}
     assert f"mkdir -p {compiled} " in image
+
+
+def test_the_gpus_variant_lays_kernels_where_triton_keeps_them() -> None:
+    """Triton makes what launches kernels when they first run, in C."""
+    image, variant = (
+        (DOCKER / "Dockerfile.cuda").read_text(),
+        yaml.safe_load((DOCKER / "compose.cuda.yaml").read_text()),
+    )
+    service = variant["services"]["padless"]
+    assert (DOCKER.parent / service["build"]["dockerfile"]).is_file()
+    (kept,) = [volume.split(":")[1] for volume in service["volumes"]]
+    assert kept.endswith("/.triton") and f" {kept}\n" in image and " gcc " in image
+    assert service["volumes"][0].split(":")[0] in variant["volumes"]

@@ -1,4 +1,4 @@
-"""Residual sum and norm in blocks of rows that stay in cache: torch's LayerNorm has no `out=` form of its own."""
+"""Residual sum and norm, on a CPU in blocks of rows that stay in cache: torch's LayerNorm has no `out=` form."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from runtime.backends.plain.row_blocks import split_blocks
 from runtime.ops.add_norm import add_norm as reference
 
 BLOCK_ROWS = 256
@@ -26,8 +27,7 @@ def add_norm(
     if bias is None or is_rms or dtype is not None:
         out.copy_(reference(x, residual, weight, bias, eps, is_rms, dtype, *options))
         return
-    for start in range(0, x.shape[0], BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
+    for rows in split_blocks(x, BLOCK_ROWS):
         summed = x[rows] if residual is None else torch.add(x[rows], residual[rows], out=out[rows])
         out[rows].copy_(normalize(summed, summed.shape[-1:], weight, bias, eps))
 
@@ -42,8 +42,7 @@ def layer_norm(
     *,
     out: Tensor,
 ) -> None:
-    for start in range(0, x.shape[0], BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
+    for rows in split_blocks(x, BLOCK_ROWS):
         out[rows].copy_(normalize(x[rows], normalized_shape, weight, bias, eps))
 
 
