@@ -19,7 +19,7 @@ from runtime.engines.buckets import Bucket, Buckets, fill_up, make_scratch
 from runtime.engines.failures import empty_cache
 from runtime.engines.planned import PlannedEngine
 from runtime.engines.transfer import Staging, find_shape, take_arrays
-from runtime.memory.lifetimes import BatchShape
+from runtime.memory.lifetimes import SYMBOLS, BatchShape
 from runtime.program import Program
 
 logger = logging.getLogger("padless.engine")
@@ -99,7 +99,8 @@ class CudaGraphsEngine(PlannedEngine):
         """Raises RuntimeError."""
         shape, cache = self.drop_unused(bucket.shape), self.kept.get("kv_cache")
         layout = self.arena.layout(shape, lambda: self.program.lifetimes(shape))
-        symbols = (*bucket.shape, bucket.max_blocks, 0 if cache is None else cache.shape[1], 0)
+        known = (*bucket.shape, bucket.max_blocks, 0 if cache is None else cache.shape[1])
+        symbols = (*known, *[0] * (len(SYMBOLS) - len(known)))  # of sources, which no bucket has
         staging = Staging(self.device)
         with torch.inference_mode():
             inputs = staging.send(make_scratch(bucket, self.read, self.num_features))
