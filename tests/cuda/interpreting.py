@@ -45,12 +45,13 @@ PATCH_TENSOR = interpreter._patch_lang_tensor
 def cast(builder: InterpreterBuilder, source: TensorHandle, wanted: tl.dtype) -> TensorHandle:
     """In place of InterpreterBuilder.cast_impl."""
     given, wanted = source.dtype.scalar, wanted.scalar
-    if given == tl.bfloat16 and wanted == tl.float32:
-        return TensorHandle(widen(source.data), wanted)
-    if given == tl.float32 and wanted == tl.bfloat16:
-        return TensorHandle(narrow(source.data), wanted)
-    assert tl.bfloat16 not in (given, wanted), f"{given} to {wanted}: the interpreter would take bits for numbers"
-    return CAST(builder, source, wanted)
+    if given == wanted or tl.bfloat16 not in (given, wanted):
+        return CAST(builder, source, wanted)
+    if given == tl.bfloat16:
+        exact = TensorHandle(widen(source.data), tl.float32)
+        return exact if wanted == tl.float32 else CAST(builder, exact, wanted)
+    exact = source if given == tl.float32 else CAST(builder, source, tl.float32)
+    return TensorHandle(narrow(exact.data), wanted)
 
 
 def dot(builder: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:

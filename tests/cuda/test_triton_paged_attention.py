@@ -108,7 +108,7 @@ def test_keys_that_are_split(form: str, device: torch.device, monkeypatch: pytes
     monkeypatch.setattr(module, "LEAST_KEYS", 32)
     joined = []
     monkeypatch.setattr(module, "choose_split", lambda *sizes: joined.append(sizes) or choose_split(*sizes))
-    scene = make_scene([100, 64, 65, 3], (3, 1), 16, FP16, FP16, order="rows", **FORMS[form])
+    scene = make_scene([100, 64, 65, 3], (3, 1), 32, FP16, FP16, order="rows", **FORMS[form])
     check_step(device, scene, [99, 63, 62, 0])
     ((num_programs, max_keys),) = joined
     assert max_keys // choose_split(num_programs, max_keys) >= 3

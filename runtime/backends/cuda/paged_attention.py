@@ -32,7 +32,12 @@ TILES: Mapping[str, Mapping[int, Tile]] = {
         128: Tile(64, 32, 8, 2, 255),
         256: Tile(32, 32, 8, 2, 255),
     },
-    "full": {32: Tile(32, 32, 8, 2), 64: Tile(32, 32, 8, 2), 128: Tile(16, 16, 8, 1, 255), 256: Tile(16, 16, 8, 1)},
+    "full": {
+        32: Tile(16, 32, 4, 2, 255),
+        64: Tile(32, 32, 8, 2),
+        128: Tile(16, 16, 8, 1, 255),
+        256: Tile(16, 16, 8, 1),
+    },
 }
 """By head_dim, rounded up. Rows: tokens times heads. Half: of 16-bit types, over a cache of int8 or another; full: of
 fp32."""

@@ -34,7 +34,7 @@ TILES: Mapping[str, Mapping[int, Tile]] = {
     },
     "half by distance": dict.fromkeys((32, 64, 128), Tile(32, 32, 4, 1)) | {256: Tile(16, 16, 4, 1)},
     "full": {32: Tile(64, 16, 8, 2), 64: Tile(64, 16, 8, 2), 128: Tile(16, 32, 8, 2), 256: Tile(16, 16, 8, 1, 255)},
-    "full by distance": dict.fromkeys((32, 64), Tile(16, 32, 8, 1)) | dict.fromkeys((128, 256), Tile(16, 16, 8, 1)),
+    "full by distance": dict.fromkeys((32, 64, 128), Tile(16, 16, 8, 1)) | {256: Tile(16, 16, 8, 1, 255)},
 }
 """By head_dim, rounded up. Half: of 16-bit types; full: of fp32."""
 
