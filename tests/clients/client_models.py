@@ -70,6 +70,7 @@ def make_hearer(directory: Path) -> None:
     settings = describe_generation(raw)
     special = {name: settings[name] for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id")}
     sizes = {"num_mel_bins": NUM_MEL_BINS, "max_source_positions": 50 * WINDOW_S}
+    sizes |= {"decoder_layers": 2, "decoder_attention_heads": 2}  # times of words look at two heads of each
     shape = STACKS | {"vocab_size": raw.get_vocab_size(), "max_target_positions": MAX_TARGET_TOKENS} | special | sizes
     save(directory, transformers.AutoModelForSpeechSeq2Seq, transformers.WhisperConfig(**shape))
     (directory / "generation_config.json").write_text(json.dumps(settings))
