@@ -32,8 +32,12 @@ def run_in_passing_thread(function: Callable[[], Built]) -> Built:
 
 
 def pin_thread(cores: Set[int]) -> None:
-    """Keep the calling thread, and those that it starts, on these cores; none: on any. The event loop's thread stays
-    free to run elsewhere: beside a thread that computes, it took 3 % of its time."""
+    """Keep the calling thread, and those that it starts, on these cores; none: on any.
+
+    The event loop's thread stays free to run elsewhere: beside a thread that computes, it took 3 % of its time. Only a
+    generator's with one core runs there too: it works while the other waits, and finds in the core's caches what that
+    has just left there.
+    """
     if cores:
         os.sched_setaffinity(0, cores)
 
