@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.gpu.encoders import Shape, build_bert, build_padless, pack
 from bench.gpu.part import Part
-from bench.gpu.target import KINDS, Target
+from bench.gpu.target import Target
 from runtime.backends.cuda.ops import EXPERTS_SUMMED, LINEAR_INT8_SUMMED
 from runtime.build import build_engine
 from runtime.config import EngineConfig, Precision
@@ -199,7 +199,7 @@ def check_all(part: Part) -> None:
     for dtype in dtypes:
         for name, case in list_cases(dtype).items():
             cases[f"{name} {dtype}"] = partial(check_kernel, part, name, case, dtype)
-    for kind in KINDS:
+    for kind in part.target.kinds:
         for precision in part.target.precisions:
             cases[f"encoder {kind} {precision}"] = partial(check_engine, part, kind, precision)
     part.run_cases(cases)

@@ -12,7 +12,7 @@ import torch
 
 from bench.gpu.kernels import time_copy
 from bench.gpu.part import Part
-from bench.gpu.target import KINDS, Target
+from bench.gpu.target import Target
 from bench.timing import compare, format_ratio
 from models.decoder_config import DecoderConfig
 from models.decoder_layers import Decoder
@@ -104,7 +104,7 @@ def time_decoding(part: Part) -> None:
         {
             f"{kind} {precision}": partial(measure, part, kind, precision, concurrent, past)
             for precision in PRECISIONS
-            for kind in KINDS
+            for kind in part.target.kinds
         }
     )
     series = {}

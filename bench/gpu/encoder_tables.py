@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from bench.gpu.encoders import MAX_POSITIONS, Shape, build_huggingface, build_padless, pack, spread_lengths
 from bench.gpu.part import Part
 from bench.gpu.published import BYTETRANSFORMER, FASTERTRANSFORMER
-from bench.gpu.target import KINDS, Target
+from bench.gpu.target import Target
 from bench.timing import Comparison, compare, format_ratio
 from runtime.batch import Batch
 from runtime.config import Precision
@@ -73,18 +73,18 @@ class Encoders:
 def list_candidates(encoders: Encoders, setting: Setting) -> dict[str, Callable[[], object]]:
     packed, padded = setting.packed, setting.padded
     candidates: dict[str, Callable[[], object]] = {}
-    for kind in KINDS:
+    for kind in encoders.target.kinds:
         for precision in encoders.target.precisions:
             candidates[f"{kind} {precision}"] = partial(encoders.ours(kind, precision).run, packed)
     first = encoders.target.precisions[0]
-    candidates[PADDED] = partial(encoders.ours(KINDS[0], first).run, padded)
+    candidates[PADDED] = partial(encoders.ours(encoders.target.kinds[0], first).run, padded)
     candidates[HUGGING_FACE] = partial(encoders.huggingface, packed, setting.length)
     return candidates
 
 
 def make_headings(target: Target, others: list[str]) -> list[str]:
-    names = [f"{kind} {precision}" for kind in KINDS for precision in target.precisions]
-    first = f"{KINDS[0]} {target.precisions[0]}"
+    names = [f"{kind} {precision}" for kind in target.kinds for precision in target.precisions]
+    first = f"{target.kinds[0]} {target.precisions[0]}"
     shares = [f"{PADDED} by {first} (10-90 %)", *(f"{HUGGING_FACE} by {name}" for name in names)]
     return ["batch x sequence", "tokens", *(f"{name} ms" for name in names), f"{HUGGING_FACE} ms", *shares, *others]
 
@@ -101,7 +101,7 @@ def measure(part: Part, encoders: Encoders, setting: Setting, published: str) ->
 
 def measure_compiled(part: Part, encoders: Encoders, setting: Setting) -> dict[str, list[float]]:
     """Told in a line: the table has no room for it."""
-    kind, precision = KINDS[-1], encoders.target.precisions[0]
+    kind, precision = encoders.target.kinds[-1], encoders.target.precisions[0]
     candidates: dict[str, Callable[[], object]] = {
         f"{kind} {precision}": partial(encoders.ours(kind, precision).run, setting.packed),
         COMPILED: partial(encoders.compiled, setting.packed, setting.length),

@@ -8,7 +8,6 @@ import torch
 
 from bench.gpu.encoders import MAX_POSITIONS, Shape, build_huggingface, build_padless, pack
 from bench.gpu.part import Part
-from bench.gpu.target import KINDS
 from runtime.batch import Batch
 from runtime.limits import BatchLimits
 
@@ -30,7 +29,7 @@ def sample_batches(count: int, max_tokens: int) -> list[Batch]:
 
 def run_ours(part: Part, batches: list[Batch], limits: BatchLimits) -> list[int]:
     """Bytes that the arena holds after each batch."""
-    engine = build_padless(part.target, Shape.of(part.target), KINDS[0], part.target.precisions[0], limits)
+    engine = build_padless(part.target, Shape.of(part.target), part.target.kinds[0], part.target.precisions[0], limits)
     held = []
     for batch in batches:
         engine.run(batch)

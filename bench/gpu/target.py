@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import torch
 
@@ -13,8 +13,6 @@ from runtime.config import EngineConfig, EngineKind, Precision
 
 Value = TypeVar("Value")
 Run = Callable[[], object]
-
-KINDS = tuple(kind for kind in ("planned", "cuda_graphs") if kind in get_args(EngineKind))
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,11 @@ class Target:
     @property
     def kernels(self) -> Mapping[object, Kernel]:
         return TORCH_KERNELS if self.is_dry else load_kernels()
+
+    @property
+    def kinds(self) -> tuple[EngineKind, ...]:
+        """Of engines. CPUs have no graphs to record."""
+        return ("planned",) if self.is_dry else ("planned", "cuda_graphs")
 
     @property
     def precisions(self) -> tuple[Precision, ...]:

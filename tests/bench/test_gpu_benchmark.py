@@ -47,7 +47,7 @@ def test_what_there_is_no_time_for_is_said(tmp_path: Path) -> None:
 
 def test_a_wrong_kernel_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.gpu.checking.measure_error", lambda case, target: torch.nan)
-    monkeypatch.setattr("bench.gpu.checking.KINDS", ())
+    monkeypatch.setattr(Target, "kinds", ())
     part = make_part(tmp_path)
     check_all(part)
     assert len(part.problems) == len(list_cases(torch.float32))
