@@ -17,7 +17,7 @@ from onnxruntime.quantization import quantize_dynamic
 from transformers import AutoModel
 
 from bench.http import measure_cosine, report, run_round
-from bench.http_peers import MODEL, ServerPeer, start_peer
+from bench.http_peers import MODEL, ServerPeer, serve_with_infinity, start_peer
 from bench.minilm import DIRECTORY
 from loadtest.server_process import serve
 
@@ -37,20 +37,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 def infinity(*words: str) -> ServerPeer:
     """It finds a file of a local directory only where it runs in that directory."""
-    names = (
-        "--model-id",
-        ".",
-        "--served-model-name",
-        MODEL,
-        "--engine",
-        "optimum",
-        "--device",
-        "cpu",
-        "--pooling-method",
-        "mean",
-    )
-    where = ("--url-prefix", "/v1", "--host", "127.0.0.1", "--port", "{port}")
-    return ServerPeer(REQUIREMENTS, ("infinity_emb", "v2", *names, *where, *words))
+    return ServerPeer(REQUIREMENTS, serve_with_infinity("optimum", "--pooling-method", "mean", *words, model="."))
 
 
 PEERS = {

@@ -47,16 +47,17 @@ class ServerPeer:
     """Whether it serves what `bench.peers` has converted for OpenVINO; else the model directory as it is."""
 
 
-def serve_with_infinity(*words: str) -> tuple[str, ...]:
-    shared = ("--device", "cpu", "--url-prefix", "/v1", "--host", "127.0.0.1", "--port", "{port}")
-    names = ("--model-id", "{model}", "--served-model-name", MODEL)
-    return ("infinity_emb", "v2", *names, "--engine", "torch", "--dtype", "float32", *shared, *words)
+def serve_with_infinity(engine: str, *words: str, model: str = "{model}") -> tuple[str, ...]:
+    where = ("--device", "cpu", "--url-prefix", "/v1", "--host", "127.0.0.1", "--port", "{port}")
+    names = ("--model-id", model, "--served-model-name", MODEL, "--engine", engine)
+    return ("infinity_emb", "v2", *names, *where, *words)
 
 
+TORCH_FP32 = ("torch", "--dtype", "float32")
 PEERS = {
-    "infinity-emb fp32": ServerPeer(INFINITY, serve_with_infinity()),
+    "infinity-emb fp32": ServerPeer(INFINITY, serve_with_infinity(*TORCH_FP32)),
     "infinity-emb fp32, batch 8": ServerPeer(
-        INFINITY, serve_with_infinity("--batch-size", "8", "--no-bettertransformer")
+        INFINITY, serve_with_infinity(*TORCH_FP32, "--batch-size", "8", "--no-bettertransformer")
     ),
     **{
         f"OpenVINO {precision}, FastAPI": ServerPeer(

@@ -274,3 +274,9 @@ class Output:
     """By the names of `EngineInfo.outputs`, in their dimensions and in the order of the batch: those that the batch
     wants. Not a decoder's logits, of which it makes `tokens`."""
     tokens: SampledTokens | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the model computed numbers."""
+        has_tokens = self.tokens is None or bool((self.tokens.token_ids != NO_TOKEN).all())
+        return has_tokens and all(bool(np.isfinite(values).all()) for values in self.arrays.values())

@@ -127,8 +127,10 @@ class StepMetrics:
         predicted_s: float,
         actual_s: float,
         batch_wait_s: float | None,
-        pads: bool,
+        pads: bool = False,
     ) -> None:
+        """One step. `predicted_s` 0: there was no prediction yet. `pads`: the engine has run all sequences as long as
+        the longest."""
         self._seconds.observe(actual_s)
         if batch_wait_s is not None:
             self._wait.observe(batch_wait_s)
@@ -240,33 +242,12 @@ class Metrics:
         self.admitted_inputs.labels(model).set(num_inputs)
         self.admitted_tokens.labels(model).set(num_tokens)
 
-    def observe_step(
-        self,
-        model: str,
-        replica: int,
-        *,
-        num_tokens: int,
-        num_seqs: int,
-        max_seqlen: int,
-        predicted_s: float,
-        actual_s: float,
-        batch_wait_s: float | None,
-        pads: bool = False,
-    ) -> None:
-        """One step. `predicted_s` 0: there was no prediction yet. `pads`: the engine has run all sequences as long as
-        the longest."""
-        steps = self._steps.get((model, replica))
-        if steps is None:
-            steps = self._steps[model, replica] = StepMetrics(self, model, str(replica))
-        steps.observe(
-            num_tokens=num_tokens,
-            num_seqs=num_seqs,
-            max_seqlen=max_seqlen,
-            predicted_s=predicted_s,
-            actual_s=actual_s,
-            batch_wait_s=batch_wait_s,
-            pads=pads,
-        )
+    def bind_steps(self, model: str, replica: int) -> StepMetrics:
+        """For an engine's steps."""
+        found = self._steps.get((model, replica))
+        if found is None:
+            found = self._steps[model, replica] = StepMetrics(self, model, str(replica))
+        return found
 
     def observe_engine(self, model: str, replica: int, memory: MemoryStats, queued_tokens: int) -> None:
         """What an engine holds. Its counts only grow, from 0 with each process: the growth is what is added."""

@@ -233,7 +233,7 @@ def time_kernels(part: Part) -> None:
             {name: partial(measure, part, name, make, bounds) for name, make in list_cases(part.target).items()}
         )
     names = list(part.results)
-    series = {key: (range(len(names)), [find_ratio(part.results[name], key) for name in names]) for key in (OURS,)}
+    series = {OURS: (range(len(names)), [find_ratio(part.results[name]) for name in names])}
     part.plot(
         series,
         x=", ".join(f"{index} {name}" for index, name in enumerate(names)),
@@ -247,6 +247,6 @@ def timed(run: Run) -> float:
     return seconds[0]
 
 
-def find_ratio(seconds: dict[str, list[float]], key: str) -> float:
-    """torch's time by that of `key`; 0 where torch has nothing like it."""
-    return float(np.median(seconds[TORCH]) / np.median(seconds[key])) if TORCH in seconds else 0.0
+def find_ratio(seconds: dict[str, list[float]]) -> float:
+    """torch's time by ours; 0 where torch has nothing like it."""
+    return float(np.median(seconds[TORCH]) / np.median(seconds[OURS])) if TORCH in seconds else 0.0

@@ -42,8 +42,8 @@ class Buckets:
         self.largest = largest
         self.is_decoder = "block_table" in read
         self.reads_logit_rows = "logit_rows" in read
-        self.widths = list(double(LEAST_BLOCKS, count_blocks(largest.max_seqlen)))
-        self.seqs = list(quadruple(2, largest.num_seqs))
+        self.widths = list(multiply(LEAST_BLOCKS, count_blocks(largest.max_seqlen), 2))
+        self.seqs = list(multiply(2, largest.num_seqs, 4))
         most = min(largest.num_tokens, MAX_TOKENS)
         if self.is_decoder:
             most = min(most, largest.num_seqs, largest.num_logits)
@@ -54,14 +54,17 @@ class Buckets:
     def list_all(self) -> Iterator[Bucket]:
         if self.is_decoder:
             for num_tokens in self.tokens:
-                yield from (Bucket(BatchShape(num_tokens, num_tokens, 1, num_tokens), width) for width in self.widths)
+                yield from (shape_decoding(num_tokens, width) for width in self.widths)
             return
         for num_tokens in self.tokens:
-            max_seqlen = min(num_tokens, self.largest.max_seqlen)
             for num_seqs in self.seqs:
-                if num_seqs <= num_tokens <= num_seqs * max_seqlen:
-                    num_logits = min(num_seqs, self.largest.num_logits)
-                    yield Bucket(BatchShape(num_tokens, num_seqs, max_seqlen, num_logits))
+                bucket = self.shape_encoding(num_tokens, num_seqs)
+                if num_seqs <= num_tokens <= num_seqs * bucket.shape.max_seqlen:
+                    yield bucket
+
+    def shape_encoding(self, num_tokens: int, num_seqs: int) -> Bucket:
+        max_seqlen, num_logits = min(num_tokens, self.largest.max_seqlen), min(num_seqs, self.largest.num_logits)
+        return Bucket(BatchShape(num_tokens, num_seqs, max_seqlen, num_logits))
 
     def find(self, batch: Batch) -> Bucket | None:
         """The least that the batch can be filled up to; one of zeros where it is over all of them. None where no
@@ -72,16 +75,19 @@ class Buckets:
             width = find_rung(self.widths, batch.paging.block_table.shape[1])
             if batch.max_seqlen > 1 or batch.num_logits > num_tokens:
                 return None
-            return Bucket(BatchShape(num_tokens, num_tokens, 1, num_tokens), width)
+            return shape_decoding(num_tokens, width)
         num_seqs = find_rung(self.seqs, batch.num_seqs + 1)  # one of them is a scratch sequence
         num_added = num_seqs - batch.num_seqs
         num_tokens = find_rung(self.tokens, batch.num_tokens + num_added)
-        shape = BatchShape(
-            num_tokens, num_seqs, min(num_tokens, self.largest.max_seqlen), min(num_seqs, self.largest.num_logits)
-        )
-        fits = num_tokens - batch.num_tokens <= num_added * shape.max_seqlen
-        has_rows = not self.reads_logit_rows or batch.num_logits <= shape.num_logits
-        return Bucket(shape) if fits and has_rows else None
+        bucket = self.shape_encoding(num_tokens, num_seqs)
+        fits = num_tokens - batch.num_tokens <= num_added * bucket.shape.max_seqlen
+        has_rows = not self.reads_logit_rows or batch.num_logits <= bucket.shape.num_logits
+        return bucket if fits and has_rows else None
+
+
+def shape_decoding(num_seqs: int, max_blocks: int) -> Bucket:
+    """A token, and a row of logits, of each."""
+    return Bucket(BatchShape(num_seqs, num_seqs, 1, num_seqs), max_blocks)
 
 
 def climb(most: int) -> Iterator[int]:
@@ -95,17 +101,11 @@ def climb(most: int) -> Iterator[int]:
     yield most
 
 
-def double(least: int, most: int) -> Iterator[int]:
+def multiply(least: int, most: int, factor: int) -> Iterator[int]:
+    """`least`, so many times that, and so on, up to `most`."""
     while least < most:
         yield least
-        least *= 2
-    yield most
-
-
-def quadruple(least: int, most: int) -> Iterator[int]:
-    while least < most:
-        yield least
-        least *= 4
+        least *= factor
     yield most
 
 

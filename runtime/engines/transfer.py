@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runtime.batch import INPUTS, Arrays, Batch, Output, find_middles
 from runtime.engine import Progress
-from runtime.memory.lifetimes import ALIGNMENT, BatchShape
+from runtime.memory.lifetimes import BatchShape, align_up
 
 
 def list_arrays(batch: Batch) -> Arrays:
@@ -91,7 +91,7 @@ class Staging:
     def send(self, arrays: Arrays) -> dict[str, Tensor]:
         """In memory that belongs to the next call, ordered behind what the device computes. Waits for nothing but its
         own last copy, which is long done where a step's outputs have been read."""
-        ends = list(accumulate(-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays.values()))
+        ends = list(accumulate(align_up(array.nbytes) for array in arrays.values()))
         starts = [0, *ends[:-1]]
         self.grow(ends[-1])
         if self.copied is not None:

@@ -33,7 +33,7 @@ def replace_lookup(node: Node, table: Node, index: Node) -> None:
 def fuse_scale(node: Node) -> None:
     product = read(node)
     rows, factor = product.self, product.other
-    if isinstance(factor, float | int) and is_own(rows) and read(rows).residual is None:
+    if isinstance(factor, float | int) and is_open(rows):
         change(rows, scale=read(rows).scale * factor)
         node.replace_all_uses_with(rows)
         node.graph.erase_node(node)
@@ -42,14 +42,14 @@ def fuse_scale(node: Node) -> None:
 def fuse_residual(node: Node) -> None:
     added = read(node)
     for rows, residual in ((added.other, added.self), (added.self, added.other)):
-        if is_own(rows) and read(rows).residual is None and is_like(rows, residual):
+        if is_open(rows) and is_like(rows, residual):
             replace_node(node, gather.OP, "gather_add", **(vars(read(rows)) | {"residual": residual}))
             return
 
 
-def is_own(node: object) -> bool:
-    """Rows that are gathered for one reader alone."""
-    return isinstance(node, Node) and is_call(node, gather.OP) and len(node.users) == 1
+def is_open(node: object) -> bool:
+    """Rows that are gathered for one reader alone, and to which nothing is added yet."""
+    return isinstance(node, Node) and is_call(node, gather.OP) and len(node.users) == 1 and read(node).residual is None
 
 
 def is_like(rows: Node, other: object) -> bool:

@@ -13,9 +13,6 @@ from contextlib import suppress
 from time import monotonic
 from typing import Generic
 
-import numpy as np
-
-from runtime.batch import NO_TOKEN, Output
 from runtime.engine import DeviceLost, EngineError
 from server.engine.batchers.batcher import AnyStep, Batcher, StepResult
 from server.engine.executor import Executor
@@ -202,7 +199,7 @@ class EngineLoop(Generic[AnyStep]):
             self.observe(result)
 
     def note_outcome(self, result: StepResult[AnyStep]) -> None:
-        is_good = result.output is not None and (not result.step.is_canary or is_finite(result.output))
+        is_good = result.output is not None and (not result.step.is_canary or result.output.is_finite)
         self.health.end(result.ended_s, is_good=is_good, is_canary=result.step.is_canary)
         if result.error is not None and not isinstance(result.error, EngineError):
             logger.error("a step of model %s failed", self.model, exc_info=result.error)
@@ -211,9 +208,7 @@ class EngineLoop(Generic[AnyStep]):
         self.batcher.observe(result)
         batch, step = result.step.batch, result.step
         if step.oldest_arrival_s is not None:
-            self.metrics.observe_step(
-                self.model,
-                self.replica,
+            self.metrics.bind_steps(self.model, self.replica).observe(
                 num_tokens=batch.num_tokens,
                 num_seqs=batch.num_seqs,
                 max_seqlen=batch.max_seqlen,
@@ -253,9 +248,3 @@ class EngineLoop(Generic[AnyStep]):
         queued_tokens = self.batcher.num_queued_tokens
         self.metrics.observe_engine(self.model, self.replica, self.executor.memory(), queued_tokens)
         self.batcher.publish(self.metrics)
-
-
-def is_finite(output: Output) -> bool:
-    """Whether the model computed numbers."""
-    has_tokens = output.tokens is None or not (output.tokens.token_ids == NO_TOKEN).any()
-    return has_tokens and all(np.isfinite(values).all() for values in output.arrays.values())

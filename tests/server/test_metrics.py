@@ -41,8 +41,8 @@ def test_the_buckets_resolve_what_matters() -> None:
 def test_steps_of_an_engine() -> None:
     metrics = Metrics(CollectorRegistry())
     step = {"num_tokens": 100, "num_seqs": 4, "max_seqlen": 40, "actual_s": 0.01, "batch_wait_s": 0.001}
-    metrics.observe_step("m", 1, **step, predicted_s=0.0)
-    metrics.observe_step("m", 1, **step, predicted_s=0.005)
+    metrics.bind_steps("m", 1).observe(**step, predicted_s=0.0)
+    metrics.bind_steps("m", 1).observe(**step, predicted_s=0.005)
     samples = parse(metrics.render().decode())
     labels = {"model": "m", "replica": "1"}
     assert find(samples, "run_tokens_total", **labels) == 200
@@ -58,7 +58,7 @@ def test_steps_of_an_engine_that_pads() -> None:
     """It has run its padding, which is in no input."""
     metrics = Metrics(CollectorRegistry())
     step = {"num_tokens": 100, "num_seqs": 4, "max_seqlen": 40, "actual_s": 0.01, "batch_wait_s": 0.001}
-    metrics.observe_step("m", 1, **step, predicted_s=0.0, pads=True)
+    metrics.bind_steps("m", 1).observe(**step, predicted_s=0.0, pads=True)
     samples = parse(metrics.render().decode())
     labels = {"model": "m", "replica": "1"}
     assert find(samples, "run_tokens_total", **labels) == find(samples, "padded_tokens_total", **labels) == 160

@@ -46,8 +46,7 @@ async def test_statistics(server: Server) -> None:
     await server.embed_text(["word1", "word2"])
     server.embed.error = EngineFailure("no")
     await infer(server)
-    server.state.metrics.observe_step(
-        *("embedder", 0),
+    server.state.metrics.bind_steps("embedder", 0).observe(
         num_tokens=3,
         num_seqs=1,
         max_seqlen=3,

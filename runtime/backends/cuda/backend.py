@@ -3,7 +3,7 @@
 import torch
 
 from runtime.backends.backend import Backend
-from runtime.backends.cuda.library import LEAST_CAPABILITY, TRITON, load_kernels
+from runtime.backends.cuda.library import TRITON, has_kernels, load_kernels
 from runtime.backends.cuda.sum_weights import sum_weights
 from runtime.backends.plain.table import plain_backend
 
@@ -12,6 +12,6 @@ PASSES = (("sum_weights", sum_weights),)
 
 def cuda_backend(device: torch.device) -> Backend:
     """torch's kernels, and Triton's in their place. Raises UnusableConfig."""
-    if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+    if not has_kernels(device):
         return plain_backend(device)
     return Backend(TRITON, device, load_kernels(), PASSES, kv_order="rows")

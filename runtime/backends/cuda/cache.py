@@ -5,12 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from runtime.kv_cache.blocks import BLOCK_SIZE
+from runtime.kv_cache.layout import view_scales
 
 
 class CacheViews(NamedTuple):
     """`keys`, `values`: [num_blocks, num_kv_heads, num_rows, head_dim], a token's row each, and others with the scales
-    behind them. The scales of int8: fp32 [num_blocks, num_kv_heads, numbers of a head], of which a block's come first.
+    behind them. The scales of int8: fp32 [num_blocks, num_kv_heads, BLOCK_SIZE].
     """
 
     keys: Tensor
@@ -34,6 +34,4 @@ def view_layer(kv_cache: Tensor, layer: int) -> CacheViews:
     keys, values = kv_cache[layer].unbind(1)
     if kv_cache.dtype != torch.int8:
         return CacheViews(keys, values, None, None)
-    first = BLOCK_SIZE * keys.shape[3]
-    scales = [numbers.flatten(2)[:, :, first:].view(torch.float32) for numbers in (keys, values)]
-    return CacheViews(keys, values, *scales)
+    return CacheViews(keys, values, *(view_scales(numbers, keys.shape[3]) for numbers in (keys, values)))

@@ -17,10 +17,14 @@ LEAST_CAPABILITY = (8, 0)
 """From Ampere on there are matrix instructions for every type that the kernels compute in."""
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether a CUDA device has what they are compiled to."""
+    return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+
+
 def find_draw(device: torch.device) -> DrawTokens:
     """What draws tokens from logits that lie there."""
-    has_kernels = device.type == "cuda" and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
-    if not has_kernels or importlib.util.find_spec("triton") is None:
+    if device.type != "cuda" or not has_kernels(device) or importlib.util.find_spec("triton") is None:
         return draw_tokens
     draw: DrawTokens = importlib.import_module("runtime.backends.cuda.sampling").draw_tokens
     return draw

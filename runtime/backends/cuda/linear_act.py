@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from runtime.backends.cuda.gemm import launch_linear
-from runtime.backends.plain.linear_act import ACTIVATE, multiply
+from runtime.backends.plain.linear_act import linear_act as by_torch
 
 MAX_DEPTH = 2048
 """Of layers whose activation or sum is worth a kernel of ours."""
@@ -32,7 +32,7 @@ def linear_act(
     if (act != "none" or residual is not None) and is_for_kernel(x, weight):
         launch_linear(x, weight, None, None, bias, act, residual, out=out)
     else:
-        multiply_by_torch(x, weight, bias, act, residual, out)
+        by_torch(x, weight, bias, act, residual, out=out)
 
 
 def is_for_kernel(x: Tensor, weight: Tensor) -> bool:
@@ -40,15 +40,3 @@ def is_for_kernel(x: Tensor, weight: Tensor) -> bool:
     is_wide = weight.shape[1] <= MAX_DEPTH and len(x) >= MIN_ROWS
     is_aligned = not any(number % ALIGNMENT for number in (weight.shape[1], x.stride(0), weight.stride(0)))
     return is_wide and is_aligned and weight.stride(1) == 1 and x.dtype == weight.dtype and x.dtype in HALF_TYPES
-
-
-def multiply_by_torch(
-    x: Tensor, weight: Tensor, bias: Tensor | None, act: str, residual: Tensor | None, out: Tensor
-) -> None:
-    result = out if x.dtype == weight.dtype else out.new_empty(out.shape, dtype=weight.dtype)
-    multiply(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype), result)
-    ACTIVATE[act](result)
-    if residual is not None:
-        result.add_(residual)
-    if result is not out:
-        out.copy_(result)

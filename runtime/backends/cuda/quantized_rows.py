@@ -18,11 +18,16 @@ MAX_BLOCK = 4096
 
 
 @triton.jit
+def round_to_even(x):
+    return (x + ROUND_TO_EVEN) - ROUND_TO_EVEN
+
+
+@triton.jit
 def find_scale(low, high, spoilt):
     """Scales and zero points, fp32, of rows from `low` <= 0 to `high` >= 0; `spoilt` is NaN for those with a number
     that is none, else 0."""
     scale = tl.where(high > low, (high - low) * (1.0 / 255.0), 1.0) + spoilt
-    zero = (-low / scale + ROUND_TO_EVEN) - ROUND_TO_EVEN
+    zero = round_to_even(-low / scale)
     return scale, tl.where(zero == zero, zero, 0.0)
 
 
@@ -30,7 +35,7 @@ def find_scale(low, high, spoilt):
 def to_bytes(values, scale, zero):
     scaled = values * (1.0 / scale) + zero
     bounded = tl.minimum(tl.maximum(tl.where(scaled == scaled, scaled, 0.0), 0.0), 255.0)
-    return ((bounded + ROUND_TO_EVEN) - ROUND_TO_EVEN).to(tl.uint8)
+    return round_to_even(bounded).to(tl.uint8)
 
 
 @triton.jit

@@ -5,13 +5,12 @@ import triton.language as tl
 from torch import Tensor
 
 from runtime.backends.cuda.cache import view_layer
+from runtime.backends.cuda.quantized_rows import round_to_even
 from runtime.backends.cuda.rotate import load_turned
 from runtime.backends.cuda.tiles import Tile, load_rows, round_power
 from runtime.kv_cache.blocks import BLOCK_SIZE
 
 TILE = Tile(rows=16)
-TO_EVEN = tl.constexpr(1.5 * 2**23)
-"""Added to a small number and taken away again it rounds to the nearest integer, the even one of two."""
 
 
 @triton.jit
@@ -21,7 +20,7 @@ def store_tile(rows, cache, scales, places, scale_places, is_there, is_element):
         rows = rows.to(tl.float32)
         scale = tl.maximum(tl.div_rn(tl.max(tl.abs(rows), 1), 127.0), 1.1754943508222875e-38)[:, None]
         tl.store(scales + scale_places, scale, mask=is_there)
-        rows = tl.div_rn(rows, tl.broadcast_to(scale, rows.shape)) + TO_EVEN - TO_EVEN
+        rows = round_to_even(tl.div_rn(rows, tl.broadcast_to(scale, rows.shape)))
         rows = tl.minimum(tl.maximum(rows, -127.0), 127.0)
     tl.store(cache + places, rows.to(cache.dtype.element_ty), mask=is_element)
 

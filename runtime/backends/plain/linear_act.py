@@ -5,8 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from runtime.backends.plain.row_blocks import split_blocks
+
 MIXED_BLOCK_ROWS = 512
-"""Rows converted at a time where x and weight differ in type."""
+"""Rows converted at a time on a CPU where x and weight differ in type."""
 
 # In place, or with the result's own memory as `out`: nothing is allocated.
 ACTIVATE: dict[str, Callable[[Tensor], object]] = {
@@ -30,20 +32,20 @@ def linear_act(
 ) -> None:
     if x.dim() != 2:
         x, out = x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1])
+    bias = None if bias is None else bias.to(weight.dtype)
     if x.dtype == weight.dtype:
         multiply(x, weight, bias, out)
         ACTIVATE[act](out)
         if residual is not None:
             out.add_(residual)
         return
-    for start in range(0, x.shape[0], MIXED_BLOCK_ROWS):
-        rows = x[start : start + MIXED_BLOCK_ROWS].to(weight.dtype)
-        block = torch.empty(len(rows), weight.shape[0], dtype=weight.dtype, device=x.device)
-        multiply(rows, weight, bias, block)
+    for rows in split_blocks(x, MIXED_BLOCK_ROWS):
+        block = torch.empty(len(x[rows]), weight.shape[0], dtype=weight.dtype, device=x.device)
+        multiply(x[rows].to(weight.dtype), weight, bias, block)
         ACTIVATE[act](block)
         if residual is not None:
-            block.add_(residual[start : start + MIXED_BLOCK_ROWS])
-        out[start : start + MIXED_BLOCK_ROWS].copy_(block)
+            block.add_(residual[rows])
+        out[rows].copy_(block)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> None:
