@@ -24,8 +24,8 @@ OnResult = Callable[[StepResult[AnyStep]], None]
 def run_in_passing_thread(function: Callable[[], Built]) -> Built:
     """On a thread that ends with it: for building and warming up an engine that another thread is going to run.
 
-    OpenMP keeps helpers for each thread that has ever computed, as long as it lives; once those are more than there are
-    cores, all of them sleep at every wait, and a step of 2 ms takes 6 (docs/decisions/0014).
+    Each thread that has ever computed keeps helpers, as long as it lives; once OpenMP's are more than there are cores,
+    all of them sleep at every wait, and a step of 2 ms takes 6 (docs/decisions/0014).
     """
     with ThreadPoolExecutor(1, "passing") as pool:
         return pool.submit(function).result()

@@ -46,9 +46,10 @@ IMPORT_PATIENCE_S = 10.0
 KILL_AFTER_S = 5.0
 KEEP_FILES_PERIOD_S = 3600.0
 SPIN_VARIABLE, SPIN_COUNT = "GOMP_SPINCOUNT", "2000"
-"""How long threads of a kernel turn in circles before they sleep while they wait for one another, a few microseconds.
-OpenMP's own default is milliseconds, in which a thread that waits keeps a core from the one it waits for: with a busy
-process beside the engine a step of 2 ms took 600 (docs/decisions/0014)."""
+"""How long the threads of torch's kernels turn in circles before they sleep while they wait for one another, a few
+microseconds; ours have their own number (docs/decisions/0031). OpenMP's default is milliseconds, in which a thread that
+waits keeps a core from the one it waits for: with a busy process beside the engine a step of 2 ms took 600
+(docs/decisions/0014)."""
 
 
 class Supervisor:

@@ -27,7 +27,7 @@ from runtime.cache import cache_dir
 from runtime.engine import Progress
 
 SOURCES = Path(__file__).parent / "kernels"
-FLAGS = ("-std=c++17", "-O3", "-falign-loops=64", "-fopenmp", "-fPIC", "-Wno-maybe-uninitialized")
+FLAGS = ("-std=c++17", "-O3", "-falign-loops=64", "-fopenmp-simd", "-pthread", "-fPIC", "-Wno-maybe-uninitialized")
 """Loops are aligned because the short ones are up to a tenth slower where they lie badly."""
 EXPORTS = "{ global: padless_*; local: *; };"
 """The linker's version script. What several libraries of one process define is otherwise there once for all of them:
@@ -178,8 +178,7 @@ def compile_library(compiler: str, isa: str, path: Path, progress: Progress) -> 
             for index, done in enumerate(compiled):
                 progress("compiling CPU kernels", index, len(sources))
                 done.result()
-        # Not linked against OpenMP: its functions are found at load time in the one that torch has loaded, so that both
-        # share one pool of threads.
+        # Not linked against OpenMP: the number of threads is asked of the one that torch has loaded.
         objects = [str(folder / f"{source.stem}.o") for source in sources]
         exports = folder / "exports.map"
         exports.write_text(EXPORTS)

@@ -11,12 +11,11 @@ PADLESS_KERNEL(add_norm, AddNorm) {
     const float *inverse_smooth = data<float>(call.out_inverse_smooth);
     const RowScale fixed{float(call.out_scale), int32_t(call.out_zero)};
     const RowScale* scale = call.out_scale > 0 ? &fixed : nullptr;
-#pragma omp parallel if (num_rows(call.x) * width > MANY_VALUES)
-    {
+    const int64_t num_rows = padless::num_rows(call.x);
+    parallel_rows(num_rows, num_rows * width > MANY_VALUES, [&](int64_t first, int64_t last) {
         static thread_local std::vector<float> memory;
         float* row = scratch(memory, width);
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < num_rows(call.x); ++r) {
+        for (int64_t r = first; r < last; ++r) {
             copy_row(from, r / heads, r % heads * width, width, row);
             if (other.data) add_row(row, other, r, 0, width);
             normalise_row(row, width, data<float>(call.weight), data<float>(call.bias), float(call.eps), call.is_rms);
@@ -25,6 +24,6 @@ PADLESS_KERNEL(add_norm, AddNorm) {
             else
                 write_row(row, to, r, 0, width);
         }
-    }
+    });
     return 0;
 }

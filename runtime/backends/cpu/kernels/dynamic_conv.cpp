@@ -63,16 +63,14 @@ PADLESS_KERNEL(dynamic_conv, DynamicConv) {
     const Convolution convolution{rows_of(call.values), rows_of(call.kernels), rows_of(call.out), width, num_heads,
                                   call.kernel_size, call.kernels.sizes[0], call.softmax != 0};
     const int32_t* cu_seqlens = data<int32_t>(call.cu_seqlens);
-#pragma omp parallel
-    {
+    parallel_rows(call.cu_seqlens.sizes[0] - 1, true, [&](int64_t first, int64_t last) {
         static thread_local std::vector<float> memory;
         const int64_t num_weights = num_heads * call.kernel_size;
         float* own = scratch(memory, 2 * (width + num_weights));
         convolution.load_weights(0, own + 2 * width, own + 2 * width + num_weights);
-#pragma omp for schedule(dynamic, 4)
-        for (int64_t seq = 0; seq < call.cu_seqlens.sizes[0] - 1; ++seq)
+        for (int64_t seq = first; seq < last; ++seq)
             for (int64_t token = cu_seqlens[seq]; token < cu_seqlens[seq + 1]; ++token)
                 convolution.run_token(token, cu_seqlens[seq], cu_seqlens[seq + 1], own);
-    }
+    });
     return 0;
 }

@@ -11,12 +11,11 @@ PADLESS_KERNEL(embed_norm, EmbedNorm) {
     const Matrix to = rows_of(call.out);
     const int64_t width = padless::width(call.out);
     std::atomic<int64_t> num_wrong{0};
-#pragma omp parallel if (num_rows(call.out) * width > MANY_VALUES)
-    {
+    const int64_t num_rows = padless::num_rows(call.out);
+    parallel_rows(num_rows, num_rows * width > MANY_VALUES, [&](int64_t first, int64_t last) {
         static thread_local std::vector<float> memory;
         float* row = scratch(memory, width);
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < num_rows(call.out); ++r) {
+        for (int64_t r = first; r < last; ++r) {
             std::fill(row, row + width, 0.0f);
             bool is_right = true;
             for (int64_t t = 0; t < call.num_tables; ++t) {
@@ -32,6 +31,6 @@ PADLESS_KERNEL(embed_norm, EmbedNorm) {
             normalise_row(row, width, data<float>(call.weight), data<float>(call.bias), float(call.eps), false);
             write_row(row, to, r, 0, width);
         }
-    }
+    });
     return num_wrong;
 }

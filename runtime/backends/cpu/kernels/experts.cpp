@@ -96,10 +96,11 @@ struct Block {
         run_linear_fp32({x, call.router.data, num_tokens, call.num_experts, hidden_size, nullptr, Activation::NONE, Matrix{},
                          {scores, call.num_experts, FP32}, nullptr, nullptr});
         std::vector<Choice> chosen(num_tokens * call.top_k);
-#pragma omp parallel for schedule(static) if (num_tokens > 16)
-        for (int64_t token = 0; token < num_tokens; ++token)
-            choose(scores + token * call.num_experts, call.num_experts, call.top_k, call.renormalize,
-                   chosen.data() + token * call.top_k);
+        parallel_rows(num_tokens, num_tokens > 16, [&](int64_t first, int64_t last) {
+            for (int64_t token = first; token < last; ++token)
+                choose(scores + token * call.num_experts, call.num_experts, call.top_k, call.renormalize,
+                       chosen.data() + token * call.top_k);
+        });
         return chosen;
     }
 
@@ -109,19 +110,18 @@ struct Block {
         static thread_local std::vector<float> rows_memory, wide_memory;
         float* rows = scratch(rows_memory, num_rows * hidden_size);
         float* wide = scratch(wide_memory, num_rows * up_width);
-        const bool is_many = num_rows > 16;
-#pragma omp parallel for schedule(static) if (is_many)
-        for (int64_t r = 0; r < num_rows; ++r) copy_row(x, tokens[r], 0, hidden_size, rows + r * hidden_size);
+        const auto for_rows = [&](const auto& run_row) {
+            parallel_rows(num_rows, num_rows > 16, [&](int64_t first, int64_t last) {
+                for (int64_t r = first; r < last; ++r) run_row(r);
+            });
+        };
+        for_rows([&](int64_t r) { copy_row(x, tokens[r], 0, hidden_size, rows + r * hidden_size); });
         const Layer up{call.up, up_width, hidden_size}, down{call.down, hidden_size, call.width};
         up.multiply(expert, {rows, hidden_size, FP32}, num_rows, call.is_gated ? Activation::NONE : call.act, wide);
-        if (call.is_gated) {
-#pragma omp parallel for schedule(static) if (is_many)
-            for (int64_t r = 0; r < num_rows; ++r) gate_row(wide + r * up_width, call.width, call.act, call.out.kind != FP32);
-        }
+        if (call.is_gated)
+            for_rows([&](int64_t r) { gate_row(wide + r * up_width, call.width, call.act, call.out.kind != FP32); });
         down.multiply(expert, {wide, up_width, FP32}, num_rows, Activation::NONE, rows);
-#pragma omp parallel for schedule(static) if (is_many)
-        for (int64_t r = 0; r < num_rows; ++r)
-            add_scaled(sums + tokens[r] * hidden_size, rows + r * hidden_size, weights[r]);
+        for_rows([&](int64_t r) { add_scaled(sums + tokens[r] * hidden_size, rows + r * hidden_size, weights[r]); });
     }
 
     void add_scaled(float* sum, const float* row, float weight) const {

@@ -10,12 +10,11 @@ PADLESS_KERNEL(gated_act, GatedAct) {
     const float* inverse_smooth = data<float>(call.out_inverse_smooth);
     const RowScale fixed{float(call.out_scale), int32_t(call.out_zero)};
     const RowScale* scale = call.out_scale > 0 ? &fixed : nullptr;
-#pragma omp parallel if (num_rows(call.x) * width > MANY_VALUES)
-    {
+    const int64_t num_rows = padless::num_rows(call.x);
+    parallel_rows(num_rows, num_rows * width > MANY_VALUES, [&](int64_t first, int64_t last) {
         static thread_local std::vector<float> memory;
         float* row = scratch(memory, 2 * width);
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < num_rows(call.x); ++r) {
+        for (int64_t r = first; r < last; ++r) {
             copy_row(from, r, 0, 2 * width, row);
             gate_row(row, width, call.act, to.kind != FP32);
             if (to.kind == QUANTISED)
@@ -23,6 +22,6 @@ PADLESS_KERNEL(gated_act, GatedAct) {
             else
                 write_row(row, to, r, 0, width);
         }
-    }
+    });
     return 0;
 }

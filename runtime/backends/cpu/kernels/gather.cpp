@@ -11,12 +11,11 @@ PADLESS_KERNEL(gather, Gather) {
     const int64_t width = padless::width(call.out), num_entries = call.table.sizes[0];
     const float scale = float(call.scale);
     std::atomic<int64_t> num_wrong{0};
-#pragma omp parallel if (num_rows(call.out) * width > MANY_VALUES)
-    {
+    const int64_t num_rows = padless::num_rows(call.out);
+    parallel_rows(num_rows, num_rows * width > MANY_VALUES, [&](int64_t first, int64_t last) {
         static thread_local std::vector<float> memory;
         float* row = scratch(memory, width);
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < num_rows(call.out); ++r) {
+        for (int64_t r = first; r < last; ++r) {
             const int64_t index = data<int64_t>(call.index)[r];
             if (is_out(index, num_entries)) {
                 ++num_wrong;
@@ -28,6 +27,6 @@ PADLESS_KERNEL(gather, Gather) {
             if (call.residual.data) add_row(row, rows_of(call.residual), r, 0, width);
             write_row(row, to, r, 0, width);
         }
-    }
+    });
     return num_wrong;
 }

@@ -1,6 +1,7 @@
 // How a kernel is defined: under its op's name, with the op's arguments in a struct (`structs.py` makes structs.h of them).
 #pragma once
 
+#include "parallel.h"
 #include "structs.h"
 
 // Kernels return how many of their inputs are wrong; then they have computed nothing, or not all.

@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <type_traits>
 
-#include <omp.h>
 
 #include "activation.h"
 #include "gemm.h"
@@ -154,8 +153,7 @@ struct Linear {
 
     void run_by_rows(int64_t num_blocks, bool has_many) const {
         const bool is_quantised = call.out.kind == QUANTISED;
-#pragma omp parallel for schedule(dynamic) if (has_many)
-        for (int64_t block = 0; block < num_blocks; ++block) {
+        parallel_for(num_blocks, has_many, [&](int64_t block) {
             static thread_local std::vector<Input> prepared_memory;
             static thread_local std::vector<float> out_memory;
             const int64_t first = block * BLOCK_ROWS, rows = std::min(BLOCK_ROWS, call.num_rows - first);
@@ -172,47 +170,39 @@ struct Linear {
             } else {
                 run_block(x, first, rows, 0, num_panels(), call.out, first);
             }
-        }
+        });
     }
 
     void run_by_columns(int64_t num_blocks, int64_t num_threads) const {
         static thread_local std::vector<Input> prepared_memory;
         static thread_local std::vector<float> out_memory;
         const bool is_quantised = call.out.kind == QUANTISED;
-        const int64_t rows_each = (call.num_rows + num_threads - 1) / num_threads;
         Input* prepared = source.is_ready ? nullptr : scratch(prepared_memory, call.num_rows * source.stride);
         float* floats = is_quantised ? scratch(out_memory, call.num_rows * call.num_columns) : nullptr;
         // Even numbers of panels, about four tasks for each thread.
         const int64_t wanted = (num_panels() * num_blocks + 4 * num_threads - 1) / (4 * num_threads);
         const int64_t panels_each = round_up(std::max<int64_t>(wanted, 1), Gemm::PANELS);
         const int64_t groups = (num_panels() + panels_each - 1) / panels_each;
-#pragma omp parallel
-        {
-            if (prepared) {
-#pragma omp for schedule(static)
-                for (int64_t first = 0; first < call.num_rows; first += rows_each)
-                    source.prepare(first, std::min(rows_each, call.num_rows - first), prepared + first * source.stride);
-            }
-#pragma omp for schedule(dynamic)
-            for (int64_t task = 0; task < num_blocks * groups; ++task) {
-                const int64_t first = task / groups * BLOCK_ROWS, panel = task % groups * panels_each;
-                const Input* x = prepared ? prepared + first * source.stride : source.ready(first);
-                const Matrix out = is_quantised ? Matrix{floats, call.num_columns, FP32} : call.out;
-                run_block(x, first, std::min(BLOCK_ROWS, call.num_rows - first), panel,
-                          std::min(panel + panels_each, num_panels()), out, first);
-            }
-            if (is_quantised) {
-#pragma omp for schedule(static)
-                for (int64_t first = 0; first < call.num_rows; first += rows_each)
-                    quantise_out(floats + first * call.num_columns, call.num_columns, first,
-                                 std::min(rows_each, call.num_rows - first));
-            }
-        }
+        if (prepared)
+            parallel_rows(call.num_rows, true, [&](int64_t first, int64_t last) {
+                source.prepare(first, last - first, prepared + first * source.stride);
+            });
+        parallel_for(num_blocks * groups, true, [&](int64_t task) {
+            const int64_t first = task / groups * BLOCK_ROWS, panel = task % groups * panels_each;
+            const Input* x = prepared ? prepared + first * source.stride : source.ready(first);
+            const Matrix out = is_quantised ? Matrix{floats, call.num_columns, FP32} : call.out;
+            run_block(x, first, std::min(BLOCK_ROWS, call.num_rows - first), panel,
+                      std::min(panel + panels_each, num_panels()), out, first);
+        });
+        if (is_quantised)
+            parallel_rows(call.num_rows, true, [&](int64_t first, int64_t last) {
+                quantise_out(floats + first * call.num_columns, call.num_columns, first, last - first);
+            });
     }
 
     void run() const {
         if (call.num_rows == 0) return;  // a step of prompt chunks has no logits to compute
-        const int64_t num_blocks = (call.num_rows + BLOCK_ROWS - 1) / BLOCK_ROWS, num_threads = omp_get_max_threads();
+        const int64_t num_blocks = (call.num_rows + BLOCK_ROWS - 1) / BLOCK_ROWS, num_threads = count_threads();
         const bool has_many = call.num_rows * call.num_columns * call.depth > MANY_PRODUCTS;
         if (num_threads == 1 || num_blocks >= 4 * num_threads || !has_many)
             run_by_rows(num_blocks, has_many);

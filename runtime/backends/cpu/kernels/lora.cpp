@@ -84,13 +84,11 @@ PADLESS_KERNEL(lora, Lora) {
     const Adapters adapters{call};
     const Matrix from = rows_of(call.rows), to = rows_of(call.out);
     const int64_t* ids = data<int64_t>(call.adapter_ids);
-#pragma omp parallel
-    {
+    parallel_rows(num_rows(call.rows), true, [&](int64_t first, int64_t last) {
         static thread_local std::vector<float> row_memory, product_memory;
         float* row = scratch(row_memory, adapters.width);
         float* products = scratch(product_memory, adapters.rank);
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < num_rows(call.rows); ++r) {
+        for (int64_t r = first; r < last; ++r) {
             copy_row(from, r, 0, adapters.width, row);
             if (ids[r] > 0) {
                 adapters.narrow(r, ids[r] - 1, products);
@@ -99,6 +97,6 @@ PADLESS_KERNEL(lora, Lora) {
             if (call.act != Activation::NONE) activate(row, adapters.width, call.act, to.kind != FP32);
             write_row(row, to, r, 0, adapters.width);
         }
-    }
+    });
     return 0;
 }

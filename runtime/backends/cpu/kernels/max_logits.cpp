@@ -25,10 +25,9 @@ PADLESS_KERNEL(max_logits_packed, MaxLogitsPacked) {
     const int32_t* cu_seqlens = data<int32_t>(call.cu_seqlens);
     float* out = data<float>(call.out);
     const int64_t num_panels = layer.num_panels(), num_seqs = padless::num_rows(call.out);
-#pragma omp parallel for schedule(dynamic)
-    for (int64_t first = 0; first < num_panels; first += GROUP) {
+    parallel_for((num_panels + GROUP - 1) / GROUP, true, [&](int64_t group) {
         static thread_local std::vector<float> memory;
-        const int64_t last = std::min(first + GROUP, num_panels), column = first * PANEL;
+        const int64_t first = group * GROUP, last = std::min(first + GROUP, num_panels), column = first * PANEL;
         const int64_t count = std::min(last * PANEL, call.vocab_size) - column;
         float* logits = scratch(memory, BLOCK_ROWS * call.vocab_size);
         for (int64_t seq = 0; seq < num_seqs; ++seq) {
@@ -40,6 +39,6 @@ PADLESS_KERNEL(max_logits_packed, MaxLogitsPacked) {
                 for (int64_t r = 0; r < rows; ++r) keep_larger(logits + r * call.vocab_size + column, count, largest);
             }
         }
-    }
+    });
     return 0;
 }

@@ -3,7 +3,6 @@
 // Blocks are multiplied where they lie: a block of keys is a panel of a GEMM, and so are 16 columns of its values. The
 // query heads that share a kv head are rows of one task, so that its blocks are read once for all of them. Nothing is read
 // of keys before a task's window or behind its last key: whatever lies there, NaN too, does not matter.
-#include <omp.h>
 
 #include "paged_attention.h"
 
@@ -152,7 +151,7 @@ struct PagedStep {
     // Tiles as pieces, the longest first. Where tiles are few, the chunks of small ones become pieces of their own.
     void list_pieces() {
         static thread_local std::vector<float> memory;
-        const int64_t num_threads = omp_get_max_threads();
+        const int64_t num_threads = count_threads();
         const bool can_split = num_threads > 1 && int64_t(tiles.size()) < 2 * num_threads;
         int64_t num_parts = 0;
         for (Tile& tile : tiles) {
@@ -275,17 +274,13 @@ struct PagedStep {
         list_tiles();
         list_pieces();
         const bool is_split = pieces.size() > tiles.size();
-#pragma omp parallel if (has_many())
-        {
-            const Workspace space(std::max(TILE_ROWS, call.group()), call.padded_dim());
-#pragma omp for schedule(dynamic)
-            for (size_t i = 0; i < pieces.size(); ++i) run_piece(pieces[i], space);
-            if (is_split) {
-#pragma omp for schedule(dynamic)
-                for (size_t i = 0; i < tiles.size(); ++i)
-                    if (tiles[i].is_split) merge_parts(tiles[i], space);
-            }
-        }
+        const bool has_many = this->has_many();
+        const auto find_space = [&] { return Workspace(std::max(TILE_ROWS, call.group()), call.padded_dim()); };
+        parallel_for(pieces.size(), has_many, [&](int64_t piece) { run_piece(pieces[piece], find_space()); });
+        if (!is_split) return;
+        parallel_for(tiles.size(), has_many, [&](int64_t tile) {
+            if (tiles[tile].is_split) merge_parts(tiles[tile], find_space());
+        });
     }
 };
 

@@ -48,8 +48,7 @@ PADLESS_KERNEL(pool, Pool) {
     const Matrix from = rows_of(call.hidden_states);
     const int64_t width = padless::width(call.out);
     const int32_t *cu_seqlens = data<int32_t>(call.cu_seqlens), *num_prompt_tokens = data<int32_t>(call.num_prompt_tokens);
-#pragma omp parallel for schedule(dynamic, 4)
-    for (int64_t seq = 0; seq < num_rows(call.out); ++seq) {
+    parallel_for(num_rows(call.out), true, [&](int64_t seq) {
         float* row = data<float>(call.out) + seq * width;
         const int64_t end = cu_seqlens[seq + 1];
         const int64_t first =
@@ -59,6 +58,6 @@ PADLESS_KERNEL(pool, Pool) {
         else
             std::fill(row, row + width, 0.0f);
         if (call.normalize) scale_to_one(row, width);
-    }
+    });
     return 0;
 }

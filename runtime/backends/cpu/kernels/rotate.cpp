@@ -10,17 +10,16 @@ PADLESS_KERNEL(rotate, Rotate) {
     if (wrong) return wrong;
     const Matrix from = tokens_of(call.x), to = tokens_of(call.out);
     const int64_t num_heads = call.x.sizes[1], head_dim = call.x.sizes[2];
-#pragma omp parallel if (call.x.sizes[0] * num_heads * head_dim > MANY_VALUES)
-    {
+    const int64_t num_tokens = call.x.sizes[0];
+    parallel_rows(num_tokens, num_tokens * num_heads * head_dim > MANY_VALUES, [&](int64_t first, int64_t last) {
         static thread_local std::vector<float> memory;
         float* row = scratch(memory, head_dim);
-#pragma omp for schedule(static)
-        for (int64_t token = 0; token < call.x.sizes[0]; ++token)
+        for (int64_t token = first; token < last; ++token)
             for (int64_t head = 0; head < num_heads; ++head) {
                 copy_row(from, token, head * head_dim, head_dim, row);
                 rotary.turn_row(token, row);
                 write_row(row, to, token, head * head_dim, head_dim);
             }
-    }
+    });
     return 0;
 }

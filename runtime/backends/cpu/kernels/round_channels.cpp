@@ -107,13 +107,11 @@ PADLESS_KERNEL(round_channels, RoundChannels) {
     const int64_t num_groups = (depth + 7) / 8 * 2, count = num_groups * MEMBERS;
     const float *weight = data<float>(call.weight), *limits = data<float>(call.limits);
     float* scales = data<float>(call.scale);
-#pragma omp parallel
-    {
+    parallel_rows(num_rows, true, [&](int64_t first, int64_t last) {
         static thread_local std::vector<float> memory;
         float* space = scratch(memory, 3 * count);
         const Planes weights{space, num_groups}, scaled{space + count, num_groups}, rounded{space + 2 * count, num_groups};
-#pragma omp for schedule(dynamic, 16)
-        for (int64_t row = 0; row < num_rows; ++row) {
+        for (int64_t row = first; row < last; ++row) {
             split_groups(weight + row * depth, depth, weights);
             int8_t* values = data<int8_t>(call.out) + row * count;
             float largest = 0.0f, best = __builtin_inff();
@@ -129,6 +127,6 @@ PADLESS_KERNEL(round_channels, RoundChannels) {
                 for (int64_t i = 0; i < count; ++i) values[i] = int8_t(rounded.data[i]);
             }
         }
-    }
+    });
     return 0;
 }

@@ -21,12 +21,11 @@ void store_all(const StoreKv& call, const Rotary& rotary, const KVCache<T>& cach
     const Matrix keys = tokens_of(call.k), values = tokens_of(call.v);
     const int64_t num_tokens = call.k.sizes[0], head_dim = call.k.sizes[2];
     const int64_t* slots = data<int64_t>(call.slot_mapping);
-#pragma omp parallel if (cache.num_kv_heads * num_tokens * head_dim > MANY_VALUES)
-    {
+    const int64_t num_rows = cache.num_kv_heads * num_tokens;
+    parallel_rows(num_rows, num_rows * head_dim > MANY_VALUES, [&](int64_t first, int64_t last) {
         static thread_local std::vector<float> memory;
         float* row = scratch(memory, cache.padded_dim);
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < cache.num_kv_heads * num_tokens; ++i) {
+        for (int64_t i = first; i < last; ++i) {
             const int64_t head = i / num_tokens, token = i % num_tokens;
             load_head(keys, token, head, head_dim, row);
             rotary.turn_row(token, row);
@@ -34,7 +33,7 @@ void store_all(const StoreKv& call, const Rotary& rotary, const KVCache<T>& cach
             load_head(values, token, head, head_dim, row);
             cache.store_value(row, slots[token], head);
         }
-    }
+    });
 }
 
 }  // namespace

@@ -31,9 +31,10 @@ PADLESS_KERNEL(unfold, Unfold) {
     const Unfolded unfolded{static_cast<const char*>(from.data), static_cast<char*>(call.out.data), from.stride * bytes,
                             to.stride * bytes, width(call.hidden_states) * bytes, call.kernel_size};
     const int32_t* cu_seqlens = data<int32_t>(call.cu_seqlens);
-#pragma omp parallel for schedule(dynamic, 4)
-    for (int64_t seq = 0; seq < call.cu_seqlens.sizes[0] - 1; ++seq)
-        for (int64_t token = cu_seqlens[seq]; token < cu_seqlens[seq + 1]; ++token)
-            unfolded.write_token(token, cu_seqlens[seq], cu_seqlens[seq + 1]);
+    parallel_rows(call.cu_seqlens.sizes[0] - 1, true, [&](int64_t first, int64_t last) {
+        for (int64_t seq = first; seq < last; ++seq)
+            for (int64_t token = cu_seqlens[seq]; token < cu_seqlens[seq + 1]; ++token)
+                unfolded.write_token(token, cu_seqlens[seq], cu_seqlens[seq + 1]);
+    });
     return 0;
 }

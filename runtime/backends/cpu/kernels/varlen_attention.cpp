@@ -131,12 +131,7 @@ std::vector<Task> list_tasks(const AttentionCall& call) {
 template <class Products>
 void run(const AttentionCall& call) {
     const std::vector<Task> tasks = list_tasks(call);
-#pragma omp parallel
-    {
-        const Attention<Products> attention(call);
-#pragma omp for schedule(dynamic)
-        for (size_t i = 0; i < tasks.size(); ++i) attention.run_task(tasks[i]);
-    }
+    parallel_for(tasks.size(), true, [&](int64_t task) { Attention<Products>(call).run_task(tasks[task]); });
 }
 
 }  // namespace
