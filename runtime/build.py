@@ -14,22 +14,23 @@ from runtime.backends.onnx.backend import export_program, onnx_backend
 from runtime.backends.onnx.inputs import ONNX_RUNTIME
 from runtime.backends.plain.table import plain_backend
 from runtime.batch import Batch
-from runtime.capture import UNREAD, Decodes, capture, describe_outputs, read_inputs, retype_cache
+from runtime.build_reference import build_reference
+from runtime.capture import UNREAD, Decodes, capture, capture_module, retype_cache
 from runtime.compiled import CompiledModel, CompiledProgram, OnnxProgram, PlannedProgram
 from runtime.config import EngineConfig, Precision, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
+from runtime.engines.cuda_graphs import count_graph_bytes
 from runtime.engines.decoder import DecoderEngine
 from runtime.engines.planned import fit_capacity, peak_bytes
-from runtime.engines.reference import ReferenceEngine
 from runtime.fp16_range import check_range
 from runtime.kv_cache.blocks import count_blocks
 from runtime.kv_cache.examples import page_alone
 from runtime.kv_cache.layout import KV_DTYPES, KVLayout
-from runtime.lazy_module import LazyModule, as_lazy
+from runtime.lazy_module import DraftModel, LazyModule, as_lazy
 from runtime.limits import BatchLimits
 from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
-from runtime.open import find_library, give_caches, open_engine, open_program, set_up_torch
+from runtime.open import find_library, open_engine, open_program, set_up_torch
 from runtime.passes.pipeline import (
     OnPass,
     PrecisionChoice,
@@ -50,14 +51,6 @@ USUAL_SEQLEN = 32
 """Tokens; of the sequences that precisions are timed on."""
 RANGE_TOKENS = 512
 """At most; of the batch that shows whether fp16 has numbers for a model."""
-
-
-@dataclass(frozen=True, slots=True)
-class DraftModel:
-    """A small generator that guesses for a large one, `num_tokens` at a time."""
-
-    model: nn.Module | LazyModule
-    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +89,9 @@ class Captured:
         if self.config.kind == "cuda_graphs":  # the fullest batch has room for a scratch sequence, too
             wanted = wanted._replace(num_seqs=min(wanted.num_seqs + 1, wanted.num_tokens))
         largest = fit_capacity(program, wanted, self.limits.least_tokens, cap_bytes)
-        info = replace(describe(program, choice, largest, self.backend), kind=self.config.kind)
+        graph_bytes = count_graph_bytes(program, largest) if self.config.kind == "cuda_graphs" else 0
+        described = describe(program, choice, largest, self.backend)
+        info = replace(described, kind=self.config.kind, graph_bytes=graph_bytes)
         return PlannedProgram(program, largest, info, cap_bytes)
 
     def make_range_check(
@@ -240,13 +235,6 @@ def find_backend(config: EngineConfig, progress: Progress) -> Backend:
     return plain_backend(device) if library is None else cpu_backend(library)
 
 
-def capture_module(model: nn.Module | LazyModule, device: torch.device, progress: Progress) -> GraphModule:
-    progress("capturing the graph", 0, 1)
-    graph_module = capture(model, device)
-    progress("capturing the graph", 1, 1)
-    return graph_module
-
-
 def try_precisions(
     captured: Captured, programs: Mapping[Precision, CompiledProgram], samples: Samples | None, progress: Progress
 ) -> ChosenPrecision:
@@ -336,49 +324,6 @@ def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, bac
         max_batch_tokens=largest.num_tokens,
         unplanned_ops=tuple(instruction.name for instruction in program.unplanned),
     )
-
-
-def build_reference(
-    model: nn.Module | LazyModule,
-    config: EngineConfig,
-    limits: BatchLimits,
-    progress: Progress,
-    draft: DraftModel | None = None,
-) -> Engine:
-    """Plain modules, op by op; generators with a cache. Raises UnusableConfig."""
-    set_up_torch(config)
-    device = torch.device(config.device)
-    models = [model] if draft is None else [model, draft.model]
-    modules = [as_lazy(each).fill().eval().requires_grad_(False).to(device) for each in models]
-    inners = [build_reference_step(each, limits, device, progress) for each in modules]
-    if not isinstance(modules[0], Decodes):
-        return inners[0]
-    dtype = torch.float32 if config.kv_cache.dtype == "auto" else KV_DTYPES[config.kv_cache.dtype]
-    layouts = [each.kv_layout(dtype) for each in modules if isinstance(each, Decodes)]
-    lazy_encoder, encoder = as_lazy(model).encoder, None
-    if lazy_encoder is not None:
-        module = lazy_encoder.fill().eval().requires_grad_(False).to(device)
-        encoder = build_reference_step(module, limits.of_sources(), device, progress)
-    return give_caches(inners, layouts, config, limits, 0 if draft is None else draft.num_tokens, encoder)
-
-
-def build_reference_step(
-    module: nn.Module, limits: BatchLimits, device: torch.device, progress: Progress
-) -> ReferenceEngine:
-    """The module is captured to know what it reads and gives; it runs as it is."""
-    graph_module = capture_module(module, device, progress)
-    weight_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
-    info = EngineInfo(
-        kind="reference",
-        precision="fp32",
-        precision_reason="the reference is always fp32",
-        device=str(device),
-        threads=torch.get_num_threads(),
-        outputs=describe_outputs(graph_module),
-        weight_bytes=weight_bytes,
-        max_batch_tokens=limits.max_batch_tokens,
-    )
-    return ReferenceEngine(module, read_inputs(graph_module), limits.largest(), device, info)
 
 
 def fuse(

@@ -49,12 +49,15 @@ class EngineInfo:
     precision: str
     precision_reason: str
     device: str
+    """As `EngineConfig.device_names` has it."""
     threads: int
     outputs: tuple[ArraySpec, ...]
     """What the graph computes. The first is what calibration measures; a decoder's is its `logits`."""
     weight_bytes: int = 0
     activation_bytes: int = 0
     """Planned peak at the largest batch."""
+    graph_bytes: int = 0
+    """`cuda_graphs`: what recorded steps hold beside that."""
     max_batch_tokens: int = 0
     """The largest batch that fits the memory cap; the configured budget where there is no cap."""
     kernels: str = "torch"

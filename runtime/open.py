@@ -65,8 +65,8 @@ def open_program(
         session = Session(compiled.model, compiled.weights, config)
         info = replace(compiled.info, nodes=session.count_nodes())
         return OnnxEngine(session, compiled.largest, info, compiled.num_features)
-    device = torch.device(config.device)
-    parts = compiled.program, kernels, compiled.largest, device, compiled.info, compiled.cap_bytes
+    device, info = torch.device(config.device), replace(compiled.info, device=config.device_names[0])
+    parts = compiled.program, kernels, compiled.largest, device, info, compiled.cap_bytes
     return CudaGraphsEngine(*parts, CudaRecorder()) if config.kind == "cuda_graphs" else PlannedEngine(*parts)
 
 
@@ -108,7 +108,7 @@ def give_caches(
         config.kv_cache.budget_mb,
         block_bytes=sum(layout.block_bytes for layout in layouts),
         weight_bytes=sum(info.weight_bytes for info in infos),
-        activation_bytes=sum(info.activation_bytes for info in infos),
+        activation_bytes=sum(info.activation_bytes + info.graph_bytes for info in infos),
         max_sequences=limits.max_batch_requests,
         max_input_tokens=limits.max_input_tokens,
         max_source_tokens=limits.max_source_tokens,

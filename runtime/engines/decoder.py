@@ -121,6 +121,7 @@ def join_infos(decoder: EngineInfo, encoder: EngineInfo) -> EngineInfo:
         decoder,
         weight_bytes=decoder.weight_bytes + encoder.weight_bytes,
         activation_bytes=decoder.activation_bytes + encoder.activation_bytes,
+        graph_bytes=decoder.graph_bytes + encoder.graph_bytes,
         max_batch_tokens=min(decoder.max_batch_tokens, encoder.max_batch_tokens),
         unplanned_ops=encoder.unplanned_ops + decoder.unplanned_ops,
     )
