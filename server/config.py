@@ -290,6 +290,11 @@ def check_devices(engine: EngineConfig) -> None:
     devices, replicas = engine.devices, engine.replicas
     if not devices:
         return
+    if engine.kind == "onnxruntime":
+        raise ValueError(
+            "engine.devices is for engine.device cuda, and engine.kind onnxruntime computes where its providers do. "
+            "Name the device among their options, as device_id of CUDAExecutionProvider, and leave devices out"
+        )
     if engine.device != "cuda":
         raise ValueError(
             f"engine.devices is for engine.device cuda, and engine.device is {engine.device}. Set device to cuda, or "

@@ -117,6 +117,11 @@ def test_what_is_for_embeddings_is_refused_by_other_tasks(task: str, options: di
             ["engine.inline", "Set replicas to 1 or inline to false"],
         ),
         ({"engine": {"devices": [0]}}, {}, ["engine.devices", "device is cpu", "Set device to cuda"]),
+        (
+            {"engine": {"kind": "onnxruntime", "devices": [0]}},
+            {},
+            ["engine.devices", "as device_id", "leave devices out"],
+        ),
         ({"engine": {"device": "cuda", "devices": [0, 1, 0]}}, {}, ["names 0 twice", "Name each device once"]),
         (
             {"engine": {"device": "cuda", "devices": [0, 2], "replicas": 5}},
