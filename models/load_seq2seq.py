@@ -9,7 +9,7 @@ from torch import nn
 from models.info import ModelInfo
 from models.keys import ModelDirectoryError
 from models.registry import find_seq2seq
-from models.seq2seq import TargetDecoder, TargetModel, TellingDecoder
+from models.seq2seq import TargetDecoder
 from models.seq2seq_config import Seq2SeqConfig, read_seq2seq_config
 from models.weights import check_weights, have_equal_values, open_checkpoint, rename_tensors
 from runtime.lazy_module import LazyModule, LazyWeight
@@ -34,8 +34,7 @@ def load_seq2seq(directory: Path, info: ModelInfo) -> LazyModule:
         tensors[LOGIT_BIAS] = tensors[LOGIT_BIAS].then(torch.flatten)
     with torch.device("meta"):
         has_head, has_logit_bias = HEAD in tensors or not config.is_tied, LOGIT_BIAS in tensors
-        build_decoder: type[TargetModel] = TellingDecoder if config.alignment_heads else TargetDecoder
-        decoder = build_decoder(config, has_head=has_head, has_logit_bias=has_logit_bias)
+        decoder = TargetDecoder(config, has_head=has_head, has_logit_bias=has_logit_bias)
         both = nn.ModuleDict({"encoder": family.encoder(config), "decoder": decoder}).eval()
     weights = check_weights(both, tensors, folder)
     encoder = LazyModule(both["encoder"], take_part(weights, "encoder."))

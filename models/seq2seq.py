@@ -128,8 +128,8 @@ class TargetStack(nn.Module):
         return normed
 
 
-class TargetModel(nn.Module):
-    """A language model of targets, each of which also attends to its source: token ids to logits.
+class TargetDecoder(nn.Module):
+    """A language model of targets, each of which also attends to its source: the module that engines are built from.
 
     `has_head`: an output head of its own, else the table of words is that too. `has_logit_bias`: a number is added to
     the logit of each word.
@@ -155,35 +155,6 @@ class TargetModel(nn.Module):
         head = self.embeddings.word if self.lm_head is None else self.lm_head
         return functional.linear(chosen, head.weight, self.logit_bias).float()
 
-
-class TargetDecoder(TargetModel):
-    """The module that engines are built from."""
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
-        slot_mapping: Tensor,
-        block_table: Tensor,
-        cache_seqlens: Tensor,
-        source_table: Tensor,
-        source_seqlens: Tensor,
-        logit_rows: Tensor,
-        kv_cache: Tensor,
-    ) -> dict[str, Tensor]:
-        """`logits`: fp32 [num_logits, vocab_size], of the tokens `logit_rows`."""
-        step = TargetStep(
-            *(cu_seqlens, max_seqlen, slot_mapping, block_table, cache_seqlens),
-            *(source_table, source_seqlens, kv_cache, None, []),
-        )
-        return {"logits": self.compute_logits(input_ids, position_ids, step, logit_rows)}
-
-
-class TellingDecoder(TargetModel):
-    """In its place, one that also tells what the heads `config.alignment_heads` look at."""
-
     def forward(
         self,
         input_ids: Tensor,
@@ -199,14 +170,15 @@ class TellingDecoder(TargetModel):
         kv_cache: Tensor,
         weight_rows: Tensor,
     ) -> dict[str, Tensor]:
-        """And `cross_weights`: fp32 [num_weight_rows, num_alignment_heads, num_keys], of the tokens `weight_rows`, the
-        heads in the order of layers."""
+        """`logits`: fp32 [num_logits, vocab_size], of the tokens `logit_rows`. Where there are
+        `config.alignment_heads`, also `cross_weights`, what they look at: fp32 [num_weight_rows, num_alignment_heads,
+        num_keys], of the tokens `weight_rows`, the heads in the order of layers. Others do not read `weight_rows`."""
         step = TargetStep(
             *(cu_seqlens, max_seqlen, slot_mapping, block_table, cache_seqlens),
             *(source_table, source_seqlens, kv_cache, weight_rows, []),
         )
-        logits = self.compute_logits(input_ids, position_ids, step, logit_rows)
-        return {"logits": logits, CROSS_WEIGHTS: torch.cat(step.told, 1)}
+        outputs = {"logits": self.compute_logits(input_ids, position_ids, step, logit_rows)}
+        return outputs | {CROSS_WEIGHTS: torch.cat(step.told, 1)} if step.told else outputs
 
 
 def layout_cache(config: Seq2SeqConfig, dtype: torch.dtype) -> KVLayout:

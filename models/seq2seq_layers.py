@@ -28,7 +28,7 @@ class TargetStep(NamedTuple):
     source_table: Tensor
     source_seqlens: Tensor
     kv_cache: Tensor
-    weight_rows: Tensor | None
+    weight_rows: Tensor
     told: list[Tensor]
 
 
@@ -106,7 +106,7 @@ class CrossAttention(nn.Module):
             *(step.max_seqlen, self.softmax_scale),
             causal=False,
         )
-        if self.told_heads and step.weight_rows is not None:
+        if self.told_heads:
             weights = cross_weights.OP(
                 *(q, step.kv_cache, self.layer, step.source_table, step.cu_seqlens, step.source_seqlens),
                 *(step.weight_rows, self.told_heads, self.softmax_scale),

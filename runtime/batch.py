@@ -83,6 +83,23 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """In place of a history, of rows whose tokens the engine counts in slots (`EngineInfo.num_counters`): row `rows[i]`
+    stands behind what slot `slots[i]` holds.
+
+    Before that the slots `cleared` begin anew, and token `added_ids[i]` is counted once more in slot `added_slots[i]`,
+    as one of the prompt, of which each is listed once, or as a generated one. The same step again would count twice.
+    """
+
+    rows: IntArray
+    slots: IntArray
+    cleared: IntArray
+    added_slots: IntArray
+    added_ids: IntArray
+    is_generated: BoolArray
+
+
+@dataclass(frozen=True, slots=True)
 class TokenMasks:
     """The tokens that a grammar allows: bit `id % 32` of word `id // 32`.
 
@@ -154,6 +171,8 @@ class Sampling:
     as it is, so that beams whose tokens are banned or penalised lose against others, as in transformers."""
     bias: SparseBias | None = None
     history: History | None = None
+    counted: Counted | None = None
+    """Penalties of a row come from one of the two."""
     masks: TokenMasks | None = None
     only: OnlyTokens | None = None
     ranges: TokenRanges | None = None

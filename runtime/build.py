@@ -1,6 +1,6 @@
 """From a module and its configuration to a compiled model: capture, rewrite, plan; and to the engine of one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,22 +14,21 @@ from runtime.backends.onnx.backend import export_program, onnx_backend
 from runtime.backends.onnx.inputs import ONNX_RUNTIME
 from runtime.backends.plain.table import plain_backend
 from runtime.batch import Batch
-from runtime.capture import UNREAD, Decodes, capture, describe_outputs, read_inputs, retype_cache
+from runtime.build_reference import build_reference
+from runtime.capture import UNREAD, Decodes, capture, capture_module, count_features, retype_cache
 from runtime.compiled import CompiledModel, CompiledProgram, OnnxProgram, PlannedProgram
 from runtime.config import EngineConfig, Precision, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
-from runtime.engines.decoder import DecoderEngine
-from runtime.engines.planned import fit_capacity, peak_bytes
-from runtime.engines.reference import ReferenceEngine
-from runtime.fp16_range import check_range
-from runtime.kv_cache.blocks import count_blocks
-from runtime.kv_cache.examples import page_alone
-from runtime.kv_cache.layout import KV_DTYPES, KVLayout
-from runtime.lazy_module import LazyModule, as_lazy
+from runtime.engines.cuda_graphs import count_graph_bytes
+from runtime.engines.onnx import OnnxEngine
+from runtime.engines.planned import PlannedEngine, fit_capacity, peak_bytes
+from runtime.fp16_range import check_generator, check_range, hear_noise
+from runtime.kv_cache.layout import KV_DTYPES
+from runtime.lazy_module import DraftModel, LazyModule, as_lazy
 from runtime.limits import BatchLimits
 from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
-from runtime.open import find_library, give_caches, open_engine, open_program, set_up_torch
+from runtime.open import find_library, open_engine, open_program, set_up_torch
 from runtime.passes.pipeline import (
     OnPass,
     PrecisionChoice,
@@ -50,14 +49,6 @@ USUAL_SEQLEN = 32
 """Tokens; of the sequences that precisions are timed on."""
 RANGE_TOKENS = 512
 """At most; of the batch that shows whether fp16 has numbers for a model."""
-
-
-@dataclass(frozen=True, slots=True)
-class DraftModel:
-    """A small generator that guesses for a large one, `num_tokens` at a time."""
-
-    model: nn.Module | LazyModule
-    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,31 +87,30 @@ class Captured:
         if self.config.kind == "cuda_graphs":  # the fullest batch has room for a scratch sequence, too
             wanted = wanted._replace(num_seqs=min(wanted.num_seqs + 1, wanted.num_tokens))
         largest = fit_capacity(program, wanted, self.limits.least_tokens, cap_bytes)
-        info = replace(describe(program, choice, largest, self.backend), kind=self.config.kind)
+        graph_bytes = count_graph_bytes(program, largest) if self.config.kind == "cuda_graphs" else 0
+        described = describe(program, choice, largest, self.backend)
+        info = replace(described, kind=self.config.kind, graph_bytes=graph_bytes)
         return PlannedProgram(program, largest, info, cap_bytes)
 
-    def make_range_check(
-        self, choice: PrecisionChoice, layout: KVLayout | None = None
-    ) -> Callable[[CompiledProgram], None]:
-        """Made while the graph is as captured, for what it is planned to. Raises UnusableConfig where that computes
-        NaN; of other types than fp16 nothing is looked at. `layout`: of a generator's cache."""
+    def make_range_example(self, choice: PrecisionChoice) -> Batch | None:
+        """Random tokens, on which fp16 is tried; made while the graph is as captured. None: of other types nothing is
+        looked at."""
         if choice.precision != "fp16":
-            return lambda planned: None
+            return None
         num_tokens = min(RANGE_TOKENS, self.limits.least_tokens)
-        batch = make_example(find_vocab_size(self.graph_module), self.limits, num_tokens)
+        return make_example(find_vocab_size(self.graph_module), self.limits, num_tokens)
 
-        def check(planned: CompiledProgram) -> None:
-            inner = open_program(planned, self.backend.kernels, self.config)
-            if layout is None:
-                check_range(inner, batch)
-            else:
-                num_blocks = 1 + sum(count_blocks(int(seqlen)) for seqlen in batch.seqlens)
-                cache = layout.allocate(num_blocks, self.backend.device)
-                decoder = DecoderEngine(inner, cache, layout.dtype_name)
-                check_range(decoder, page_alone(batch, num_blocks=num_blocks))
-            inner.close()
+    def make_sources(self, num_features: int, num_seqs: int) -> Batch:
+        """Of the encoder of an encoder-decoder: at most `num_seqs` random sources, for the same."""
+        num_tokens = min(RANGE_TOKENS, self.limits.max_input_tokens, self.limits.max_batch_tokens)
+        num_seqs = min(num_seqs, num_tokens)
+        seqlen = num_tokens // num_seqs
+        if num_features:
+            return hear_noise(num_seqs, seqlen, num_features)
+        return random_batch(find_vocab_size(self.graph_module), num_seqs, seqlen)
 
-        return check
+    def open(self, planned: CompiledProgram) -> PlannedEngine | OnnxEngine:
+        return open_program(planned, self.backend.kernels, self.config)
 
 
 def build_engine(
@@ -153,23 +143,10 @@ def compile_model(
     Where an encoder's precision is left to measurement and not `chosen`, it is measured, and judged on `samples`, or
     random tokens.
     """
-    module = as_lazy(model).module
     captured = capture_model(model, config, limits, progress)
     backend, named = captured.backend, config.named_precision
-    if isinstance(module, Decodes):
-        choice = choose_for_generation(named, backend)
-        layout = replace(module.kv_layout(choose_cache_dtype(config, choice)), order=backend.kv_order)
-        retype_cache(captured.graph_module, layout)
-        check_fp16 = captured.make_range_check(choice, layout)
-        guessing = None if draft is None else compile_model(draft.model, config, limits, progress)
-        num_drafts = 0 if draft is None else draft.num_tokens
-        lazy_encoder = as_lazy(model).encoder
-        planned = captured.plan(choice, num_sharing=1 if lazy_encoder is None else 2)
-        check_fp16(planned)
-        encoder = None
-        if lazy_encoder is not None:
-            encoder = plan_encoder(lazy_encoder, planned, choice, layout, config, limits, progress)
-        return CompiledModel({choice.precision: planned}, None, layout, guessing, num_drafts, encoder)
+    if isinstance(as_lazy(model).module, Decodes):
+        return compile_generator(as_lazy(model), captured, progress, draft)
     candidates = [choose_precision(named, backend)] if named else list_candidates(backend)
     tried: dict[Precision, CompiledProgram] = {}
     if len(candidates) > 1:
@@ -179,31 +156,47 @@ def compile_model(
         candidates = [replace(choose_precision(name, backend), reason="chosen for this model") for name in chosen.used]
     if len(candidates) == 1:
         (choice,) = candidates
-        check_fp16 = captured.make_range_check(choice)
+        example = captured.make_range_example(choice)
         planned = tried.get(choice.precision) or captured.plan(choice)
-        check_fp16(planned)
+        if example is not None:
+            check_range(captured.open(planned), example)
         info = replace(planned.info, precision_reason=choice.reason)
         return CompiledModel({choice.precision: replace(planned, info=info)}, chosen)
     return CompiledModel(captured.plan_each(candidates, progress, len(candidates)), chosen)
 
 
-def plan_encoder(
-    model: LazyModule,
-    decoder: CompiledProgram,
-    choice: PrecisionChoice,
-    layout: KVLayout,
-    config: EngineConfig,
-    limits: BatchLimits,
-    progress: Progress,
-) -> CompiledProgram:
-    """Of an encoder-decoder: what writes sources into the decoder's cache. Raises UnusableConfig."""
-    captured = capture_model(model, config, limits.of_sources(), progress)
+def compile_generator(
+    model: LazyModule, captured: Captured, progress: Progress, draft: DraftModel | None
+) -> CompiledModel:
+    """As `compile_model`."""
+    config, limits, backend = captured.config, captured.limits, captured.backend
+    assert isinstance(model.module, Decodes)
+    choice = choose_for_generation(config.named_precision, backend)
+    layout = replace(model.module.kv_layout(choose_cache_dtype(config, choice)), order=backend.kv_order)
     retype_cache(captured.graph_module, layout)
-    planned = captured.plan(choice, num_sharing=2)
-    if isinstance(planned, OnnxProgram) or isinstance(decoder, OnnxProgram):
-        return planned
-    program = share_constants(planned.program, decoder.program)
-    return replace(planned, program=program, info=replace(planned.info, weight_bytes=program.weight_bytes))
+    example = captured.make_range_example(choice)
+    guessing = None if draft is None else compile_model(draft.model, config, limits, progress)
+    planned = captured.plan(choice, num_sharing=1 if model.encoder is None else 2)
+    encoder, sources = None, None
+    if model.encoder is not None:
+        of_sources = capture_model(model.encoder, config, limits.of_sources(), progress)
+        retype_cache(of_sources.graph_module, layout)
+        if example is not None:
+            sources = of_sources.make_sources(count_features(model.encoder.module), example.num_seqs)
+        encoder = share_weights(of_sources.plan(choice, num_sharing=2), planned)
+    if example is not None:
+        opened = None if encoder is None else captured.open(encoder)
+        check_generator(captured.open(planned), example, layout, backend.device, opened, sources)
+    num_drafts = 0 if draft is None else draft.num_tokens
+    return CompiledModel({choice.precision: planned}, None, layout, guessing, num_drafts, encoder)
+
+
+def share_weights(encoder: CompiledProgram, decoder: CompiledProgram) -> CompiledProgram:
+    """Of an encoder-decoder: the encoder with those that are the decoder's too there once, where we hold them."""
+    if isinstance(encoder, OnnxProgram) or isinstance(decoder, OnnxProgram):
+        return encoder
+    program = share_constants(encoder.program, decoder.program)
+    return replace(encoder, program=program, info=replace(encoder.info, weight_bytes=program.weight_bytes))
 
 
 def capture_model(
@@ -238,13 +231,6 @@ def find_backend(config: EngineConfig, progress: Progress) -> Backend:
         return cuda_backend(device)
     library = find_library(config, device, progress)
     return plain_backend(device) if library is None else cpu_backend(library)
-
-
-def capture_module(model: nn.Module | LazyModule, device: torch.device, progress: Progress) -> GraphModule:
-    progress("capturing the graph", 0, 1)
-    graph_module = capture(model, device)
-    progress("capturing the graph", 1, 1)
-    return graph_module
 
 
 def try_precisions(
@@ -336,49 +322,6 @@ def describe(program: Program, choice: PrecisionChoice, largest: BatchShape, bac
         max_batch_tokens=largest.num_tokens,
         unplanned_ops=tuple(instruction.name for instruction in program.unplanned),
     )
-
-
-def build_reference(
-    model: nn.Module | LazyModule,
-    config: EngineConfig,
-    limits: BatchLimits,
-    progress: Progress,
-    draft: DraftModel | None = None,
-) -> Engine:
-    """Plain modules, op by op; generators with a cache. Raises UnusableConfig."""
-    set_up_torch(config)
-    device = torch.device(config.device)
-    models = [model] if draft is None else [model, draft.model]
-    modules = [as_lazy(each).fill().eval().requires_grad_(False).to(device) for each in models]
-    inners = [build_reference_step(each, limits, device, progress) for each in modules]
-    if not isinstance(modules[0], Decodes):
-        return inners[0]
-    dtype = torch.float32 if config.kv_cache.dtype == "auto" else KV_DTYPES[config.kv_cache.dtype]
-    layouts = [each.kv_layout(dtype) for each in modules if isinstance(each, Decodes)]
-    lazy_encoder, encoder = as_lazy(model).encoder, None
-    if lazy_encoder is not None:
-        module = lazy_encoder.fill().eval().requires_grad_(False).to(device)
-        encoder = build_reference_step(module, limits.of_sources(), device, progress)
-    return give_caches(inners, layouts, config, limits, 0 if draft is None else draft.num_tokens, encoder)
-
-
-def build_reference_step(
-    module: nn.Module, limits: BatchLimits, device: torch.device, progress: Progress
-) -> ReferenceEngine:
-    """The module is captured to know what it reads and gives; it runs as it is."""
-    graph_module = capture_module(module, device, progress)
-    weight_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
-    info = EngineInfo(
-        kind="reference",
-        precision="fp32",
-        precision_reason="the reference is always fp32",
-        device=str(device),
-        threads=torch.get_num_threads(),
-        outputs=describe_outputs(graph_module),
-        weight_bytes=weight_bytes,
-        max_batch_tokens=limits.max_batch_tokens,
-    )
-    return ReferenceEngine(module, read_inputs(graph_module), limits.largest(), device, info)
 
 
 def fuse(

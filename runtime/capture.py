@@ -12,6 +12,7 @@ from torch.export import Dim
 from torch.fx import GraphModule, Node
 
 from runtime.batch import INPUTS, ArraySpec
+from runtime.engine import Progress
 from runtime.kv_cache.layout import KVLayout
 from runtime.lazy_module import LazyModule, LazyWeight, as_lazy
 from runtime.memory.lifetimes import SYMBOLS, Formula
@@ -56,6 +57,14 @@ def capture(model: nn.Module | LazyModule, device: torch.device) -> GraphModule:
     assert isinstance(graph_module, GraphModule)
     graph_module.meta[UNREAD] = dict(lazy.weights)
     return tidy_graph(graph_module, out_spec.context)
+
+
+def capture_module(model: nn.Module | LazyModule, device: torch.device, progress: Progress) -> GraphModule:
+    """As `capture`, with progress."""
+    progress("capturing the graph", 0, 1)
+    graph_module = capture(model, device)
+    progress("capturing the graph", 1, 1)
+    return graph_module
 
 
 @runtime_checkable

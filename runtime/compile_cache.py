@@ -60,7 +60,7 @@ def find_cache(directory: Path, config: EngineConfig, *settled: object, others: 
         "onnxruntime": describe_onnxruntime(config),
         "settings": (
             config.kind,
-            config.device,
+            config.device_names[0],
             config.precision,
             config.accuracy,
             config.cpu_kernels,

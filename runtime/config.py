@@ -92,12 +92,15 @@ class EngineConfig(BaseModel):
     sample texts. `strict`: no more than bf16's rounding. `balanced`: searches find the same, 95 of 100 nearest texts at
     least, or 99 of 100 labels. `fast`: 90 of 100 nearest texts, 97 of 100 labels."""
     device: Literal["cpu", "cuda"] = "cpu"
+    devices: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """`cuda` only: the devices that the replicas are spread over, as many on each: numbers as torch counts them, from
+    0, among those that CUDA_VISIBLE_DEVICES names. None: the first one alone."""
     cpu_kernels: CpuKernels = "auto"
     """`auto`: the compiled kernels for this CPU, or torch's where they cannot be had. Others: these and no others."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of one replica; 0: the cores of the machine divided by the replicas."""
-    replicas: Annotated[int, Field(ge=1, le=64)] = 1
-    """Engine processes, each with its own copy of the weights."""
+    replicas: int = Field(default_factory=lambda given: max(1, len(given.get("devices", ()))), ge=1, le=64)
+    """Engine processes, each with its own copy of the weights. Left out: one, or one on each of `devices`."""
     pin_cores: bool = True
     """Give each of several engines cores of its own, of whatever model, and where there are not enough let those that
     share cores take turns by step. False: leave both to the kernel."""
@@ -130,6 +133,19 @@ class EngineConfig(BaseModel):
                 "min_cosine is no key any more. Leave it out, and set accuracy to strict, balanced or fast"
             )
         return values
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        """Of all devices that the replicas are spread over: `cpu`, or `cuda:0` and so on."""
+        return ("cpu",) if self.device == "cpu" else tuple(f"cuda:{index}" for index in self.devices or (0,))
+
+    def keep_device(self, replica: int) -> "EngineConfig":
+        """What one replica is told: they take turns on the devices. A process sees no others, and its own is the first
+        to it (`server.processes.visible_devices`)."""
+        if self.device == "cpu":
+            return self
+        devices = self.devices or (0,)
+        return self.model_copy(update={"devices": (devices[replica % len(devices)],)})
 
     @property
     def is_compiled(self) -> bool:

@@ -49,6 +49,7 @@ class EngineInfo:
     precision: str
     precision_reason: str
     device: str
+    """As `EngineConfig.device_names` has it."""
     threads: int
     outputs: tuple[ArraySpec, ...]
     """What the graph computes. The first is what calibration measures; a decoder's is its `logits`."""
@@ -57,6 +58,8 @@ class EngineInfo:
     """Planned peak at the largest batch."""
     max_batch_tokens: int = 0
     """The largest batch that fits the memory cap; the configured budget where there is no cap."""
+    graph_bytes: int = 0
+    """`cuda_graphs`: what recorded steps hold beside the planned peak."""
     kernels: str = "torch"
     """The instruction set of the compiled CPU kernels, or torch."""
     chosen: ChosenPrecision | None = None
@@ -67,6 +70,8 @@ class EngineInfo:
     kv_cache_dtype: str = ""
     max_batch_logits: int = 0
     """The most rows of logits of a step."""
+    num_counters: int = 0
+    """Slots in which it counts the tokens of sequences that have penalties: see `runtime.batch.Counted`."""
     num_drafts: int = 0
     """Tokens that a draft model proposes after each one; 0 without one."""
     pads: bool = False

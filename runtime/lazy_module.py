@@ -77,3 +77,11 @@ class LazyModule:
 def as_lazy(module: nn.Module | LazyModule) -> LazyModule:
     """A module that has its weights has none to read."""
     return module if isinstance(module, LazyModule) else LazyModule(module, {})
+
+
+@dataclass(frozen=True, slots=True)
+class DraftModel:
+    """A small generator that guesses for a large one, `num_tokens` at a time."""
+
+    model: nn.Module | LazyModule
+    num_tokens: int

@@ -8,7 +8,7 @@ import torch
 from runtime.backends.backend import Kernel
 from runtime.backends.cpu.build import CannotBuild
 from runtime.backends.cpu.library import CpuLibrary, load_library
-from runtime.backends.cuda.library import TRITON, find_draw, load_kernels
+from runtime.backends.cuda.library import TRITON, find_draw, find_penalise, load_kernels
 from runtime.backends.onnx.session import Session
 from runtime.backends.plain.table import TORCH_KERNELS
 from runtime.batch import ArraySpec
@@ -24,6 +24,7 @@ from runtime.engines.null_decoder import NullDecoder
 from runtime.engines.onnx import OnnxEngine
 from runtime.engines.planned import PlannedEngine
 from runtime.engines.speculating import SpeculatingEngine
+from runtime.engines.token_counts import MAX_COUNTERS, TokenCounts
 from runtime.kv_cache.blocks import count_blocks
 from runtime.kv_cache.budget import plan_blocks
 from runtime.kv_cache.layout import KVLayout
@@ -65,8 +66,8 @@ def open_program(
         session = Session(compiled.model, compiled.weights, config)
         info = replace(compiled.info, nodes=session.count_nodes())
         return OnnxEngine(session, compiled.largest, info, compiled.num_features)
-    device = torch.device(config.device)
-    parts = compiled.program, kernels, compiled.largest, device, compiled.info, compiled.cap_bytes
+    device, info = torch.device(config.device), replace(compiled.info, device=config.device_names[0])
+    parts = compiled.program, kernels, compiled.largest, device, info, compiled.cap_bytes
     return CudaGraphsEngine(*parts, CudaRecorder()) if config.kind == "cuda_graphs" else PlannedEngine(*parts)
 
 
@@ -104,24 +105,36 @@ def give_caches(
     """A generator with its KV cache, which it shares with the draft model if there is one, or the encoder of its
     sources. Raises UnusableConfig."""
     infos = [each.info for each in (*inners, encoder) if each is not None]
+    device = torch.device(config.device)
+    counts = make_counts(infos[0], limits, device)
+    count_bytes = 0 if counts is None else counts.planned_bytes
     num_blocks = plan_blocks(
         config.kv_cache.budget_mb,
         block_bytes=sum(layout.block_bytes for layout in layouts),
         weight_bytes=sum(info.weight_bytes for info in infos),
-        activation_bytes=sum(info.activation_bytes for info in infos),
+        activation_bytes=sum(info.activation_bytes + info.graph_bytes for info in infos) + count_bytes,
         max_sequences=limits.max_batch_requests,
         max_input_tokens=limits.max_input_tokens,
         max_source_tokens=limits.max_source_tokens,
     )
-    device = torch.device(config.device)
+    draw = find_draw(device)
     engines = [
-        DecoderEngine(inner, layout.allocate(num_blocks, device), layout.dtype_name, encoder, find_draw(device))
-        for inner, layout in zip(inners, layouts, strict=True)
+        DecoderEngine(inner, layout.allocate(num_blocks, device), layout.dtype_name, encoder, draw, counting)
+        for inner, layout, counting in zip(inners, layouts, (counts, None), strict=False)
     ]
     if len(engines) == 1:
         return engines[0]
     target, draft = engines
     return SpeculatingEngine(target, draft, num_drafts, limits.max_input_tokens)
+
+
+def make_counts(info: EngineInfo, limits: BatchLimits, device: torch.device) -> TokenCounts | None:
+    """Of the tokens before the rows of a generator, where its device keeps such; a draft's tokens have no penalties."""
+    penalise = find_penalise(device)
+    if penalise is None:
+        return None
+    num_slots, vocab_size = min(limits.max_batch_requests, MAX_COUNTERS), int(info.outputs[0].dims[-1])
+    return TokenCounts(num_slots, vocab_size, limits.max_input_tokens, device, penalise)
 
 
 def build_null(outputs: tuple[ArraySpec, ...], config: EngineConfig, limits: BatchLimits, replica: int = 0) -> Engine:

@@ -4,6 +4,8 @@ Whatever is sparse stays so: penalties and biases touch the logits of the tokens
 for randomness or logprobs pay for them. A step of greedy rows without extras is one argmax.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from runtime.batch import (
     NO_TOKEN,
     BoolArray,
+    Counted,
     FloatArray,
     History,
     IntArray,
@@ -25,20 +28,26 @@ from runtime.batch import (
 )
 from runtime.sampling_filters import DrawTokens, draw_tokens, rank_first, take_rows
 
+PenaliseCounted = Callable[[Tensor, Counted, Sampling], None]
+"""Changes the logits of rows by what stands before them, in place, as the penalties of a history do."""
+
 BITS = (np.arange(256)[:, None] >> np.arange(8)) & 1
 BYTE_BIAS = np.where(BITS, np.float32(0), np.float32(-np.inf))
 """fp32 [256, 8]: what each bit of a byte, the lowest first, adds to the logit of its token."""
 
 
 @torch.inference_mode()
-def sample(logits: Tensor, sampling: Sampling, draw: DrawTokens = draw_tokens) -> SampledTokens:
-    """`logits` fp32 [num_logits, vocab_size] on any device; may be changed in place.
+def sample(
+    logits: Tensor, sampling: Sampling, draw: DrawTokens = draw_tokens, penalise: PenaliseCounted | None = None
+) -> SampledTokens:
+    """`logits` fp32 [num_logits, vocab_size] on any device; may be changed in place. `penalise`: of an engine that
+    counts tokens.
 
     A row that holds NaN or +inf, or forbids every token, gets NO_TOKEN and no logprobs, even if its token was forced;
     the other rows do not notice. Tokens that are forbidden are not among the most probable ones: a row that allows
     fewer than `num_top` is filled up like one that asked for fewer.
     """
-    adjust_logits(logits, sampling)
+    adjust_logits(logits, sampling, penalise)
     best_ids, best = find_best(logits)
     is_usable = np.isfinite(best)
     if is_plain(sampling):
@@ -75,13 +84,16 @@ def is_plain(sampling: Sampling) -> bool:
     return bool((sampling.temperature == 0).all() and (sampling.num_top < 0).all() and (sampling.forced_ids < 0).all())
 
 
-def adjust_logits(logits: Tensor, sampling: Sampling) -> None:
+def adjust_logits(logits: Tensor, sampling: Sampling, penalise: PenaliseCounted | None = None) -> None:
     """In place. NaN and +inf stay what they are, forbidden or not: they tell that the row cannot be used."""
     if sampling.is_ranked.any():
         normalise(logits, np.flatnonzero(sampling.is_ranked))
     if sampling.history is not None:
         penalise_repetition(logits, sampling.history, sampling.repetition_penalty)
         penalise_generated(logits, sampling.history, sampling.presence_penalty, sampling.frequency_penalty)
+    if sampling.counted is not None:
+        assert penalise is not None, "Only rows of an engine with counters are counted. This is a bug."
+        penalise(logits, sampling.counted, sampling)
     if sampling.only is not None:
         keep_only(logits, sampling.only)
     if sampling.bias is not None:

@@ -235,6 +235,7 @@ class ModelConfig(Section):
             )
         if engine.inline and engine.replicas > 1:
             raise ValueError("engine.inline runs one engine in the HTTP process. Set replicas to 1 or inline to false")
+        check_devices(engine)
         return self
 
 
@@ -281,6 +282,40 @@ def check_engine_options(engine: EngineConfig) -> None:
         raise ValueError(f"engine.{null_keys[0]} is for kind null, and engine.kind is {engine.kind}. Leave it out")
     if engine.kind == "null" and engine.precision != "auto":
         raise ValueError("engine.kind null computes nothing, in no precision. Leave engine.precision out")
+
+
+def check_devices(engine: EngineConfig) -> None:
+    """Raises ValueError where replicas cannot be spread over the devices. Whether those are there a server's start
+    says."""
+    devices, replicas = engine.devices, engine.replicas
+    if not devices:
+        return
+    if engine.kind == "onnxruntime":
+        raise ValueError(
+            "engine.devices is for engine.device cuda, and engine.kind onnxruntime computes where its providers do. "
+            "Name the device among their options, as device_id of CUDAExecutionProvider, and leave devices out"
+        )
+    if engine.device != "cuda":
+        raise ValueError(
+            f"engine.devices is for engine.device cuda, and engine.device is {engine.device}. Set device to cuda, or "
+            "leave devices out"
+        )
+    if twice := [index for index in devices if devices.count(index) > 1]:
+        raise ValueError(
+            f"engine.devices names {twice[0]} twice. Name each device once; engine.replicas says how many engines run "
+            "on all of them"
+        )
+    if replicas % len(devices):
+        fitting = max(replicas // len(devices), 1) * len(devices)
+        raise ValueError(
+            f"engine.replicas is {replicas}, and engine.devices names {len(devices)}, which get as many each. Set "
+            f"replicas to {fitting}, or leave it out for one on each device"
+        )
+    if engine.inline:
+        raise ValueError(
+            "engine.devices is for engines in processes of their own, and engine.inline has none. Leave devices out, "
+            "or set inline to false"
+        )
 
 
 class ServerConfig(Section):

@@ -134,6 +134,8 @@ def explain_errors(error: ValidationError, schema: type[BaseModel]) -> Iterator[
     shown, unless the schema hides it."""
     is_hidden = schema.model_config.get("hide_input_in_errors", False)
     for item in error.errors():
+        if item["type"] == "default_factory_not_called":
+            continue  # for another key is wrong, which is told
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             yield f"{where}: unknown key{suggest_key(item['loc'], schema)}"

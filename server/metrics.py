@@ -213,6 +213,7 @@ class Metrics:
         self.plan_hits = counter("plan_cache_hits", "Steps whose plan was known", engine)
         self.plan_misses = counter("plan_cache_misses", "Steps whose plan had to be made", engine)
         self.engine_restarts = counter("engine_restarts", "Engine processes started again", engine)
+        self.engine_device = gauge("engine_device", "1: where an engine computes", (*engine, "device"))
 
         self._calls: dict[tuple[str, str], CallMetrics] = {}
         self._tokens: dict[tuple[str, str], TokenMetrics] = {}
@@ -266,6 +267,10 @@ class Metrics:
             (self.plan_misses, memory.plan_cache_misses, last.plan_cache_misses),
         ):
             counter.labels(*labels).inc(now - before if now >= before else now)
+
+    def tell_device(self, model: str, replica: int, device: str) -> None:
+        """Where an engine computes, once it is there. `device`: as `EngineInfo` has it."""
+        self.engine_device.labels(model, str(replica), device).set(1)
 
     def count_engine_restart(self, model: str, replica: int) -> None:
         self.engine_restarts.labels(model, str(replica)).inc()

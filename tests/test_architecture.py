@@ -275,7 +275,7 @@ def test_pure_modules_are_pure() -> None:
     for module in ("core_plan", "memory_plan"):
         assert foreign(f"server.processes.{module}") <= numbers, module
     queueing = ("job_queue", "running_set", "sequences", "packing", "partition")
-    choosing = ("beam_search", "drafting", "logits_processors", "sampling_rows")
+    choosing = ("beam_search", "counters", "drafting", "logits_processors", "sampling_rows")
     for module in ("cost_model", "padded_costs", *(f"batchers.{name}" for name in (*queueing, *choosing))):
         module = f"server.engine.{module}"
         assert foreign(module) <= numbers, module

@@ -17,14 +17,16 @@ from runtime.batch import Batch
 from runtime.engine import EngineInfo, Progress
 from runtime.engines.buckets import Bucket, Buckets, fill_up, make_scratch
 from runtime.engines.failures import empty_cache
-from runtime.engines.planned import PlannedEngine
+from runtime.engines.planned import PlannedEngine, peak_bytes
 from runtime.engines.transfer import Staging, find_shape, take_arrays
-from runtime.memory.lifetimes import SYMBOLS, BatchShape
+from runtime.memory.lifetimes import SYMBOLS, BatchShape, align_up
 from runtime.program import Program
 
 logger = logging.getLogger("padless.engine")
 Outputs = dict[str, Tensor]
 Step = Callable[[], Outputs]
+WORKSPACE_BYTES = 32 * 2**20
+"""Of cuBLAS, for the stream that steps are recorded on: what torch takes on Hopper; elsewhere it is 8 MiB."""
 
 
 class Recorder(Protocol):
@@ -56,6 +58,18 @@ class RecordedStep:
     replay: Callable[[], None]
     outputs: Outputs
     staging: Staging
+
+
+def count_graph_bytes(program: Program, largest: BatchShape) -> int:
+    """Of the device, beside the plan of the largest step, for the recorded steps of a program: inputs of each, and one
+    pool for what kernels allocate while they run. That is at most as much as the largest recorded step's own plan: an
+    estimate, until a device has been asked."""
+    buckets = Buckets(largest, program.read_inputs).all
+    if not buckets:
+        return 0
+    inputs = (make_scratch(bucket, program.read_inputs, program.num_features) for bucket in buckets)
+    staged = sum(align_up(array.nbytes) for arrays in inputs for array in arrays.values())
+    return staged + peak_bytes(program, buckets[0].shape) + WORKSPACE_BYTES
 
 
 class CudaGraphsEngine(PlannedEngine):

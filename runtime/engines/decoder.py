@@ -9,6 +9,7 @@ from torch import Tensor
 from runtime.batch import Batch, Output
 from runtime.engine import EngineError, EngineInfo, MemoryStats, OutOfMemory, Progress
 from runtime.engines.failures import empty_cache, explain_failure
+from runtime.engines.token_counts import TokenCounts
 from runtime.engines.transfer import run_warmup, to_output
 from runtime.kv_cache.examples import page_alone, place_source
 from runtime.memory.lifetimes import BatchShape
@@ -36,7 +37,7 @@ class Computes(Protocol):
 
 class DecoderEngine:
     """`inner` computes logits; `encoder`, of an encoder-decoder, writes what it makes of sources into the cache; `draw`
-    takes random tokens where they are wanted.
+    takes random tokens where they are wanted; `counts` are what penalties need, where the device keeps them.
 
     Mutable: `kv_cache`, as in `runtime.kv_cache.layout`. One caller at a time.
     """
@@ -48,18 +49,21 @@ class DecoderEngine:
         kv_cache_dtype: str,
         encoder: Computes | None = None,
         draw: DrawTokens = draw_tokens,
+        counts: TokenCounts | None = None,
     ) -> None:
         self.inner = inner
         self.encoder = encoder
         self.programs = (inner,) if encoder is None else (inner, encoder)
         self.kv_cache = kv_cache
         self.draw = draw
+        self.penalise = None if counts is None else counts.penalise
         self.info = replace(
             inner.info if encoder is None else join_infos(inner.info, encoder.info),
             num_blocks=kv_cache.shape[1],
             kv_cache_bytes=kv_cache.nbytes,
             kv_cache_dtype=kv_cache_dtype,
             max_batch_logits=inner.largest.num_logits,
+            num_counters=0 if counts is None else counts.num_slots,
         )
 
     def warmup(self, progress: Progress) -> None:
@@ -83,7 +87,7 @@ class DecoderEngine:
                 if batch.paging.sources is not None and batch.paging.sources.batch is not None:
                     self.encode(batch.paging.sources.batch)
                 outputs = dict(self.inner.compute(batch, kv_cache=self.kv_cache))
-                tokens = sample(outputs.pop("logits"), batch.paging.sampling, self.draw)
+                tokens = sample(outputs.pop("logits"), batch.paging.sampling, self.draw, self.penalise)
                 return replace(to_output(outputs), tokens=tokens)
         except EngineError:
             raise
@@ -121,6 +125,7 @@ def join_infos(decoder: EngineInfo, encoder: EngineInfo) -> EngineInfo:
         decoder,
         weight_bytes=decoder.weight_bytes + encoder.weight_bytes,
         activation_bytes=decoder.activation_bytes + encoder.activation_bytes,
+        graph_bytes=decoder.graph_bytes + encoder.graph_bytes,
         max_batch_tokens=min(decoder.max_batch_tokens, encoder.max_batch_tokens),
         unplanned_ops=encoder.unplanned_ops + decoder.unplanned_ops,
     )

@@ -36,6 +36,7 @@ class SpeculatingEngine:
             num_drafts=self.num_drafts,
             weight_bytes=info.weight_bytes + other.weight_bytes,
             activation_bytes=info.activation_bytes + other.activation_bytes,
+            graph_bytes=info.graph_bytes + other.graph_bytes,
             kv_cache_bytes=info.kv_cache_bytes + other.kv_cache_bytes,
         )
 

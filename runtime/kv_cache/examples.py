@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from runtime.batch import NO_TOKEN, Batch, Paging, Sampling, Sources
-from runtime.kv_cache.blocks import BLOCK_SIZE, SCRATCH_BLOCK
+from runtime.kv_cache.blocks import BLOCK_SIZE, SCRATCH_BLOCK, count_blocks
 
 
 def page_alone(batch: Batch, *, num_blocks: int, past: int = 0, every_token: bool = False) -> Batch:
@@ -29,6 +29,27 @@ def page_alone(batch: Batch, *, num_blocks: int, past: int = 0, every_token: boo
     sources = Sources(np.full((batch.num_seqs, 1), SCRATCH_BLOCK, np.int32), np.zeros(batch.num_seqs, np.int32))
     paging = Paging(lengths.astype(np.int32), table, slots, rows, sample_greedily(len(rows)), sources=sources)
     return replace(batch, arrays=batch.arrays | {"position_ids": positions}, paging=paging)
+
+
+def count_needed(batch: Batch) -> int:
+    """Blocks for all of its sequences, and the scratch block."""
+    return 1 + sum(count_blocks(seqlen) for seqlen in batch.seqlens.tolist())
+
+
+def answer_sources(batch: Batch, sources: Batch) -> Batch:
+    """The batch, as `page_alone` has given it as many blocks as it needs, with sequence i the answer to source i, and
+    over again where they are fewer: all new, encoded into the blocks behind its own. `sources`: what their encoder
+    reads but `slot_mapping`."""
+    assert batch.paging is not None, "A decoder's batch has paging. This is a bug."
+    first = int(batch.paging.block_table.max())
+    placed = page_alone(sources, num_blocks=count_needed(sources)).paging
+    assert placed is not None
+    table = np.where(placed.block_table != SCRATCH_BLOCK, placed.block_table + first, SCRATCH_BLOCK).astype(np.int32)
+    slots = placed.slot_mapping + first * BLOCK_SIZE
+    chosen = np.arange(batch.num_seqs) % sources.num_seqs
+    new = replace(sources, arrays=sources.arrays | {"slot_mapping": slots})
+    answered = Sources(table[chosen], placed.cache_seqlens[chosen], batch=new)
+    return replace(batch, paging=replace(batch.paging, sources=answered))
 
 
 def place_source(batch: Batch, num_features: int) -> Batch:

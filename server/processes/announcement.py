@@ -14,8 +14,10 @@ from server.text.chat_template import load_chat_template
 def describe_model(model: DeployedModel, info: EngineInfo) -> str:
     weights, activations = info.weight_bytes / 2**20, info.activation_bytes / 2**20
     cache = f" + KV cache {info.kv_cache_bytes / 2**20:.1f} MB ({info.kv_cache_dtype})" if info.num_blocks else ""
-    total = weights + activations + info.kv_cache_bytes / 2**20
-    replicas = model.config.engine.replicas
+    graphs = f" + CUDA graphs {info.graph_bytes / 2**20:.1f} MB" if info.graph_bytes else ""
+    total = weights + activations + (info.graph_bytes + info.kv_cache_bytes) / 2**20
+    replicas, devices = model.config.engine.replicas, model.config.engine.device_names
+    where = info.device if len(devices) == 1 else f"{', '.join(devices)} in turn"
     kernels = f" with {info.kernels} kernels" if info.device == "cpu" else ""
     unplanned = f"; ops that allocate for themselves: {', '.join(info.unplanned_ops)}" if info.unplanned_ops else ""
     outcome = model.head.describe_output(model.info)
@@ -25,12 +27,12 @@ def describe_model(model: DeployedModel, info: EngineInfo) -> str:
     return "\n".join(
         [
             f"{model.config.name}: {model.info.architecture}, {model.head.name}, from {model.directory}",
-            f"  engine     {info.kind}, {info.precision} ({info.precision_reason}), on {info.device}{kernels}, "
+            f"  engine     {info.kind}, {info.precision} ({info.precision_reason}), on {where}{kernels}, "
             f"{replicas} replica{'s' * (replicas > 1)} with {info.threads} thread{'s' * (info.threads > 1)}",
             *precision,
             *([f"  nodes      {nodes}"] if len(info.nodes) > 1 else []),
             f"  memory     weights {weights:.1f} MB + activations {activations:.1f} MB at the largest batch "
-            f"({info.max_batch_tokens} tokens){cache} = {total:.1f} MB per replica{unplanned}",
+            f"({info.max_batch_tokens} tokens){graphs}{cache} = {total:.1f} MB per replica{unplanned}",
             f"  inputs     up to {model.max_input_tokens} tokens, {outcome}",
             *([f"  heads      {'; '.join(heads)}"] if heads else []),
         ]

@@ -4,15 +4,16 @@ from dataclasses import replace
 
 from models.info import ModelDirectoryError, read_info
 from models.load import load_model
-from runtime.build import DraftModel, build_engine
+from runtime.build import build_engine
 from runtime.engine import Engine, Progress
+from runtime.lazy_module import DraftModel
 from server.processes.deployment import DeployedModel
 from server.processes.opening import find_limits, open_model, settle_engine
 
 
 def build_model(model: DeployedModel, replica: int, progress: Progress) -> Engine:
     """Raises ModelDirectoryError, UnusableConfig."""
-    config = settle_engine(model)
+    config = settle_engine(model, replica)
     if model.is_openable:
         return open_model(model, replica, progress)
     progress("reading weights", 0, 1)

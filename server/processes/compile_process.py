@@ -43,7 +43,7 @@ logger = logging.getLogger("padless")
 def compile_ahead(deployment: Deployment, model: DeployedModel, cache: CompileCache) -> None:
     """Raises ModelDirectoryError, UnusableConfig, OSError."""
     progress = make_progress(f"{model.config.name}/compiling")
-    config, limits = settle_engine(model), find_limits(model)
+    config, limits = settle_engine(model, 0), find_limits(model)
     known = read_choice(cache.choice)
     samples = find_samples(model) if known is None and is_measured(model) else None
     progress("reading weights", 0, 1)

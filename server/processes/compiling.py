@@ -21,6 +21,7 @@ from server.processes.deployment import DeployedModel, Deployment
 from server.processes.memory import estimate_trial, find_cpu_bytes
 from server.processes.sample_texts import list_sample_texts
 from server.processes.startup import CANNOT_START
+from server.processes.visible_devices import show_device
 from server.tasks.head import Work
 
 logger = logging.getLogger("padless")
@@ -109,7 +110,8 @@ async def compile_ahead(
     """
     hangs: list[Child] = []
     arguments = [str(deployment.run_dir), str(model.index), str(cache.model), str(cache.choice)]
-    child = Child(f"compiling {model.config.name}", "server.processes.compile_process", arguments, variables=VARIABLES)
+    variables = {**VARIABLES, **show_device(model.config.engine, 0, os.environ)}
+    child = Child(f"compiling {model.config.name}", "server.processes.compile_process", arguments, variables=variables)
     async with started(child, hangs) as ending:
         stop = asyncio.create_task(stopping.wait())
         await asyncio.wait([ending, stop], timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)

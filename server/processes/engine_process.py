@@ -72,6 +72,7 @@ def build_loop(
     pin_thread(cores)
     progress = make_progress(f"{model.config.name}/{replica}")
     engine = make_engine(model, replica, progress)
+    metrics.tell_device(model.config.name, replica, engine.info.device)
     limits = model.config.limits
     step_limits = StepLimits(
         min(limits.max_batch_tokens, engine.info.max_batch_tokens),

@@ -30,6 +30,7 @@ from server.processes.memory import divide_memory
 from server.processes.resolution import resolve
 from server.processes.run_dir import keep_fresh, make_run_dir
 from server.processes.startup import CANNOT_START, START_ANEW, set_up_logging
+from server.processes.visible_devices import show_device
 from server.text.tokenizer import ENVIRONMENT as TOKENIZER_ENVIRONMENT
 
 logger = logging.getLogger("padless")
@@ -66,6 +67,7 @@ class Supervisor:
                 OPENING,
                 [str(deployment.run_dir), str(model.index), str(replica)],
                 model=model.index,
+                variables=show_device(model.config.engine, replica, os.environ),
                 settled=self.settled,
             )
             for model in deployment.models

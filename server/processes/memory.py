@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,30 +25,36 @@ SEVERAL_BYTES = 7
 def divide_memory(deployment: Deployment) -> Deployment:
     """With a budget for each model that keeps a cache. Raises ConfigError, ModelDirectoryError."""
     models = [model for model in deployment.models if model.config.engine.kind != "null"]
-    claims = [make_claim(model) for model in models]
-    devices = dict.fromkeys(claim.device for claim in claims)
-    budgets = plan_memory(claims, {device: find_available_bytes(device) for device in devices})
-    told = {model.index: budget for model, budget in zip(models, budgets, strict=True)}
+    claims = [claim for model in models for claim in make_claims(model)]
+    budgets = plan_memory(claims, find_available_bytes({claim.device for claim in claims}))
+    told: dict[str, int] = {}
+    for claim, budget in zip(claims, budgets, strict=True):
+        if budget is not None:  # replicas are alike: each gets what there is where there is least
+            told[claim.model] = min(budget, told.get(claim.model, budget))
     return replace(
         deployment,
-        models=tuple(replace(model, budget_bytes=told.get(model.index)) for model in deployment.models),
+        models=tuple(replace(model, budget_bytes=told.get(model.config.name)) for model in deployment.models),
     )
 
 
-def make_claim(model: DeployedModel) -> Claim:
-    """Raises ModelDirectoryError."""
+def make_claims(model: DeployedModel) -> list[Claim]:
+    """One on each of its devices. Raises ModelDirectoryError."""
     engine = model.config.engine
+    devices, num_weight_bytes = engine.device_names, estimate_weights(model)
     has_cache = model.head.work.decodes
     budget_mb = engine.kv_cache.budget_mb if has_cache else None
-    return Claim(
-        model.config.name,
-        engine.device,
-        engine.replicas,
-        estimate_weights(model),
-        has_cache=has_cache,
-        budget_bytes=None if budget_mb is None else int(budget_mb * 2**20),
-        shares_weights=engine.device == "cpu" and engine.kind == "planned",
-    )
+    return [
+        Claim(
+            model.config.name,
+            device,
+            engine.replicas // len(devices),
+            num_weight_bytes,
+            has_cache=has_cache,
+            budget_bytes=None if budget_mb is None else int(budget_mb * 2**20),
+            shares_weights=engine.device == "cpu" and engine.kind == "planned",
+        )
+        for device in devices
+    ]
 
 
 def estimate_weights(model: DeployedModel) -> int:
@@ -88,8 +94,14 @@ def count_weights(model: DeployedModel, num_rows: int | None = None) -> int:
     return sum(count_numbers(folder, num_rows) for folder in folders)
 
 
-def find_available_bytes(device: str) -> int:
-    return find_cpu_bytes() if device == "cpu" else find_cuda_bytes()
+def find_available_bytes(devices: Collection[str]) -> dict[str, int]:
+    """Of each, by its name as in `EngineConfig.device_names`. Raises ConfigError."""
+    available = {"cpu": find_cpu_bytes()} if "cpu" in devices else {}
+    indices = sorted(int(device.removeprefix("cuda:")) for device in devices if device != "cpu")
+    if indices:
+        found = find_cuda_bytes(indices)
+        available |= {f"cuda:{index}": num_bytes for index, num_bytes in zip(indices, found, strict=True)}
+    return available
 
 
 def find_cpu_bytes(root: Path = Path("/")) -> int:
@@ -112,11 +124,11 @@ def find_cached_bytes(path: Path) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith(("active_file ", "inactive_file ")))
 
 
-def find_cuda_bytes() -> int:
-    """Asked by a process of its own, because this one stays free of torch and of the device. Raises ConfigError."""
-    command = build_command("server.processes.memory_process", [])
+def find_cuda_bytes(indices: Sequence[int]) -> list[int]:
+    """Asked by a process of its own, because this one stays free of torch and of the devices. Raises ConfigError."""
+    command = build_command("server.processes.memory_process", [str(index) for index in indices])
     asked = subprocess.run(command, env=build_environment(), capture_output=True, text=True, check=False)
     if asked.returncode:
         *_, reason = asked.stderr.strip().splitlines() or [f"status {asked.returncode}"]
         raise ConfigError(f"reading the memory of the GPU: {reason}")
-    return int(asked.stdout)
+    return [int(line) for line in asked.stdout.split()]

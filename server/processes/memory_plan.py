@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from server.config import ConfigError
 
 SHARES = {"cpu": 0.5, "cuda": 0.9}
-"""Of what budgets and weights leave, the part that is given out; the rest is for encoders' activations, for the
-processes themselves and for whoever else computes there."""
+"""By the kind of a device: of what budgets and weights leave, the part that is given out. The rest is for encoders'
+activations, for the processes themselves and for whoever else computes there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What the engines of one model want of their device."""
+    """What the engines of one model want of one device."""
 
     model: str
     device: str
+    """`cpu`, or `cuda:0` and so on."""
     replicas: int
+    """On this device."""
     weight_bytes: int
     """Of one replica."""
     shares_weights: bool = False
@@ -62,7 +64,8 @@ def find_part(device: str, claims: Sequence[Claim], available_bytes: int) -> int
     if spare_bytes < 0:
         raise ConfigError(explain(device, claims, available_bytes))
     num_open = sum(claim.replicas for claim in claims if claim.is_open)
-    return int(spare_bytes * SHARES[device]) // max(num_open, 1)
+    kind, _, _ = device.partition(":")
+    return int(spare_bytes * SHARES[kind]) // max(num_open, 1)
 
 
 def explain(device: str, claims: Sequence[Claim], available_bytes: int) -> str:

@@ -1,6 +1,8 @@
-"""Prints how many bytes of the CUDA device are free: `... memory_process`. Run by the supervisor before its engines."""
+"""Prints how many bytes of each CUDA device are free, one a line: `... memory_process INDEX...`. Run by the supervisor
+before its engines."""
 
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -9,14 +11,19 @@ from runtime.device import check_device
 from server.processes.startup import CANNOT_START
 
 
+def read_free_bytes(indices: Sequence[int]) -> list[int]:
+    """Raises UnusableConfig where one of the devices is not there."""
+    for index in indices:
+        check_device(torch.device("cuda", index))
+    return [torch.cuda.mem_get_info(index)[0] for index in indices]
+
+
 def main() -> None:
-    device = torch.device("cuda")
     try:
-        check_device(device)
+        print(*read_free_bytes([int(index) for index in sys.argv[1:]]), sep="\n")
     except UnusableConfig as error:
         print(error, file=sys.stderr)
         sys.exit(CANNOT_START)
-    print(torch.cuda.mem_get_info(device)[0])
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Damaged(RuntimeError):
 
 def open_model(model: DeployedModel, replica: int, progress: Progress) -> Engine:
     """Raises Damaged, UnusableConfig, ModelDirectoryError."""
-    config, limits = settle_engine(model), find_limits(model)
+    config, limits = settle_engine(model, replica), find_limits(model)
     if config.kind == "null":
         return build_null(list_outputs([model.info, *(head.info for head in model.heads)]), config, limits, replica)
     if model.onnx_file is not None:
@@ -50,9 +50,9 @@ def find_limits(model: DeployedModel) -> BatchLimits:
     return BatchLimits(*most, target.max_target_tokens, count_logits(model), model.max_input_tokens)
 
 
-def settle_engine(model: DeployedModel) -> EngineConfig:
-    """What is configured, with the threads and the memory that the supervisor has settled."""
-    config = model.config.engine.model_copy(update={"threads": model.threads})
+def settle_engine(model: DeployedModel, replica: int) -> EngineConfig:
+    """What is configured, with the device, the threads and the memory that the supervisor has settled."""
+    config = model.config.engine.keep_device(replica).model_copy(update={"threads": model.threads})
     if model.budget_bytes is None:
         return config
     kv_cache = config.kv_cache.model_copy(update={"budget_mb": model.budget_bytes / 2**20})

@@ -20,8 +20,8 @@ from server.tasks.head import Work
 from server.tasks.registry import HEADS, check_name
 from server.text.chat_template import REMEDY, check_kwargs, load_chat_template
 
-TELLING_KINDS = ("planned", "reference")
-"""Of engines: those that tell the weights of cross-attention."""
+TELLING_KINDS = ("planned", "cuda_graphs", "reference")
+"""Of engines: those that tell the weights of cross-attention. Recorded steps do not, but none with sources is."""
 
 
 def resolve(config: ServerConfig, run_dir: Path) -> Deployment:

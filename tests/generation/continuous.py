@@ -88,9 +88,9 @@ class Continuous:
         engine_info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=num_blocks)
         self.engine = NullDecoder(engine_info) if engine is None else engine
         # Of an engine's blocks a test may use fewer, so that they run out.
-        info = EngineInfo(
-            "null", "none", "", "cpu", 1, LOGITS, num_blocks=num_blocks, num_drafts=self.engine.info.num_drafts
-        )
+        mine = self.engine.info
+        counts = {"num_drafts": mine.num_drafts, "num_counters": mine.num_counters}
+        info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=num_blocks, **counts)
         self.batcher = DecodingBatcher(
             StepLimits(max_batch_tokens, max_batch_requests, 0.0, max_batch_logits),
             CostModel(),

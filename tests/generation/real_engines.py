@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 from bench.generation.decoders import NotAvailable, find_decoder
 from models.info import read_info
 from models.load import load_model
-from runtime.build import DraftModel, build_engine
+from runtime.build import build_engine
 from runtime.config import EngineConfig, KVCacheConfig
 from runtime.engine import Engine
+from runtime.lazy_module import DraftModel
 from runtime.limits import BatchLimits
 
 LIMITS = BatchLimits(max_batch_tokens=256, max_batch_requests=64, max_input_tokens=256, max_batch_logits=128)

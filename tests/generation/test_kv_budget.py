@@ -16,6 +16,7 @@ from server.config import ConfigError, ModelConfig, ServerConfig
 from server.processes import memory
 from server.processes.deployment import DeployedModel, Deployment, load, save
 from server.processes.memory import divide_memory, estimate_trial, estimate_weights
+from server.processes.memory_process import read_free_bytes
 from server.processes.opening import settle_engine
 
 MB = 2**20
@@ -75,7 +76,7 @@ def test_every_engine_of_the_server_counts(directory: Path, monkeypatch: pytest.
     """5 encoders that share 4 MB, two generators that do, and a budget of 30 leave 62 of 100. Engines that compute
     nothing need nothing."""
     monkeypatch.setattr(memory, "find_cpu_bytes", lambda: 100 * MB)
-    monkeypatch.setattr(memory, "find_cuda_bytes", lambda: 44 * MB)
+    monkeypatch.setattr(memory, "find_cuda_bytes", lambda indices: [44 * MB for _ in indices])
     deployment = deploy(
         directory,
         ("embed", {"replicas": 5, "precision": "fp32", "kv_cache": {"budget_mb": 10**6}}),
@@ -87,7 +88,23 @@ def test_every_engine_of_the_server_counts(directory: Path, monkeypatch: pytest.
     save(divide_memory(deployment))
     told = load(directory).models
     assert [model.budget_bytes for model in told] == [None, (4 + 31 // 2) * MB + MB // 2, None, 30 * MB, 40 * MB]
-    assert [settle_engine(model).kv_cache.budget_mb for model in told] == [10**6, 19.5, None, 30, 40]
+    assert [settle_engine(model, 0).kv_cache.budget_mb for model in told] == [10**6, 19.5, None, 30, 40]
+
+
+def test_each_device_is_planned_for_itself(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the second one a generator of 4 MB stands beside another. Both of its replicas get what there is there."""
+    free = {0: 104 * MB, 2: 48 * MB}
+    monkeypatch.setattr(memory, "find_cuda_bytes", lambda indices: [free[index] for index in indices])
+    deployment = deploy(
+        directory,
+        ("generate", {"device": "cuda", "devices": [2, 0]}),
+        ("generate", {"device": "cuda", "devices": [2]}),
+        ("generate", {"device": "cuda"}),
+    )
+    on_second, on_first = (4 + 0.9 * (48 - 8) / 2) * MB, (4 + 0.9 * (104 - 8) / 2) * MB
+    told = divide_memory(deployment).models
+    assert [model.budget_bytes for model in told] == [int(on_second), int(on_second), int(on_first)]
+    assert [settle_engine(told[0], replica).device_names for replica in (0, 1)] == [("cuda:2",), ("cuda:0",)]
 
 
 def test_budgets_that_do_not_fit_are_added_up(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,9 +152,19 @@ def test_broken_weights_are_told(tmp_path: Path) -> None:
 def test_cuda_memory_of_a_machine_without_it() -> None:
     """Asked in a process of its own, which says why."""
     with pytest.raises(ConfigError, match=r"this torch finds no CUDA device\. Set device to cpu"):
-        memory.find_cuda_bytes()
+        memory.find_cuda_bytes([0])
 
 
 @pytest.mark.gpu
 def test_cuda_memory() -> None:
-    assert 0 < memory.find_cuda_bytes() <= torch.cuda.mem_get_info()[1]
+    (found,) = memory.find_cuda_bytes([0])
+    assert 0 < found <= torch.cuda.mem_get_info()[1]
+
+
+def test_a_device_that_does_not_exist_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (100 + index, 200))
+    assert read_free_bytes([0, 1]) == [100, 101]
+    with pytest.raises(UnusableConfig, match=r"engine\.devices names 2, and the last .* is 1\. Name those"):
+        read_free_bytes([0, 2])

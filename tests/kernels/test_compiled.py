@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from runtime.build import DraftModel, compile_model
+from runtime.build import compile_model
 from runtime.compiled import CompiledModel, load_compiled, save_compiled
 from runtime.config import EngineConfig
 from runtime.engine import Engine
 from runtime.kv_cache.examples import page_alone
+from runtime.lazy_module import DraftModel
 from runtime.limits import BatchLimits
 from runtime.open import open_engine
 from runtime.precision_choice import ChosenPrecision

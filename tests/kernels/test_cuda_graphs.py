@@ -3,6 +3,7 @@ running what was recorded again."""
 
 import logging
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from runtime.build import build_engine, describe
 from runtime.capture import capture
 from runtime.config import EngineConfig, UnusableConfig
 from runtime.engines.buckets import Bucket, Buckets, climb, divide, fill_up
-from runtime.engines.cuda_graphs import CudaGraphsEngine
+from runtime.engines.cuda_graphs import WORKSPACE_BYTES, CudaGraphsEngine, count_graph_bytes
 from runtime.engines.decoder import DecoderEngine
-from runtime.engines.planned import PlannedEngine
+from runtime.engines.planned import PlannedEngine, peak_bytes
 from runtime.engines.transfer import Staging, make_batch, take_arrays
 from runtime.kv_cache.blocks import BLOCK_SIZE
 from runtime.kv_cache.examples import page_alone
@@ -23,6 +24,7 @@ from runtime.kv_cache.layout import KVLayout
 from runtime.limits import BatchLimits
 from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
+from runtime.open import give_caches
 from runtime.passes.pipeline import choose_precision, list_passes
 from runtime.program import Program
 from tests.kernels.kernel_cases import find_backend
@@ -127,6 +129,30 @@ def test_replayed_steps_of_a_decoder_are_the_planned_ones(llama: Program) -> Non
         np.testing.assert_array_equal(found.token_ids, expected.token_ids)
         check_close(mine[:, 1:].numpy(), theirs[:, 1:].numpy())
     assert recorder.num_replays == 3
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_what_recorded_steps_hold_is_counted(name: str, request: pytest.FixtureRequest) -> None:
+    """Their inputs to the byte, and room for the largest of them."""
+    program = request.getfixturevalue(name)
+    engine, kept = make_graphs(program, Repeating()), {}
+    if name == "llama":
+        kept = {"kv_cache": LAYOUT.allocate(NUM_BLOCKS, CPU)}
+    engine.prepare(silent, **kept)
+    staged = sum(len(step.staging.there) for step in engine.recorded.values())
+    pool = peak_bytes(program, engine.buckets.all[0].shape)
+    assert count_graph_bytes(program, LARGEST) == staged + pool + WORKSPACE_BYTES and pool > 0
+
+
+def test_a_cache_leaves_room_for_recorded_steps(llama: Program) -> None:
+    config = EngineConfig.model_validate({"kv_cache": {"budget_mb": 4}})
+
+    def count_blocks(graph_bytes: int) -> int:
+        engine = make_planned(llama)
+        engine.info = replace(engine.info, graph_bytes=graph_bytes)
+        return give_caches([engine], [LAYOUT], config, BatchLimits(96, 10**6, 32, 8), 0).info.num_blocks
+
+    assert count_blocks(0) - count_blocks(10 * LAYOUT.block_bytes) == 10
 
 
 def test_buckets_lie_on_a_ladder() -> None:

@@ -11,7 +11,7 @@ from tiny_models import Ids, TinyModel
 from torch import Tensor
 
 from models.load import load_model
-from models.seq2seq import SourceEncoder, TargetModel
+from models.seq2seq import SourceEncoder, TargetDecoder
 from runtime.batch import Batch
 from runtime.capture import list_inputs
 from runtime.engines.transfer import lay_out, to_tensors
@@ -25,7 +25,7 @@ class Pair:
     """The two modules of an encoder-decoder."""
 
     encoder: SourceEncoder
-    decoder: TargetModel
+    decoder: TargetDecoder
 
     @torch.no_grad()
     def compute_logits(
@@ -74,13 +74,14 @@ def load_pair(model: TinyModel) -> Pair:
     lazy = load_model(model.directory, model.info)
     assert lazy.encoder is not None
     encoder, decoder = lazy.encoder.fill(), lazy.fill()
-    assert isinstance(encoder, SourceEncoder) and isinstance(decoder, TargetModel)
+    assert isinstance(encoder, SourceEncoder) and isinstance(decoder, TargetDecoder)
     return Pair(encoder, decoder)
 
 
 def lay_sources(tables: Sequence[Sequence[int]], lengths: Sequence[int]) -> dict[str, Tensor]:
-    """As `runtime.batch.Sources` describes them."""
+    """As `runtime.batch.Sources` describes them; nothing is asked about."""
     source_table = torch.zeros(len(tables), max(map(len, tables)), dtype=torch.int32)
     for row, table in zip(source_table, tables, strict=True):
         row[: len(table)] = torch.tensor(table)
-    return {"source_table": source_table, "source_seqlens": torch.tensor(lengths, dtype=torch.int32)}
+    seqlens, weight_rows = torch.tensor(lengths, dtype=torch.int32), torch.zeros(0, dtype=torch.int64)
+    return {"source_table": source_table, "source_seqlens": seqlens, "weight_rows": weight_rows}

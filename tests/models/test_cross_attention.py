@@ -14,8 +14,11 @@ from tiny_seq2seq import make_seq2seq
 
 from models.keys import ModelDirectoryError
 from models.load import load_model
+from runtime.engines.cuda_graphs import CudaGraphsEngine
 from runtime.engines.decoder import DecoderEngine
+from runtime.engines.planned import PlannedEngine
 from server.wire.generation import GenerationParams
+from tests.kernels.repeating import Repeating
 from tests.tolerances import DECODER_TOLERANCES, SAME_ENGINE, check_close
 
 LENGTHS = [15, 33, 1]
@@ -70,6 +73,27 @@ def test_weights_are_those_of_transformers(model: TinyModel, engine: DecoderEngi
         check_close(torch.from_numpy(found), ask_transformers(model, source, target))
         (alone,) = ask(model, engine, [(source, target)])
         check_close(torch.from_numpy(alone), torch.from_numpy(found), tolerance=SAME_ENGINE)
+
+
+def test_replaying_engines_tell_the_same(model: TinyModel, engine: DecoderEngine) -> None:
+    """Steps with sources run as planned; what encodes these is recorded."""
+    recorder = Repeating()
+
+    def record(planned: PlannedEngine) -> CudaGraphsEngine:
+        parts = planned.program, planned.bound.kernels, planned.largest, planned.device, planned.info, None
+        return CudaGraphsEngine(*parts, recorder)
+
+    assert isinstance(engine.inner, PlannedEngine) and isinstance(engine.encoder, PlannedEngine)
+    inner, encoder = record(engine.inner), record(engine.encoder)
+    replaying = DecoderEngine(inner, torch.zeros_like(engine.kv_cache), "fp32", encoder)
+    inner.prepare(lambda *_: None, kv_cache=replaying.kv_cache)
+    encoder.buckets.all = encoder.buckets.all[-40:]
+    encoder.prepare(lambda *_: None, kv_cache=replaying.kv_cache)
+    recorder.num_replays = 0
+    pairs = make_pairs(model)
+    for ours, theirs in zip(ask(model, replaying, pairs), ask(model, engine, pairs), strict=True):
+        check_close(torch.from_numpy(ours), torch.from_numpy(theirs))
+    assert recorder.num_replays and not inner.recorded
 
 
 @pytest.mark.slow

@@ -116,6 +116,24 @@ def test_what_is_for_embeddings_is_refused_by_other_tasks(task: str, options: di
             {},
             ["engine.inline", "Set replicas to 1 or inline to false"],
         ),
+        ({"engine": {"devices": [0]}}, {}, ["engine.devices", "device is cpu", "Set device to cuda"]),
+        (
+            {"engine": {"kind": "onnxruntime", "devices": [0]}},
+            {},
+            ["engine.devices", "as device_id", "leave devices out"],
+        ),
+        ({"engine": {"device": "cuda", "devices": [0, 1, 0]}}, {}, ["names 0 twice", "Name each device once"]),
+        (
+            {"engine": {"device": "cuda", "devices": [0, 2], "replicas": 5}},
+            {},
+            ["engine.replicas is 5", "engine.devices names 2", "Set replicas to 4"],
+        ),
+        ({"engine": {"device": "cuda", "devices": [0, 2], "replicas": 1}}, {}, ["Set replicas to 2"]),
+        (
+            {"engine": {"device": "cuda", "devices": [1], "inline": True}},
+            {},
+            ["engine.devices", "engine.inline", "set inline to false"],
+        ),
         (
             {"engine": {"inline": True}},
             {"server": {"http_workers": 2}},
@@ -146,6 +164,7 @@ def test_contradiction_names_the_key_and_the_remedy(
         ({"engine": {"precision": "fp8"}}, {}, "models.0.engine.precision"),
         ({"engine": {"accuracy": "exact"}}, {}, "models.0.engine.accuracy"),
         ({"engine": {"replicas": "many"}}, {}, "models.0.engine.replicas"),
+        ({"engine": {"devices": [-1]}}, {}, "models.0.engine.devices.0"),
         ({"name": ""}, {}, "models.0.name"),
         ({}, {"server": {"port": 70_000}}, "server.port"),
     ],
@@ -159,8 +178,21 @@ def test_wrong_value_is_shown_with_its_key(
 
 
 def test_all_mistakes_are_told_at_once(write: Any) -> None:
-    message = message_of(write({"nmae": 1, "limits": {"max_wait_ms": -1}}))
-    assert len(message.splitlines()) == 2
+    """And nothing besides: what other keys' defaults depend on is told where it is wrong."""
+    message = message_of(write({"nmae": 1, "limits": {"max_wait_ms": -1}, "engine": {"devices": [-1]}}))
+    assert len(message.splitlines()) == 3
+
+
+def test_replicas_are_one_on_each_device(write: Any) -> None:
+    """Where nobody says how many; those who do are told apart by turns."""
+    engine = {"device": "cuda", "devices": [3, 1]}
+    first, second = (
+        load_config(write({"engine": each})).models[0].engine for each in (engine, {**engine, "replicas": 4})
+    )
+    assert (first.replicas, second.replicas) == (2, 4)
+    assert first.device_names == ("cuda:3", "cuda:1")
+    assert [second.keep_device(replica).device_names for replica in range(4)] == [("cuda:3",), ("cuda:1",)] * 2
+    assert load_config(write({"engine": {"device": "cuda"}})).models[0].engine.device_names == ("cuda:0",)
 
 
 def test_file_without_a_model(write: Any) -> None:

@@ -13,6 +13,7 @@ from server.processes.memory_plan import SHARES, Claim, plan_memory
 
 MB = 2**20
 SIZES = st.integers(0, 10**12)
+DEVICES = ("cpu", "cuda:0", "cuda:1")
 
 
 def cache(model: str, *, weights: int = 0, budget: int | None = None, replicas: int = 1, device: str = "cpu") -> Claim:
@@ -42,8 +43,15 @@ def test_replicas_that_map_one_file_need_it_once() -> None:
 
 
 def test_devices_are_apart() -> None:
-    claims = [cache("a"), cache("b", device="cuda"), cache("c", device="cuda")]
-    assert plan_memory(claims, {"cpu": 10 * MB, "cuda": 1000 * MB}) == [5 * MB, 450 * MB, 450 * MB]
+    claims = [cache("a"), *(cache(name, device="cuda:0") for name in "bc"), cache("c", device="cuda:1", replicas=3)]
+    available = {"cpu": 10 * MB, "cuda:0": 1000 * MB, "cuda:1": 600 * MB}
+    assert plan_memory(claims, available) == [5 * MB, 450 * MB, 450 * MB, 180 * MB]
+
+
+def test_what_does_not_fit_on_one_device_is_no_others() -> None:
+    claims = [cache("a", budget=400, device="cuda:0"), cache("a", budget=400, device="cuda:1")]
+    with pytest.raises(ConfigError, match=r"engine.device cuda:1 has 300.0 MB .* need 400.0 MB: a 1 x 400.0 MB"):
+        plan_memory(claims, {"cuda:0": 900 * MB, "cuda:1": 300 * MB})
 
 
 def test_nothing_is_claimed() -> None:
@@ -69,13 +77,13 @@ def draw_claims(draw: st.DrawFn) -> list[Claim]:
     for index in range(count):
         has_cache = draw(st.booleans())
         budget = draw(st.none() | SIZES) if has_cache else None
-        device = draw(st.sampled_from(["cpu", "cuda"]))
+        device = draw(st.sampled_from(DEVICES))
         replicas, weights, shares_weights = draw(st.integers(1, 8)), draw(SIZES), draw(st.booleans())
         claims.append(Claim(f"m{index}", device, replicas, weights, shares_weights, has_cache, budget))
     return claims
 
 
-@given(draw_claims(), st.fixed_dictionaries({"cpu": st.integers(0, 10**14), "cuda": st.integers(0, 10**14)}))
+@given(draw_claims(), st.fixed_dictionaries({device: st.integers(0, 10**14) for device in DEVICES}))
 def test_never_more_than_there_is_and_the_same_each_time(claims: list[Claim], available: dict[str, int]) -> None:
     try:
         budgets = plan_memory(claims, available)
@@ -91,7 +99,7 @@ def test_never_more_than_there_is_and_the_same_each_time(claims: list[Claim], av
         fixed = sum(claim.times * claim.least_bytes for claim, _ in mine)
         taken = sum(count_taken(claim, budget) for claim, budget in mine)
         assert fixed <= taken <= size
-        assert taken - fixed <= (size - fixed) * SHARES[device] + 1
+        assert taken - fixed <= (size - fixed) * SHARES[device.partition(":")[0]] + 1
     for claim, budget in zip(claims, budgets, strict=True):
         assert (budget is not None) == claim.has_cache
         assert budget is None or budget >= claim.least_bytes

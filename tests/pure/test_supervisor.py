@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 
 from models.info import ModelInfo
+from runtime.config import EngineConfig
 from runtime.engine import EngineInfo
 from server.config import ConfigError, HttpConfig, ModelConfig, ServerConfig, SourceConfig
 from server.processes import child, launch, run_dir
+from server.processes.announcement import describe_model
 from server.processes.deployment import DeployedModel, Deployment
 from server.processes.launch import Supervisor
 from server.processes.listeners import Listeners, open_listeners
 from server.processes.startup import START_ANEW
+from server.processes.visible_devices import VARIABLE
 
 MODEL = ModelConfig(name="embedder", source=SourceConfig(path="unused"))
+INFO = ModelInfo("BertModel", "embed", 10, 2, 16, 8)
 CONFIG = ServerConfig(server=HttpConfig(port=0), models=(MODEL,))
 
 
@@ -63,10 +67,9 @@ def test_an_engine_waits_for_what_is_compiled_and_starts_anew_where_that_failed(
         return commands.get(module, ["sh", "-c", "echo >&0; exec sleep 60"])
 
     monkeypatch.setattr(child, "build_command", build_command)
-    info = ModelInfo("BertModel", "embed", 10, 2, 16, 8)
 
     async def run() -> int:
-        supervisor = Supervisor(Deployment(CONFIG, (DeployedModel(0, MODEL, tmp_path, info),), tmp_path), listeners, "")
+        supervisor = Supervisor(Deployment(CONFIG, (DeployedModel(0, MODEL, tmp_path, INFO),), tmp_path), listeners, "")
 
         async def compile_in_vain(deployment: Deployment, stopping: asyncio.Event) -> Deployment:
             while not started:
@@ -139,7 +142,6 @@ def test_announced_once_whoever_answers_has_heard_of_the_engines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listeners: Listeners, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One HTTP process is ready, and another one, which has just started, is asked."""
-    info = ModelInfo("BertModel", "embed", 10, 2, 16, 8)
     known = asdict(EngineInfo("null", "none", "", "cpu", 1, ()))
     answers = iter([None, known])
 
@@ -147,7 +149,7 @@ def test_announced_once_whoever_answers_has_heard_of_the_engines(
         return json.dumps({"models": [{"replicas": [{"info": next(answers)}]}]}).encode() if "info" in url else b"{}"
 
     monkeypatch.setattr(launch, "fetch", fetch)
-    model = DeployedModel(0, MODEL, tmp_path, info)
+    model = DeployedModel(0, MODEL, tmp_path, INFO)
 
     async def announce() -> None:
         await Supervisor(Deployment(CONFIG, (model,), tmp_path), listeners, "").announce()
@@ -155,3 +157,25 @@ def test_announced_once_whoever_answers_has_heard_of_the_engines(
     asyncio.run(announce())
     printed = capsys.readouterr().out
     assert "embedder: BertModel" in printed and "Ready after" in printed
+
+
+@pytest.mark.parametrize(("visible", "seen"), [("", ["2", "0", "2", "0"]), ("7, GPU-8f,5", ["5", "7", "5", "7"])])
+def test_each_engine_sees_its_own_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listeners: Listeners, visible: str, seen: list[str]
+) -> None:
+    """Replicas take turns; where somebody has chosen devices for the server, among those."""
+    monkeypatch.setenv(VARIABLE, visible) if visible else monkeypatch.delenv(VARIABLE, raising=False)
+    engine = EngineConfig(device="cuda", devices=(2, 0), replicas=4)
+    model = DeployedModel(0, MODEL.model_copy(update={"engine": engine}), tmp_path, INFO)
+    on_cpu = DeployedModel(1, MODEL, tmp_path, INFO)
+    children = Supervisor(Deployment(CONFIG, (model, on_cpu), tmp_path), listeners, "").engines
+    assert [child.variables for child in children] == [*({VARIABLE: name} for name in seen), {}]
+
+
+def test_the_start_says_where_replicas_compute(tmp_path: Path) -> None:
+    engine = EngineConfig(kind="cuda_graphs", device="cuda", devices=(2, 0))
+    model = DeployedModel(0, MODEL.model_copy(update={"engine": engine}), tmp_path, INFO)
+    info = EngineInfo("cuda_graphs", "bf16", "auto", "cuda:2", 1, (), 5 * 2**20, 2 * 2**20, graph_bytes=9 * 2**20)
+    told = describe_model(model, info)
+    assert "on cuda:2, cuda:0 in turn, 2 replicas" in told
+    assert "weights 5.0 MB + activations 2.0 MB at the largest batch (0 tokens) + CUDA graphs 9.0 MB = 16.0 MB" in told

@@ -176,8 +176,10 @@ def test_engines_that_tell_what_tokens_look_at() -> None:
     """ONNX Runtime's do not: they have no times of words, and refuse a coverage penalty."""
     translator, hearer = describe_translator(100), describe_hearer(SETTINGS)
     onnx = {"engine": {"kind": "onnxruntime"}}
-    assert not settle(translator).has_coverage and settle(translator, coverage_penalty=True).has_coverage
-    for options, heads in (({}, ((0, 1),)), (onnx, ())):
+    graphs = {"engine": {"kind": "cuda_graphs", "device": "cuda"}}
+    assert not settle(translator).has_coverage
+    assert all(settle(translator, coverage_penalty=True, **options).has_coverage for options in ({}, graphs))
+    for options, heads in (({}, ((0, 1),)), (graphs, ((0, 1),)), (onnx, ())):
         speech = settle(hearer, **options).speech
         assert speech is not None and speech.alignment_heads == heads
     with pytest.raises(ConfigError, match=r"coverage_penalty is for engine\.kind planned"):

@@ -71,6 +71,7 @@ def test_memory_of_an_engine() -> None:
     metrics.observe_engine("m", 0, MemoryStats(1, 2, 3, 4, 0, 5, 6, 7), 8)
     metrics.observe_engine("m", 0, MemoryStats(1, 20, 30, 40, 0, 5, 16, 7), 80)
     metrics.count_engine_restart("m", 0)
+    metrics.tell_device("m", 0, "cuda:1")
     samples = parse(metrics.render().decode())
     assert find(samples, "arena_reserved_bytes", **labels) == 20
     assert find(samples, "arena_in_use_bytes", **labels) == 30
@@ -80,6 +81,7 @@ def test_memory_of_an_engine() -> None:
     assert find(samples, "plan_cache_misses_total", **labels) == 7
     assert find(samples, "queue_tokens", **labels) == 80
     assert find(samples, "engine_restarts_total", **labels) == 1
+    assert find(samples, "engine_device", **labels, device="cuda:1") == 1
 
 
 def test_an_engine_that_counts_from_zero_again_only_adds() -> None:

@@ -9,6 +9,7 @@ import torch
 from runtime.backends.backend import Kernel
 from runtime.backends.plain.table import TORCH_KERNELS
 from runtime.config import UnusableConfig
+from runtime.engines.token_counts import Penalise
 from runtime.sampling_filters import DrawTokens, draw_tokens
 
 TRITON = "triton"
@@ -22,9 +23,22 @@ def has_kernels(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
+def has_triton(device: torch.device) -> bool:
+    """Whether logits that lie there are Triton's business."""
+    return device.type == "cuda" and has_kernels(device) and importlib.util.find_spec("triton") is not None
+
+
+def find_penalise(device: torch.device) -> Penalise | None:
+    """What penalises logits there by counts that are kept there; None: nothing does."""
+    if not has_triton(device):
+        return None
+    penalise: Penalise = importlib.import_module("runtime.backends.cuda.penalties").penalise
+    return penalise
+
+
 def find_draw(device: torch.device) -> DrawTokens:
     """What draws tokens from logits that lie there."""
-    if device.type != "cuda" or not has_kernels(device) or importlib.util.find_spec("triton") is None:
+    if not has_triton(device):
         return draw_tokens
     draw: DrawTokens = importlib.import_module("runtime.backends.cuda.sampling").draw_tokens
     return draw

@@ -13,6 +13,7 @@ from runtime.kv_cache.blocks import BlockAllocator
 from runtime.kv_cache.examples import page_alone
 from server.engine.batchers.batcher import CANARY, Step, StepLimits, StepResult
 from server.engine.batchers.cache_metrics import CacheMetrics, CacheReport
+from server.engine.batchers.counters import Counters
 from server.engine.batchers.decoding_job import DecodingJob, Outbox
 from server.engine.batchers.feasibility import check_feasible
 from server.engine.batchers.job_queue import JobQueue, take_turns
@@ -76,6 +77,7 @@ class DecodingBatcher:
         self.cost_model = cost_model
         self.options = options
         self.vocab_size = vocab_size
+        self.counters = Counters(info.num_counters) if info.num_counters else None
         self.rate = Rate()
         self.queue: JobQueue[Generation] = JobQueue()
         self.decodings: dict[ResultStream, DecodingJob] = {}
@@ -225,7 +227,7 @@ class DecodingBatcher:
     def pack_step(self, parts: list[Part], copies: list[tuple[int, int]]) -> DecodingStep:
         rows = list_rows(parts)
         cost = cost_of_parts(parts)
-        batch = pack_parts(parts, copies, rows, self.vocab_size)
+        batch = pack_parts(parts, copies, rows, self.vocab_size, self.counters)
         oldest_s = min(self.owners[id(part.generation)].waiting.arrival_s for part in parts)
         return DecodingStep(batch, cost, self.cost_model.predict(cost), oldest_s, parts, rows, copies)
 
@@ -303,6 +305,8 @@ class DecodingBatcher:
     def retry_or_fail(self, step: DecodingStep, error: Exception) -> list[DecodingStep]:
         """Halve a failed step until the culprit is alone: writing the same keys and values again does no harm."""
         self.cap.learn(step.cost.num_tokens, error)
+        for part in step.parts:
+            part.sequence.counter = None  # who knows what was counted before it failed
         waiting = [part for part in step.parts if part.generation in self.running.generations]
         if len(step.parts) > 1:
             middle = len(waiting) // 2

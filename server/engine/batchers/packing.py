@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from runtime.batch import Batch, Paging, Sources, find_middles
 from runtime.kv_cache.blocks import BLOCK_SIZE
+from server.engine.batchers.counters import Counters
 from server.engine.batchers.running_set import Part
 from server.engine.batchers.sampling_rows import Row, build_sampling
 from server.engine.batchers.sources import pack_sources, pack_tables
@@ -72,8 +73,15 @@ def pack_sequences(sequences: Sequence[TokenSequence]) -> Batch:
     return pack([(job, index) for index in range(len(sequences))])
 
 
-def pack_parts(parts: Sequence[Part], copies: Sequence[tuple[int, int]], rows: Sequence[Row], vocab_size: int) -> Batch:
-    """The parts of generations, in their order; `rows` as `list_rows` gives them; `copies` of blocks come first."""
+def pack_parts(
+    parts: Sequence[Part],
+    copies: Sequence[tuple[int, int]],
+    rows: Sequence[Row],
+    vocab_size: int,
+    counters: Counters | None = None,
+) -> Batch:
+    """The parts of generations, in their order; `rows` as `list_rows` gives them; `copies` of blocks come first.
+    `counters`: as `build_sampling` takes them."""
     seqlens = np.array([part.num_tokens for part in parts], dtype=np.int32)
     computed = np.array([part.num_past_tokens for part in parts], dtype=np.int64)
     cu_seqlens = np.zeros(len(parts) + 1, dtype=np.int32)
@@ -91,7 +99,7 @@ def pack_parts(parts: Sequence[Part], copies: Sequence[tuple[int, int]], rows: S
         block_table=block_table,
         slot_mapping=blocks * BLOCK_SIZE + position_ids % BLOCK_SIZE,
         logit_rows=np.array([row.token_row for row in rows], np.int64),
-        sampling=build_sampling(rows, vocab_size),
+        sampling=build_sampling(rows, vocab_size, counters),
         block_copies=np.array(copies, np.int64).reshape(-1, 2),
         sources=find_sources(parts, cu_seqlens),
     )

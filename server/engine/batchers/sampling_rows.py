@@ -1,15 +1,19 @@
 """Which rows of logits a step has to give, whose they are, and how each becomes a token. Pure numpy."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.batch import (
     NO_TOKEN,
+    BoolArray,
+    Counted,
     History,
+    IntArray,
     OnlyTokens,
     Sampling,
     SparseBias,
@@ -17,6 +21,7 @@ from runtime.batch import (
     TokenMasks,
     TokenRanges,
 )
+from server.engine.batchers.counters import Counter, Counters
 from server.engine.batchers.logits_processors import NOTHING, Past, RowRules, collect_rules
 from server.engine.batchers.running_set import Part
 from server.engine.batchers.sequences import Generation, Sequence
@@ -54,6 +59,12 @@ class Row:
         if self.forced_id != NO_TOKEN:
             return False
         return params.repetition_penalty != 1 or bool(params.presence_penalty or params.frequency_penalty)
+
+    @property
+    def is_countable(self) -> bool:
+        """Whether what stands before it is what its sequence says: no drafts, and no beam, whose sequence is another in
+        each step."""
+        return self.has_penalties and not self.drafts and self.generation.beams is None
 
     @property
     def is_ranked(self) -> bool:
@@ -103,7 +114,9 @@ def list_answers(part: Part) -> range:
     return range(generation.params.num_sequences)
 
 
-def build_sampling(rows: Seq[Row], vocab_size: int) -> Sampling:
+def build_sampling(rows: Seq[Row], vocab_size: int, counters: Counters | None = None) -> Sampling:
+    """`counters`: of an engine that counts tokens; what it is told now counts as counted."""
+    counted = None if counters is None else build_counted(rows, counters)
     params = [row.generation.params for row in rows]
     rules = collect_row_rules(rows)
     # What is forced, and what a beam search ranks, is not drawn.
@@ -124,7 +137,8 @@ def build_sampling(rows: Seq[Row], vocab_size: int) -> Sampling:
         forced_ids=np.array([row.forced_id for row in rows], np.int64),
         is_ranked=np.array([row.is_ranked for row in rows], bool),
         bias=build_bias(rules),
-        history=build_history(rows),
+        history=build_history(rows, set() if counted is None else set(counted.rows.tolist())),
+        counted=counted,
         masks=build_masks(rows, vocab_size),
         only=build_only(rules),
         ranges=build_ranges(rules, vocab_size),
@@ -183,9 +197,47 @@ def build_timestamps(rules: Mapping[int, RowRules]) -> TimestampRule | None:
     return TimestampRule(*np.array(found, np.int64).T) if found else None
 
 
-def build_history(rows: Seq[Row]) -> History | None:
-    """The tokens before those rows that have penalties."""
-    places = [place for place, row in enumerate(rows) if row.has_penalties]
+class NewTokens(NamedTuple):
+    """What a slot is to count. `begins`: from nothing."""
+
+    slot: int
+    begins: bool
+    ids: IntArray
+    is_generated: BoolArray
+
+
+def build_counted(rows: Seq[Row], counters: Counters) -> Counted | None:
+    """Rows that have penalties and a counter, and the tokens of their sequences that are not counted yet."""
+    countable = [(place, row) for place, row in enumerate(rows) if row.is_countable]
+    owners = list({id(row.sequence): row for _, row in countable}.values())
+    counters.claim([row.sequence for row in owners])
+    slots = {place: row.sequence.counter.slot for place, row in countable if row.sequence.counter is not None}
+    if not slots:
+        return None
+    news = [count_new(row, row.sequence.counter) for row in owners if row.sequence.counter is not None]
+    return Counted(
+        rows=np.array(list(slots), np.int64),
+        slots=np.array(list(slots.values()), np.int64),
+        cleared=np.array([new.slot for new in news if new.begins], np.int64),
+        added_slots=np.repeat(np.array([new.slot for new in news]), [len(new.ids) for new in news]),
+        added_ids=np.concatenate([new.ids for new in news]),
+        is_generated=np.concatenate([new.is_generated for new in news]),
+    )
+
+
+def count_new(row: Row, counter: Counter) -> NewTokens:
+    """Tokens of its sequence, those of the prompt once each, which now count as counted."""
+    first, token_ids = counter.num_counted, np.array(row.sequence.token_ids[counter.num_counted :], np.int64)
+    counter.num_counted = len(row.sequence.token_ids)
+    num_prompt_tokens = max(row.generation.num_prompt_tokens - first, 0)
+    prompt, generated = np.unique(token_ids[:num_prompt_tokens]), token_ids[num_prompt_tokens:]
+    ids = np.concatenate([prompt, generated])
+    return NewTokens(counter.slot, not first, ids, np.arange(len(ids)) >= len(prompt))
+
+
+def build_history(rows: Seq[Row], counted: Collection[int] = ()) -> History | None:
+    """The tokens before those rows that have penalties, but for those that are counted."""
+    places = [place for place, row in enumerate(rows) if row.has_penalties and place not in counted]
     if not places:
         return None
     ids, is_generated = [], []

@@ -13,6 +13,7 @@ import numpy as np
 
 from runtime.kv_cache.blocks import BLOCK_SIZE, BlockHash, BlockTable, count_blocks
 from server.engine.batchers.beam_search import BeamSearch
+from server.engine.batchers.counters import Counter
 from server.engine.batchers.diverse_beams import DiverseBeamSearch
 from server.engine.batchers.matcher import Matcher
 from server.engine.batchers.sources import Source, Weights
@@ -34,6 +35,8 @@ class Sequence:
     num_computed_tokens: int = 0
     drafts: list[int] = field(default_factory=list)
     matcher: Matcher | None = None
+    counter: Counter | None = None
+    """Where an engine counts its tokens, for penalties."""
     hashes: list[BlockHash] = field(default_factory=list)
     """Of its first blocks, as far as anybody has asked for them."""
 
