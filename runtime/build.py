@@ -16,7 +16,7 @@ from runtime.backends.plain.table import plain_backend
 from runtime.batch import Batch
 from runtime.capture import UNREAD, Decodes, capture, describe_outputs, read_inputs, retype_cache
 from runtime.compiled import CompiledModel, CompiledProgram, OnnxProgram, PlannedProgram
-from runtime.config import EngineConfig, Precision, UnusableConfig
+from runtime.config import CUDA_PRECISIONS, EngineConfig, Precision, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.decoder import DecoderEngine
 from runtime.engines.planned import fit_capacity, peak_bytes
@@ -219,15 +219,28 @@ def capture_model(
 
 def check_precision(config: EngineConfig) -> None:
     """Raises UnusableConfig."""
-    if config.precision == "fp16" and config.device == "cpu":
+    if config.precision in CUDA_PRECISIONS and config.device == "cpu":
         raise UnusableConfig(
-            "engine.precision fp16 has no kernels with engine.device cpu. Set precision to bf16, fp32 or auto"
+            f"engine.precision {config.precision} has no kernels with engine.device cpu. Set precision to bf16, fp32 "
+            "or auto, or device to cuda"
         )
     if config.kind == "onnxruntime" and config.precision == "bf16":
         raise UnusableConfig("engine.kind onnxruntime has no operators for bf16. Set precision to fp32, int8 or auto")
 
 
 def find_backend(config: EngineConfig, progress: Progress) -> Backend:
+    """Raises UnusableConfig, also where it does not compute in the precision that is asked for."""
+    backend = choose_backend(config, progress)
+    if config.named_precision not in (None, *backend.precisions):
+        raise UnusableConfig(
+            f"engine.precision {config.precision} has no instructions or kernels on this device: fp8 wants a GPU of "
+            "compute capability 8.9 or newer, int8_weights and int4_weights one of 8.0 or newer. Set precision to "
+            f"one of {', '.join(backend.precisions)}, or to auto"
+        )
+    return backend
+
+
+def choose_backend(config: EngineConfig, progress: Progress) -> Backend:
     """Raises UnusableConfig."""
     device = torch.device(config.device)
     if config.kind == "onnxruntime":
