@@ -18,7 +18,7 @@ from runtime.backends.cuda.ops import EXPERTS_SUMMED, LINEAR_INT8_SUMMED
 from runtime.backends.cuda.table import TRITON_KERNELS
 from runtime.backends.plain.table import TORCH_KERNELS, plain_backend
 from runtime.build import compile_model
-from runtime.config import EngineConfig, UnusableConfig
+from runtime.config import EngineConfig, Precision, UnusableConfig
 from runtime.engine import Engine
 from runtime.engines.decoder import DecoderEngine
 from runtime.engines.transfer import make_batch
@@ -31,6 +31,8 @@ from runtime.ops import (
     experts,
     gated_act,
     linear_act,
+    linear_fp8,
+    linear_weight_only,
     lora,
     max_logits,
     paged_attention,
@@ -88,6 +90,25 @@ def test_bf16_that_is_emulated_is_not_chosen(
     assert ("has no bf16" in reason) == ("fp16" in precisions) and "CUDA" in reason
 
 
+@pytest.mark.parametrize(
+    ("capability", "precision", "is_refused"),
+    [((7, 5), "int8_weights", True), ((8, 0), "int4_weights", False), ((8, 6), "fp8", True), ((8, 9), "fp8", False)],
+)
+def test_precisions_that_a_device_has_no_instructions_for(
+    capability: tuple[int, int],
+    precision: Precision,
+    is_refused: bool,
+    capable: Callable[[int, int], Backend],
+) -> None:
+    assert (precision not in capable(*capability).precisions) == is_refused
+    config = EngineConfig(device="cuda", precision=precision)
+    if not is_refused:
+        assert build.find_backend(config, lambda *_: None).precisions == capable(*capability).precisions
+        return
+    with pytest.raises(UnusableConfig, match=rf"engine\.precision {precision} .* 8\.9 or newer.* Set precision to"):
+        build.find_backend(config, lambda *_: None)
+
+
 def test_missing_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
@@ -121,7 +142,7 @@ def describe_other_calls(num_rows: int = 100) -> dict[Any, tuple[Any, ...]]:
     x, vector = torch.zeros(num_rows, 64, dtype=torch.bfloat16), torch.zeros(64)
     ids = torch.zeros(num_rows, dtype=torch.int64)
     weight, cu_seqlens = torch.zeros(64, 64, dtype=torch.bfloat16), torch.tensor([0, 30, num_rows], dtype=torch.int32)
-    int8, sums = weight.to(torch.int8), vector.int()
+    int8, sums, scales_of_groups = weight.to(torch.int8), vector.int(), weight[:1]
     up, down = torch.zeros(5, 64, 64, dtype=torch.bfloat16), torch.zeros(5, 64, 32, dtype=torch.bfloat16)
     of_experts = (x, torch.zeros(5, 64), up, down, 2, "silu", True, True)
     int8_experts = (*of_experts[:2], up.to(torch.int8), down.to(torch.int8), *of_experts[4:])
@@ -129,6 +150,8 @@ def describe_other_calls(num_rows: int = 100) -> dict[Any, tuple[Any, ...]]:
     return {
         linear_act.OP: (x, weight, None, "gelu"),
         LINEAR_INT8_SUMMED.target: (x, int8, sums, vector, None, "gelu", None, None, 0.0, 0, torch.uint8),
+        linear_fp8.OP: (x, weight.to(linear_fp8.E4M3), vector),
+        linear_weight_only.OP: (x, int8[:, :32].to(torch.uint8), scales_of_groups, scales_of_groups.to(torch.uint8)),
         experts.OP: of_experts,
         EXPERTS_SUMMED.target: (*int8_experts, *scales),
         lora.OP: (x, x, torch.zeros(3, 4, 64), ids, torch.zeros(3, 4, 64)),
