@@ -47,7 +47,8 @@ from tests.cuda.cuda_cases import move
 from tests.cuda.interpreting import interpreted
 from tests.kernels.paged_scenes import make_scene
 from tests.kernels.tiny_graphs import CPU, captured_once, tiny_bert, tiny_llama
-from tests.tolerances import check_close
+from tests.quantization.rounded_layers import KINDS
+from tests.tolerances import DECODER_TOLERANCES, check_close
 
 CUDA = torch.device("cuda")
 
@@ -190,19 +191,39 @@ def test_no_number_of_rows_is_compiled_for() -> None:
 @pytest.mark.parametrize("make", [tiny_llama, pytest.param(tiny_bert, marks=pytest.mark.slow)])
 def test_engine_computes_what_torchs_does(make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled and opened as for a device, and run in the interpreter; a generator over a cache by rows."""
+    expected = build_and_run(make, "fp32", plain_backend(CPU), monkeypatch)
+    found = build_and_run(make, "fp32", as_for_a_device(), monkeypatch)
+    for actual, wanted in zip(found, expected, strict=True):
+        check_close(actual, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", KINDS)
+def test_a_generator_in_fewer_bits(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = build_and_run(tiny_llama, "fp32", plain_backend(CPU), monkeypatch)
+    found = build_and_run(tiny_llama, precision, as_for_a_device(), monkeypatch)
+    for actual, wanted in zip(found, expected, strict=True):
+        check_close(actual, wanted, tolerance=DECODER_TOLERANCES[precision], what=precision)
+
+
+def as_for_a_device() -> Backend:
+    return Backend(TRITON, CPU, load_kernels(), PASSES, kv_order="rows")
+
+
+def build_and_run(
+    make: Callable[[], nn.Module], precision: Precision, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> list[npt.NDArray[Any]]:
     limits = BatchLimits(max_batch_tokens=32, max_batch_requests=4, max_input_tokens=32, max_batch_logits=4)
-    found = []
-    for backend in (plain_backend(CPU), Backend(TRITON, CPU, load_kernels(), PASSES, kv_order="rows")):
-        monkeypatch.setattr(build, "find_backend", lambda *_, backend=backend: backend)
-        config = EngineConfig(precision="fp32", cpu_kernels="torch")
-        with captured_once(make):
-            compiled = compile_model(make(), config, limits, lambda *_: None)
-        engine = open_engine(compiled, config, limits, lambda *_: None)
-        assert engine.info.kernels == backend.name
-        with interpreted() if backend.name == TRITON else nullcontext():
-            found.append(run_steps(engine))
-    for actual, expected in zip(found[1], found[0], strict=True):
-        check_close(actual, expected)
+    monkeypatch.setattr(build, "find_backend", lambda *_: backend)
+    monkeypatch.setattr(build, "check_precision", lambda config: None)
+    config = EngineConfig(precision=precision, cpu_kernels="torch")
+    with captured_once(make):
+        compiled = compile_model(make(), config, limits, lambda *_: None)
+    engine = open_engine(compiled, config, limits, lambda *_: None)
+    assert (engine.info.kernels, engine.info.precision) == (backend.name, precision)
+    assert not engine.info.unplanned_ops
+    with interpreted() if backend.name == TRITON else nullcontext():
+        return run_steps(engine)
 
 
 def run_steps(engine: Engine) -> list[npt.NDArray[Any]]:

@@ -70,8 +70,8 @@ def multiply_groups(
         places = x_rows[:, None] + (start + ks)[None, :]
         low = tl.load(places, mask=is_row[:, None] & low_inside[None, :], other=0.0)
         high = tl.load(places + HALF, mask=is_row[:, None] & high_inside[None, :], other=0.0)
-        part = tl.dot(low, ((packed & 15).to(tl.int8) - zeros).to(low.dtype), out_dtype=tl.float32)
-        part = tl.dot(high, ((packed >> 4).to(tl.int8) - zeros).to(high.dtype), part, out_dtype=tl.float32)
+        part = tl.dot(low, ((packed & 15).to(tl.int8) - zeros).to(low.dtype), input_precision="tf32x3")
+        part = tl.dot(high, ((packed >> 4).to(tl.int8) - zeros).to(high.dtype), part, input_precision="tf32x3")
         sums += part * tl.load(scale + of_group, mask=is_column, other=0.0).to(tl.float32)[None, :]
     return sums
 
