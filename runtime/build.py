@@ -8,15 +8,12 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 
 from runtime.backends.backend import Backend
-from runtime.backends.cpu.backend import cpu_backend
-from runtime.backends.cuda.backend import cuda_backend
-from runtime.backends.onnx.backend import export_program, onnx_backend
+from runtime.backends.onnx.backend import export_program
 from runtime.backends.onnx.inputs import ONNX_RUNTIME
-from runtime.backends.plain.table import plain_backend
 from runtime.batch import Batch
 from runtime.capture import UNREAD, Decodes, capture, describe_outputs, read_inputs, retype_cache
 from runtime.compiled import CompiledModel, CompiledProgram, OnnxProgram, PlannedProgram
-from runtime.config import CUDA_PRECISIONS, EngineConfig, Precision, UnusableConfig
+from runtime.config import EngineConfig, Precision, UnusableConfig
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.decoder import DecoderEngine
 from runtime.engines.planned import fit_capacity, peak_bytes
@@ -29,7 +26,7 @@ from runtime.lazy_module import LazyModule, as_lazy
 from runtime.limits import BatchLimits
 from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
-from runtime.open import find_library, give_caches, open_engine, open_program, set_up_torch
+from runtime.open import give_caches, open_engine, open_program, set_up_torch
 from runtime.passes.pipeline import (
     OnPass,
     PrecisionChoice,
@@ -45,6 +42,7 @@ from runtime.quantization.accuracy import Accuracy
 from runtime.quantization.calibrate import find_vocab_size
 from runtime.quantization.observe import random_batch
 from runtime.quantization.scheme import Quantization, load_quantization
+from runtime.targets import check_precision, find_backend
 
 USUAL_SEQLEN = 32
 """Tokens; of the sequences that precisions are timed on."""
@@ -215,42 +213,6 @@ def capture_model(
     backend = find_backend(config, progress)
     quantization = load_quantization(config.quantization) if config.quantization else None
     return Captured(capture_module(model, backend.device, progress), backend, quantization, limits, config)
-
-
-def check_precision(config: EngineConfig) -> None:
-    """Raises UnusableConfig."""
-    if config.precision in CUDA_PRECISIONS and config.device == "cpu":
-        raise UnusableConfig(
-            f"engine.precision {config.precision} has no kernels with engine.device cpu. Set precision to bf16, fp32 "
-            "or auto, or device to cuda"
-        )
-    if config.kind == "onnxruntime" and config.precision == "bf16":
-        raise UnusableConfig("engine.kind onnxruntime has no operators for bf16. Set precision to fp32, int8 or auto")
-
-
-def find_backend(config: EngineConfig, progress: Progress) -> Backend:
-    """Raises UnusableConfig, also where it does not compute in the precision that is asked for."""
-    backend = choose_backend(config, progress)
-    if config.named_precision not in (None, *backend.precisions):
-        raise UnusableConfig(
-            f"engine.precision {config.precision} has no instructions or kernels on this device: fp8 wants a GPU of "
-            "compute capability 8.9 or newer, int8_weights and int4_weights one of 8.0 or newer. Set precision to "
-            f"one of {', '.join(backend.precisions)}, or to auto"
-        )
-    return backend
-
-
-def choose_backend(config: EngineConfig, progress: Progress) -> Backend:
-    """Raises UnusableConfig."""
-    device = torch.device(config.device)
-    if config.kind == "onnxruntime":
-        return onnx_backend(device)
-    if config.kind == "cuda_graphs" and device.type != "cuda":
-        raise UnusableConfig("engine.kind cuda_graphs needs engine.device cuda. Set device to cuda, or kind to planned")
-    if device.type == "cuda":
-        return cuda_backend(device)
-    library = find_library(config, device, progress)
-    return plain_backend(device) if library is None else cpu_backend(library)
 
 
 def capture_module(model: nn.Module | LazyModule, device: torch.device, progress: Progress) -> GraphModule:

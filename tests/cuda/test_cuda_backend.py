@@ -42,6 +42,7 @@ from runtime.ops import (
     varlen_attention,
 )
 from runtime.passes.pipeline import choose_precision, list_candidates
+from runtime.targets import find_backend
 from tests.cuda.compiling import name_variant, recorded
 from tests.cuda.cuda_cases import move
 from tests.cuda.interpreting import interpreted
@@ -104,10 +105,10 @@ def test_precisions_that_a_device_has_no_instructions_for(
     assert (precision not in capable(*capability).precisions) == is_refused
     config = EngineConfig(device="cuda", precision=precision)
     if not is_refused:
-        assert build.find_backend(config, lambda *_: None).precisions == capable(*capability).precisions
+        assert find_backend(config, lambda *_: None).precisions == capable(*capability).precisions
         return
     with pytest.raises(UnusableConfig, match=rf"engine\.precision {precision} .* 8\.9 or newer.* Set precision to"):
-        build.find_backend(config, lambda *_: None)
+        find_backend(config, lambda *_: None)
 
 
 def test_missing_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

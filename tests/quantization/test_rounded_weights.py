@@ -64,12 +64,12 @@ def test_a_group_has_its_own_range() -> None:
 
 
 def test_ends_are_cut_off_where_that_errs_less() -> None:
-    """All steps between two numbers would be wasted on the farther one."""
-    weight = torch.cat([random_tensor(4, 127), torch.full((4, 1), 5.0)], 1)
+    """Steps would be spent on what few numbers reach."""
+    weight = random_tensor(16, 128)
     low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
     scale = (high - low) / 15
     plain = ((weight / scale).round() - (low / scale).round()).clamp(0, 15) * scale + (low / scale).round() * scale
-    assert measure_difference(dequantize(weight), weight).norm < 0.95 * measure_difference(plain, weight).norm
+    assert measure_difference(dequantize(weight), weight).norm < 0.97 * measure_difference(plain, weight).norm
 
 
 def test_e4m3_keeps_three_bits_after_the_first() -> None:
@@ -123,8 +123,8 @@ def test_what_gives_logits_has_8_bits_at_least_and_its_table_16(precision: Preci
 
 
 def test_layers_that_share_a_weight_share_what_it_becomes() -> None:
-    graph_module = round_graph(capture_body(lambda m, x, _: m.a(m.a(x)) + m.b(x)), "int4_weights")
-    first, second, _ = graph_module.graph.find_nodes(op="call_function", target=linear_weight_only.OP)
+    graph_module = round_graph(capture_body(lambda m, x, _: m.a(m.a(x))), "int4_weights")
+    first, second = graph_module.graph.find_nodes(op="call_function", target=linear_weight_only.OP)
     assert read(first).weight is read(second).weight and read(first).zero is read(second).zero
 
 
