@@ -17,7 +17,7 @@ from runtime.ops import linear_fp8 as linear_fp8_op
 from runtime.ops import linear_weight_only as linear_weight_only_op
 from runtime.ops.quantized_rows import quantize_rows
 from tests.cuda.compiling import CAPABILITIES, FP8_CAPABILITIES
-from tests.cuda.cuda_cases import CUDA_TOLERANCES, check_compiled, check_kernel, run_on
+from tests.cuda.cuda_cases import CUDA_TOLERANCES, check_compiled, check_kernel, run_on, skip_without_fp8
 from tests.kernels.kernel_cases import random_tensor
 from tests.quantization.rounded_layers import KINDS, round_layer
 from tests.tolerances import check_close
@@ -67,6 +67,7 @@ def test_every_tile(
     rows: int, depth: int, width: int, dtype: torch.dtype, kind: str, tile: GemmTile, device: torch.device
 ) -> None:
     """Groups of 32 that are filled up, of 64 and of 128."""
+    skip_without_fp8(kind, device)
     check_kernel(device, *KERNELS[kind], *make_inputs(kind, rows, depth, width, dtype))
 
 
@@ -74,6 +75,7 @@ def test_every_tile(
 @pytest.mark.parametrize("kind", KINDS)
 def test_alone_as_in_a_batch(kind: str, device: torch.device) -> None:
     """A few rows by programs for each slice, many by programs for all of them: the same to the last bit of fp32."""
+    skip_without_fp8(kind, device)
     kernel, op = KERNELS[kind]
     x, *others, residual = make_inputs(kind, 64, 640, 40)
     x *= (random_tensor(64, 640, seed=2) * 3).exp()  # of many sizes, so that sums are rounded
@@ -99,6 +101,7 @@ def test_int8_in_slices(dtype: torch.dtype, device: torch.device) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
 def test_what_is_no_number_stays_in_its_row(kind: str, number: float, device: torch.device) -> None:
+    skip_without_fp8(kind, device)
     x, *others = make_inputs(kind, 3, 70, 40)
     x[1, 7] = number
     found = run_on(device, KERNELS[kind][0], (3, 40), torch.bfloat16, x, *others[:-3])
@@ -107,6 +110,7 @@ def test_what_is_no_number_stays_in_its_row(kind: str, number: float, device: to
 
 
 def test_rows_of_zeros_and_tiny_ones(device: torch.device) -> None:
+    skip_without_fp8("fp8", device)
     x, *others = make_inputs("fp8", 3, 70, 40)
     x[0], x[1] = 0, 1e-38
     check_kernel(device, *KERNELS["fp8"], x, *others)

@@ -10,7 +10,8 @@ from runtime.backends.cuda.rows import to_rows
 from runtime.ops.linear_fp8 import E4M3, LEAST_SCALE, MAX_E4M3
 
 LEAST_SLICE = 2048
-"""Encoders' layers, whose batches are large, are mostly not so deep: each slice has to fill its loop anew."""
+"""Numbers; of a depth that is cut. Encoders' layers, whose batches are large, are mostly not so deep: each slice has to
+fill its loop anew."""
 MAX_BLOCK = 4096
 
 

@@ -7,6 +7,7 @@ from runtime.backends.cuda.gemm import Weight, launch_linear
 from runtime.backends.cuda.quantized_rows import new_quantized_rows, write_quantized_rows
 
 LEAST_SLICE = 512
+"""Numbers; of a depth that is cut for few rows."""
 
 
 def linear_int8_summed(

@@ -9,6 +9,7 @@ from torch import Tensor
 from runtime.backends.cuda.gemm import Weight, launch_linear
 
 LEAST_SLICE = 512
+"""Numbers; of a depth that is cut."""
 
 
 def linear_weight_only(
