@@ -68,12 +68,12 @@ DECODER_TOLERANCES: dict[str, Tolerance] = {
     "fp32": TOLERANCES[torch.float32],
     "bf16": Tolerance(norm=3e-2, bound=3.5e-1),
     "int8": Tolerance(norm=1e-1, bound=1.0),
-    "fp8": Tolerance(norm=1e-1, bound=1.0),
-    "int8_weights": Tolerance(norm=4e-2, bound=4e-1),
-    "int4_weights": Tolerance(norm=2.5e-1, bound=1.5),
+    "fp8": Tolerance(norm=4e-2, bound=2e-1),
+    "int8_weights": Tolerance(norm=2e-2, bound=1.5e-1),
+    "int4_weights": Tolerance(norm=8e-2, bound=3e-1),
 }
 """The same of logits after every token, over a cache of bf16 except in fp32. Measured: 2.4e-2 and 3.1e-1 in bf16,
-7.6e-2 and 8.1e-1 in int8."""
+7.6e-2 and 8.1e-1 in int8. Of the last three on Llama alone: norms 1.8e-2, 5e-3 and 4e-2."""
 
 EXPERTS_TOLERANCES: dict[str, Tolerance] = {
     "fp32": TOLERANCES[torch.float32],

@@ -45,7 +45,7 @@ MANY_PROGRAMS = 128
 BAND = 8
 """Tiles in a column before the next one begins: neighbours in time share rows and weights in the device's cache."""
 SLICE_STEP = 128
-"""Slices are multiples of it, which is one of every depth of tiles and of every group of inputs."""
+"""Slices are multiples of it, and it is one of what tiles multiply at a time and of every group of inputs."""
 
 
 class Weight(NamedTuple):
