@@ -12,6 +12,8 @@ from models.onnx_files import list_onnx_files
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 HALF_TYPES = ("float16", "bfloat16")
+EXPERTS = ".experts."
+"""In the names of their tensors."""
 
 
 def has_weights(directory: Path) -> bool:
@@ -50,11 +52,17 @@ def count_numbers(directory: Path, num_rows: int | None = None) -> int:
     return sum(count_in_file(file, num_rows) for file in list_files(directory))
 
 
+def count_experts(directory: Path) -> int:
+    """Numbers of all experts of all layers; what a pickle holds is not known. Raises ModelDirectoryError."""
+    safe = [file for file in list_files(directory) if file.suffix == ".safetensors"]
+    return sum(math.prod(shape) for file in safe for name, shape in read_shapes(file).items() if EXPERTS in name)
+
+
 def count_only_matrix(directory: Path, num_rows: int) -> int:
     """Numbers of the matrix that alone has so many rows: a table of tokens to which an output head is tied. 0 where
     there are several or none; what a pickle holds is not known. Raises ModelDirectoryError."""
     safe = [file for file in list_files(directory) if file.suffix == ".safetensors"]
-    found = [math.prod(shape) for file in safe for shape in read_shapes(file) if is_matrix(shape, num_rows)]
+    found = [math.prod(shape) for file in safe for shape in read_shapes(file).values() if is_matrix(shape, num_rows)]
     return found[0] if len(found) == 1 else 0
 
 
@@ -62,7 +70,7 @@ def count_in_file(file: Path, num_rows: int | None) -> int:
     """A pickle, which could run code, is not read here: its size and the type that config.json names tell; it may
     consist of such matrices alone."""
     if file.suffix == ".safetensors":
-        shapes = read_shapes(file)
+        shapes = read_shapes(file).values()
         return sum(math.prod(shape) for shape in shapes if num_rows is None or is_matrix(shape, num_rows))
     try:
         return file.stat().st_size // find_stored_bytes(file.parent)
@@ -70,12 +78,12 @@ def count_in_file(file: Path, num_rows: int | None) -> int:
         raise ModelDirectoryError(f"{file}: cannot be read: {error}") from None
 
 
-def read_shapes(file: Path) -> list[Sequence[int]]:
-    """Of the tensors of a safetensors file. Raises ModelDirectoryError."""
+def read_shapes(file: Path) -> dict[str, Sequence[int]]:
+    """Of the tensors of a safetensors file, by name. Raises ModelDirectoryError."""
     try:
         file.open("rb").close()  # safetensors says of every file that it cannot open that there is none.
         with safe_open(file, "np") as content:
-            return [content.get_slice(name).get_shape() for name in content.keys()]  # noqa: SIM118
+            return {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ModelDirectoryError(f"{file}: cannot be read: {error}") from None
 

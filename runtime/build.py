@@ -8,11 +8,8 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 
 from runtime.backends.backend import Backend
-from runtime.backends.cpu.backend import cpu_backend
-from runtime.backends.cuda.backend import cuda_backend
-from runtime.backends.onnx.backend import export_program, onnx_backend
+from runtime.backends.onnx.backend import export_program
 from runtime.backends.onnx.inputs import ONNX_RUNTIME
-from runtime.backends.plain.table import plain_backend
 from runtime.batch import Batch
 from runtime.build_reference import build_reference
 from runtime.capture import UNREAD, Decodes, capture, capture_module, count_features, retype_cache
@@ -28,7 +25,7 @@ from runtime.lazy_module import DraftModel, LazyModule, as_lazy
 from runtime.limits import BatchLimits
 from runtime.lower import lower
 from runtime.memory.lifetimes import BatchShape
-from runtime.open import find_library, open_engine, open_program, set_up_torch
+from runtime.open import open_engine, open_program, set_up_torch
 from runtime.passes.pipeline import (
     OnPass,
     PrecisionChoice,
@@ -44,6 +41,7 @@ from runtime.quantization.accuracy import Accuracy
 from runtime.quantization.calibrate import find_vocab_size
 from runtime.quantization.observe import random_batch
 from runtime.quantization.scheme import Quantization, load_quantization
+from runtime.targets import check_precision, find_backend
 
 USUAL_SEQLEN = 32
 """Tokens; of the sequences that precisions are timed on."""
@@ -208,29 +206,6 @@ def capture_model(
     backend = find_backend(config, progress)
     quantization = load_quantization(config.quantization) if config.quantization else None
     return Captured(capture_module(model, backend.device, progress), backend, quantization, limits, config)
-
-
-def check_precision(config: EngineConfig) -> None:
-    """Raises UnusableConfig."""
-    if config.precision == "fp16" and config.device == "cpu":
-        raise UnusableConfig(
-            "engine.precision fp16 has no kernels with engine.device cpu. Set precision to bf16, fp32 or auto"
-        )
-    if config.kind == "onnxruntime" and config.precision == "bf16":
-        raise UnusableConfig("engine.kind onnxruntime has no operators for bf16. Set precision to fp32, int8 or auto")
-
-
-def find_backend(config: EngineConfig, progress: Progress) -> Backend:
-    """Raises UnusableConfig."""
-    device = torch.device(config.device)
-    if config.kind == "onnxruntime":
-        return onnx_backend(device)
-    if config.kind == "cuda_graphs" and device.type != "cuda":
-        raise UnusableConfig("engine.kind cuda_graphs needs engine.device cuda. Set device to cuda, or kind to planned")
-    if device.type == "cuda":
-        return cuda_backend(device)
-    library = find_library(config, device, progress)
-    return plain_backend(device) if library is None else cpu_backend(library)
 
 
 def try_precisions(

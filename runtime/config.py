@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 EngineKind = Literal["planned", "cuda_graphs", "onnxruntime", "reference", "null"]
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8", "int8_weights", "int4_weights"]
+CUDA_PRECISIONS: tuple[Precision, ...] = ("fp16", "fp8", "int8_weights", "int4_weights")
+"""Those that CPUs have no fast path for."""
 FileInput = Literal["input_ids", "attention_mask", "token_type_ids", "position_ids"]
 AccuracyLevel = Literal["strict", "balanced", "fast"]
 CpuKernels = Literal["auto", "amx", "avx512_bf16", "avx512", "avx512_base", "avx_vnni", "avx2", "portable", "torch"]
@@ -84,7 +86,8 @@ class EngineConfig(BaseModel):
     precision: Literal["auto", "auto_per_bucket", Precision] = "auto"
     """`auto`: one precision for all batches of all replicas, the fastest here that `accuracy` admits, measured at the
     first start. `auto_per_bucket`: the same for each size of batch, so that a text's numbers depend on how many tokens
-    it is computed with. Generators: `auto` is the fastest float type."""
+    it is computed with. Generators: `auto` is the fastest float type. `int8`, `fp8`: weights and activations.
+    `int8_weights`, `int4_weights`: weights alone, beside bf16. The last three and fp16 with device cuda only."""
     quantization: Path | None = None
     """`int8` and `auto`: the file that `padless quantize` wrote; without it INT8 takes each row's range as it comes."""
     accuracy: AccuracyLevel = "balanced"

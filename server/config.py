@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from runtime.config import EngineConfig, OnnxRuntimeConfig
+from runtime.config import CUDA_PRECISIONS, EngineConfig, OnnxRuntimeConfig
 
 Positive = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -223,9 +223,10 @@ class ModelConfig(Section):
                 f"limits.max_concurrent_requests ({limits.max_concurrent_requests}): such a request would always be "
                 "refused. Lower max_client_batch_size or raise max_concurrent_requests"
             )
-        if engine.precision == "fp16" and engine.device == "cpu":
+        if engine.precision in CUDA_PRECISIONS and engine.device == "cpu":
             raise ValueError(
-                "engine.precision fp16 has no fast path with engine.device cpu. Set precision to bf16, fp32 or auto"
+                f"engine.precision {engine.precision} has no fast path with engine.device cpu. Set precision to bf16, "
+                "fp32 or auto, or device to cuda"
             )
         check_engine_options(engine)
         if engine.kind == "reference" and engine.precision not in ("auto", "fp32"):

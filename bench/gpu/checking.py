@@ -26,6 +26,8 @@ from runtime.ops import (
     experts,
     gated_act,
     linear_act,
+    linear_fp8,
+    linear_weight_only,
     lora,
     max_logits,
     paged_attention,
@@ -35,13 +37,16 @@ from runtime.ops import (
     varlen_attention,
 )
 from runtime.ops.quantized_rows import quantize_rows
+from runtime.passes.quantize_weights import round_weight
+from runtime.quantization.e4m3 import quantize_channels
 
 HEADINGS = ["what", "type", "relative error", "allowed", ""]
 ALLOWED = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 """|found - expected| / |expected| of a kernel's result; some references compute in the type itself."""
-INT8_ALLOWED = 1e-2
-"""More than that, where rows are rounded to int8 within the op: what lies half-way may become either number."""
-ENGINES_ALLOWED: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "int8": 8e-2}
+ROUNDED_ALLOWED = 1e-2
+"""More than that, where rows are rounded to 8 bits within the op: what lies half-way may become either number."""
+ROUNDED = ("int8", "fp8")
+ENGINES_ALLOWED: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "int8": 8e-2, "fp8": 8e-2}
 SEQLENS = [5, 128, 1, 77]
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 4, 2, 64
 WIDTH = NUM_HEADS * HEAD_DIM
@@ -58,7 +63,12 @@ class Case:
 
 def list_cases(dtype: torch.dtype) -> dict[str, Case]:
     """By the kernels' names; the same numbers each time."""
-    return {**list_row_cases(dtype), **list_attention_cases(dtype), **list_expert_cases(dtype)}
+    return {
+        **list_row_cases(dtype),
+        **list_rounded_cases(dtype),
+        **list_attention_cases(dtype),
+        **list_expert_cases(dtype),
+    }
 
 
 def sampler(dtype: torch.dtype) -> Callable[..., Tensor]:
@@ -97,6 +107,18 @@ def list_row_cases(dtype: torch.dtype) -> dict[str, Case]:
         "pool": Case(pool.OP, (x, cu_seqlens, "mean", True)),
         "max_logits": Case(max_logits.OP, (x.float(), vectors(96, WIDTH), vectors(96), cu_seqlens)),
         "lora": Case(lora.OP, (x, residual, vectors(3, 4, WIDTH), ids % 4, vectors(3, 4, WIDTH) / 16)),
+    }
+
+
+def list_rounded_cases(dtype: torch.dtype) -> dict[str, Case]:
+    """Linear layers whose weights are rounded, deep enough for slices."""
+    rows, vectors, depth = sampler(dtype), sampler(torch.float32), 16 * WIDTH
+    x, weight, after = rows(3, depth), vectors(WIDTH, depth) / 64, (vectors(WIDTH), "gelu", rows(3, WIDTH))
+    fp8, int8, int4 = quantize_channels(weight), round_weight(weight, 8), round_weight(weight, 4)
+    return {
+        "linear_fp8": Case(linear_fp8.OP, (x, fp8.values, fp8.scale, *after)),
+        "linear_weight_only, 8 bits": Case(linear_weight_only.OP, (x, int8["weight"], int8["scale"], None, *after)),
+        "linear_weight_only, 4 bits": Case(linear_weight_only.OP, (x, *int4.values(), *after)),
     }
 
 
@@ -167,8 +189,13 @@ def measure_error(case: Case, target: Target) -> float:
 
 
 def check_kernel(part: Part, name: str, case: Case, dtype: torch.dtype) -> float:
-    allowed = ALLOWED[dtype] + (INT8_ALLOWED if "int8" in name else 0)
-    return add_row(part, name, str(dtype).removeprefix("torch."), measure_error(case, part.target), allowed)
+    return add_row(
+        part, name, str(dtype).removeprefix("torch."), measure_error(case, part.target), find_allowed(name, dtype)
+    )
+
+
+def find_allowed(name: str, dtype: torch.dtype) -> float:
+    return ALLOWED[dtype] + ROUNDED_ALLOWED * any(each in name for each in ROUNDED)
 
 
 def add_row(part: Part, name: str, dtype: str, error: float, allowed: float) -> float:
@@ -198,6 +225,8 @@ def check_all(part: Part) -> None:
     dtypes = part.target.pick((torch.float16, torch.bfloat16, torch.float32), (torch.float32,))
     for dtype in dtypes:
         for name, case in list_cases(dtype).items():
+            if case.op is linear_fp8.OP and not part.target.has_fp8:
+                continue
             cases[f"{name} {dtype}"] = partial(check_kernel, part, name, case, dtype)
     for kind in part.target.kinds:
         for precision in part.target.precisions:

@@ -26,7 +26,6 @@ from runtime.kv_cache.examples import page_alone
 from runtime.limits import BatchLimits
 
 HEADINGS = ["engine", "precision", "answers", "keys each", "step ms", "tokens/s", "of the copy's bytes/s (10-90 %)"]
-PRECISIONS: tuple[Precision, ...] = ("bf16", "int8")
 CONCURRENT = (1, 32, 256)
 PAST = 511
 
@@ -103,7 +102,7 @@ def time_decoding(part: Part) -> None:
     part.run_cases(
         {
             f"{kind} {precision}": partial(measure, part, kind, precision, concurrent, past)
-            for precision in PRECISIONS
+            for precision in part.target.decoder_precisions
             for kind in part.target.kinds
         }
     )

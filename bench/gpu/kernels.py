@@ -23,8 +23,18 @@ from bench.timing import Comparison, compare, format_ratio
 from runtime.backends.cuda.ops import LINEAR_INT8_SUMMED
 from runtime.kv_cache.blocks import BLOCK_SIZE
 from runtime.kv_cache.layout import KVLayout
-from runtime.ops import add_norm, gated_act, linear_act, paged_attention, varlen_attention
+from runtime.ops import (
+    add_norm,
+    gated_act,
+    linear_act,
+    linear_fp8,
+    linear_weight_only,
+    paged_attention,
+    varlen_attention,
+)
 from runtime.ops.quantized_rows import quantize_rows
+from runtime.passes.quantize_weights import round_weight
+from runtime.quantization.e4m3 import quantize_channels
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -40,7 +50,7 @@ DTYPE = torch.float16
 @dataclass(frozen=True)
 class Case:
     """`runs`: ours, and torch's where it has the like. `work`: floating-point operations, int8's too, or bytes.
-    `bound`: fp16 or int8, whose GEMM bounds it, or copy."""
+    `bound`: fp16, int8 or fp8, whose GEMM bounds it, or copy."""
 
     shape: str
     runs: dict[str, Run]
@@ -56,7 +66,10 @@ def time_copy(target: Target) -> tuple[Run, float]:
 
 def time_gemm(target: Target, dtype: torch.dtype) -> tuple[Run, float]:
     size = target.pick(8192, 64)
-    if dtype == torch.int8:
+    if dtype == linear_fp8.E4M3:
+        a, b, one = *(torch.ones(2, size, size, device=target.device).to(dtype)), torch.ones((), device=target.device)
+        run = partial(torch._scaled_mm, a, b.t(), one, one, out_dtype=torch.bfloat16)
+    elif dtype == torch.int8:
         a, b = (torch.randint(-9, 9, (size, size), dtype=dtype, device=target.device) for _ in range(2))
         run = partial(torch._int_mm, a, b.t())
     else:
@@ -66,7 +79,8 @@ def time_gemm(target: Target, dtype: torch.dtype) -> tuple[Run, float]:
 
 
 def list_bounds(target: Target) -> dict[str, tuple[Run, float]]:
-    return {"fp16": time_gemm(target, DTYPE), "int8": time_gemm(target, torch.int8), "copy": time_copy(target)}
+    bounds = {"fp16": time_gemm(target, DTYPE), "int8": time_gemm(target, torch.int8), "copy": time_copy(target)}
+    return bounds | ({"fp8": time_gemm(target, linear_fp8.E4M3)} if target.has_fp8 else {})
 
 
 def call(target: Target, op: Any, args: tuple[Any, ...]) -> Run:
@@ -110,6 +124,35 @@ def make_int8(target: Target, in_features: int, out_features: int, act: str) -> 
     }
     shape = f"{num_tokens} x {in_features} x {out_features}, {act}"
     return Case(shape, runs, 2.0 * num_tokens * in_features * out_features, "int8")
+
+
+def make_fp8(target: Target, in_features: int, out_features: int, act: str) -> Case:
+    """Rows come in 16 bits, and are rounded within; torch's come rounded, all by one scale."""
+    num_tokens, device = target.pick(16_384, 32), target.device
+    x = torch.randn(num_tokens, in_features, dtype=DTYPE, device=device)
+    rounded = quantize_channels(torch.randn(out_features, in_features, device=device))
+    bias = torch.randn(out_features, device=device)
+    runs: dict[str, Run] = {OURS: call(target, linear_fp8.OP, (x, rounded.values, rounded.scale, bias, act))}
+    if not target.is_dry:
+        one = torch.ones((), device=device)
+        other = x.to(linear_fp8.E4M3)
+        runs[TORCH] = partial(torch._scaled_mm, other, rounded.values.t(), one, one, out_dtype=torch.bfloat16)
+    shape = f"{num_tokens} x {in_features} x {out_features}, {act}"
+    return Case(shape, runs, 2.0 * num_tokens * in_features * out_features, "fp8")
+
+
+def make_weight_only(target: Target, bits: int, num_rows: int) -> Case:
+    """As in decoding, of a weight that fits no cache; torch's is of 16 bits."""
+    out_features, in_features = target.pick((28_672, 8192), (96, 128))
+    x = torch.randn(num_rows, in_features, dtype=DTYPE, device=target.device)
+    weight = torch.randn(out_features, in_features, dtype=DTYPE, device=target.device)
+    parts = round_weight(weight, bits)
+    runs: dict[str, Run] = {
+        OURS: call(target, linear_weight_only.OP, (x, parts["weight"], parts["scale"], parts.get("zero"))),
+        TORCH: partial(functional.linear, x, weight),
+    }
+    num_bytes = sum(part.nbytes for part in parts.values())
+    return Case(f"{num_rows} x {in_features} x {out_features}, {bits} bits", runs, float(num_bytes), "copy")
 
 
 def make_attention(target: Target, seqlens: list[int], num_heads: int, head_dim: int) -> Case:
@@ -191,6 +234,10 @@ def list_cases(target: Target) -> dict[str, Callable[[], Case]]:
     for name, sizes in shapes.items():
         cases[f"linear {name}"] = partial(make_linear, target, *sizes)
         cases[f"linear int8 {name}"] = partial(make_int8, target, *sizes)
+        if target.has_fp8:
+            cases[f"linear fp8 {name}"] = partial(make_fp8, target, *sizes)
+    for bits, num_rows in ((4, 1), (4, 32), (8, 1), (8, 32)):
+        cases[f"linear int{bits}_weights {num_rows}"] = partial(make_weight_only, target, bits, num_rows)
     return cases | {"add_norm": partial(make_norm, target, 768), "gated_act": partial(make_gate, target, 1536)}
 
 
@@ -224,10 +271,10 @@ def time_kernels(part: Part) -> None:
     with torch.inference_mode():
         bounds = list_bounds(part.target)
         rates = {name: work / min(timed(run) for _ in range(5)) for name, (run, work) in bounds.items()}
+        gemms = ", ".join(f"{rate / 1e12:.0f} in {name}" for name, rate in rates.items() if name != "copy")
         part.note = (
-            f"Bounds, at best: GEMM {rates['fp16'] / 1e12:.0f} TFLOP/s in fp16, {rates['int8'] / 1e12:.0f} in int8; "
-            f"copy {rates['copy'] / 1e9:.0f} GB/s, read and written.\n"
-            "int8 beside torch: its sums alone, without what follows."
+            f"Bounds, at best: GEMM, TFLOP/s: {gemms}; copy {rates['copy'] / 1e9:.0f} GB/s, read and written.\n"
+            "int8 and fp8 beside torch: its sums alone, without what follows. Weights alone beside torch: its fp16."
         )
         part.run_cases(
             {name: partial(measure, part, name, make, bounds) for name, make in list_cases(part.target).items()}

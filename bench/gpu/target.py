@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 
 from runtime.backends.backend import Kernel
+from runtime.backends.cuda.backend import find_precisions
 from runtime.backends.cuda.library import load_kernels
 from runtime.backends.plain.table import TORCH_KERNELS
 from runtime.config import EngineConfig, EngineKind, Precision
@@ -38,8 +39,19 @@ class Target:
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """Of encoders. CPUs have no kernels for fp16."""
-        return ("fp32", "bf16", "int8") if self.is_dry else ("fp16", "bf16", "int8")
+        """Of encoders. CPUs have no kernels for fp16 and fp8."""
+        if self.is_dry:
+            return ("fp32", "bf16", "int8")
+        return ("fp16", "bf16", "int8", "fp8") if self.has_fp8 else ("fp16", "bf16", "int8")
+
+    @property
+    def decoder_precisions(self) -> tuple[Precision, ...]:
+        return ("bf16", "int8") if self.is_dry else ("bf16", "int4_weights", "int8_weights", "int8")
+
+    @property
+    def has_fp8(self) -> bool:
+        """Whether it computes the op: CPUs do, by the reference."""
+        return self.is_dry or "fp8" in find_precisions(self.device)
 
     def describe(self) -> dict[str, object]:
         """For results."""

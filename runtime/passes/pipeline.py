@@ -22,10 +22,13 @@ from runtime.passes.fuse_pool import fuse_pool
 from runtime.passes.fuse_qkv import fuse_qkv
 from runtime.passes.precision import lower_precision
 from runtime.passes.quantize import quantize
+from runtime.passes.quantize_fp8 import quantize_fp8
+from runtime.passes.quantize_weights import quantize_weights
 from runtime.passes.rewriting import infer_shapes
 from runtime.quantization.scheme import Quantization
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WEIGHT_BITS: dict[Precision, int] = {"int8_weights": 8, "int4_weights": 4}
 
 OnPass = Callable[[str, GraphModule], None]
 """Told the name of each pass and the graph after it; first `capture`."""
@@ -85,15 +88,7 @@ def list_passes(
     if embed_norm.OP in backend.kernels:
         passes += [("fuse_embed_norm", fuse_embed_norm), ("fuse_pool", fuse_pool)]
     passes.append(("fuse_add_norm", fuse_add_norm))
-    if choice.precision == "int8":
-        how = partial(
-            quantize,
-            quantization=quantization,
-            overflow_free=backend.overflow_free,
-            round_channels=backend.round_channels,
-            hands_on_rows=backend.hands_on_rows,
-        )
-        passes.append(("quantize", how))
+    passes += list_rounding(choice.precision, backend, quantization)
     passes.append(("fuse_linear_add", fuse_linear_add))
     if gather.OP in backend.kernels:
         passes.append(("fuse_gather", fuse_gather))
@@ -101,6 +96,24 @@ def list_passes(
         lower = partial(lower_precision, dtype=choice.dtype, keep_linears=backend.keeps_linears)
         passes.append(("precision", lower))
     return [*passes, ("drop_casts", drop_casts), *backend.passes]
+
+
+def list_rounding(precision: Precision, backend: Backend, quantization: Quantization | None) -> list[tuple[str, Pass]]:
+    """What makes linear layers compute in fewer than 16 bits."""
+    if precision == "int8":
+        how = partial(
+            quantize,
+            quantization=quantization,
+            overflow_free=backend.overflow_free,
+            round_channels=backend.round_channels,
+            hands_on_rows=backend.hands_on_rows,
+        )
+        return [("quantize", how)]
+    if precision == "fp8":
+        return [("quantize_fp8", quantize_fp8)]
+    if precision in WEIGHT_BITS:
+        return [("quantize_weights", partial(quantize_weights, bits=WEIGHT_BITS[precision]))]
+    return []
 
 
 def run_passes(graph_module: GraphModule, passes: list[tuple[str, Pass]], on_pass: OnPass) -> None:

@@ -14,7 +14,9 @@ from runtime.ops import (
     embed_norm,
     experts,
     linear_act,
+    linear_fp8,
     linear_int8,
+    linear_weight_only,
     lora,
     paged_attention,
     pool,
@@ -47,6 +49,8 @@ FP32_ARGUMENTS = {
 }
 """Weights of norms, what chooses experts, adapters, the angles of rotations, what is added to scores."""
 LINEARS = (LINEAR, linear_act.OP)
+ROUNDED = (linear_int8.OP, linear_fp8.OP, linear_weight_only.OP)
+"""Layers whose weights are rounded already; what belongs to these stays as it is."""
 
 
 def lower_precision(graph_module: GraphModule, dtype: torch.dtype, *, keep_linears: bool = False) -> None:
@@ -68,7 +72,7 @@ def lower_precision(graph_module: GraphModule, dtype: torch.dtype, *, keep_linea
 def needs_fp32(weight: Node, user: Node, head: set[Node], keep_linears: bool) -> bool:
     if user in head and not is_call(user, pool.OP):
         return True
-    if is_call(user, linear_int8.OP) or (is_call(user, *LINEARS, experts.OP) and keep_linears):
+    if is_call(user, *ROUNDED) or (is_call(user, *LINEARS, experts.OP) and keep_linears):
         return True
     names = FP32_ARGUMENTS.get(user.target, ())  # type: ignore[call-overload]
     return any(getattr(read(user), name) is weight for name in names)

@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from runtime.capture import constant
-from runtime.config import UnusableConfig
+from runtime.config import Precision, UnusableConfig
 from runtime.ops import add_norm, gated_act, linear_int8
 from runtime.passes.rewriting import (
     add_constant,
@@ -98,12 +98,14 @@ def quantize_experts(graph_module: GraphModule, node: Node, round_weight: Callab
 
 
 @contextmanager
-def naming(weight: Node) -> Iterator[None]:
+def naming(weight: Node, precision: Precision = "int8") -> Iterator[None]:
     """Raises UnusableConfig, with the weight's name, for what `quantize_weight` raises."""
     try:
         yield
     except ValueError as error:
-        raise UnusableConfig(f"precision int8: in {weight.target} {error}; check the file, or take fp32") from None
+        raise UnusableConfig(
+            f"precision {precision}: in {weight.target} {error}; check the file, or take fp32"
+        ) from None
 
 
 def static_scale(scheme: LinearScheme) -> tuple[float, int]:

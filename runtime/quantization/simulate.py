@@ -4,7 +4,7 @@ Slow and allocating, for calibration and tests only. Sums of whole numbers in fp
 beyond, so what differs from the op is the last bits.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -42,6 +42,12 @@ def find_linears(graph_module: GraphModule) -> dict[str, list[Node]]:
         if is_call(node, LINEAR, linear_act.OP) and node not in head and len(node.meta["val"].shape) == 2:
             linears.setdefault(weight_name(node), []).append(node)
     return linears
+
+
+def find_last(linears: Mapping[str, Sequence[Node]], head: Container[Node]) -> set[str]:
+    """The weights of those that a head alone reads, as the logits of generators do: nothing averages out how they are
+    rounded."""
+    return {name for name, nodes in linears.items() if all(user in head for node in nodes for user in node.users)}
 
 
 def weight_name(linear: Node) -> str:

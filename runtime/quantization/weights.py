@@ -21,6 +21,8 @@ LIMITS = (127.0,)
 OVERFLOW_FREE_LIMITS = (32.0, 48.0, 64.0, 72.0, 80.0, 90.0, 100.0, 112.0, 127.0)
 """Where the largest weight of a channel may come to lie. At 32 no group can be over the bound, whatever the weights."""
 
+ALIGNMENT = 16
+"""Bytes, and numbers of one byte each."""
 PART = 1 << 21
 """Weights that are rounded at once: what each of several copies on the way takes."""
 
@@ -73,6 +75,11 @@ def quantize_weight(
     if spoilt:
         raise ValueError(f"the weights of {spoilt} of {len(scale)} output channels are not finite, or too large")
     return QuantizedWeight(values, scale)
+
+
+def align_rows(values: Tensor) -> Tensor:
+    """With columns of zeros, so that each row begins where a GPU can load 16 bytes at once."""
+    return functional.pad(values, (0, -values.shape[1] % ALIGNMENT))
 
 
 def stack_weights(each: Sequence[QuantizedWeight]) -> QuantizedWeight:

@@ -7,17 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.onnx_files import count_bytes
-from models.weight_files import count_numbers, count_only_matrix
+from models.weight_files import count_experts, count_numbers, count_only_matrix
 from server.config import ConfigError
 from server.processes.child import build_command, build_environment
 from server.processes.deployment import DeployedModel, Deployment
 from server.processes.memory_plan import Claim, plan_memory
 
-WEIGHT_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
-"""Of each number; `auto` may come to fp32."""
-TABLE_BYTES = 4
-"""More for each number of tables of tokens beside int8 weights: rows are looked up in fp32, and a head that is tied to
-them multiplies by int8."""
+WEIGHT_BYTES: Mapping[str, float] = {
+    "fp32": 4,
+    "bf16": 2,
+    "fp16": 2,
+    "int8": 1,
+    "fp8": 1,
+    "int8_weights": 1,
+    "int4_weights": 0.6,
+}
+"""Of each number, with the scales of groups; `auto` may come to fp32."""
+TABLE_BYTES: Mapping[str, float] = {"int8": 4, "fp8": 1, "int8_weights": 2, "int4_weights": 2.4}
+"""More for each number of tables of tokens: rows are looked up in fp32 beside int8, in 16 bits beside the others, and a
+head that is tied to them multiplies by int8, but by 16 bits beside fp8."""
+EXPERTS_BYTES: Mapping[str, float] = {"fp8": 1, "int8_weights": 1, "int4_weights": 1.4}
+"""More for each number of experts, which stay in 16 bits there."""
 SEVERAL_BYTES = 7
 """fp32, bf16 and int8 side by side, where each size of batch has its own, and where they are measured."""
 
@@ -63,12 +73,15 @@ def estimate_weights(model: DeployedModel) -> int:
         return count_bytes(model.directory / model.onnx_file)
     engine, num_weights = model.config.engine, count_weights(model)
     if engine.kind == "reference":
-        return WEIGHT_BYTES["fp32"] * num_weights
+        return int(WEIGHT_BYTES["fp32"] * num_weights)
     if engine.precision == "auto_per_bucket":
         return SEVERAL_BYTES * num_weights
-    if engine.precision == "int8":
-        return num_weights + TABLE_BYTES * count_weights(model, num_rows=model.info.vocab_size)
-    return WEIGHT_BYTES[engine.named_precision or "fp32"] * (num_weights + count_tied_heads(model))
+    bytes_each = WEIGHT_BYTES[engine.named_precision or "fp32"]
+    if engine.precision not in TABLE_BYTES:
+        return int(bytes_each * (num_weights + count_tied_heads(model)))
+    in_tables = TABLE_BYTES[engine.precision] * count_weights(model, num_rows=model.info.vocab_size)
+    in_experts = EXPERTS_BYTES.get(engine.precision, 0) * sum(map(count_experts, list_folders(model)))
+    return int(bytes_each * num_weights + in_tables + in_experts)
 
 
 def count_tied_heads(model: DeployedModel) -> int:
@@ -87,11 +100,14 @@ def estimate_trial(model: DeployedModel) -> int:
 
 def count_weights(model: DeployedModel, num_rows: int | None = None) -> int:
     """Numbers; only those of matrices with so many rows if that is given. Raises ModelDirectoryError."""
+    return sum(count_numbers(folder, num_rows) for folder in list_folders(model))
+
+
+def list_folders(model: DeployedModel) -> list[Path]:
+    """Where its weights are."""
     folders = [model.text_directory]
     folders += [model.directory / folder for kind, folder in model.info.modules if kind != "Normalize"]
-    if model.draft_directory is not None:
-        folders.append(model.draft_directory)
-    return sum(count_numbers(folder, num_rows) for folder in folders)
+    return folders if model.draft_directory is None else [*folders, model.draft_directory]
 
 
 def find_available_bytes(devices: Collection[str]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.gpu.checking import ALLOWED, INT8_ALLOWED, check_all, list_cases, measure_error
+from bench.gpu.checking import check_all, find_allowed, list_cases, measure_error
 from bench.gpu.encoder_tables import Setting
 from bench.gpu.encoders import pad, spread_lengths
 from bench.gpu.kernels import list_cases as list_kernels
@@ -78,9 +78,7 @@ def test_every_kernel_that_is_checked_takes_its_arguments() -> None:
     assert {case.op for case in cases.values()} == TRITON_KERNELS.keys()
     with interpreted():
         errors = {name: measure_error(case, Interpreted(is_dry=True)) for name, case in cases.items()}
-    wrong = {
-        name: error for name, error in errors.items() if not error <= ALLOWED[dtype] + INT8_ALLOWED * ("int8" in name)
-    }
+    wrong = {name: error for name, error in errors.items() if not error <= find_allowed(name, dtype)}
     assert not wrong
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from runtime.backends.backend import Kernel
+from runtime.backends.cuda.backend import find_precisions
 from tests.cuda.compiling import CAPABILITIES, compile_launch, recorded
 from tests.kernels.kernel_cases import GUARD, KERNEL_TOLERANCES
 from tests.tolerances import Tolerance, check_close
@@ -21,6 +22,12 @@ CUDA_TOLERANCES: dict[torch.dtype, Tolerance] = KERNEL_TOLERANCES | {
 """Against an op's reference, which computes in fp32 and rounds once."""
 
 every_capability = pytest.mark.parametrize("capability", CAPABILITIES)
+
+
+def skip_without_fp8(precision: str, device: torch.device) -> None:
+    """Devices from before Ada have no instructions for it."""
+    if precision == "fp8" and device.type == "cuda" and "fp8" not in find_precisions(device):
+        pytest.skip("this device has no instructions for fp8")
 
 
 def run_on(

@@ -5,8 +5,8 @@ Here both are wanted in one process. So functions are decorated to be compiled, 
 same names, as interpreted ones for as long as a test runs.
 
 Triton's interpreter cuts fp32 off where devices round it to bf16, and multiplies the bits of bf16 matrices as if they
-were integers; and it asks more of numpy than numpy 2.4 does. All that is put right here. Other arithmetic on bf16
-would be on bits too: kernels compute in fp32.
+were integers; what rounds up to a power of two it spoils in e4m3; and it asks more of numpy than numpy 2.4 does. All
+that is put right here. Other arithmetic on bf16 would be on bits too: kernels compute in fp32.
 """
 
 import importlib
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
@@ -39,6 +40,7 @@ class Interpreted(InterpretedFunction):  # type: ignore[misc, type-arg]
 
 
 CAST, DOT = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+FP_TO_FP = InterpreterBuilder.create_fp_to_fp
 PATCH_TENSOR = interpreter._patch_lang_tensor
 
 
@@ -56,8 +58,18 @@ def cast(builder: InterpreterBuilder, source: TensorHandle, wanted: tl.dtype) ->
 
 def dot(builder: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
     """In place of InterpreterBuilder.create_dot."""
-    a, b = (TensorHandle(widen(x.data), tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+    a, b = (TensorHandle(WIDEN[x.dtype.scalar](x.data), tl.float32) if x.dtype.scalar in WIDEN else x for x in (a, b))
     return DOT(builder, a, b, *rest)
+
+
+def round_to_fp8(
+    builder: InterpreterBuilder, source: TensorHandle, wanted: tl.dtype, rounding_mode: Any
+) -> TensorHandle:
+    """In place of InterpreterBuilder.create_fp_to_fp."""
+    if (source.dtype.scalar, wanted.scalar) != (tl.float32, tl.float8e4nv):
+        return FP_TO_FP(builder, source, wanted, rounding_mode)
+    values = torch.from_numpy(np.ascontiguousarray(source.data)).to(torch.float8_e4m3fn)
+    return TensorHandle(values.view(torch.uint8).numpy(), tl.float8e4nv)
 
 
 def patch_tensor(tensor: type, scope: Any) -> None:
@@ -69,6 +81,18 @@ def patch_tensor(tensor: type, scope: Any) -> None:
 def widen(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
     """bf16 as fp32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def widen_fp8(bits: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """e4m3 as fp32."""
+    values: npt.NDArray[np.float32] = (
+        torch.from_numpy(np.ascontiguousarray(bits)).view(torch.float8_e4m3fn).float().numpy()
+    )
+    return values
+
+
+WIDEN = {tl.bfloat16: widen, tl.float8e4nv: widen_fp8}
+"""Types that numpy has not, as fp32."""
 
 
 def narrow(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
@@ -94,6 +118,7 @@ def interpreted() -> Iterator[None]:
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
         patch.setattr(InterpreterBuilder, "cast_impl", cast)
         patch.setattr(InterpreterBuilder, "create_dot", dot)
+        patch.setattr(InterpreterBuilder, "create_fp_to_fp", round_to_fp8)
         patch.setattr(interpreter, "_patch_lang_tensor", patch_tensor)
         for module in list_modules():
             # The interpreter patches the modules of the language that a kernel's own has names for.

@@ -18,7 +18,7 @@ from runtime.backends.cuda.ops import EXPERTS_SUMMED, LINEAR_INT8_SUMMED
 from runtime.backends.cuda.table import TRITON_KERNELS
 from runtime.backends.plain.table import TORCH_KERNELS, plain_backend
 from runtime.build import compile_model
-from runtime.config import EngineConfig, UnusableConfig
+from runtime.config import EngineConfig, Precision, UnusableConfig
 from runtime.engine import Engine
 from runtime.engines.decoder import DecoderEngine
 from runtime.engines.transfer import make_batch
@@ -31,6 +31,8 @@ from runtime.ops import (
     experts,
     gated_act,
     linear_act,
+    linear_fp8,
+    linear_weight_only,
     lora,
     max_logits,
     paged_attention,
@@ -40,12 +42,14 @@ from runtime.ops import (
     varlen_attention,
 )
 from runtime.passes.pipeline import choose_precision, list_candidates
+from runtime.targets import find_backend
 from tests.cuda.compiling import name_variant, recorded
 from tests.cuda.cuda_cases import move
 from tests.cuda.interpreting import interpreted
 from tests.kernels.paged_scenes import make_scene
 from tests.kernels.tiny_graphs import CPU, captured_once, tiny_bert, tiny_llama
-from tests.tolerances import check_close
+from tests.quantization.rounded_layers import KINDS
+from tests.tolerances import DECODER_TOLERANCES, check_close
 
 CUDA = torch.device("cuda")
 
@@ -88,6 +92,25 @@ def test_bf16_that_is_emulated_is_not_chosen(
     assert ("has no bf16" in reason) == ("fp16" in precisions) and "CUDA" in reason
 
 
+@pytest.mark.parametrize(
+    ("capability", "precision", "is_refused"),
+    [((7, 5), "int8_weights", True), ((8, 0), "int4_weights", False), ((8, 6), "fp8", True), ((8, 9), "fp8", False)],
+)
+def test_precisions_that_a_device_has_no_instructions_for(
+    capability: tuple[int, int],
+    precision: Precision,
+    is_refused: bool,
+    capable: Callable[[int, int], Backend],
+) -> None:
+    assert (precision not in capable(*capability).precisions) == is_refused
+    config = EngineConfig(device="cuda", precision=precision)
+    if not is_refused:
+        assert find_backend(config, lambda *_: None).precisions == capable(*capability).precisions
+        return
+    with pytest.raises(UnusableConfig, match=rf"engine\.precision {precision} .* 8\.9 or newer.* Set precision to"):
+        find_backend(config, lambda *_: None)
+
+
 def test_missing_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
@@ -121,7 +144,7 @@ def describe_other_calls(num_rows: int = 100) -> dict[Any, tuple[Any, ...]]:
     x, vector = torch.zeros(num_rows, 64, dtype=torch.bfloat16), torch.zeros(64)
     ids = torch.zeros(num_rows, dtype=torch.int64)
     weight, cu_seqlens = torch.zeros(64, 64, dtype=torch.bfloat16), torch.tensor([0, 30, num_rows], dtype=torch.int32)
-    int8, sums = weight.to(torch.int8), vector.int()
+    int8, sums, scales_of_groups = weight.to(torch.int8), vector.int(), weight[:1]
     up, down = torch.zeros(5, 64, 64, dtype=torch.bfloat16), torch.zeros(5, 64, 32, dtype=torch.bfloat16)
     of_experts = (x, torch.zeros(5, 64), up, down, 2, "silu", True, True)
     int8_experts = (*of_experts[:2], up.to(torch.int8), down.to(torch.int8), *of_experts[4:])
@@ -129,6 +152,8 @@ def describe_other_calls(num_rows: int = 100) -> dict[Any, tuple[Any, ...]]:
     return {
         linear_act.OP: (x, weight, None, "gelu"),
         LINEAR_INT8_SUMMED.target: (x, int8, sums, vector, None, "gelu", None, None, 0.0, 0, torch.uint8),
+        linear_fp8.OP: (x, weight.to(linear_fp8.E4M3), vector),
+        linear_weight_only.OP: (x, int8[:, :32].to(torch.uint8), scales_of_groups, scales_of_groups.to(torch.uint8)),
         experts.OP: of_experts,
         EXPERTS_SUMMED.target: (*int8_experts, *scales),
         lora.OP: (x, x, torch.zeros(3, 4, 64), ids, torch.zeros(3, 4, 64)),
@@ -167,19 +192,39 @@ def test_no_number_of_rows_is_compiled_for() -> None:
 @pytest.mark.parametrize("make", [tiny_llama, pytest.param(tiny_bert, marks=pytest.mark.slow)])
 def test_engine_computes_what_torchs_does(make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled and opened as for a device, and run in the interpreter; a generator over a cache by rows."""
+    expected = build_and_run(make, "fp32", plain_backend(CPU), monkeypatch)
+    found = build_and_run(make, "fp32", as_for_a_device(), monkeypatch)
+    for actual, wanted in zip(found, expected, strict=True):
+        check_close(actual, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", KINDS)
+def test_a_generator_in_fewer_bits(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = build_and_run(tiny_llama, "fp32", plain_backend(CPU), monkeypatch)
+    found = build_and_run(tiny_llama, precision, as_for_a_device(), monkeypatch)
+    for actual, wanted in zip(found, expected, strict=True):
+        check_close(actual, wanted, tolerance=DECODER_TOLERANCES[precision], what=precision)
+
+
+def as_for_a_device() -> Backend:
+    return Backend(TRITON, CPU, load_kernels(), PASSES, kv_order="rows")
+
+
+def build_and_run(
+    make: Callable[[], nn.Module], precision: Precision, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> list[npt.NDArray[Any]]:
     limits = BatchLimits(max_batch_tokens=32, max_batch_requests=4, max_input_tokens=32, max_batch_logits=4)
-    found = []
-    for backend in (plain_backend(CPU), Backend(TRITON, CPU, load_kernels(), PASSES, kv_order="rows")):
-        monkeypatch.setattr(build, "find_backend", lambda *_, backend=backend: backend)
-        config = EngineConfig(precision="fp32", cpu_kernels="torch")
-        with captured_once(make):
-            compiled = compile_model(make(), config, limits, lambda *_: None)
-        engine = open_engine(compiled, config, limits, lambda *_: None)
-        assert engine.info.kernels == backend.name
-        with interpreted() if backend.name == TRITON else nullcontext():
-            found.append(run_steps(engine))
-    for actual, expected in zip(found[1], found[0], strict=True):
-        check_close(actual, expected)
+    monkeypatch.setattr(build, "find_backend", lambda *_: backend)
+    monkeypatch.setattr(build, "check_precision", lambda config: None)
+    config = EngineConfig(precision=precision, cpu_kernels="torch")
+    with captured_once(make):
+        compiled = compile_model(make(), config, limits, lambda *_: None)
+    engine = open_engine(compiled, config, limits, lambda *_: None)
+    assert (engine.info.kernels, engine.info.precision) == (backend.name, precision)
+    assert not engine.info.unplanned_ops
+    with interpreted() if backend.name == TRITON else nullcontext():
+        return run_steps(engine)
 
 
 def run_steps(engine: Engine) -> list[npt.NDArray[Any]]:

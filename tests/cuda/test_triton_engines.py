@@ -24,6 +24,7 @@ from runtime.ops.linear_int8 import OP as LINEAR_INT8
 from runtime.passes.pipeline import choose_precision, list_passes
 from runtime.passes.quantize import quantize
 from runtime.passes.rewriting import read
+from tests.cuda.cuda_cases import skip_without_fp8
 from tests.kernels.tiny_graphs import CPU, Tiny, random_batch, rewrite, tiny_bert
 from tests.tolerances import ENCODER_TOLERANCES, Tolerance, check_close
 
@@ -45,6 +46,7 @@ def build_engine(make: Callable[[], nn.Module], precision: Precision, device: to
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_an_encoder(precision: Precision, device: torch.device) -> None:
+    skip_without_fp8(precision, device)
     batch = random_batch(SEQLENS)
     expected = tiny_bert()(**to_tensors(batch, CPU))
     found = build_engine(tiny_bert, precision, device).run(batch)

@@ -126,6 +126,17 @@ def test_estimated_weights(directory: Path) -> None:
     assert estimate_weights(replace(deployment.models[5], draft_directory=directory)) == 8 * MB
 
 
+@pytest.mark.parametrize(("precision", "bytes_each"), [("fp8", 1), ("int8_weights", 1), ("int4_weights", 0.6)])
+def test_what_stays_in_16_bits_is_counted(precision: str, bytes_each: float, tmp_path: Path) -> None:
+    """Tables, beside int8 heads that are tied to them but in fp8, and experts."""
+    table, experts, others = 9 * 64, 4096, 8192
+    tensors = {"head": torch.zeros(9, 64), "layer.experts.0.w1": torch.zeros(experts), "b": torch.zeros(others)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    engine: dict[str, object] = {"device": "cuda", "precision": precision}
+    (found,) = map(estimate_weights, deploy(tmp_path, ("generate", engine)).models)
+    assert found == int(bytes_each * others + 2 * experts + (2 if precision == "fp8" else 3) * table)
+
+
 def test_a_tied_head_is_packed_beside_its_table(tmp_path: Path) -> None:
     """By compiled kernels, of what generates; in int8 the table is there in fp32 as well, which is counted."""
     engines: list[dict[str, object]] = [{}, {"precision": "bf16"}, {"precision": "int8"}, {"device": "cuda"}]

@@ -150,7 +150,7 @@ def test_cpus_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"by_tokens": [[1]], "level": "fast"}', '{"by_tokens": [[64, "fp8"]], "level": "fast"}']
+    "text", ["", "{", "[]", '{"by_tokens": [[1]], "level": "fast"}', '{"by_tokens": [[64, "fp4"]], "level": "fast"}']
 )
 def test_broken_file_is_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "choice.json"

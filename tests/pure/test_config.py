@@ -94,6 +94,8 @@ def test_what_is_for_embeddings_is_refused_by_other_tasks(task: str, options: di
             ["limits.max_client_batch_size (100)", "Lower max_client_batch_size or raise max_concurrent_requests"],
         ),
         ({"engine": {"precision": "fp16"}}, {}, ["engine.precision fp16", "Set precision to bf16, fp32 or auto"]),
+        ({"engine": {"precision": "fp8"}}, {}, ["engine.precision fp8", "or device to cuda"]),
+        ({"engine": {"precision": "int4_weights"}}, {}, ["engine.precision int4_weights", "or device to cuda"]),
         ({"engine": {"kind": "null", "memory_cap_mb": 5}}, {}, ["engine.memory_cap_mb", "Leave it out"]),
         ({"engine": {"kind": "cuda_graphs"}}, {}, ["engine.kind cuda_graphs needs", "Set device to cuda"]),
         (
@@ -161,7 +163,7 @@ def test_contradiction_names_the_key_and_the_remedy(
     ("model", "sections", "where"),
     [
         ({"limits": {"max_batch_tokens": 0}}, {}, "models.0.limits.max_batch_tokens"),
-        ({"engine": {"precision": "fp8"}}, {}, "models.0.engine.precision"),
+        ({"engine": {"precision": "fp4"}}, {}, "models.0.engine.precision"),
         ({"engine": {"accuracy": "exact"}}, {}, "models.0.engine.accuracy"),
         ({"engine": {"replicas": "many"}}, {}, "models.0.engine.replicas"),
         ({"engine": {"devices": [-1]}}, {}, "models.0.engine.devices.0"),

@@ -13,7 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from runtime.backends.cuda.activations import activate
-from runtime.backends.cuda.gemm import GemmTile, find_depth, multiply, scale_sums
+from runtime.backends.cuda.epilogue import scale_sums
+from runtime.backends.cuda.gemm import GemmTile, find_depth
+from runtime.backends.cuda.multiply import multiply
 from runtime.backends.cuda.quantized_rows import new_quantized_rows
 from runtime.backends.cuda.rows import to_rows
 from runtime.backends.cuda.tiles import round_power

@@ -1,21 +1,29 @@
-"""Products of rows and weights, with what follows them: the kernel of all linear layers, and its innermost loop."""
+"""The kernel of all linear layers: products of rows and weights, with what follows them.
 
+Where a few rows are multiplied by a weight that has few columns, its depth is cut into slices, which are programs of
+their own; a second kernel adds their sums. Into which slices depends on the weight's shape alone, and they are added in
+their order, in whichever kernel: what a row's result is does not depend on how many rows there are.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.backends.cuda.activations import activate
-from runtime.backends.cuda.quantized_rows import to_bytes, write_tails
+from runtime.backends.cuda.epilogue import finish
+from runtime.backends.cuda.multiply import multiply_slices
 from runtime.backends.cuda.rows import to_rows
 from runtime.backends.cuda.tiles import Tile
+from runtime.ops.linear_weight_only import find_group
 
 
 @dataclass(frozen=True, slots=True)
 class GemmTile(Tile):
-    """`depth_bytes`: what it multiplies at a time of each row of x and of the weight."""
+    """`depth_bytes`: what it multiplies at a time of each row of x."""
 
     depth_bytes: int = 128
 
@@ -28,59 +36,58 @@ TILES = (
     GemmTile(16, 64, num_warps=4, num_stages=4),
 )
 """The largest first: it loads least for what it multiplies."""
+SLICED_TILES = (GemmTile(128, 64, num_warps=8, num_stages=3), *TILES[2:])
+"""Where a program adds up slices: it has two tiles of sums in registers."""
+GROUPED_TILES = (GemmTile(128, 32, num_warps=8, num_stages=3), GemmTile(64, 32, num_warps=4, num_stages=3), *TILES[3:])
+"""Where weights come in groups: it has these as 16 bits there, too."""
 MANY_PROGRAMS = 128
 """About as many as large devices have multiprocessors."""
 BAND = 8
 """Tiles in a column before the next one begins: neighbours in time share rows and weights in the device's cache."""
+SLICE_STEP = 128
+"""Slices are multiples of it, and it is one of what tiles multiply at a time and of every group of inputs."""
 
 
-def choose_tile(num_rows: int, num_columns: int) -> GemmTile:
+class Weight(NamedTuple):
+    """`values` [num_columns, depth] and what they stand for. With `column_sums` they are int8 for quantized rows; with
+    `zero` 4 bits in groups."""
+
+    values: Tensor
+    scale: Tensor | None = None
+    column_sums: Tensor | None = None
+    zero: Tensor | None = None
+
+    @property
+    def group(self) -> int:
+        """Inputs of one; 0 where there are none."""
+        return 0 if self.zero is None else find_group(self.values, self.zero)
+
+
+class Slices(NamedTuple):
+    """`num_slices` of a depth, of `depth` numbers each; the last one may have fewer."""
+
+    num_slices: int
+    depth: int
+
+
+def choose_tile(num_rows: int, num_columns: int, tiles: Sequence[GemmTile] = TILES) -> GemmTile:
     """The largest that is more than half full and leaves no multiprocessor idle; else the smallest."""
-    for tile in TILES:
-        num_programs = triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_columns, tile.columns)
-        if num_programs >= MANY_PROGRAMS and num_rows > tile.rows // 2:
+    for tile in tiles:
+        if count_tiles(tile, num_rows, num_columns) >= MANY_PROGRAMS and num_rows > tile.rows // 2:
             return tile
-    return TILES[-1]
+    return tiles[-1]
 
 
-@triton.jit
-def multiply(
-    x_rows,
-    weight_rows,
-    depth,
-    is_row,
-    is_column,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-):
-    """x times weight, transposed: [ROWS, COLUMNS], in fp32, or in int32 where x is uint8, which then counts from 128.
-
-    `x_rows` [ROWS], `weight_rows` [COLUMNS]: pointers to their beginnings.
-    """
-    ks = tl.arange(0, DEPTH)
-    is_int8: tl.constexpr = x_rows.dtype.element_ty == tl.uint8
-    sums = tl.zeros([ROWS, COLUMNS], tl.int32 if is_int8 else tl.float32)
-    for start in range(0, depth, DEPTH):
-        inside = start + ks < depth
-        x = tl.load(x_rows[:, None] + (start + ks)[None, :], mask=is_row[:, None] & inside[None, :], other=0.0)
-        places = weight_rows[None, :] + (start + ks)[:, None]
-        weight = tl.load(places, mask=inside[:, None] & is_column[None, :], other=0.0)
-        if is_int8:
-            sums = tl.dot((x ^ 128).to(tl.int8, bitcast=True), weight, sums, out_dtype=tl.int32)
-        else:
-            sums = tl.dot(x, weight, sums, input_precision="tf32x3")
-    return sums
+def count_tiles(tile: GemmTile, num_rows: int, num_columns: int) -> int:
+    return int(triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_columns, tile.columns))
 
 
-@triton.jit
-def scale_sums(sums, x_rows, column_sums, scale, depth, columns, is_row, is_column):
-    """The numbers that int32 sums of quantized rows and an int8 weight stand for."""
-    tails = (x_rows + (depth + 63) // 64 * 64).to(tl.pointer_type(tl.int32))
-    row_scale = tl.load(tails, mask=is_row, other=0).to(tl.float32, bitcast=True)
-    shift = 128 - tl.load(tails + 1, mask=is_row, other=0)
-    sums += shift[:, None] * tl.load(column_sums + columns, mask=is_column, other=0)[None, :]
-    return sums.to(tl.float32) * (row_scale[:, None] * tl.load(scale + columns, mask=is_column, other=0.0)[None, :])
+def cut_depth(num_columns: int, depth: int, least: int) -> Slices:
+    """As many slices of at least so many numbers as keep a device busy with one row of tiles."""
+    wanted = triton.cdiv(MANY_PROGRAMS, triton.cdiv(num_columns, TILES[-1].columns))
+    slice_depth = triton.cdiv(depth, max(1, min(wanted, depth // least)))
+    slice_depth = triton.cdiv(slice_depth, SLICE_STEP) * SLICE_STEP
+    return Slices(triton.cdiv(depth, slice_depth), slice_depth)
 
 
 @triton.jit
@@ -99,6 +106,91 @@ def linear_kernel(
     weight,
     column_sums,
     scale,
+    zero,
+    row_scale,
+    bias,
+    residual,
+    out_inverse_smooth,
+    out,
+    parts,
+    num_rows,
+    num_columns,
+    depth,
+    slice_depth,
+    stride_x,
+    stride_weight,
+    stride_residual,
+    stride_out,
+    out_scale,
+    out_zero,
+    ACT: tl.constexpr,
+    SLICES: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    BAND: tl.constexpr,
+):
+    """A tile of the result from all slices; or with `parts` the sums of one, [slices, num_rows, num_columns]."""
+    first_row, first_column = place_tile(num_rows, num_columns, ROWS, COLUMNS, BAND)
+    rows, columns = (first_row + tl.arange(0, ROWS)).to(tl.int64), first_column + tl.arange(0, COLUMNS)
+    is_row, is_column = rows < num_rows, columns < num_columns
+    x_rows, weight_rows = x + rows * stride_x, weight + columns.to(tl.int64) * stride_weight
+    start = tl.program_id(1) * slice_depth
+    sums = multiply_slices(
+        x_rows,
+        weight_rows,
+        scale,
+        zero,
+        start,
+        slice_depth,
+        depth,
+        columns,
+        num_columns,
+        is_row,
+        is_column,
+        SLICES,
+        ROWS,
+        COLUMNS,
+        DEPTH,
+        GROUP,
+    )
+    if parts is not None:
+        part = parts + tl.program_id(1).to(tl.int64) * num_rows * num_columns
+        mask = is_row[:, None] & is_column[None, :]
+        tl.store(part + (rows * num_columns)[:, None] + columns[None, :], sums, mask=mask)
+    else:
+        finish(
+            sums,
+            x_rows,
+            row_scale,
+            column_sums,
+            None if GROUP else scale,
+            bias,
+            residual,
+            out_inverse_smooth,
+            out,
+            rows,
+            columns,
+            num_rows,
+            num_columns,
+            depth,
+            stride_residual,
+            stride_out,
+            out_scale,
+            out_zero,
+            ACT,
+        )
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def join_kernel(
+    parts,
+    num_slices,
+    x,
+    row_scale,
+    column_sums,
+    scale,
     bias,
     residual,
     out_inverse_smooth,
@@ -107,7 +199,6 @@ def linear_kernel(
     num_columns,
     depth,
     stride_x,
-    stride_weight,
     stride_residual,
     stride_out,
     out_scale,
@@ -115,49 +206,42 @@ def linear_kernel(
     ACT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    BAND: tl.constexpr,
 ):
-    first_row, first_column = place_tile(num_rows, num_columns, ROWS, COLUMNS, BAND)
-    rows, columns = (first_row + tl.arange(0, ROWS)).to(tl.int64), first_column + tl.arange(0, COLUMNS)
-    is_row, is_column = rows < num_rows, columns < num_columns
-    x_rows, weight_rows = x + rows * stride_x, weight + columns.to(tl.int64) * stride_weight
-    sums = multiply(x_rows, weight_rows, depth, is_row, is_column, ROWS, COLUMNS, DEPTH)
-    if scale is not None:
-        sums = scale_sums(sums, x_rows, column_sums, scale, depth, columns, is_row, is_column)
-    if bias is not None:
-        sums += tl.load(bias + columns, mask=is_column, other=0.0).to(tl.float32)[None, :]
-    sums = activate(sums, ACT)
-    mask = is_row[:, None] & is_column[None, :]
-    if residual is not None:
-        places = residual + (rows * stride_residual)[:, None] + columns[None, :]
-        sums += tl.load(places, mask=mask, other=0.0).to(tl.float32)
-    out_rows = out + rows * stride_out
-    if out.dtype.element_ty == tl.uint8:
-        write_fixed(out_rows, sums, out_inverse_smooth, columns, num_columns, is_row, out_scale, out_zero)
-    else:
-        tl.store(out_rows[:, None] + columns[None, :], sums.to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def write_fixed(out_rows, values, inverse_smooth, columns, width, is_row, scale, zero):
-    """Values [rows, columns] of quantized rows whose scale is known; the tails by those who write the first columns."""
-    is_column = columns < width
-    if inverse_smooth is not None:
-        values *= tl.load(inverse_smooth + columns, mask=is_column, other=0.0)[None, :]
-    padded = (width + 63) // 64 * 64
-    content = tl.where(is_column[None, :], to_bytes(values, scale, zero), 0)
-    tl.store(out_rows[:, None] + columns[None, :], content, mask=is_row[:, None] & (columns < padded)[None, :])
-    nothing = tl.zeros_like(is_row.to(tl.int32))
-    is_first = is_row & (tl.min(columns) == 0)
-    write_tails(out_rows + padded, nothing.to(tl.float32) + scale, nothing + zero, is_first)
+    """A tile of the result from the sums of all slices, added in their order."""
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    mask = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
+    places = parts + (rows * num_columns)[:, None] + columns[None, :]
+    sums = tl.load(places, mask=mask, other=0)
+    for _ in range(1, num_slices):
+        places += num_rows.to(tl.int64) * num_columns
+        sums += tl.load(places, mask=mask, other=0)
+    finish(
+        sums,
+        x + rows * stride_x,
+        row_scale,
+        column_sums,
+        scale,
+        bias,
+        residual,
+        out_inverse_smooth,
+        out,
+        rows,
+        columns,
+        num_rows,
+        num_columns,
+        depth,
+        stride_residual,
+        stride_out,
+        out_scale,
+        out_zero,
+        ACT,
+    )
 
 
 def launch_linear(
     x: Tensor,
-    weight: Tensor,
-    column_sums: Tensor | None,
-    scale: Tensor | None,
+    weight: Weight,
     bias: Tensor | None,
     act: str,
     residual: Tensor | None,
@@ -165,27 +249,60 @@ def launch_linear(
     out_scale: float = 0.0,
     out_zero: int = 0,
     *,
+    row_scale: Tensor | None = None,
+    least_slice: int | None = None,
     out: Tensor,
 ) -> None:
-    """x [num_rows, depth] or its quantized rows; weight [num_columns, depth], int8 with `scale` and `column_sums`.
-
-    `out`: numbers, or quantized rows by `out_scale`.
+    """x [num_rows, depth] or its quantized rows. `row_scale`: of e4m3. `least_slice`: numbers of a slice at least; None
+    leaves the depth whole. `out`: numbers, or quantized rows by `out_scale`.
     """
     x, residual = to_rows(x), None if residual is None else to_rows(residual)
-    num_rows, (num_columns, depth) = len(x), weight.shape
-    tile = choose_tile(num_rows, num_columns)
-    linear_kernel[(triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_columns, tile.columns),)](
-        *(x, weight, column_sums, scale, bias, residual, out_inverse_smooth, out, num_rows, num_columns, depth),
-        *(x.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0), out.stride(0)),
-        *(out_scale, out_zero),
+    num_rows, num_columns = len(x), len(weight.values)
+    # Weights may have columns of zeros behind those of x, and quantized rows have more than the weight.
+    depth = min(x.shape[1], weight.values.shape[1] * (2 if weight.group else 1))
+    is_exact = x.dtype == torch.uint8
+    slices = Slices(1, depth) if least_slice is None else cut_depth(num_columns, depth, least_slice)
+    tile = choose_tile(num_rows, num_columns, list_tiles(weight, slices, is_exact))
+    num_tiles = count_tiles(tile, num_rows, num_columns)
+    is_split = slices.num_slices > 1 and num_tiles < MANY_PROGRAMS
+    if is_exact and not is_split:
+        slices = Slices(1, depth)
+    dtype = torch.int32 if is_exact else torch.float32
+    parts = x.new_empty(slices.num_slices, num_rows, num_columns, dtype=dtype) if is_split else None
+    stride_residual = 0 if residual is None else residual.stride(0)
+    after = (bias, residual, out_inverse_smooth, out)
+    linear_kernel[(num_tiles, slices.num_slices if is_split else 1)](
+        *(x, weight.values, weight.column_sums, weight.scale, weight.zero, row_scale, *after, parts),
+        *(num_rows, num_columns, depth, slices.depth),
+        *(x.stride(0), weight.values.stride(0), stride_residual, out.stride(0), out_scale, out_zero),
         ACT=act,
+        SLICES=1 if is_split else slices.num_slices,
         ROWS=tile.rows,
         COLUMNS=tile.columns,
-        DEPTH=find_depth(tile, weight.dtype),
+        DEPTH=find_depth(tile, x.dtype),
+        GROUP=weight.group,
         BAND=BAND,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
+    if parts is None:
+        return
+    tile = TILES[-1]
+    join_kernel[(triton.cdiv(num_rows, tile.rows), triton.cdiv(num_columns, tile.columns))](
+        *(parts, slices.num_slices, x, row_scale, weight.column_sums, None if weight.group else weight.scale, *after),
+        *(num_rows, num_columns, depth, x.stride(0), stride_residual, out.stride(0), out_scale, out_zero),
+        ACT=act,
+        ROWS=tile.rows,
+        COLUMNS=tile.columns,
+        num_warps=tile.num_warps,
+    )
+
+
+def list_tiles(weight: Weight, slices: Slices, is_exact: bool) -> Sequence[GemmTile]:
+    """`is_exact`: sums are whole numbers, which are the same however they are added, so that no program adds slices."""
+    if weight.group:
+        return GROUPED_TILES
+    return SLICED_TILES if slices.num_slices > 1 and not is_exact else TILES
 
 
 def find_depth(tile: GemmTile, dtype: torch.dtype) -> int:

@@ -7,7 +7,7 @@ a result has much for its depth: BERT's 768 take less time to multiply than thei
 import torch
 from torch import Tensor
 
-from runtime.backends.cuda.gemm import launch_linear
+from runtime.backends.cuda.gemm import Weight, launch_linear
 from runtime.backends.plain.linear_act import linear_act as by_torch
 
 MAX_DEPTH = 2048
@@ -30,7 +30,7 @@ def linear_act(
     if x.dim() != 2:
         x, out = x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1])
     if (act != "none" or residual is not None) and is_for_kernel(x, weight):
-        launch_linear(x, weight, None, None, bias, act, residual, out=out)
+        launch_linear(x, Weight(weight), bias, act, residual, out=out)
     else:
         by_torch(x, weight, bias, act, residual, out=out)
 

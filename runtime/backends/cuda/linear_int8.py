@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor
 
-from runtime.backends.cuda.gemm import launch_linear
+from runtime.backends.cuda.gemm import Weight, launch_linear
 from runtime.backends.cuda.quantized_rows import new_quantized_rows, write_quantized_rows
+
+LEAST_SLICE = 512
+"""Numbers; of a depth that is cut for few rows."""
 
 
 def linear_int8_summed(
@@ -26,12 +29,12 @@ def linear_int8_summed(
     out: Tensor,
 ) -> None:
     rows = x if x.dtype == torch.uint8 else new_quantized_rows(x, inverse_smooth, x_scale, x_zero)
+    whole = Weight(weight, scale, column_sums)
     if dtype != torch.uint8 or out_scale > 0:
-        launch_linear(
-            rows, weight, column_sums, scale, bias, act, residual, out_inverse_smooth, out_scale, out_zero, out=out
-        )
+        how = (out_inverse_smooth, out_scale, out_zero)
+        launch_linear(rows, whole, bias, act, residual, *how, least_slice=LEAST_SLICE, out=out)
         return
     # A row's range is known only after all of its columns, which are several programs' work.
     result = x.new_empty(len(x), len(weight), dtype=torch.bfloat16)
-    launch_linear(rows, weight, column_sums, scale, bias, act, residual, out=result)
+    launch_linear(rows, whole, bias, act, residual, least_slice=LEAST_SLICE, out=result)
     write_quantized_rows(result, len(weight), out_inverse_smooth, out_scale, out_zero, out=out)

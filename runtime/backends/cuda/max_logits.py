@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.backends.cuda.gemm import multiply
+from runtime.backends.cuda.multiply import multiply
 from runtime.backends.cuda.rows import to_rows
 
 ROWS, COLUMNS, DEPTH = 32, 64, 32

@@ -6,14 +6,12 @@ zeros there already.
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.nn import functional
 
 from runtime.backends.cuda.ops import EXPERTS_SUMMED, LINEAR_INT8_SUMMED
 from runtime.capture import constant
 from runtime.ops import experts, linear_int8
 from runtime.passes.rewriting import add_constant, drop_constants, is_call, read, replace_node
-
-ALIGNMENT = 16
+from runtime.quantization.weights import ALIGNMENT, align_rows
 
 
 def sum_weights(graph_module: GraphModule) -> None:
@@ -38,8 +36,7 @@ def add_sums(graph_module: GraphModule, weight: Node) -> Node:
 
 
 def pad_weight(graph_module: GraphModule, weight: Node) -> Node:
-    missing = -weight.meta["val"].shape[1] % ALIGNMENT
-    if not missing:
+    if weight.meta["val"].shape[1] % ALIGNMENT == 0:
         return weight
-    values = functional.pad(constant(graph_module, weight), (0, missing))
+    values = align_rows(constant(graph_module, weight))
     return add_constant(graph_module, f"{weight.target}_padded".replace(".", "_"), values)

@@ -8,7 +8,9 @@ from runtime.backends.cuda.embed_norm import embed_norm
 from runtime.backends.cuda.experts import experts
 from runtime.backends.cuda.gated_act import gated_act
 from runtime.backends.cuda.linear_act import linear_act
+from runtime.backends.cuda.linear_fp8 import linear_fp8
 from runtime.backends.cuda.linear_int8 import linear_int8_summed
+from runtime.backends.cuda.linear_weight_only import linear_weight_only
 from runtime.backends.cuda.lora import lora
 from runtime.backends.cuda.max_logits import max_logits
 from runtime.backends.cuda.ops import EXPERTS_SUMMED, LINEAR_INT8_SUMMED
@@ -22,6 +24,8 @@ from runtime.ops import embed_norm as embed_norm_op
 from runtime.ops import experts as experts_op
 from runtime.ops import gated_act as gated_act_op
 from runtime.ops import linear_act as linear_act_op
+from runtime.ops import linear_fp8 as linear_fp8_op
+from runtime.ops import linear_weight_only as linear_weight_only_op
 from runtime.ops import lora as lora_op
 from runtime.ops import max_logits as max_logits_op
 from runtime.ops import paged_attention as paged_attention_op
@@ -37,6 +41,8 @@ TRITON_KERNELS: dict[object, Kernel] = {
     rotate_op.OP: rotate,
     linear_act_op.OP: linear_act,
     LINEAR_INT8_SUMMED.target: linear_int8_summed,
+    linear_fp8_op.OP: linear_fp8,
+    linear_weight_only_op.OP: linear_weight_only,
     experts_op.OP: experts,
     EXPERTS_SUMMED.target: experts,
     lora_op.OP: lora,
