@@ -242,8 +242,7 @@ class DecodingBatcher:
             return self.retry_or_fail(step, result.error or EngineError("the engine gave no reason"))
         self.settlement.settle(step.parts, step.rows, output.tokens, split_weights(step.batch, output))
         for generation in list_generations(step.parts):
-            with self.settlement.failing_alone(generation):
-                self.tidy_up(generation)
+            self.settlement.attempt(generation, self.tidy_up, generation)
         return []
 
     def deliver(self) -> bool:

@@ -115,7 +115,7 @@ class RunningSet:
         for sequence in generation.live:
             spare = min(budget.num_tokens, budget.num_logits) - len(generation.live)
             drafts = tuple(sequence.drafts[: max(spare, 0)])
-            if not self.has_blocks(sequence, 1 + len(drafts)):
+            if drafts and not self.has_blocks(sequence, 1 + len(drafts)):
                 drafts = ()  # nobody has to give way for a guess
             if not self.reserve(generation, sequence, 1 + len(drafts), plan):
                 self.give_up(generation, plan)
@@ -165,6 +165,8 @@ class RunningSet:
         first = sequence.num_computed_tokens
         last = first + num_tokens
         ahead = min(last + self.lookahead_tokens, max(generation.max_total_tokens, last))
+        if self.allocator.is_writable(sequence.table, first, ahead):
+            return True
         if self.has_blocks(sequence, ahead - first):
             last = ahead
         while not self.has_blocks(sequence, last - first):

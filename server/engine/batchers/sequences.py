@@ -197,8 +197,9 @@ class Generation:
     ) -> None:
         """Add to this step's news."""
         if index not in self.stopped:
-            last = self.news.get(index, AnswerNews(index))
-            token_ids, logprobs = last.token_ids + token_ids, last.logprobs + logprobs
+            last = self.news.get(index)
+            if last is not None:
+                token_ids, logprobs = last.token_ids + token_ids, last.logprobs + logprobs
             self.news[index] = AnswerNews(index, token_ids, logprobs, reason, score=score)
 
     def tell_beams(self) -> None:

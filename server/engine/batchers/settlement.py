@@ -2,8 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,23 +46,15 @@ class Settlement:
             last = first
             while last < len(rows) and rows[last].part is part:
                 last += 1
-            with self.failing_alone(part.generation):
-                if not part.generation.is_over:
-                    self.note_weights(part, told)
-                    self.advance(part, range(first, last), rows, tokens, candidates)
+            if not part.generation.is_over:
+                self.attempt(part.generation, self.advance, part, range(first, last), rows, tokens, candidates, told)
             first = last
         self.search(parts, candidates, tokens, told)
 
-    def note_weights(self, part: Part, told: Told) -> None:
-        """Of a prompt that is aligned."""
-        if part.generation.params.align_from is not None:
-            part.generation.cross_weights.append(told[id(part.sequence)])
-
-    @contextmanager
-    def failing_alone(self, generation: Generation) -> Iterator[None]:
+    def attempt(self, generation: Generation, do: Callable[..., None], *arguments: object) -> None:
         """What goes wrong with one generation's tokens must not end its batch-mates."""
         try:
-            yield
+            do(*arguments)
         except Unservable as error:
             self.fail(generation, error)
         except Exception as error:
@@ -71,10 +62,12 @@ class Settlement:
             self.fail(generation, EngineFailure(f"{type(error).__name__}: {error}"))
 
     def advance(
-        self, part: Part, places: range, rows: list[Row], tokens: SampledTokens, candidates: Candidates
+        self, part: Part, places: range, rows: list[Row], tokens: SampledTokens, candidates: Candidates, told: Told
     ) -> None:
         """One sequence by what was computed of it; `places`: its rows."""
         generation, sequence = part.generation, part.sequence
+        if generation.params.align_from is not None:
+            generation.cross_weights.append(told[id(sequence)])
         sequence.num_computed_tokens += part.num_tokens - len(part.drafts)
         if part.encodes and generation.source is not None:
             self.running.note_encoded(generation.source, generation.salt)
@@ -169,8 +162,7 @@ class Settlement:
                     sequence.num_computed_tokens = len(sequence.token_ids) - 1
                 continue
             parents, places = [sequence for sequence, _ in ready], [place for _, place in ready]
-            with self.failing_alone(generation):
-                self.choose_beams(generation, parents, places, tokens, told)
+            self.attempt(generation, self.choose_beams, generation, parents, places, tokens, told)
 
     def choose_beams(
         self, generation: Generation, parents: list[Sequence], places: list[int], tokens: SampledTokens, told: Told

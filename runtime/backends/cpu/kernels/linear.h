@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <type_traits>
 
-
 #include "activation.h"
 #include "gemm.h"
 

@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -14,8 +15,11 @@ namespace padless {
 namespace {
 
 // Turns before a thread that waits goes to sleep, some tens of microseconds: longer than most of what stands between two
-// regions, and too short to be in the way of who wants the core.
-constexpr int SPIN_TURNS = 2000;
+// regions, and too short to be in the way of who wants the core. Tests have fewer.
+#ifndef PADLESS_SPIN_TURNS
+#define PADLESS_SPIN_TURNS 2000
+#endif
+constexpr int SPIN_TURNS = PADLESS_SPIN_TURNS;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -30,8 +34,15 @@ thread_local bool is_in_task = false;
 // The helpers of one thread, which alone opens regions. They end with it.
 class Team {
 public:
-    explicit Team(int64_t num_helpers) {
-        for (int64_t i = 0; i < num_helpers; ++i) helpers.emplace_back([this] { help(); });
+    const int64_t num_wanted;
+
+    // Of fewer helpers where the system has no more threads: they do the same work.
+    explicit Team(int64_t num_wanted) : num_wanted(num_wanted) {
+        helpers.reserve(num_wanted);
+        try {
+            while (int64_t(helpers.size()) < num_wanted) helpers.emplace_back([this] { help(); });
+        } catch (const std::system_error&) {
+        }
     }
 
     ~Team() {
@@ -42,8 +53,6 @@ public:
         wake.notify_all();
         for (std::thread& helper : helpers) helper.join();
     }
-
-    int64_t num_helpers() const { return int64_t(helpers.size()); }
 
     void run_region(int64_t count, RunTask run_task, const void* task_body) {
         // Nobody can take a task while these change: the last region is closed.
@@ -149,7 +158,7 @@ private:
 // Of the calling thread, as large as it has to be now.
 Team& find_team(int64_t num_helpers) {
     static thread_local std::unique_ptr<Team> team;
-    if (!team || team->num_helpers() != num_helpers) {
+    if (!team || team->num_wanted != num_helpers) {
         team.reset();
         team = std::make_unique<Team>(num_helpers);
     }

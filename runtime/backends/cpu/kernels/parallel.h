@@ -31,7 +31,7 @@ template <class Body>
 void parallel_rows(int64_t num_rows, bool has_many, const Body& body) {
     constexpr int64_t PIECES_EACH = 4;
     const int64_t wanted = has_many ? PIECES_EACH * count_threads() : 1, each = (num_rows + wanted - 1) / wanted;
-    if (num_rows == 0) return;
+    if (num_rows <= 0) return;
     parallel_for((num_rows + each - 1) / each, has_many,
                  [&](int64_t piece) { body(piece * each, std::min(num_rows, (piece + 1) * each)); });
 }

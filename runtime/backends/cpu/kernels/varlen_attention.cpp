@@ -23,7 +23,7 @@ void find_keys(const AttentionCall& call, int64_t first, int64_t last, int64_t n
     end = std::min(end, num_seen);
 }
 
-// One thread's part of the work; its memory stays for the next call.
+// What a task takes; its memory is the thread's, and stays for the next.
 template <class Products>
 struct Attention {
     const AttentionCall& call;

@@ -23,7 +23,7 @@ inline Vec look_up(const float* row, const int32_t* places) {
     return load(lanes);
 }
 
-// One thread's, for a task after the other; its memory stays for the next call.
+// What a task takes; its memory is the thread's, and stays for the next.
 template <class Products>
 struct PositionScores {
     using Number = typename Products::Number;
