@@ -159,12 +159,20 @@ def test_announced_once_whoever_answers_has_heard_of_the_engines(
     assert "embedder: BertModel" in printed and "Ready after" in printed
 
 
-@pytest.mark.parametrize(("visible", "seen"), [("", ["2", "0", "2", "0"]), ("7, GPU-8f,5", ["5", "7", "5", "7"])])
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [
+        (None, ["2", "0", "2", "0"]),
+        ("7, GPU-8f,5", ["5", "7", "5", "7"]),
+        ("7", ["", "7", "", "7"]),
+        ("", ["", "", "", ""]),
+    ],
+)
 def test_each_engine_sees_its_own_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listeners: Listeners, visible: str, seen: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listeners: Listeners, visible: str | None, seen: list[str]
 ) -> None:
-    """Replicas take turns; where somebody has chosen devices for the server, among those."""
-    monkeypatch.setenv(VARIABLE, visible) if visible else monkeypatch.delenv(VARIABLE, raising=False)
+    """Replicas take turns; where somebody has chosen devices for the server, among those and no others."""
+    monkeypatch.delenv(VARIABLE, raising=False) if visible is None else monkeypatch.setenv(VARIABLE, visible)
     engine = EngineConfig(device="cuda", devices=(2, 0), replicas=4)
     model = DeployedModel(0, MODEL.model_copy(update={"engine": engine}), tmp_path, INFO)
     on_cpu = DeployedModel(1, MODEL, tmp_path, INFO)
