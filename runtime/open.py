@@ -118,15 +118,16 @@ def give_caches(
     infos = [each.info for each in (*inners, encoder) if each is not None]
     device = torch.device(config.device)
     counts = make_counts(infos[0], limits, device)
-    count_bytes = 0 if counts is None else counts.planned_bytes
     num_blocks = plan_blocks(
         config.kv_cache.budget_mb,
         block_bytes=sum(layout.block_bytes for layout in layouts),
         weight_bytes=sum(info.weight_bytes for info in infos),
-        activation_bytes=sum(info.activation_bytes + info.graph_bytes for info in infos) + count_bytes,
+        activation_bytes=sum(info.activation_bytes for info in infos),
         max_sequences=limits.max_batch_requests,
         max_input_tokens=limits.max_input_tokens,
         max_source_tokens=limits.max_source_tokens,
+        graph_bytes=sum(info.graph_bytes for info in infos),
+        counter_bytes=0 if counts is None else counts.planned_bytes,
     )
     draw = find_draw(device)
     engines = [
@@ -144,8 +145,8 @@ def make_counts(info: EngineInfo, limits: BatchLimits, device: torch.device) -> 
     penalise = find_penalise(device)
     if penalise is None:
         return None
-    num_slots, vocab_size = min(limits.max_batch_requests, MAX_COUNTERS), int(info.outputs[0].dims[-1])
-    return TokenCounts(num_slots, vocab_size, limits.max_input_tokens, device, penalise)
+    num_counters, vocab_size = min(limits.max_batch_requests, MAX_COUNTERS), int(info.outputs[0].dims[-1])
+    return TokenCounts(num_counters, vocab_size, limits.max_input_tokens, device, penalise)
 
 
 def build_null(outputs: tuple[ArraySpec, ...], config: EngineConfig, limits: BatchLimits, replica: int = 0) -> Engine:

@@ -94,7 +94,7 @@ SCRIPT: list[Asked] = [
 
 
 def test_answers_are_those_of_a_history(device: torch.device) -> None:
-    """With fewer slots than there are answers, which take one another's; each alone as among all."""
+    """With fewer counters than there are answers, which take one another's; each alone as among all."""
     expected = answer(FollowingDecoder(CPU, 0), SCRIPT)
     engine = FollowingDecoder(device, 3)
     assert answer(engine, SCRIPT) == expected
@@ -140,7 +140,7 @@ def test_whoever_joins_and_leaves(asked: list[Asked], num_counters: int) -> None
             assert answer(FollowingDecoder(CPU, num_counters), [(prompt, params, 0)]) == [together]
 
 
-def test_only_named_rows_and_slots_change(device: torch.device) -> None:
+def test_only_named_rows_and_counters_change(device: torch.device) -> None:
     """What is forbidden stays so, and what is no number shows."""
     counts = TokenCounts(3, VOCAB_SIZE, 100, device, penalise)
     logits = random_tensor(4, VOCAB_SIZE)
@@ -194,6 +194,7 @@ def test_a_cache_leaves_room_for_counts(monkeypatch: pytest.MonkeyPatch) -> None
     found = open_decoder()
     assert (without.num_counters, found.num_counters) == (0, 9)
     assert without.num_blocks - found.num_blocks == 5
+    assert (without.counter_bytes, found.counter_bytes) == (0, 5 * layout.block_bytes)
 
 
 def test_long_answers_are_counted_in_more_bits() -> None:
