@@ -94,7 +94,7 @@ def test_alone_as_in_a_batch(kind: str, tile: GemmTile, device: torch.device, mo
     same to the last bit of fp32."""
     skip_without_fp8(kind, device)
     monkeypatch.setattr(gemm, "MANY_PROGRAMS", 2)  # the batch has two tiles at least, of whatever size
-    monkeypatch.setattr(gemm, "cut_depth", lambda *_: Slices(5, 128))
+    monkeypatch.setattr(gemm, "cut_depth", lambda *_: Slices(3, 256))  # of two steps or groups each, so that it matters
     monkeypatch.setattr(gemm, "choose_tile", lambda num_rows, *_: tile if num_rows > 3 else TILES[-1])
     kernel, op = KERNELS[kind]
     x, *others, residual = make_inputs(kind, 130, 640, 40)
