@@ -84,17 +84,17 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """In place of a history, of rows whose tokens the engine counts in slots (`EngineInfo.num_counters`): row `rows[i]`
-    stands behind what slot `slots[i]` holds.
+    """In place of a history, of rows whose tokens the engine counts (`EngineInfo.num_counters`): row `rows[i]` stands
+    behind what counter `counters[i]` holds.
 
-    Before that the slots `cleared` begin anew, and token `added_ids[i]` is counted once more in slot `added_slots[i]`,
+    Before that the counters `cleared` begin anew, and token `added_ids[i]` is counted once more by `added_counters[i]`,
     as one of the prompt, of which each is listed once, or as a generated one. The same step again would count twice.
     """
 
     rows: IntArray
-    slots: IntArray
+    counters: IntArray
     cleared: IntArray
-    added_slots: IntArray
+    added_counters: IntArray
     added_ids: IntArray
     is_generated: BoolArray
 

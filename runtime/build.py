@@ -14,7 +14,7 @@ from runtime.batch import Batch
 from runtime.build_reference import build_reference
 from runtime.capture import UNREAD, Decodes, capture, capture_module, count_features, retype_cache
 from runtime.compiled import CompiledModel, CompiledProgram, OnnxProgram, PlannedProgram
-from runtime.config import EngineConfig, Precision, UnusableConfig
+from runtime.config import EngineConfig, Precision, UnusableConfig, check_precision
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.cuda_graphs import count_graph_bytes
 from runtime.engines.onnx import OnnxEngine
@@ -41,7 +41,7 @@ from runtime.quantization.accuracy import Accuracy
 from runtime.quantization.calibrate import find_vocab_size
 from runtime.quantization.observe import random_batch
 from runtime.quantization.scheme import Quantization, load_quantization
-from runtime.targets import check_precision, find_backend
+from runtime.targets import find_backend
 
 USUAL_SEQLEN = 32
 """Tokens; of the sequences that precisions are timed on."""

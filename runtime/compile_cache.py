@@ -97,7 +97,7 @@ def describe_machine() -> Mapping[str, object]:
         "compiler": find_compiler(),
         "torch": version("torch"),
         "cpu": (platform.machine(), read_cpu()),
-        "gpus": read_gpus(),
+        "gpus": (read_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")),
     }
 
 

@@ -102,7 +102,9 @@ class EngineConfig(BaseModel):
     """`auto`: the compiled kernels for this CPU, or torch's where they cannot be had. Others: these and no others."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of one replica; 0: the cores of the machine divided by the replicas."""
-    replicas: int = Field(default_factory=lambda given: max(1, len(given.get("devices", ()))), ge=1, le=64)
+    replicas: int = Field(
+        default_factory=lambda given: max(1, len(given.get("devices", ()))), ge=1, le=64, validate_default=True
+    )
     """Engine processes, each with its own copy of the weights. Left out: one, or one on each of `devices`."""
     pin_cores: bool = True
     """Give each of several engines cores of its own, of whatever model, and where there are not enough let those that
@@ -159,3 +161,25 @@ class EngineConfig(BaseModel):
     def named_precision(self) -> Precision | None:
         """None: it is left to measurement, or with generators to the device."""
         return None if self.precision == "auto" or self.precision == "auto_per_bucket" else self.precision
+
+
+def check_precision(config: EngineConfig) -> None:
+    """Raises UnusableConfig where nothing computes in it, on whatever machine."""
+    precision = config.precision
+    if config.kind == "onnxruntime" and precision in ("bf16", *CUDA_PRECISIONS):
+        raise UnusableConfig(
+            f"engine.kind onnxruntime has no operators for {precision}. Set engine.precision to fp32, int8 or auto"
+        )
+    if config.is_compiled and config.device == "cpu" and precision in CUDA_PRECISIONS:
+        raise UnusableConfig(
+            f"engine.precision {precision} has no kernels with engine.device cpu. Set precision to bf16, fp32 or auto, "
+            "or device to cuda"
+        )
+
+
+def explain_missing(precision: str) -> str:
+    """Where a device does not compute in it."""
+    return (
+        f"engine.precision {precision} has no instructions or kernels on this device: fp8 wants a GPU of compute "
+        "capability 8.9 or newer, int8_weights and int4_weights one of 8.0 or newer"
+    )

@@ -49,7 +49,7 @@ class EngineInfo:
     precision: str
     precision_reason: str
     device: str
-    """As `EngineConfig.device_names` has it."""
+    """As `EngineConfig.device_names` has it, once it is open."""
     threads: int
     outputs: tuple[ArraySpec, ...]
     """What the graph computes. The first is what calibration measures; a decoder's is its `logits`."""
@@ -71,7 +71,9 @@ class EngineInfo:
     max_batch_logits: int = 0
     """The most rows of logits of a step."""
     num_counters: int = 0
-    """Slots in which it counts the tokens of sequences that have penalties: see `runtime.batch.Counted`."""
+    """Of as many sequences that have penalties it counts the tokens: see `runtime.batch.Counted`."""
+    counter_bytes: int = 0
+    """What these take once a request has penalties."""
     num_drafts: int = 0
     """Tokens that a draft model proposes after each one; 0 without one."""
     pads: bool = False

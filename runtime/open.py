@@ -8,12 +8,12 @@ import torch
 from runtime.backends.backend import Kernel
 from runtime.backends.cpu.build import CannotBuild
 from runtime.backends.cpu.library import CpuLibrary, load_library
-from runtime.backends.cuda.library import TRITON, find_draw, find_penalise, load_kernels
+from runtime.backends.cuda.library import TRITON, find_draw, find_penalise, find_precisions, load_kernels
 from runtime.backends.onnx.session import Session
 from runtime.backends.plain.table import TORCH_KERNELS
 from runtime.batch import ArraySpec
 from runtime.compiled import CompiledModel, CompiledProgram, OnnxProgram
-from runtime.config import EngineConfig, UnusableConfig
+from runtime.config import EngineConfig, UnusableConfig, explain_missing
 from runtime.device import check_device
 from runtime.engine import Engine, EngineInfo, Progress
 from runtime.engines.adaptive import AdaptiveEngine
@@ -77,11 +77,22 @@ def find_kernels(
     """Those that the model was compiled for. Raises UnusableConfig where they are not to be had."""
     if config.kind == "onnxruntime":
         return {}
-    name = next(iter(compiled.programs.values())).info.kernels
-    if name == TRITON:
+    info = next(iter(compiled.programs.values())).info
+    if info.kernels == TRITON:
+        check_instructions(info.precision, device)
         return load_kernels()
-    library = find_library(config.model_copy(update={"cpu_kernels": name}), device, progress)
+    library = find_library(config.model_copy(update={"cpu_kernels": info.kernels}), device, progress)
     return TORCH_KERNELS if library is None else TORCH_KERNELS | library.kernels
+
+
+def check_instructions(precision: str, device: torch.device) -> None:
+    """A model is compiled on the first of several devices. Raises UnusableConfig where another has no instructions for
+    it."""
+    if device.type == "cuda" and precision not in find_precisions(device):
+        raise UnusableConfig(
+            f"{explain_missing(precision)}, and the model was compiled on such a one. engine.devices has to name "
+            "devices of one kind: name these alone, or set precision to what all of them compute in"
+        )
 
 
 def find_library(config: EngineConfig, device: torch.device, progress: Progress) -> CpuLibrary | None:
@@ -107,15 +118,16 @@ def give_caches(
     infos = [each.info for each in (*inners, encoder) if each is not None]
     device = torch.device(config.device)
     counts = make_counts(infos[0], limits, device)
-    count_bytes = 0 if counts is None else counts.planned_bytes
     num_blocks = plan_blocks(
         config.kv_cache.budget_mb,
         block_bytes=sum(layout.block_bytes for layout in layouts),
         weight_bytes=sum(info.weight_bytes for info in infos),
-        activation_bytes=sum(info.activation_bytes + info.graph_bytes for info in infos) + count_bytes,
+        activation_bytes=sum(info.activation_bytes for info in infos),
         max_sequences=limits.max_batch_requests,
         max_input_tokens=limits.max_input_tokens,
         max_source_tokens=limits.max_source_tokens,
+        graph_bytes=sum(info.graph_bytes for info in infos),
+        counter_bytes=0 if counts is None else counts.planned_bytes,
     )
     draw = find_draw(device)
     engines = [
@@ -133,8 +145,8 @@ def make_counts(info: EngineInfo, limits: BatchLimits, device: torch.device) -> 
     penalise = find_penalise(device)
     if penalise is None:
         return None
-    num_slots, vocab_size = min(limits.max_batch_requests, MAX_COUNTERS), int(info.outputs[0].dims[-1])
-    return TokenCounts(num_slots, vocab_size, limits.max_input_tokens, device, penalise)
+    num_counters, vocab_size = min(limits.max_batch_requests, MAX_COUNTERS), int(info.outputs[0].dims[-1])
+    return TokenCounts(num_counters, vocab_size, limits.max_input_tokens, device, penalise)
 
 
 def build_null(outputs: tuple[ArraySpec, ...], config: EngineConfig, limits: BatchLimits, replica: int = 0) -> Engine:

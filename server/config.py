@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from runtime.config import CUDA_PRECISIONS, EngineConfig, OnnxRuntimeConfig
+from runtime.config import EngineConfig, OnnxRuntimeConfig, check_precision
 
 Positive = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -223,20 +223,16 @@ class ModelConfig(Section):
                 f"limits.max_concurrent_requests ({limits.max_concurrent_requests}): such a request would always be "
                 "refused. Lower max_client_batch_size or raise max_concurrent_requests"
             )
-        if engine.precision in CUDA_PRECISIONS and engine.device == "cpu":
-            raise ValueError(
-                f"engine.precision {engine.precision} has no fast path with engine.device cpu. Set precision to bf16, "
-                "fp32 or auto, or device to cuda"
-            )
+        check_precision(engine)
         check_engine_options(engine)
         if engine.kind == "reference" and engine.precision not in ("auto", "fp32"):
             raise ValueError(
                 f"engine.kind reference computes in fp32 only, and engine.precision is {engine.precision}. "
                 "Set precision to fp32 or auto, or kind to planned"
             )
+        check_devices(engine)
         if engine.inline and engine.replicas > 1:
             raise ValueError("engine.inline runs one engine in the HTTP process. Set replicas to 1 or inline to false")
-        check_devices(engine)
         return self
 
 
@@ -257,10 +253,6 @@ def check_engine_options(engine: EngineConfig) -> None:
         raise ValueError(
             "engine.device and engine.cpu_kernels are for kind planned: engine.kind onnxruntime computes where its "
             "providers do. Name them in engine.onnxruntime.providers, and leave device and cpu_kernels out"
-        )
-    if engine.kind == "onnxruntime" and engine.precision == "bf16":
-        raise ValueError(
-            "engine.kind onnxruntime has no operators for bf16. Set engine.precision to fp32, int8 or auto"
         )
     if engine.kind != "onnxruntime" and engine.onnxruntime != OnnxRuntimeConfig():
         raise ValueError(f"engine.onnxruntime is for kind onnxruntime, and engine.kind is {engine.kind}. Leave it out")
@@ -306,16 +298,16 @@ def check_devices(engine: EngineConfig) -> None:
             f"engine.devices names {twice[0]} twice. Name each device once; engine.replicas says how many engines run "
             "on all of them"
         )
+    if engine.inline:
+        raise ValueError(
+            "engine.devices is for engines in processes of their own, and engine.inline has none. Leave devices out, "
+            "or set inline to false"
+        )
     if replicas % len(devices):
         fitting = max(replicas // len(devices), 1) * len(devices)
         raise ValueError(
             f"engine.replicas is {replicas}, and engine.devices names {len(devices)}, which get as many each. Set "
             f"replicas to {fitting}, or leave it out for one on each device"
-        )
-    if engine.inline:
-        raise ValueError(
-            "engine.devices is for engines in processes of their own, and engine.inline has none. Leave devices out, "
-            "or set inline to false"
         )
 
 

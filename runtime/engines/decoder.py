@@ -63,7 +63,8 @@ class DecoderEngine:
             kv_cache_bytes=kv_cache.nbytes,
             kv_cache_dtype=kv_cache_dtype,
             max_batch_logits=inner.largest.num_logits,
-            num_counters=0 if counts is None else counts.num_slots,
+            num_counters=0 if counts is None else counts.num_counters,
+            counter_bytes=0 if counts is None else counts.planned_bytes,
         )
 
     def warmup(self, progress: Progress) -> None:

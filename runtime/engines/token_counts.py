@@ -14,27 +14,27 @@ MAX_COUNTERS = 256
 """More sequences that have penalties at one time are told by their history. One takes half of what a row of logits
 does."""
 Penalise = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-"""Changes logits fp32 [num_logits, vocab_size] in place, in the rows int64 [n], by counts [num_slots, vocab_size] as
-`TokenCounts` keeps them, of the slots int64 [n], and by `how`, fp32 [3, n]: each row's repetition, presence and
+"""Changes logits fp32 [num_logits, vocab_size] in place, in the rows int64 [n], by counts [num_counters, vocab_size] as
+`TokenCounts` keeps them, of the counters int64 [n], and by `how`, fp32 [3, n]: each row's repetition, presence and
 frequency penalty."""
 
 
 class TokenCounts:
-    """Of at most `num_slots` sequences of at most `max_tokens`.
+    """Of at most `num_counters` sequences of at most `max_tokens`.
 
-    Mutable: `counts` [num_slots, vocab_size], which are there once somebody has asked for penalties: of a token twice
-    the times that it was generated, and 1 if it is in the prompt.
+    Mutable: `counts` [num_counters, vocab_size], which are there once somebody has asked for penalties: of a token
+    twice the times that it was generated, and 1 if it is in the prompt.
     """
 
-    def __init__(self, num_slots: int, vocab_size: int, max_tokens: int, device: torch.device, penalise: Penalise):
-        self.shape = num_slots, vocab_size
+    def __init__(self, num_counters: int, vocab_size: int, max_tokens: int, device: torch.device, penalise: Penalise):
+        self.shape = num_counters, vocab_size
         self.dtype = torch.int16 if 2 * max_tokens < torch.iinfo(torch.int16).max else torch.int32
         self.run = penalise
         self.staging = Staging(device)
         self.counts: Tensor | None = None
 
     @property
-    def num_slots(self) -> int:
+    def num_counters(self) -> int:
         return self.shape[0]
 
     @property
@@ -50,9 +50,9 @@ class TokenCounts:
             {
                 "how": np.stack([penalty[rows] for penalty in penalties]).astype(np.float32),
                 "rows": rows,
-                "slots": counted.slots,
+                "counters": counted.counters,
                 "cleared": counted.cleared,
-                "added_slots": counted.added_slots,
+                "added_counters": counted.added_counters,
                 "added_ids": counted.added_ids,
                 "added": np.where(counted.is_generated, 2, 1).astype(np.int32),
             }
@@ -61,5 +61,5 @@ class TokenCounts:
             self.counts = torch.zeros(self.shape, dtype=self.dtype, device=logits.device)
         self.counts.index_fill_(0, there["cleared"], 0)
         added = there["added"].to(self.dtype)
-        self.counts.index_put_((there["added_slots"], there["added_ids"]), added, accumulate=True)
-        self.run(logits, there["rows"], self.counts, there["slots"], there["how"])
+        self.counts.index_put_((there["added_counters"], there["added_ids"]), added, accumulate=True)
+        self.run(logits, there["rows"], self.counts, there["counters"], there["how"])

@@ -3,11 +3,18 @@
 import torch
 from torch.fx import GraphModule, Node
 
-from runtime.ops import linear_act, linear_fp8, linear_int8, linear_weight_only
-from runtime.passes.rewriting import LINEAR, is_call, read, read_linear, replace_node
+from runtime.ops import linear_act
+from runtime.passes.rewriting import (
+    FLOAT_LINEARS,
+    LINEAR,
+    ROUNDED_LINEARS,
+    is_call,
+    read,
+    read_linear,
+    replace_node,
+)
 
 aten = torch.ops.aten
-LINEARS = (LINEAR, linear_act.OP, linear_int8.OP, linear_fp8.OP, linear_weight_only.OP)
 
 
 def fuse_linear_add(graph_module: GraphModule) -> None:
@@ -26,7 +33,7 @@ def fuse_linear_add(graph_module: GraphModule) -> None:
 
 def takes_residual(linear: Node, residual: Node) -> bool:
     """Whether `linear` is a layer that only this sum reads, adds nothing yet, and has rows like the residual's."""
-    if not is_call(linear, *LINEARS) or len(linear.users) != 1:
+    if not is_call(linear, *FLOAT_LINEARS, *ROUNDED_LINEARS) or len(linear.users) != 1:
         return False
     mine, other = linear.meta["val"], residual.meta["val"]
     has_same_rows = len(mine.shape) == 2 and mine.shape == other.shape and mine.dtype == other.dtype

@@ -14,9 +14,7 @@ from runtime.ops import (
     embed_norm,
     experts,
     linear_act,
-    linear_fp8,
     linear_int8,
-    linear_weight_only,
     lora,
     paged_attention,
     pool,
@@ -25,7 +23,9 @@ from runtime.ops import (
 )
 from runtime.passes.rewriting import (
     CAST,
+    FLOAT_LINEARS,
     LINEAR,
+    ROUNDED_LINEARS,
     change,
     find_head,
     infer_shapes,
@@ -48,9 +48,6 @@ FP32_ARGUMENTS = {
     varlen_attention.OP: ("bias",),
 }
 """Weights of norms, what chooses experts, adapters, the angles of rotations, what is added to scores."""
-LINEARS = (LINEAR, linear_act.OP)
-ROUNDED = (linear_int8.OP, linear_fp8.OP, linear_weight_only.OP)
-"""Layers whose weights are rounded already; what belongs to these stays as it is."""
 
 
 def lower_precision(graph_module: GraphModule, dtype: torch.dtype, *, keep_linears: bool = False) -> None:
@@ -72,7 +69,7 @@ def lower_precision(graph_module: GraphModule, dtype: torch.dtype, *, keep_linea
 def needs_fp32(weight: Node, user: Node, head: set[Node], keep_linears: bool) -> bool:
     if user in head and not is_call(user, pool.OP):
         return True
-    if is_call(user, *ROUNDED) or (is_call(user, *LINEARS, experts.OP) and keep_linears):
+    if is_call(user, *ROUNDED_LINEARS) or (is_call(user, *FLOAT_LINEARS, experts.OP) and keep_linears):
         return True
     names = FP32_ARGUMENTS.get(user.target, ())  # type: ignore[call-overload]
     return any(getattr(read(user), name) is weight for name in names)

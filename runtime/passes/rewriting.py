@@ -11,10 +11,13 @@ from torch.fx import GraphModule, Node
 
 from runtime.capture import UNREAD, find_attribute, find_unread
 from runtime.lazy_module import LazyWeight
-from runtime.ops import pool
+from runtime.ops import linear_act, linear_fp8, linear_int8, linear_weight_only, pool
 from runtime.ops.spec import name_arguments
 
 LINEAR = torch.ops.aten.linear.default
+FLOAT_LINEARS = (LINEAR, linear_act.OP)
+ROUNDED_LINEARS = (linear_int8.OP, linear_fp8.OP, linear_weight_only.OP)
+"""Layers whose weights are rounded already."""
 CAST = torch.ops.aten.to.dtype
 
 

@@ -21,8 +21,8 @@ class FloatWeight:
 def quantize_channels(weight: Tensor) -> FloatWeight:
     """Round `weight` [out_features, in_features]: the largest number of a channel becomes the largest of e4m3.
 
-    Steps of floats grow with the numbers, so that no other scale errs less. Raises ValueError where weights are not
-    finite.
+    Steps of floats grow with the numbers, so that other scales gain little: the best for each channel takes a tenth of
+    the error off random ones of 384 inputs, and a thirtieth at 4096. Raises ValueError where weights are not finite.
     """
     values, scale = torch.empty_like(weight, dtype=E4M3), weight.new_empty(len(weight), dtype=torch.float32)
     step = max(1, PART // weight.shape[1])

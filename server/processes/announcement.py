@@ -15,7 +15,8 @@ def describe_model(model: DeployedModel, info: EngineInfo) -> str:
     weights, activations = info.weight_bytes / 2**20, info.activation_bytes / 2**20
     cache = f" + KV cache {info.kv_cache_bytes / 2**20:.1f} MB ({info.kv_cache_dtype})" if info.num_blocks else ""
     graphs = f" + CUDA graphs {info.graph_bytes / 2**20:.1f} MB" if info.graph_bytes else ""
-    total = weights + activations + (info.graph_bytes + info.kv_cache_bytes) / 2**20
+    counters = f" + counters of penalties {info.counter_bytes / 2**20:.1f} MB" if info.counter_bytes else ""
+    total = weights + activations + (info.graph_bytes + info.counter_bytes + info.kv_cache_bytes) / 2**20
     replicas, devices = model.config.engine.replicas, model.config.engine.device_names
     where = info.device if len(devices) == 1 else f"{', '.join(devices)} in turn"
     kernels = f" with {info.kernels} kernels" if info.device == "cpu" else ""
@@ -32,7 +33,7 @@ def describe_model(model: DeployedModel, info: EngineInfo) -> str:
             *precision,
             *([f"  nodes      {nodes}"] if len(info.nodes) > 1 else []),
             f"  memory     weights {weights:.1f} MB + activations {activations:.1f} MB at the largest batch "
-            f"({info.max_batch_tokens} tokens){graphs}{cache} = {total:.1f} MB per replica{unplanned}",
+            f"({info.max_batch_tokens} tokens){graphs}{counters}{cache} = {total:.1f} MB per replica{unplanned}",
             f"  inputs     up to {model.max_input_tokens} tokens, {outcome}",
             *([f"  heads      {'; '.join(heads)}"] if heads else []),
         ]

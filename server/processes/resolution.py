@@ -77,7 +77,7 @@ def settle_weights(model: ModelConfig, info: ModelInfo) -> ModelInfo:
         )
     if model.coverage_penalty and not can_tell:
         raise ConfigError(
-            f"model {model.name}: coverage_penalty is for engine.kind planned, and engine.kind is "
+            f"model {model.name}: coverage_penalty is for engine.kind {', '.join(TELLING_KINDS)}, and engine.kind is "
             f"{model.engine.kind}, which does not tell the weights of cross-attention. Leave it out, or set kind to "
             "planned"
         )

@@ -20,6 +20,9 @@ def show_device(engine: EngineConfig, replica: int, environment: Mapping[str, st
 
 
 def name_device(index: int, visible: str | None) -> str:
-    """As the driver's library counts devices, or as those have been named that are to be seen: `2`, `GPU-8932f937`."""
-    names = [] if visible is None else visible.split(",")
-    return names[index].strip() if index < len(names) else str(index)
+    """As the driver's library counts devices, or as those have been named that are to be seen: `2`, `GPU-8932f937`.
+    Behind these there is none, whatever the machine has."""
+    if visible is None:
+        return str(index)
+    names = visible.split(",")
+    return names[index].strip() if index < len(names) else ""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import triton
 from triton.backends.compiler import BaseBackend, GPUTarget
-from triton.compiler.compiler import ASTSource, make_backend
+from triton.compiler.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from tests.cuda.interpreting import list_modules
@@ -74,16 +74,20 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def compile_launch(launch: Launch, capability: int) -> Report:
+    compiled = compile_kernel(launch, capability)
+    registers, stack_bytes = read_usage(compiled.asm["cubin"])
+    name, metadata = launch.kernel.__name__, compiled.metadata
+    return Report(name, capability, registers, stack_bytes, metadata.shared, metadata.num_warps)
+
+
+def compile_kernel(launch: Launch, capability: int) -> CompiledKernel:
     """As JITFunction.run does, for a device of this capability: with the same specialisation of its arguments."""
     kernel, target = launch.kernel, GPUTarget("cuda", capability, 32)
     backend, options = make_backend(target), dict(launch.options) | {"debug": False}
     bound, specialization, rest = bind(launch, backend)
     made, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, rest)
     source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=target, options=made.__dict__)
-    registers, stack_bytes = read_usage(compiled.asm["cubin"])
-    name, shared_bytes = kernel.__name__, compiled.metadata.shared
-    return Report(name, capability, registers, stack_bytes, shared_bytes, compiled.metadata.num_warps)
+    return triton.compile(source, target=target, options=made.__dict__)
 
 
 def bind(launch: Launch, backend: BaseBackend) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from runtime.backends.backend import Kernel
-from runtime.backends.cuda.backend import find_precisions
+from runtime.backends.cuda.library import find_precisions
 from tests.cuda.compiling import CAPABILITIES, compile_launch, recorded
 from tests.kernels.kernel_cases import GUARD, KERNEL_TOLERANCES
 from tests.tolerances import Tolerance, check_close

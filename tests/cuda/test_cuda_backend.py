@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy.typing as npt
@@ -19,12 +20,12 @@ from runtime.backends.cuda.table import TRITON_KERNELS
 from runtime.backends.plain.table import TORCH_KERNELS, plain_backend
 from runtime.build import compile_model
 from runtime.config import EngineConfig, Precision, UnusableConfig
-from runtime.engine import Engine
+from runtime.engine import Engine, EngineInfo
 from runtime.engines.decoder import DecoderEngine
 from runtime.engines.transfer import make_batch
 from runtime.kv_cache.examples import page_alone
 from runtime.limits import BatchLimits
-from runtime.open import open_engine
+from runtime.open import find_kernels, open_engine
 from runtime.ops import (
     add_norm,
     embed_norm,
@@ -109,6 +110,22 @@ def test_precisions_that_a_device_has_no_instructions_for(
         return
     with pytest.raises(UnusableConfig, match=rf"engine\.precision {precision} .* 8\.9 or newer.* Set precision to"):
         find_backend(config, lambda *_: None)
+
+
+@pytest.mark.parametrize(("precision", "capability"), [("fp8", (8, 6)), ("bf16", (7, 5))])
+def test_a_model_compiled_on_a_device_of_another_kind(
+    precision: str, capability: tuple[int, int], capable: Callable[[int, int], Backend]
+) -> None:
+    program = SimpleNamespace(info=EngineInfo("planned", precision, "", "cuda:0", 1, (), kernels=TRITON))
+    compiled: Any = SimpleNamespace(programs={"only": program})
+    config = EngineConfig(device="cuda", devices=(0, 1))
+    capable(8, 9)
+    assert find_kernels(compiled, config, CUDA, lambda *_: None) == load_kernels()
+    capable(*capability)
+    with pytest.raises(
+        UnusableConfig, match=rf"engine\.precision {precision} .*engine\.devices has to name devices of one"
+    ):
+        find_kernels(compiled, config, CUDA, lambda *_: None)
 
 
 def test_missing_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from runtime import open as runtime_open
 from runtime.backends.cuda.penalties import penalise
-from runtime.batch import ArraySpec, Batch, Counted, Output
+from runtime.batch import ArraySpec, Batch, Counted, History, Output
 from runtime.config import EngineConfig
 from runtime.engine import EngineError, EngineInfo
 from runtime.engines.token_counts import TokenCounts
@@ -22,7 +22,7 @@ from runtime.limits import BatchLimits
 from runtime.open import give_caches
 from runtime.sampling import adjust_logits, sample
 from server.wire.generation import GenerationParams
-from tests.cuda.compiling import compile_launch, recorded
+from tests.cuda.compiling import compile_kernel, compile_launch, recorded
 from tests.cuda.cuda_cases import every_capability
 from tests.cuda.interpreting import interpreted
 from tests.generation.continuous import Continuous
@@ -94,7 +94,7 @@ SCRIPT: list[Asked] = [
 
 
 def test_answers_are_those_of_a_history(device: torch.device) -> None:
-    """With fewer slots than there are answers, which take one another's; each alone as among all."""
+    """With fewer counters than there are answers, which take one another's; each alone as among all."""
     expected = answer(FollowingDecoder(CPU, 0), SCRIPT)
     engine = FollowingDecoder(device, 3)
     assert answer(engine, SCRIPT) == expected
@@ -140,7 +140,7 @@ def test_whoever_joins_and_leaves(asked: list[Asked], num_counters: int) -> None
             assert answer(FollowingDecoder(CPU, num_counters), [(prompt, params, 0)]) == [together]
 
 
-def test_only_named_rows_and_slots_change(device: torch.device) -> None:
+def test_only_named_rows_and_counters_change(device: torch.device) -> None:
     """What is forbidden stays so, and what is no number shows."""
     counts = TokenCounts(3, VOCAB_SIZE, 100, device, penalise)
     logits = random_tensor(4, VOCAB_SIZE)
@@ -164,6 +164,21 @@ def test_only_named_rows_and_slots_change(device: torch.device) -> None:
     assert torch.equal(found, before)
 
 
+def test_rows_get_what_a_history_gives_them(device: torch.device) -> None:
+    """To the last bit: an answer may lose its counter to another, and goes on."""
+    counts, logits = TokenCounts(1, VOCAB_SIZE, 100, device, penalise), random_tensor(1, VOCAB_SIZE)
+    ids, nothing = np.array([3, 3, *range(30)]), np.zeros(0, np.int64)
+    rows, is_generated = np.zeros(len(ids), np.int64), np.arange(len(ids)) < 20
+    sampling = make_sampling(1, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.25)
+    history = replace(sampling, history=History(rows, ids, is_generated))
+    counted = replace(sampling, counted=Counted(rows[:1], rows[:1], nothing, rows, ids, is_generated))
+    expected, found = logits.clone(), logits.to(device)
+    with torch.inference_mode():
+        adjust_logits(expected, history)
+        adjust_logits(found, counted, counts.penalise)
+    assert torch.equal(found.cpu(), expected)
+
+
 def test_a_cache_leaves_room_for_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of as many sequences as a step may have, where there are kernels for them."""
     layout, limits = KVLayout(2, 2, 16), BatchLimits(64, 9, 10_000, 9)
@@ -179,6 +194,7 @@ def test_a_cache_leaves_room_for_counts(monkeypatch: pytest.MonkeyPatch) -> None
     found = open_decoder()
     assert (without.num_counters, found.num_counters) == (0, 9)
     assert without.num_blocks - found.num_blocks == 5
+    assert (without.counter_bytes, found.counter_bytes) == (0, 5 * layout.block_bytes)
 
 
 def test_long_answers_are_counted_in_more_bits() -> None:
@@ -195,3 +211,5 @@ def test_compiles(capability: int, dtype: torch.dtype) -> None:
         penalise(torch.zeros(4, 50000), index, torch.zeros(3, 50000, dtype=dtype), index, torch.ones(3, 2))
     (launch,) = launches
     compile_launch(launch, capability).check()
+    ptx = compile_kernel(launch, capability).asm["ptx"]
+    assert "div.rn.f32" in ptx and "div.full" not in ptx, "a history's logits are divided otherwise"

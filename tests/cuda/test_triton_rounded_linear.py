@@ -4,6 +4,7 @@ compiled."""
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -71,15 +72,34 @@ def test_every_tile(
     check_kernel(device, *KERNELS[kind], *make_inputs(kind, rows, depth, width, dtype))
 
 
-@pytest.mark.usefixtures("few_programs")
-@pytest.mark.parametrize("kind", KINDS)
-def test_alone_as_in_a_batch(kind: str, device: torch.device) -> None:
-    """A few rows by programs for each slice, many by programs for all of them: the same to the last bit of fp32."""
+IN_BATCHES = [
+    pytest.param(kind, tile, id=f"{kind}-{tile.rows}x{tile.columns}", marks=[] if place == 0 else [pytest.mark.slow])
+    for kind in KINDS
+    for place, tile in enumerate(GROUPED_TILES if kind == "int4_weights" else SLICED_TILES)
+]
+
+
+@pytest.fixture
+def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter, one step of a tile: numpy sums in another order for each shape, which in fp64 rounds nothing.
+    Steps and slices are added in fp32."""
+    multiply = np.matmul
+    monkeypatch.setattr(np, "matmul", lambda a, b, dtype: multiply(a, b, dtype=np.float64).astype(dtype))
+
+
+@pytest.mark.usefixtures("exact_products")
+@pytest.mark.parametrize(("kind", "tile"), IN_BATCHES)
+def test_alone_as_in_a_batch(kind: str, tile: GemmTile, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows in the smallest tile by programs for each slice, many in a larger one by programs for all of them: the
+    same to the last bit of fp32."""
     skip_without_fp8(kind, device)
+    monkeypatch.setattr(gemm, "MANY_PROGRAMS", 2)  # the batch has two tiles at least, of whatever size
+    monkeypatch.setattr(gemm, "cut_depth", lambda *_: Slices(3, 256))  # of two steps or groups each, so that it matters
+    monkeypatch.setattr(gemm, "choose_tile", lambda num_rows, *_: tile if num_rows > 3 else TILES[-1])
     kernel, op = KERNELS[kind]
-    x, *others, residual = make_inputs(kind, 64, 640, 40)
-    x *= (random_tensor(64, 640, seed=2) * 3).exp()  # of many sizes, so that sums are rounded
-    together = run_on(device, kernel, (64, 40), torch.float32, x, *others, residual)
+    x, *others, residual = make_inputs(kind, 130, 640, 40)
+    x *= (random_tensor(130, 640, seed=2) * 3).exp()  # of many sizes, so that sums are rounded
+    together = run_on(device, kernel, (130, 40), torch.float32, x, *others, residual)
     check_close(together, op(x, *others, residual).float(), tolerance=CUDA_TOLERANCES[torch.bfloat16])
     alone = run_on(device, kernel, (3, 40), torch.float32, x[:3], *others, residual[:3])
     assert torch.equal(alone, together[:3])

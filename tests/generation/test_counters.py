@@ -1,4 +1,4 @@
-"""Tokens that are counted in slots: whoever joins and leaves, slots hold what stands before the rows that name them."""
+"""Tokens that are counted: whoever joins and leaves, counters hold what stands before the rows that name them."""
 
 from collections import Counter as Bag
 from collections.abc import Sequence as Seq
@@ -21,48 +21,48 @@ TOKENS = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=4)
 
 
 @dataclass
-class Slots:
-    """An engine's, plainly. Mutable: by slot the tokens of prompts, and how often each was generated."""
+class Counts:
+    """An engine's, plainly. Mutable: by counter the tokens of prompts, and how often each was generated."""
 
     prompts: dict[int, set[int]] = field(default_factory=dict)
     generated: dict[int, Bag[int]] = field(default_factory=dict)
 
     def count(self, counted: Counted) -> None:
-        for slot in counted.cleared.tolist():
-            self.prompts[slot], self.generated[slot] = set(), Bag()
-        added = (counted.added_slots, counted.added_ids, counted.is_generated)
-        for slot, token_id, is_generated in zip(*(each.tolist() for each in added), strict=True):
+        for counter in counted.cleared.tolist():
+            self.prompts[counter], self.generated[counter] = set(), Bag()
+        added = (counted.added_counters, counted.added_ids, counted.is_generated)
+        for counter, token_id, is_generated in zip(*(each.tolist() for each in added), strict=True):
             if is_generated:
-                self.generated[slot][token_id] += 1
+                self.generated[counter][token_id] += 1
             else:
-                assert token_id not in self.prompts[slot], "The prompt's tokens are counted once."
-                self.prompts[slot].add(token_id)
+                assert token_id not in self.prompts[counter], "The prompt's tokens are counted once."
+                self.prompts[counter].add(token_id)
 
 
-def check_step(engine: Slots, counters: Counters, generations: Seq[Generation], drafts: Seq[tuple[int, ...]]) -> int:
+def check_step(engine: Counts, counters: Counters, generations: Seq[Generation], drafts: Seq[tuple[int, ...]]) -> int:
     """Form a step, and look at what stands before each of its rows. How many rows are counted."""
     parts = [make_part(each, guess) for each, guess in zip(generations, drafts, strict=True)]
     rows = list_rows(parts)
     sampling = build_sampling(rows, VOCAB_SIZE, counters)
     history = {} if sampling.history is None else set(sampling.history.rows.tolist())
     counted = sampling.counted
-    slots = {} if counted is None else dict(zip(counted.rows.tolist(), counted.slots.tolist(), strict=True))
+    claimed = {} if counted is None else dict(zip(counted.rows.tolist(), counted.counters.tolist(), strict=True))
     if counted is not None:
         engine.count(counted)
     for place, row in enumerate(rows):
-        assert (place in history) + (place in slots) == row.has_penalties
-        if place in slots:
+        assert (place in history) + (place in claimed) == row.has_penalties
+        if place in claimed:
             ids, num_prompt = row.sequence.token_ids.tolist(), row.generation.num_prompt_tokens
             assert not row.drafts
-            assert engine.prompts[slots[place]] == set(ids[:num_prompt])
-            assert +engine.generated[slots[place]] == Bag(ids[num_prompt:])
-    return len(slots)
+            assert engine.prompts[claimed[place]] == set(ids[:num_prompt])
+            assert +engine.generated[claimed[place]] == Bag(ids[num_prompt:])
+    return len(claimed)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.integers(1, 3))
-def test_slots_hold_what_stands_before_their_rows(data: st.DataObject, num_slots: int) -> None:
-    engine, counters = Slots(), Counters(num_slots)
+def test_counters_hold_what_stands_before_their_rows(data: st.DataObject, num_counters: int) -> None:
+    engine, counters = Counts(), Counters(num_counters)
     live: list[Generation] = []
     for _ in range(data.draw(st.integers(2, 8), "steps")):
         if data.draw(st.booleans(), "joins") or not live:
@@ -81,7 +81,7 @@ def test_slots_hold_what_stands_before_their_rows(data: st.DataObject, num_slots
 
 
 def test_a_step_says_only_what_is_new() -> None:
-    counters, engine = Counters(2), Slots()
+    counters, engine = Counters(2), Counts()
     first = make_generation([1, 2, 2], PENALISED, [5])
     check_step(engine, counters, [first], [()])
     first.live[0].token_ids.append(7)
@@ -92,7 +92,7 @@ def test_a_step_says_only_what_is_new() -> None:
 
 def test_slots_of_those_who_left_are_taken_first() -> None:
     """And where there are too few the last ones are told by their history."""
-    counters, engine = Counters(2), Slots()
+    counters, engine = Counters(2), Counts()
     stays, leaves, new = (make_generation([token_id], PENALISED, [4]) for token_id in (1, 2, 3))
     assert check_step(engine, counters, [leaves, stays], [(), ()]) == 2
     assert check_step(engine, counters, [stays, new], [(), ()]) == 2
@@ -113,5 +113,5 @@ def test_answers_of_one_prompt_begin_from_one_slot() -> None:
     generation = make_generation([3, 4, 3], GenerationParams(9, presence_penalty=1.0, num_sequences=3))
     sampling = build_sampling(list_rows([make_part(generation, past=0)]), VOCAB_SIZE, Counters(5))
     assert sampling.counted is not None
-    assert len(set(sampling.counted.slots)) == 1 and sampling.counted.rows.tolist() == [0, 1, 2]
+    assert len(set(sampling.counted.counters)) == 1 and sampling.counted.rows.tolist() == [0, 1, 2]
     np.testing.assert_array_equal(sampling.counted.added_ids, [3, 4])

@@ -23,7 +23,7 @@ MB = 2**20
 PLENTY = 10**6
 
 
-def plan(budget_mb: float | None, *, max_sequences: int = PLENTY, max_input_tokens: int = 64) -> int:
+def plan(budget_mb: float | None, *, max_sequences: int = PLENTY, max_input_tokens: int = 64, **kept_bytes: int) -> int:
     return plan_blocks(
         budget_mb,
         block_bytes=MB,
@@ -31,6 +31,7 @@ def plan(budget_mb: float | None, *, max_sequences: int = PLENTY, max_input_toke
         activation_bytes=100 * MB,
         max_sequences=max_sequences,
         max_input_tokens=max_input_tokens,
+        **kept_bytes,
     )
 
 
@@ -43,8 +44,16 @@ def test_no_more_than_all_sequences_could_use() -> None:
 
 
 def test_budget_without_room_for_one_sequence_is_refused_with_the_remedy() -> None:
-    with pytest.raises(UnusableConfig, match=r"450\.0 MB 150\.0 MB are left .* Raise kv_cache.budget_mb"):
+    with pytest.raises(UnusableConfig, match=r"450\.0 MB 150\.0 MB are left .* Raise kv_cache.budget_mb") as refusal:
         plan(450, max_input_tokens=16 * 150)
+    assert "cuda_graphs" not in str(refusal.value) and "engine.kind" not in str(refusal.value)
+
+
+def test_what_is_kept_beside_activations_is_told_with_its_remedy() -> None:
+    assert plan(500, graph_bytes=30 * MB, counter_bytes=20 * MB) == 150
+    words = r"50\.0 MB are left .* 400\.0 MB of weights, activations and what is .* or engine\.kind to planned"
+    with pytest.raises(UnusableConfig, match=words):
+        plan(450, max_input_tokens=16 * 150, graph_bytes=60 * MB, counter_bytes=40 * MB)
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from runtime import build
+from runtime.backends.plain.table import plain_backend
 from runtime.build import compile_model
 from runtime.compiled import CompiledModel, load_compiled, save_compiled
 from runtime.config import EngineConfig
@@ -63,6 +65,16 @@ def run(engine: Engine, seqlens: list[int]) -> dict[str, np.ndarray]:
 def test_encoder(precision: str, kernels: str, tmp_path: Path) -> None:
     config = EngineConfig.model_validate({"precision": precision, "cpu_kernels": kernels, "threads": 1})
     check_round_trip(compile_tiny(tiny_bert, config), config, tmp_path)
+
+
+def test_fp8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a GPU."""
+    backend = replace(plain_backend(torch.device("cpu")), keeps_linears=False)
+    monkeypatch.setattr(build, "check_precision", lambda config: None)
+    monkeypatch.setattr(build, "find_backend", lambda *_: backend)
+    config = EngineConfig(precision="fp8", cpu_kernels="torch", threads=1)
+    found = check_round_trip(compile_tiny(tiny_bert, config), config, tmp_path)
+    assert torch.float8_e4m3fn in {value.dtype for value in found.only.program.constants.values()}
 
 
 def test_encoder_with_a_precision_for_each_size(tmp_path: Path) -> None:

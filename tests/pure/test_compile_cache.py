@@ -157,3 +157,11 @@ def test_broken_file_is_none(tmp_path: Path, text: str) -> None:
     assert read_choice(path) is None
     path.write_text(text)
     assert read_choice(path) is None
+
+
+def test_devices_that_are_to_be_seen(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of them may be of another kind."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    path = find_cache(model, EngineConfig(device="cuda"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert find_cache(model, EngineConfig(device="cuda")) != path

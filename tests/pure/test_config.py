@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from runtime.config import CUDA_PRECISIONS
 from server.config import ConfigError, ModelConfig, ServerConfig
 from server.config_file import dump_config, load_config
 from server.tasks.registry import HEADS
@@ -96,6 +97,16 @@ def test_what_is_for_embeddings_is_refused_by_other_tasks(task: str, options: di
         ({"engine": {"precision": "fp16"}}, {}, ["engine.precision fp16", "Set precision to bf16, fp32 or auto"]),
         ({"engine": {"precision": "fp8"}}, {}, ["engine.precision fp8", "or device to cuda"]),
         ({"engine": {"precision": "int4_weights"}}, {}, ["engine.precision int4_weights", "or device to cuda"]),
+        *(
+            (
+                {"engine": {"kind": "onnxruntime", "precision": precision}},
+                {},
+                [f"onnxruntime has no operators for {precision}", "Set engine.precision to fp32, int8 or auto"],
+            )
+            for precision in ("bf16", *CUDA_PRECISIONS)
+        ),
+        ({"engine": {"kind": "null", "precision": "fp8"}}, {}, ["engine.kind null", "Leave engine.precision out"]),
+        ({"engine": {"kind": "reference", "precision": "fp8"}}, {}, ["fp32 only", "Set precision to fp32 or auto"]),
         ({"engine": {"kind": "null", "memory_cap_mb": 5}}, {}, ["engine.memory_cap_mb", "Leave it out"]),
         ({"engine": {"kind": "cuda_graphs"}}, {}, ["engine.kind cuda_graphs needs", "Set device to cuda"]),
         (
@@ -136,6 +147,12 @@ def test_what_is_for_embeddings_is_refused_by_other_tasks(task: str, options: di
             {},
             ["engine.devices", "engine.inline", "set inline to false"],
         ),
+        (
+            {"engine": {"device": "cuda", "devices": [0, 1], "inline": True}},
+            {},
+            ["engine.devices", "engine.inline", "set inline to false"],
+        ),
+        ({"engine": {"device": "cuda", "devices": [*range(65)]}}, {}, ["engine.replicas", "less than or equal to 64"]),
         (
             {"engine": {"inline": True}},
             {"server": {"http_workers": 2}},

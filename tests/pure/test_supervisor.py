@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,12 +159,20 @@ def test_announced_once_whoever_answers_has_heard_of_the_engines(
     assert "embedder: BertModel" in printed and "Ready after" in printed
 
 
-@pytest.mark.parametrize(("visible", "seen"), [("", ["2", "0", "2", "0"]), ("7, GPU-8f,5", ["5", "7", "5", "7"])])
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [
+        (None, ["2", "0", "2", "0"]),
+        ("7, GPU-8f,5", ["5", "7", "5", "7"]),
+        ("7", ["", "7", "", "7"]),
+        ("", ["", "", "", ""]),
+    ],
+)
 def test_each_engine_sees_its_own_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listeners: Listeners, visible: str, seen: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listeners: Listeners, visible: str | None, seen: list[str]
 ) -> None:
-    """Replicas take turns; where somebody has chosen devices for the server, among those."""
-    monkeypatch.setenv(VARIABLE, visible) if visible else monkeypatch.delenv(VARIABLE, raising=False)
+    """Replicas take turns; where somebody has chosen devices for the server, among those and no others."""
+    monkeypatch.delenv(VARIABLE, raising=False) if visible is None else monkeypatch.setenv(VARIABLE, visible)
     engine = EngineConfig(device="cuda", devices=(2, 0), replicas=4)
     model = DeployedModel(0, MODEL.model_copy(update={"engine": engine}), tmp_path, INFO)
     on_cpu = DeployedModel(1, MODEL, tmp_path, INFO)
@@ -176,6 +184,8 @@ def test_the_start_says_where_replicas_compute(tmp_path: Path) -> None:
     engine = EngineConfig(kind="cuda_graphs", device="cuda", devices=(2, 0))
     model = DeployedModel(0, MODEL.model_copy(update={"engine": engine}), tmp_path, INFO)
     info = EngineInfo("cuda_graphs", "bf16", "auto", "cuda:2", 1, (), 5 * 2**20, 2 * 2**20, graph_bytes=9 * 2**20)
+    info = replace(info, counter_bytes=3 * 2**20)
     told = describe_model(model, info)
     assert "on cuda:2, cuda:0 in turn, 2 replicas" in told
-    assert "weights 5.0 MB + activations 2.0 MB at the largest batch (0 tokens) + CUDA graphs 9.0 MB = 16.0 MB" in told
+    assert "weights 5.0 MB + activations 2.0 MB at the largest batch (0 tokens) + CUDA graphs 9.0 MB" in told
+    assert "9.0 MB + counters of penalties 3.0 MB = 19.0 MB per replica" in told

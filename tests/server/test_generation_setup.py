@@ -182,7 +182,7 @@ def test_engines_that_tell_what_tokens_look_at() -> None:
     for options, heads in (({}, ((0, 1),)), (graphs, ((0, 1),)), (onnx, ())):
         speech = settle(hearer, **options).speech
         assert speech is not None and speech.alignment_heads == heads
-    with pytest.raises(ConfigError, match=r"coverage_penalty is for engine\.kind planned"):
+    with pytest.raises(ConfigError, match=r"coverage_penalty is for engine\.kind planned, cuda_graphs, reference, and"):
         settle(translator, coverage_penalty=True, **onnx)
     for info in (hearer, ModelInfo("BertModel", "embed", 9, 1, 9, 9)):
         with pytest.raises(ConfigError, match=f"m: coverage_penalty is for .* of texts, and .* task is {info.task}"):

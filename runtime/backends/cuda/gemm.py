@@ -2,7 +2,8 @@
 
 Where a few rows are multiplied by a weight that has few columns, its depth is cut into slices, which are programs of
 their own; a second kernel adds their sums. Into which slices depends on the weight's shape alone, and they are added in
-their order, in whichever kernel: what a row's result is does not depend on how many rows there are.
+their order, in whichever kernel: what a row's result is does not depend on how many rows there are, as far as the
+matrix instructions for few rows add as those for many do. Of Hopper's for 64 rows and more only a device can tell.
 """
 
 from collections.abc import Sequence
@@ -83,7 +84,7 @@ def count_tiles(tile: GemmTile, num_rows: int, num_columns: int) -> int:
 
 
 def cut_depth(num_columns: int, depth: int, least: int) -> Slices:
-    """As many slices of at least so many numbers as keep a device busy with one row of tiles."""
+    """As many slices of at least so many numbers, but the last, as keep a device busy with one row of tiles."""
     wanted = triton.cdiv(MANY_PROGRAMS, triton.cdiv(num_columns, TILES[-1].columns))
     slice_depth = triton.cdiv(depth, max(1, min(wanted, depth // least)))
     slice_depth = triton.cdiv(slice_depth, SLICE_STEP) * SLICE_STEP

@@ -8,19 +8,27 @@ import torch
 
 from runtime.backends.backend import Kernel
 from runtime.backends.plain.table import TORCH_KERNELS
-from runtime.config import UnusableConfig
+from runtime.config import Precision, UnusableConfig
 from runtime.engines.token_counts import Penalise
 from runtime.sampling_filters import DrawTokens, draw_tokens
 
 TRITON = "triton"
 """The kernels' name."""
 LEAST_CAPABILITY = (8, 0)
-"""From Ampere on there are matrix instructions for every type that the kernels compute in."""
+"""From Ampere on there are matrix instructions for every type that the kernels compute in, but e4m3."""
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8", "int8_weights", "int4_weights")
 
 
 def has_kernels(device: torch.device) -> bool:
     """Whether a CUDA device has what they are compiled to."""
     return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+
+
+def find_precisions(device: torch.device) -> tuple[Precision, ...]:
+    """What they compute in there: e4m3 where there are matrix instructions for it, from Ada on."""
+    if not has_kernels(device):
+        return ()
+    return (*PRECISIONS, "fp8") if torch.cuda.get_device_capability(device) >= (8, 9) else PRECISIONS
 
 
 def has_triton(device: torch.device) -> bool:

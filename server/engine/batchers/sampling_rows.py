@@ -198,9 +198,9 @@ def build_timestamps(rules: Mapping[int, RowRules]) -> TimestampRule | None:
 
 
 class NewTokens(NamedTuple):
-    """What a slot is to count. `begins`: from nothing."""
+    """What a counter is to count. `begins`: from nothing."""
 
-    slot: int
+    counter: int
     begins: bool
     ids: IntArray
     is_generated: BoolArray
@@ -211,15 +211,15 @@ def build_counted(rows: Seq[Row], counters: Counters) -> Counted | None:
     countable = [(place, row) for place, row in enumerate(rows) if row.is_countable]
     owners = list({id(row.sequence): row for _, row in countable}.values())
     counters.claim([row.sequence for row in owners])
-    slots = {place: row.sequence.counter.slot for place, row in countable if row.sequence.counter is not None}
-    if not slots:
+    claimed = {place: row.sequence.counter.index for place, row in countable if row.sequence.counter is not None}
+    if not claimed:
         return None
     news = [count_new(row, row.sequence.counter) for row in owners if row.sequence.counter is not None]
     return Counted(
-        rows=np.array(list(slots), np.int64),
-        slots=np.array(list(slots.values()), np.int64),
-        cleared=np.array([new.slot for new in news if new.begins], np.int64),
-        added_slots=np.repeat(np.array([new.slot for new in news]), [len(new.ids) for new in news]),
+        rows=np.array(list(claimed), np.int64),
+        counters=np.array(list(claimed.values()), np.int64),
+        cleared=np.array([new.counter for new in news if new.begins], np.int64),
+        added_counters=np.repeat(np.array([new.counter for new in news]), [len(new.ids) for new in news]),
         added_ids=np.concatenate([new.ids for new in news]),
         is_generated=np.concatenate([new.is_generated for new in news]),
     )
@@ -232,7 +232,7 @@ def count_new(row: Row, counter: Counter) -> NewTokens:
     num_prompt_tokens = max(row.generation.num_prompt_tokens - first, 0)
     prompt, generated = np.unique(token_ids[:num_prompt_tokens]), token_ids[num_prompt_tokens:]
     ids = np.concatenate([prompt, generated])
-    return NewTokens(counter.slot, not first, ids, np.arange(len(ids)) >= len(prompt))
+    return NewTokens(counter.index, not first, ids, np.arange(len(ids)) >= len(prompt))
 
 
 def build_history(rows: Seq[Row], counted: Collection[int] = ()) -> History | None:
