@@ -31,6 +31,7 @@ def write(path: Path, directory: Path, engines: dict[str, dict[str, Any]]) -> Pa
     return path
 
 
+@pytest.mark.slow
 def test_both_engines_in_one_server(tmp_path: Path) -> None:
     directory = make_small_bert(tmp_path / "model")
     engines = {
