@@ -45,6 +45,7 @@ def server(null_model: Path, tmp_path: Path, certificate: Path) -> Iterator[Runn
         running.stop()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_port(server: RunningServer, certificate: Path) -> None:
     server.trust = ssl.create_default_context(cafile=certificate)
     server.wait_ready()

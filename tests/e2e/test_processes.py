@@ -138,6 +138,7 @@ def test_sigterm_under_load_loses_nothing(start: StartServer) -> None:
     assert server.children("server") == []
 
 
+@pytest.mark.slow
 def test_what_outlasts_the_drain_timeout_is_told_so(start: StartServer) -> None:
     """Neither a closed connection nor a traceback: an error in the protocol's own form."""
     server = start(server={"drain_timeout_s": 1}, engine={"null_step_ms": 4000})
