@@ -38,7 +38,7 @@ print(
             "streamed": "".join(part.choices[0].delta.content or "" for part in parts if part.choices),
             "usage": [whole.usage.completion_tokens, parts[-1].usage.completion_tokens],
             "completion": client.completions.create(
-                model=given["writer"], prompt="Hello", max_tokens=4
+                model=given["writer"], prompt="Hello", max_tokens=4, temperature=0
             ).usage.to_dict(),
         }
     )
