@@ -67,11 +67,6 @@ class BlockAllocator:
         new = max(0, count_blocks(last) - len(table.block_ids))
         return new + len(self.list_shared(table, first, last))
 
-    def is_writable(self, table: BlockTable, first: int, last: int) -> bool:
-        """Whether `grow` with the same arguments would have nothing to do: so it is for most tokens of an answer."""
-        places = range(first // BLOCK_SIZE, count_blocks(last))
-        return places.stop <= len(table.block_ids) and all(self.ref_counts[table.block_ids[at]] == 1 for at in places)
-
     def grow(self, table: BlockTable, first: int, last: int) -> list[tuple[int, int]]:
         """Make tokens [first, last) writable. Returns (from, to) of blocks to copy. Raises OutOfBlocks, and then has
         changed nothing."""

@@ -30,6 +30,12 @@ def linear_act_shape(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
+def finish(sums: Tensor, bias: Tensor | None, act: str, residual: Tensor | None) -> Tensor:
+    """What follows the sums of a layer whose weight is rounded, in fp32."""
+    result = ACTIVATIONS[act](sums if bias is None else sums + bias.float())
+    return result if residual is None else result + residual.float()
+
+
 def linear_act(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str = "none", residual: Tensor | None = None
 ) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from runtime.ops.linear_act import ACTIVATION, ACTIVATIONS, linear_act_shape
+from runtime.ops.linear_act import ACTIVATION, finish, linear_act_shape
 from runtime.ops.spec import define_op
 
 E4M3 = torch.float8_e4m3fn
@@ -40,11 +40,8 @@ def linear_fp8(
 ) -> Tensor:
     """The reference: sums in fp32."""
     rows, row_scale = round_to_e4m3(x.float())
-    result = functional.linear(rows.float(), weight.float()[:, : x.shape[1]]) * (row_scale * scale)
-    if bias is not None:
-        result = result + bias.float()
-    result = ACTIVATIONS[act](result)
-    return (result if residual is None else result + residual.float()).to(x.dtype)
+    sums = functional.linear(rows.float(), weight.float()[:, : x.shape[1]]) * (row_scale * scale)
+    return finish(sums, bias, act, residual).to(x.dtype)
 
 
 SPEC = define_op(linear_fp8, linear_act_shape, words={"act": ACTIVATION})

@@ -12,7 +12,7 @@ is quantised for the next layer, by the arguments that begin with `out_`.
 import torch
 from torch import Tensor
 
-from runtime.ops.linear_act import ACTIVATION, ACTIVATIONS
+from runtime.ops.linear_act import ACTIVATION, finish
 from runtime.ops.quantized_rows import quantize_rows, row_bytes, split_rows
 from runtime.ops.spec import define_op
 
@@ -46,12 +46,7 @@ def linear_int8(
     rows = x if x.dtype == torch.uint8 else quantize_rows(x, inverse_smooth, x_scale, x_zero)
     values, scales, zeros = split_rows(rows, weight.shape[1])
     sums = (values.double() - zeros) @ weight.double().t()
-    result = sums.float() * (scales * scale)
-    if bias is not None:
-        result = result + bias.float()
-    result = ACTIVATIONS[act](result)
-    if residual is not None:
-        result = result + residual.float()
+    result = finish(sums.float() * (scales * scale), bias, act, residual)
     if dtype == torch.uint8:
         return quantize_rows(result, out_inverse_smooth, out_scale, out_zero)
     return result.to(dtype or torch.float32)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from runtime.ops.linear_act import ACTIVATION, ACTIVATIONS, linear_act_shape
+from runtime.ops.linear_act import ACTIVATION, finish, linear_act_shape
 from runtime.ops.spec import define_op
 
 
@@ -49,11 +49,8 @@ def linear_weight_only(
     residual: Tensor | None = None,
 ) -> Tensor:
     """The reference: in fp32."""
-    result = functional.linear(x.float(), dequantize(weight, scale, zero)[:, : x.shape[1]])
-    if bias is not None:
-        result = result + bias.float()
-    result = ACTIVATIONS[act](result)
-    return (result if residual is None else result + residual.float()).to(x.dtype)
+    sums = functional.linear(x.float(), dequantize(weight, scale, zero)[:, : x.shape[1]])
+    return finish(sums, bias, act, residual).to(x.dtype)
 
 
 SPEC = define_op(linear_weight_only, linear_act_shape, words={"act": ACTIVATION})

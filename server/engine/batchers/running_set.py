@@ -165,8 +165,8 @@ class RunningSet:
         first = sequence.num_computed_tokens
         last = first + num_tokens
         ahead = min(last + self.lookahead_tokens, max(generation.max_total_tokens, last))
-        if self.allocator.is_writable(sequence.table, first, ahead):
-            return True
+        if not self.allocator.count_needed(sequence.table, first, ahead):
+            return True  # so it is for most tokens of an answer
         if self.has_blocks(sequence, ahead - first):
             last = ahead
         while not self.has_blocks(sequence, last - first):
