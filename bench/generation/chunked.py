@@ -9,6 +9,7 @@ import asyncio
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from tqdm import tqdm
@@ -58,10 +59,11 @@ async def run_round(ours: Ours, prompts: Sequence[list[int]]) -> Pauses:
 
 
 def find_pauses(readers: Sequence[Reply], newcomer: Reply) -> Pauses:
-    """A pause counts for the newcomer if it ends after it came and begins before its first token."""
+    """A pause counts for the newcomer if it ends after it came and begins before its first token. Between tokens that
+    come together there is none."""
     before, during = [], []
     for reader in readers:
-        for earlier_s, later_s in zip(reader.times_s, reader.times_s[1:], strict=False):
+        for earlier_s, later_s in pairwise(sorted({*reader.times_s})):
             if later_s <= newcomer.started_s:
                 before.append(later_s - earlier_s)
             elif earlier_s < newcomer.times_s[0]:

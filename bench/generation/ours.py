@@ -22,6 +22,7 @@ from server.engine.cost_model import CostModel
 from server.engine.engine_loop import EngineLoop
 from server.engine.executor import DeviceThread, run_in_passing_thread
 from server.metrics import Metrics
+from server.processes.startup import spare_garbage_collector
 from server.wire.generation import GenerationParams, read_news
 from server.wire.job import Job, TokenSequence, write_inputs
 
@@ -97,6 +98,7 @@ def open_ours(
         return engine
 
     engine = run_in_passing_thread(build)
+    spare_garbage_collector()
     changed = asyncio.Event()
     batcher = DecodingBatcher(
         StepLimits(engine.info.max_batch_tokens, limits.max_batch_requests, 0.0, engine.info.max_batch_logits),

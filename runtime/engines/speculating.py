@@ -9,13 +9,13 @@ costs time and nothing else: tokens are always the large model's.
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from runtime.batch import NO_TOKEN, Arrays, Batch, IntArray, Output, Paging, SampledTokens
+from runtime.batch import NO_TOKEN, Batch, IntArray, Output, Paging, SampledTokens
 from runtime.engine import EngineInfo, MemoryStats, Progress
 from runtime.engines.decoder import DecoderEngine
 from runtime.kv_cache.blocks import BLOCK_SIZE, SCRATCH_BLOCK
 from runtime.kv_cache.examples import sample_greedily
+from runtime.kv_cache.newest import pack_newest
 
 
 class SpeculatingEngine:
@@ -69,7 +69,8 @@ class SpeculatingEngine:
             rows, newest, positions, tables = (each[going_on] for each in (rows, newest, positions, tables))
             if not len(rows):
                 break
-            found = self.draft.run(pack_newest(newest, positions, tables)).tokens
+            greedy = sample_greedily(len(rows))
+            found = self.draft.run(pack_newest(newest, positions, tables, greedy)).tokens
             assert found is not None
             drafts[rows, step] = newest = found.token_ids
             positions = positions + 1
@@ -108,18 +109,3 @@ def find_newest(batch: Batch, paging: Paging, tokens: SampledTokens) -> IntArray
         if tokens.token_ids[row] != NO_TOKEN:
             newest.append(int(row))
     return np.array(newest, np.int64)
-
-
-def pack_newest(token_ids: IntArray, positions: IntArray, block_table: npt.NDArray[np.int32]) -> Batch:
-    """One token of each sequence."""
-    count = len(token_ids)
-    blocks = block_table[np.arange(count), positions // BLOCK_SIZE].astype(np.int64)
-    paging = Paging(
-        cache_seqlens=(positions + 1).astype(np.int32),
-        block_table=block_table,
-        slot_mapping=blocks * BLOCK_SIZE + positions % BLOCK_SIZE,
-        logit_rows=np.arange(count),
-        sampling=sample_greedily(count),
-    )
-    arrays: Arrays = {"input_ids": token_ids, "position_ids": positions}
-    return Batch(arrays, np.arange(count + 1, dtype=np.int32), 1, paging)

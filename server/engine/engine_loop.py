@@ -120,6 +120,7 @@ class EngineLoop(Generic[AnyStep]):
 
         stream = ResultStream(cancel)
         self.batcher.add(job, stream, monotonic())
+        self.executor.interrupt()
         self.wake()
         return stream
 
@@ -206,15 +207,18 @@ class EngineLoop(Generic[AnyStep]):
 
     def observe(self, result: StepResult[AnyStep]) -> None:
         self.batcher.observe(result)
-        batch, step = result.step.batch, result.step
-        if step.oldest_arrival_s is not None:
-            self.metrics.bind_steps(self.model, self.replica).observe(
+        step = result.step
+        if step.oldest_arrival_s is None:
+            return
+        steps = self.metrics.bind_steps(self.model, self.replica)
+        for batch in result.batches:
+            steps.observe(
                 num_tokens=batch.num_tokens,
                 num_seqs=batch.num_seqs,
                 max_seqlen=batch.max_seqlen,
                 pads=self.executor.info.pads,
                 predicted_s=step.predicted_s,
-                actual_s=result.ended_s - result.started_s,
+                actual_s=(result.ended_s - result.started_s) / len(result.batches),
                 batch_wait_s=result.started_s - step.oldest_arrival_s,
             )
 

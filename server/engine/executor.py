@@ -7,14 +7,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Protocol, TypeVar
 
 from runtime.batch import Output
 from runtime.engine import Engine, EngineInfo, MemoryStats
-from server.engine.batchers.batcher import AnyStep, StepResult
+from server.engine.batchers.batcher import AnyStep, Run, StepResult
 from server.engine.core_lease import KEEP_S, CoreLease
 
 Built = TypeVar("Built")
@@ -57,6 +57,9 @@ class Executor(Protocol[AnyStep]):
 
     def submit(self, step: AnyStep) -> None: ...
 
+    def interrupt(self) -> None:
+        """Somebody waits for the next step: those that were submitted, and could go on by themselves, end."""
+
     def memory(self) -> MemoryStats: ...
 
     def trim(self) -> None:
@@ -69,7 +72,8 @@ class Executor(Protocol[AnyStep]):
 class DeviceThread(Executor[AnyStep]):
     """The one thread that owns an engine, on `cores`. `lease`: those that it shares with engines of other processes.
 
-    Mutable: the queue of steps, and whether the next of them waits for its turn on the cores.
+    Mutable: the queue of steps, whether the next of them waits for its turn on the cores, and whether somebody waits
+    for another.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class DeviceThread(Executor[AnyStep]):
         self.cores = cores
         self.steps: SimpleQueue[AnyStep | None] = SimpleQueue()
         self.is_waiting = False
+        self.is_interrupted = False
         self.name = name
         self.thread: threading.Thread | None = None
 
@@ -98,7 +103,11 @@ class DeviceThread(Executor[AnyStep]):
         self.thread.start()
 
     def submit(self, step: AnyStep) -> None:
+        self.is_interrupted = False
         self.steps.put(step)
+
+    def interrupt(self) -> None:
+        self.is_interrupted = True
 
     def memory(self) -> MemoryStats:
         return self.engine.memory()
@@ -132,13 +141,23 @@ class DeviceThread(Executor[AnyStep]):
         started_s = monotonic()
         output: Output | None = None
         error: Exception | None = None
+        following: tuple[Run, ...] = ()
         try:
             with self.turn(step):
                 started_s = monotonic()
                 output = self.engine.run(step.batch)
+                following = self.go_on(step, output)
         except Exception as failure:  # whatever it was, the jobs of this step must hear of it
             output, error = None, failure
-        return StepResult(step, started_s, monotonic(), output, error)
+        return StepResult(step, started_s, monotonic(), output, error, following)
+
+    def go_on(self, step: AnyStep, output: Output) -> tuple[Run, ...]:
+        """By what the step itself knows. What fails is left to the next step, which begins with the same."""
+        runs = [Run(list(range(step.batch.num_seqs)), step.batch, output)]
+        with suppress(Exception):
+            while not self.is_interrupted and (found := step.follow(runs)) is not None:
+                runs.append(Run(*found, self.engine.run(found[1])))
+        return tuple(runs[1:])
 
     @contextmanager
     def turn(self, step: AnyStep) -> Iterator[None]:

@@ -13,6 +13,7 @@ from server.engine.batchers.batcher import StepLimits, StepResult
 from server.engine.batchers.decoding import DecodingBatcher, DecodingOptions, DecodingStep
 from server.engine.batchers.matcher import MakeMatcher, refuse_grammar
 from server.engine.cost_model import CostModel
+from server.engine.executor import DeviceThread
 from server.wire.generation import AnswerNews, GenerationParams, read_news
 from server.wire.job import Job, Result, TokenSequence, join_rows, write_inputs
 from server.wire.result_stream import ResultStream
@@ -69,7 +70,10 @@ def make_job(
 
 
 class Continuous:
-    """`start` generations, then `step` until all is said. Time stands still unless a test moves `now_s`."""
+    """`start` generations, then `step` until all is said. Time stands still unless a test moves `now_s`.
+
+    `step_s`: what the batcher believes that a step takes; 0: it does not know.
+    """
 
     def __init__(
         self,
@@ -84,6 +88,7 @@ class Continuous:
         engine: Engine | None = None,
         make_matcher: MakeMatcher = refuse_grammar,
         max_total_tokens: int = MAX_TOTAL_TOKENS,
+        step_s: float = 0.0,
     ) -> None:
         engine_info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=num_blocks)
         self.engine = NullDecoder(engine_info) if engine is None else engine
@@ -93,17 +98,20 @@ class Continuous:
         info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=num_blocks, **counts)
         self.batcher = DecodingBatcher(
             StepLimits(max_batch_tokens, max_batch_requests, 0.0, max_batch_logits),
-            CostModel(),
+            CostModel(fixed_s=step_s),
             info,
             DecodingOptions(max_total_tokens, prefill_chunk_tokens, has_prefix_cache, num_drafts, make_matcher),
             vocab_size=count_vocab(self.engine),
             wake=lambda: None,
         )
         self.allocator = self.batcher.running.allocator
+        self.device: DeviceThread[DecodingStep] = DeviceThread(self.engine, "null")
         self.now_s = 0.0
         self.batch_sizes: list[int] = []
         self.source_sizes: list[int] = []
         """Tokens of the sources that were encoded in each step."""
+        self.following_sizes: list[int] = []
+        """Of the batches that followed on steps."""
 
     def start(self, prompt: Sequence[int], params: GenerationParams, **options: Any) -> Heard:
         return self.start_job(make_job([prompt], params, **options))
@@ -131,13 +139,12 @@ class Continuous:
             self.batch_sizes.append(step.batch.num_tokens)
             assert step.batch.paging is not None
             self.source_sizes.append(count_sources(step.batch.paging))
-            steps += self.batcher.settle(self.run_engine(step), self.now_s)
+            result = self.run_engine(step)
+            self.following_sizes += [run.batch.num_tokens for run in result.following]
+            steps += self.batcher.settle(result, self.now_s)
 
     def run_engine(self, step: DecodingStep) -> StepResult[DecodingStep]:
-        try:
-            return StepResult(step, 0.0, 1.0, self.engine.run(step.batch), None)
-        except Exception as error:
-            return StepResult(step, 0.0, 1.0, None, error)
+        return self.device.run(step)
 
     def run(self, max_steps: int = 100_000) -> None:
         """Until nothing is left to do. Afterwards every block is free, and nothing is left of any job."""

@@ -12,7 +12,7 @@ from runtime.batch import Batch, Output
 from runtime.engine import EngineInfo, OutOfMemory
 from runtime.engines.null_decoder import NullDecoder
 from server.engine.batchers.decoding import copies_into
-from server.engine.batchers.running_set import Part
+from server.engine.batchers.part import Part
 from server.engine.batchers.sequences import Generation
 from server.errors import DeadlineExceeded, EngineFailure, Unservable
 from server.wire.generation import AnswerNews, GenerationParams
@@ -42,17 +42,25 @@ prompts = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=90)
     st.sampled_from([0, 1, 5, 16]),
     st.booleans(),
     st.sampled_from([0, 3]),
+    st.sampled_from([0.0, 0.005]),
 )
 def test_answers_are_those_of_each_alone(
-    requests: list[tuple[list[int], int]], blocks: int, budget: int, chunk: int, has_cache: bool, drafts: int
+    requests: list[tuple[list[int], int]],
+    blocks: int,
+    budget: int,
+    chunk: int,
+    has_cache: bool,
+    drafts: int,
+    step_s: float,
 ) -> None:
-    """Through chunks, prefix hits, preemptions and drafts."""
+    """Through chunks, prefix hits, preemptions, drafts and steps that go on by themselves."""
     run = Continuous(
         num_blocks=blocks,
         max_batch_tokens=budget,
         prefill_chunk_tokens=chunk,
         has_prefix_cache=has_cache,
         num_drafts=drafts,
+        step_s=step_s,
     )
     heard = [run.start(prompt, greedy(count)) for prompt, count in requests]
     run.run()
@@ -66,9 +74,10 @@ def test_answers_are_those_of_each_alone(
     st.lists(st.tuples(prompts, st.integers(1, 20), st.integers(1, 4)), min_size=1, max_size=6),
     st.integers(16, 60),
     st.integers(0, 1 << 40),
+    st.sampled_from([0.0, 0.005]),
 )
 def test_forks_sample_the_same_whatever_is_around_them(
-    requests: list[tuple[list[int], int, int]], blocks: int, seed: int
+    requests: list[tuple[list[int], int, int]], blocks: int, seed: int, step_s: float
 ) -> None:
     def params(count: int, num: int) -> GenerationParams:
         return GenerationParams(count, temperature=1.0, num_sequences=num, seed=seed)
@@ -78,7 +87,8 @@ def test_forks_sample_the_same_whatever_is_around_them(
         single = Continuous(num_blocks=200)
         alone.append(single.start(prompt, params(count, num)))
         single.run()
-    run = Continuous(num_blocks=max(blocks, 8 * max(num for *_, num in requests)), max_batch_tokens=32)
+    num_blocks = max(blocks, 8 * max(num for *_, num in requests))
+    run = Continuous(num_blocks=num_blocks, max_batch_tokens=32, step_s=step_s)
     together = [run.start(prompt, params(count, num)) for prompt, count, num in requests]
     run.run()
     for one, other, (_, count, num) in zip(alone, together, requests, strict=True):
@@ -86,10 +96,11 @@ def test_forks_sample_the_same_whatever_is_around_them(
         assert [len(one.answers[index]) for index in range(num)] == [count] * num
 
 
+@pytest.mark.parametrize("step_s", [0.0, 0.005])
 @pytest.mark.parametrize("num_requests", [1_500, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_many_requests_with_cancels_leak_nothing(num_requests: int) -> None:
+def test_many_requests_with_cancels_leak_nothing(num_requests: int, step_s: float) -> None:
     rng = random.Random(0)
-    run = Continuous(num_blocks=14, max_batch_tokens=48, prefill_chunk_tokens=16)
+    run = Continuous(num_blocks=14, max_batch_tokens=48, prefill_chunk_tokens=16, step_s=step_s)
     shared = [rng.randrange(VOCAB_SIZE) for _ in range(64)]
     open_requests = []
     for number in range(num_requests):
@@ -489,16 +500,17 @@ def test_preempted_answers_come_back_whole_and_their_prompt_is_computed_once(
     st.integers(24, 40),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([0.0, 0.005]),
 )
 def test_answers_and_beams_are_the_same_through_preemptions(
-    requests: list[tuple[list[int], int, int]], blocks: int, has_cache: bool, is_beam_search: bool
+    requests: list[tuple[list[int], int, int]], blocks: int, has_cache: bool, is_beam_search: bool, step_s: float
 ) -> None:
     def params(count: int, num: int) -> GenerationParams:
         if is_beam_search:
             return greedy(count, num_sequences=num, beam_width=num, stop_token_ids=(STOP,))
         return GenerationParams(count, temperature=1.0, num_sequences=num, seed=5)
 
-    run = Continuous(num_blocks=blocks, max_batch_tokens=32, has_prefix_cache=has_cache)
+    run = Continuous(num_blocks=blocks, max_batch_tokens=32, has_prefix_cache=has_cache, step_s=step_s)
     heard = [run.start(prompt, params(count, num)) for prompt, count, num in requests]
     run.run()
     for each, (prompt, count, num) in zip(heard, requests, strict=True):
@@ -538,10 +550,11 @@ def test_more_urgent_generation_evicts_only_as_many_as_it_needs() -> None:
     assert [each.answers[0] for each in lazy] == [expected_answer([number] * 60, 10) for number in range(3)]
 
 
+@pytest.mark.parametrize("step_s", [0.0, 0.005])
 @pytest.mark.parametrize("rows", [(), (0, 1)], ids=["all of it", "each row"])
-def test_generation_cancelled_while_its_step_is_under_way(rows: tuple[int, ...]) -> None:
+def test_generation_cancelled_while_its_step_is_under_way(rows: tuple[int, ...], step_s: float) -> None:
     """What comes out of the step is nobody's; its blocks may be somebody else's by then."""
-    run = Continuous()
+    run = Continuous(step_s=step_s)
     gone = run.start([1, 2], GenerationParams(50, temperature=1.0, num_sequences=2))
     here = run.start([3, 4], greedy(20))
     run.step()

@@ -27,7 +27,7 @@ from transformers import (
 
 from runtime.batch import SparseBias
 from runtime.sampling import adjust_logits
-from server.engine.batchers.running_set import Part
+from server.engine.batchers.part import Part
 from server.engine.batchers.sampling_rows import build_bias, build_sampling, collect_row_rules, list_rows
 from server.engine.batchers.sequences import Generation
 from server.engine.batchers.sources import Source

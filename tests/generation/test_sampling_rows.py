@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from runtime.batch import NO_TOKEN
-from server.engine.batchers.running_set import Part
+from server.engine.batchers.part import Part
 from server.engine.batchers.sampling_rows import (
     build_history,
     build_masks,

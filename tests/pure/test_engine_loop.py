@@ -118,6 +118,19 @@ async def test_one_step_runs_and_one_is_ready_behind_it_and_no_more(loop: Packed
     await asyncio.gather(*busy, *tasks)
 
 
+async def test_newcomer_ends_what_would_go_on_by_itself(loop: PackedLoop, engine: GatedEngine) -> None:
+    device = loop.executor
+    assert isinstance(device, executor.DeviceThread)
+    busy = await occupy(loop, engine)
+    assert not device.is_interrupted, "What waited is on its way."
+    newcomer = call(loop, make_sequence(1))
+    await until(lambda: count_queued(loop) == 1)
+    assert device.is_interrupted
+    engine.open_gate()
+    await asyncio.gather(newcomer, *busy)
+    assert not device.is_interrupted
+
+
 async def test_deadline_that_passes_in_the_queue_is_told(loop: PackedLoop, engine: GatedEngine) -> None:
     busy = await occupy(loop, engine)
     late, fine = call(loop, make_sequence(2, 50), make_sequence(3, 50), timeout_s=0.0), call(loop, make_sequence(2))

@@ -6,7 +6,7 @@ The loop owns the clock, the device and its health, and knows no kind of work.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -43,19 +43,37 @@ class Step:
     def is_canary(self) -> bool:
         return self.oldest_arrival_s is None
 
+    def follow(self, runs: Sequence["Run"]) -> tuple[list[int], Batch] | None:
+        """What the device computes behind this step without asking anybody: which of its sequences, and their batch.
+        `runs`: what is computed, of which the first is the step itself. None: nothing."""
+        return None
+
+
+class Run(NamedTuple):
+    """A batch of a step. `places`: of its sequences, among those of the step."""
+
+    places: list[int]
+    batch: Batch
+    output: Output
+
 
 AnyStep = TypeVar("AnyStep", bound=Step)
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult(Generic[AnyStep]):
-    """`output` or `error`. Times are `time.monotonic()`."""
+    """`output` or `error`. Times are `time.monotonic()`. `following`: what was computed behind the step."""
 
     step: AnyStep
     started_s: float
     ended_s: float
     output: Output | None
     error: Exception | None
+    following: tuple[Run, ...] = ()
+
+    @property
+    def batches(self) -> list[Batch]:
+        return [self.step.batch, *(run.batch for run in self.following)]
 
 
 class Batcher(Protocol[AnyStep]):

@@ -8,18 +8,21 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from runtime.batch import Batch
 from runtime.engine import EngineError, EngineInfo
 from runtime.kv_cache.blocks import BlockAllocator
 from runtime.kv_cache.examples import page_alone
-from server.engine.batchers.batcher import CANARY, Step, StepLimits, StepResult
+from server.engine.batchers.batcher import CANARY, Run, Step, StepLimits, StepResult
 from server.engine.batchers.cache_metrics import CacheMetrics, CacheReport
+from server.engine.batchers.continuation import Continuation, plan_continuation
 from server.engine.batchers.counters import Counters
 from server.engine.batchers.decoding_job import DecodingJob, Outbox
 from server.engine.batchers.feasibility import check_feasible
 from server.engine.batchers.job_queue import JobQueue, take_turns
 from server.engine.batchers.matcher import MakeMatcher, refuse_grammar
 from server.engine.batchers.packing import pack_parts, pack_sequences
-from server.engine.batchers.running_set import GenerationPlan, Part, RunningSet, StepBudget
+from server.engine.batchers.part import Part, cost_of_parts, count_phases
+from server.engine.batchers.running_set import GenerationPlan, RunningSet, StepBudget
 from server.engine.batchers.sampling_rows import Row, list_rows
 from server.engine.batchers.sequences import Generation
 from server.engine.batchers.settlement import Settlement, list_generations
@@ -52,6 +55,10 @@ class DecodingStep(Step):
     parts: list[Part] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    continuation: Continuation | None = None
+
+    def follow(self, runs: Sequence[Run]) -> tuple[list[int], Batch] | None:
+        return None if self.continuation is None else self.continuation.follow(runs)
 
 
 class DecodingBatcher:
@@ -76,6 +83,7 @@ class DecodingBatcher:
         self.cap = TokenCap(limits.max_batch_tokens)
         self.cost_model = cost_model
         self.options = options
+        self.has_drafts = bool(options.num_drafts or info.num_drafts)
         self.vocab_size = vocab_size
         self.counters = Counters(info.num_counters) if info.num_counters else None
         self.rate = Rate()
@@ -183,7 +191,7 @@ class DecodingBatcher:
         self.num_preemptions += len(plan.preempted)
         for generation in plan.starved:
             self.end_early(generation)
-        return self.pack_step(plan.parts, plan.copies) if plan.parts else None
+        return self.pack_step(plan.parts, plan.copies, may_go_on=True) if plan.parts else None
 
     def fail_late(self, now_s: float) -> None:
         late = DeadlineExceeded("the deadline passed before the answer was complete")
@@ -224,12 +232,16 @@ class DecodingBatcher:
                 return True
         return False
 
-    def pack_step(self, parts: list[Part], copies: list[tuple[int, int]]) -> DecodingStep:
-        rows = list_rows(parts)
-        cost = cost_of_parts(parts)
+    def pack_step(self, parts: list[Part], copies: list[tuple[int, int]], *, may_go_on: bool = False) -> DecodingStep:
+        rows, cost = list_rows(parts), cost_of_parts(parts)
+        predicted_s = self.cost_model.predict(cost)
+        continuation = None
+        if may_go_on and not self.has_drafts:
+            is_awaited = bool(self.queue.order)
+            continuation = plan_continuation(parts, rows, self.running, predicted_s, is_awaited=is_awaited)
         batch = pack_parts(parts, copies, rows, self.vocab_size, self.counters)
         oldest_s = min(self.owners[id(part.generation)].waiting.arrival_s for part in parts)
-        return DecodingStep(batch, cost, self.cost_model.predict(cost), oldest_s, parts, rows, copies)
+        return DecodingStep(batch, cost, predicted_s, oldest_s, parts, rows, copies, continuation)
 
     def form_canary(self) -> DecodingStep:
         """One token, written to the scratch block."""
@@ -241,6 +253,8 @@ class DecodingBatcher:
         if output is None or output.tokens is None:
             return self.retry_or_fail(step, result.error or EngineError("the engine gave no reason"))
         self.settlement.settle(step.parts, step.rows, output.tokens, split_weights(step.batch, output))
+        for run in result.following:
+            self.settlement.follow([step.parts[place] for place in run.places], run.output.tokens)
         for generation in list_generations(step.parts):
             self.settlement.attempt(generation, self.tidy_up, generation)
         return []
@@ -318,12 +332,14 @@ class DecodingBatcher:
     def observe(self, result: StepResult[DecodingStep]) -> None:
         step = result.step
         actual_s = result.ended_s - result.started_s
-        self.cost_model.observe(step.cost, step.batch.num_seqs, actual_s)
+        self.cost_model.observe(step.cost, step.batch.num_seqs, actual_s / len(result.batches))
         if step.is_canary:
             return
-        self.rate.observe(step.cost.num_tokens, actual_s)
+        num_following = sum(run.batch.num_tokens for run in result.following)
+        self.rate.observe(step.cost.num_tokens + num_following, actual_s)
         if self.metrics is not None:
-            self.metrics.observe_step(*count_phases(step))
+            num_prompt_tokens, num_decoded = count_phases(step.parts, step.cost)
+            self.metrics.observe_step(num_prompt_tokens, num_decoded + num_following)
 
     def fail_generation(self, generation: Generation, error: Exception) -> None:
         """The whole job fails with one of its prompts."""
@@ -372,22 +388,3 @@ def copies_into(parts: Sequence[Part], copies: Sequence[tuple[int, int]]) -> lis
     """Those copies of blocks that these parts read."""
     own = {block_id for part in parts for block_id in part.sequence.table.block_ids}
     return [(source, target) for source, target in copies if target in own]
-
-
-def count_phases(step: DecodingStep) -> tuple[int, int]:
-    """Tokens of prompts and sources, and of answers."""
-    is_answer = [part.num_past_tokens >= part.generation.num_prompt_tokens for part in step.parts]
-    num_decoded = sum(part.num_tokens for part, decodes in zip(step.parts, is_answer, strict=True) if decodes)
-    return step.cost.num_tokens - num_decoded, num_decoded
-
-
-def cost_of_parts(parts: list[Part]) -> StepCost:
-    """Attention costs by the pairs of new tokens and all tokens that they see."""
-    num_tokens = sum(part.num_tokens for part in parts)
-    pairs = sum(part.num_tokens * (part.num_past_tokens + part.num_tokens) for part in parts)
-    for part in parts:
-        if part.generation.source is not None:
-            seqlen = part.generation.source.num_tokens
-            num_tokens += seqlen if part.encodes else 0
-            pairs += seqlen * (part.num_tokens + (seqlen if part.encodes else 0))
-    return StepCost(num_tokens, pairs)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from runtime.batch import Batch, Paging, Sources, find_middles
 from runtime.kv_cache.blocks import BLOCK_SIZE
 from server.engine.batchers.counters import Counters
-from server.engine.batchers.running_set import Part
+from server.engine.batchers.part import Part
 from server.engine.batchers.sampling_rows import Row, build_sampling
 from server.engine.batchers.sources import pack_sources, pack_tables
 from server.wire.job import Job, TokenSequence, write_inputs

@@ -9,45 +9,9 @@ blocks that the prefix cache has kept (Yu et al., 2022: Orca; Kwon et al., 2023;
 from dataclasses import dataclass, field
 
 from runtime.kv_cache.blocks import BlockAllocator
+from server.engine.batchers.part import Part
 from server.engine.batchers.sequences import Generation, Sequence
 from server.engine.batchers.sources import Source
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What a step computes of one sequence, behind its `num_past_tokens`. `num_tokens`: drafts included.
-    `num_prompt_rows`: logprobs of the prompt that it gives. `encodes`: its generation's source comes first."""
-
-    generation: Generation
-    sequence: Sequence
-    num_past_tokens: int
-    num_tokens: int
-    drafts: tuple[int, ...] = ()
-    num_prompt_rows: int = 0
-    encodes: bool = False
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the newest token is among what is computed, so that a next one can be chosen. Asked before a step."""
-        return self.is_complete_at(self.num_past_tokens + self.num_tokens - len(self.drafts))
-
-    def is_complete_at(self, num_computed_tokens: int) -> bool:
-        return num_computed_tokens == len(self.sequence.token_ids) and not self.generation.branches
-
-    @property
-    def weight_places(self) -> range:
-        """Those of its tokens, counted from the first, whose weights of cross-attention are wanted. Asked before a
-        step."""
-        params = self.generation.params
-        if params.coverage_penalty and self.is_complete:
-            return range(self.num_tokens - 1, self.num_tokens)
-        if params.align_from is None:
-            return range(0)
-        return range(max(0, params.align_from - self.num_past_tokens), self.num_tokens)
-
-    def has_grown_again(self, num_computed_tokens: int) -> bool:
-        """Whether the prompt of answers that had lost their blocks is there again."""
-        return num_computed_tokens == len(self.sequence.token_ids) and bool(self.generation.branches)
 
 
 @dataclass(slots=True)
@@ -175,6 +139,19 @@ class RunningSet:
                 return False
             self.preempt(victim, plan)
         plan.copies += self.allocator.grow(sequence.table, first, last)
+        return True
+
+    def reserve_ahead(self, wanted: list[tuple[Sequence, int]]) -> bool:
+        """Blocks for so many tokens behind the next of each sequence, whose own is there: for all or for none, and
+        nobody has to give way."""
+        ends = [
+            (each.table, each.num_computed_tokens + 1, each.num_computed_tokens + 1 + more) for each, more in wanted
+        ]
+        if sum(self.allocator.count_needed(*each) for each in ends) > self.allocator.num_free_blocks:
+            return False
+        for each in ends:
+            copies = self.allocator.grow(*each)
+            assert not copies, "Blocks behind the next token are nobody else's. This is a bug."
         return True
 
     def has_blocks(self, sequence: Sequence, num_tokens: int) -> bool:

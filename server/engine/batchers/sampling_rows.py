@@ -23,7 +23,7 @@ from runtime.batch import (
 )
 from server.engine.batchers.counters import Counter, Counters
 from server.engine.batchers.logits_processors import NOTHING, Past, RowRules, collect_rules
-from server.engine.batchers.running_set import Part
+from server.engine.batchers.part import Part
 from server.engine.batchers.sequences import Generation, Sequence
 from server.engine.batchers.uniforms import draw_uniforms
 

@@ -82,11 +82,14 @@ class Generation:
     num_preemptions: int = 0
     is_over: bool = False
     """It has given up its blocks for good; what a step under way computes of it means nothing."""
+    is_plain: bool = field(init=False)
+    """What is asked of each token is the same, whatever stands before it."""
 
     def __post_init__(self) -> None:
         self.live = [Sequence(0, array("q", self.prompt))]
         if self.params.beam_width:
             self.beams = self.build_beams()
+        self.is_plain = is_plain(self.params)
 
     def build_beams(self) -> BeamSearch | DiverseBeamSearch:
         params = self.params
@@ -231,3 +234,10 @@ class Generation:
                 cross_weights=weights,
             )
         self.emit(news)
+
+
+def is_plain(params: GenerationParams) -> bool:
+    penalties = params.repetition_penalty - 1, params.presence_penalty, params.frequency_penalty
+    return not (
+        params.processors or params.beam_width or params.grammar[0] or params.align_from is not None or any(penalties)
+    )

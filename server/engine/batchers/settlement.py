@@ -10,7 +10,8 @@ import numpy as np
 from runtime.batch import NO_TOKEN, SampledTokens
 from server.engine.batchers.drafting import propose_drafts
 from server.engine.batchers.feasibility import explain_no_token
-from server.engine.batchers.running_set import Part, RunningSet
+from server.engine.batchers.part import Part
+from server.engine.batchers.running_set import RunningSet
 from server.engine.batchers.sampling_rows import Row
 from server.engine.batchers.sequences import Generation, Sequence
 from server.engine.batchers.sources import Weights
@@ -50,6 +51,22 @@ class Settlement:
                 self.attempt(part.generation, self.advance, part, range(first, last), rows, tokens, candidates, told)
             first = last
         self.search(parts, candidates, tokens, told)
+
+    def follow(self, parts: list[Part], tokens: SampledTokens | None) -> None:
+        """One token more of each of these, which the device has computed by itself; row i is that of part i."""
+        assert tokens is not None, "Decoders give tokens. This is a bug."
+        for place, part in enumerate(parts):
+            if part.sequence in part.generation.live and not part.generation.is_over:
+                self.attempt(part.generation, self.take_next, part, place, tokens)
+
+    def take_next(self, part: Part, place: int, tokens: SampledTokens) -> None:
+        generation, sequence = part.generation, part.sequence
+        if tokens.token_ids[place] == NO_TOKEN:
+            self.fail(generation, explain_no_token(generation.params))
+            return
+        sequence.num_computed_tokens += 1
+        if not self.append(generation, sequence, place, tokens):
+            self.running.publish(generation, sequence)
 
     def attempt(self, generation: Generation, do: Callable[..., None], *arguments: object) -> None:
         """What goes wrong with one generation's tokens must not end its batch-mates."""
