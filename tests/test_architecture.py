@@ -47,7 +47,7 @@ ENGINE_PROCESSES = {
 KNOWS_ALL = ENGINE_PROCESSES | {"server.processes.launch"}
 CONTRACT = {
     *("runtime.batch", "runtime.engine", "runtime.config", "runtime.precision_choice", "runtime.compile_cache"),
-    *("runtime.kv_cache.blocks", "runtime.kv_cache.examples"),
+    *("runtime.kv_cache.blocks", "runtime.kv_cache.examples", "runtime.kv_cache.newest"),
 }
 TORCH_FREE_MODELS = {"models.info", "models.source", "models.weight_files", "models.defaults", "models.keys"}
 WEB_FRAMEWORKS = {"fastapi", "starlette"}

@@ -64,6 +64,11 @@ class CoreLease:
                 os.read(self.bells[self.seat], 4096)
         self.turn_s = self.since_s = monotonic()
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether others wait for the turn. Without the lock: it may be a moment old."""
+        return any(seat != self.seat for seat in self.turns.list_waiting())
+
     def ask(self, term_s: float) -> bool:
         now_s = monotonic()
         with self.locked():

@@ -61,6 +61,8 @@ class EngineLoop(Generic[AnyStep]):
         self.tasks: list[asyncio.Task[None]] = []
 
     def wake(self) -> None:
+        """Somebody waits for something new."""
+        self.executor.interrupt()
         self.changed.set()
 
     async def start(self) -> None:
@@ -117,10 +119,10 @@ class EngineLoop(Generic[AnyStep]):
 
         def cancel(rows: Sequence[int]) -> None:
             self.batcher.cancel(stream, rows)
+            self.executor.interrupt()
 
         stream = ResultStream(cancel)
         self.batcher.add(job, stream, monotonic())
-        self.executor.interrupt()
         self.wake()
         return stream
 
@@ -211,7 +213,7 @@ class EngineLoop(Generic[AnyStep]):
         if step.oldest_arrival_s is None:
             return
         steps = self.metrics.bind_steps(self.model, self.replica)
-        for batch in result.batches:
+        for number, batch in enumerate(result.batches):
             steps.observe(
                 num_tokens=batch.num_tokens,
                 num_seqs=batch.num_seqs,
@@ -219,7 +221,7 @@ class EngineLoop(Generic[AnyStep]):
                 pads=self.executor.info.pads,
                 predicted_s=step.predicted_s,
                 actual_s=(result.ended_s - result.started_s) / len(result.batches),
-                batch_wait_s=result.started_s - step.oldest_arrival_s,
+                batch_wait_s=None if number else result.started_s - step.oldest_arrival_s,
             )
 
     async def watch(self) -> None:

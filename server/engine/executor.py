@@ -3,19 +3,22 @@
 The engine loop knows no more of engines than stands here.
 """
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Protocol, TypeVar
 
 from runtime.batch import Output
-from runtime.engine import Engine, EngineInfo, MemoryStats
+from runtime.engine import Engine, EngineError, EngineInfo, MemoryStats
 from server.engine.batchers.batcher import AnyStep, Run, StepResult
 from server.engine.core_lease import KEEP_S, CoreLease
+
+logger = logging.getLogger("padless.engine")
 
 Built = TypeVar("Built")
 OnResult = Callable[[StepResult[AnyStep]], None]
@@ -103,7 +106,8 @@ class DeviceThread(Executor[AnyStep]):
         self.thread.start()
 
     def submit(self, step: AnyStep) -> None:
-        self.is_interrupted = False
+        if not step.is_canary:  # one may come beside a step that goes on
+            self.is_interrupted = False
         self.steps.put(step)
 
     def interrupt(self) -> None:
@@ -146,17 +150,25 @@ class DeviceThread(Executor[AnyStep]):
             with self.turn(step):
                 started_s = monotonic()
                 output = self.engine.run(step.batch)
-                following = self.go_on(step, output)
+                following = self.go_on(step, output, started_s)
         except Exception as failure:  # whatever it was, the jobs of this step must hear of it
             output, error = None, failure
         return StepResult(step, started_s, monotonic(), output, error, following)
 
-    def go_on(self, step: AnyStep, output: Output) -> tuple[Run, ...]:
-        """By what the step itself knows. What fails is left to the next step, which begins with the same."""
-        runs = [Run(list(range(step.batch.num_seqs)), step.batch, output)]
-        with suppress(Exception):
-            while not self.is_interrupted and (found := step.follow(runs)) is not None:
-                runs.append(Run(*found, self.engine.run(found[1])))
+    def go_on(self, step: AnyStep, output: Output, started_s: float) -> tuple[Run, ...]:
+        """By what the step itself knows, until somebody waits for another step, or for the cores. What fails is left to
+        the next step, which begins with the same."""
+        runs = [Run(range(step.batch.num_seqs), step.batch, output)]
+        try:
+            while not self.is_interrupted and not (self.lease is not None and self.lease.is_awaited):
+                following = step.follow(runs, monotonic() - started_s)
+                if following is None:
+                    break
+                runs.append(Run(*following, self.engine.run(following[1])))
+        except EngineError:
+            pass
+        except Exception:
+            logger.exception("what follows on a step could not be computed")
         return tuple(runs[1:])
 
     @contextmanager

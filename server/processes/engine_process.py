@@ -86,9 +86,15 @@ def build_loop(
         costs = find_costs(model, engine, find_kept(deployment, model), progress)
     build_batcher = BATCHERS[model.head.work, engine.info.pads]
     changed = asyncio.Event()
+    device: DeviceThread[Any] = DeviceThread(engine, f"engine-{model.config.name}-{replica}", lease, cores)
+
+    def wake() -> None:
+        device.interrupt()
+        changed.set()
+
     return EngineLoop(
-        build_batcher(model, replica, engine.info, step_limits, costs, metrics, changed.set),
-        DeviceThread(engine, f"engine-{model.config.name}-{replica}", lease, cores),
+        build_batcher(model, replica, engine.info, step_limits, costs, metrics, wake),
+        device,
         metrics,
         changed,
         model=model.config.name,

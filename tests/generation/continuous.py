@@ -1,14 +1,16 @@
 """A DecodingBatcher over a decoder that remembers all it is told, step by step without a loop, a thread or a clock."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
-from runtime.batch import ArraySpec, Paging
+from runtime.batch import ArraySpec, Batch, Output, Paging
 from runtime.engine import Engine, EngineInfo
 from runtime.engines.null_decoder import NullDecoder, choose_token
+from server.engine import executor
 from server.engine.batchers.batcher import StepLimits, StepResult
 from server.engine.batchers.decoding import DecodingBatcher, DecodingOptions, DecodingStep
 from server.engine.batchers.matcher import MakeMatcher, refuse_grammar
@@ -69,10 +71,28 @@ def make_job(
     return Job("generate", inputs, timeout_s, params, rows_per_input=params.num_sequences, **options)
 
 
+class Visited:
+    """An engine that calls `on_visit` while it computes the batches `visits`, counted from 1. Mutable: the count."""
+
+    def __init__(self, engine: Engine, visits: Collection[int], on_visit: Callable[[], None]) -> None:
+        self.engine, self.visits, self.on_visit = engine, visits, on_visit
+        self.num_batches = 0
+
+    def run(self, batch: Batch) -> Output:
+        self.num_batches += 1
+        if self.num_batches in self.visits:
+            self.on_visit()
+        return self.engine.run(batch)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
 class Continuous:
     """`start` generations, then `step` until all is said. Time stands still unless a test moves `now_s`.
 
-    `step_s`: what the batcher believes that a step takes; 0: it does not know.
+    `step_s`: what the batcher believes that a step takes; 0: it does not know. `visits`: while these batches are
+    computed, counted from 1, somebody comes who wants a step.
     """
 
     def __init__(
@@ -89,6 +109,7 @@ class Continuous:
         make_matcher: MakeMatcher = refuse_grammar,
         max_total_tokens: int = MAX_TOTAL_TOKENS,
         step_s: float = 0.0,
+        visits: Collection[int] = (),
     ) -> None:
         engine_info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, num_blocks=num_blocks)
         self.engine = NullDecoder(engine_info) if engine is None else engine
@@ -105,7 +126,8 @@ class Continuous:
             wake=lambda: None,
         )
         self.allocator = self.batcher.running.allocator
-        self.device: DeviceThread[DecodingStep] = DeviceThread(self.engine, "null")
+        visited = Visited(self.engine, visits, lambda: self.device.interrupt())
+        self.device: DeviceThread[DecodingStep] = DeviceThread(visited, "null")
         self.now_s = 0.0
         self.batch_sizes: list[int] = []
         self.source_sizes: list[int] = []
@@ -144,7 +166,9 @@ class Continuous:
             steps += self.batcher.settle(result, self.now_s)
 
     def run_engine(self, step: DecodingStep) -> StepResult[DecodingStep]:
-        return self.device.run(step)
+        self.device.is_interrupted = False
+        with patch.object(executor, "monotonic", lambda: self.now_s):
+            return self.device.run(step)
 
     def run(self, max_steps: int = 100_000) -> None:
         """Until nothing is left to do. Afterwards every block is free, and nothing is left of any job."""

@@ -8,6 +8,7 @@ from runtime.batch import Batch, Output
 from runtime.engine import EngineError, EngineInfo
 from runtime.engines.null_decoder import NullDecoder
 from server.engine.batchers.continuation import MAX_FOLLOWING, MAX_RUN_S
+from server.engine.batchers.sequences import Generation
 from server.wire.generation import GenerationParams
 from server.wire.processors import MinTokens
 from tests.generation.continuous import LOGITS, Continuous, Heard, expected_answer
@@ -75,25 +76,51 @@ def test_random_tokens_and_their_logprobs_are_those_of_single_steps() -> None:
 
 
 def test_a_newcomer_ends_the_run() -> None:
-    class Visited(NullDecoder):
-        """Somebody comes while its fourth step is computed."""
-
-        def run(self, batch: Batch) -> Output:
-            if self.num_steps == 3:
-                run.device.interrupt()
-            return super().run(batch)
-
-    run = Continuous(engine=Visited(INFO), step_s=STEP_S)
+    run = Continuous(step_s=STEP_S, visits=[4])
     heard = start_step(run)
     run.step()
     assert len(run.following_sizes) == 2
     step = run.batcher.form(0.0)
     assert step is not None
+    run.device.interrupt()
+    run.device.submit(run.batcher.form_canary())
+    assert run.device.is_interrupted
     run.device.submit(step)
     assert not run.device.is_interrupted, "The next step is what was waited for."
     run.compute(step)
     run.run()
     assert heard.answers[0] == expected_answer([1, 2, 3], 40)
+
+
+def test_steps_that_take_longer_than_predicted_end_the_run() -> None:
+    class Slow(NullDecoder):
+        def run(self, batch: Batch) -> Output:
+            run.now_s += MAX_RUN_S / 3.5
+            return super().run(batch)
+
+    run = Continuous(engine=Slow(INFO), step_s=STEP_S)
+    start_step(run)
+    run.step()
+    assert len(run.following_sizes) == 2
+
+
+def test_what_a_run_has_not_reached_keeps_nobody_out() -> None:
+    """Each of the two has a block ahead: as many as are promised to them anyway."""
+
+    def count_batches(step_s: float) -> int:
+        run = Continuous(num_blocks=7, step_s=step_s, visits=range(1000))
+        others = [run.start([number] * 9, greedy(40)) for number in range(2)]
+        run.step()
+        run.step()
+        newcomer = run.start([5] * 5, greedy(1))
+        while not newcomer.answers:
+            run.step()
+        num_batches = len(run.batch_sizes)
+        run.run()
+        assert [each.answers[0] for each in others] == [expected_answer([number] * 9, 40) for number in range(2)]
+        return num_batches
+
+    assert count_batches(STEP_S) == count_batches(0.0)
 
 
 def test_who_waits_for_a_place_gets_it_as_soon_as_there_is_one() -> None:
@@ -144,22 +171,46 @@ def test_what_is_asked_anew_for_each_token_is_not_gone_on_with(params: Generatio
     assert not run.following_sizes
 
 
-def test_what_fails_behind_a_step_is_met_by_the_next() -> None:
+def test_grammars_and_alignments_are_asked_anew() -> None:
+    def is_plain(params: GenerationParams) -> bool:
+        return Generation([1], params, (0, 0.0, 0, 0), 1e9).is_plain
+
+    assert is_plain(greedy(5)) and is_plain(GenerationParams(5, num_sequences=3, num_logprobs=4, top_p=0.5, seed=1))
+    assert not is_plain(greedy(5, grammar=("regex", "a+"))) and not is_plain(greedy(5, align_from=0))
+
+
+@pytest.mark.parametrize(("error", "is_told"), [(EngineError("no"), False), (ZeroDivisionError("of course"), True)])
+def test_what_fails_behind_a_step_is_met_by_the_next(
+    error: Exception, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What nobody foresaw is in the log."""
+
     class Failing(NullDecoder):
         """Its fourth step."""
 
         def run(self, batch: Batch) -> Output:
             if self.num_steps == 3:
                 self.num_steps += 1
-                raise EngineError("no")
+                raise error
             return super().run(batch)
 
     run = Continuous(engine=Failing(INFO), step_s=STEP_S)
     heard = start_step(run)
     run.step()
     assert len(run.following_sizes) == 1 and len(heard.answers[0]) == 3
+    assert ("of course" in caplog.text) == is_told
     run.run()
     assert heard.answers[0] == expected_answer([1, 2, 3], 40) and heard.error is None
+
+
+def test_an_answer_that_grows_again_is_not_gone_on_with(caplog: pytest.LogCaptureFixture) -> None:
+    """Though a single token of it may be in the step."""
+    run = Continuous(num_blocks=8, prefill_chunk_tokens=1, step_s=STEP_S, has_prefix_cache=False)
+    heard = [run.start([number] * 10, greedy(30 + 7 * number)) for number in range(3)]
+    run.run()
+    assert run.batcher.num_preemptions == 1 and not caplog.text
+    answers = [expected_answer([number] * 10, 30 + 7 * number) for number in range(3)]
+    assert [each.answers[0] for each in heard] == answers
 
 
 def test_a_row_without_a_token_fails_alone() -> None:

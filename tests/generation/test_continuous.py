@@ -43,6 +43,7 @@ prompts = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=90)
     st.booleans(),
     st.sampled_from([0, 3]),
     st.sampled_from([0.0, 0.005]),
+    st.sets(st.integers(1, 100), max_size=30),
 )
 def test_answers_are_those_of_each_alone(
     requests: list[tuple[list[int], int]],
@@ -52,6 +53,7 @@ def test_answers_are_those_of_each_alone(
     has_cache: bool,
     drafts: int,
     step_s: float,
+    visits: set[int],
 ) -> None:
     """Through chunks, prefix hits, preemptions, drafts and steps that go on by themselves."""
     run = Continuous(
@@ -61,6 +63,7 @@ def test_answers_are_those_of_each_alone(
         has_prefix_cache=has_cache,
         num_drafts=drafts,
         step_s=step_s,
+        visits=visits,
     )
     heard = [run.start(prompt, greedy(count)) for prompt, count in requests]
     run.run()
@@ -100,7 +103,9 @@ def test_forks_sample_the_same_whatever_is_around_them(
 @pytest.mark.parametrize("num_requests", [1_500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_many_requests_with_cancels_leak_nothing(num_requests: int, step_s: float) -> None:
     rng = random.Random(0)
-    run = Continuous(num_blocks=14, max_batch_tokens=48, prefill_chunk_tokens=16, step_s=step_s)
+    run = Continuous(
+        num_blocks=14, max_batch_tokens=48, prefill_chunk_tokens=16, step_s=step_s, visits=range(0, 10**9, 5)
+    )
     shared = [rng.randrange(VOCAB_SIZE) for _ in range(64)]
     open_requests = []
     for number in range(num_requests):

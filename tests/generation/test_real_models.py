@@ -21,6 +21,7 @@ SCENARIOS = {
     "chunked": {"max_batch_tokens": 40, "prefill_chunk_tokens": 7},
     "preempted": {"num_blocks": 30, "max_batch_tokens": 128},
     "guessed ahead": {"num_drafts": 4},
+    "gone on with": {"step_s": 0.004},
 }
 
 
@@ -62,7 +63,7 @@ def check_against_reference(name: str, prompts: list[list[int]], heard: list[Hea
 
 def list_scenarios() -> list[object]:
     """The plain one on the first model, on the second the one that goes through most; the rest in `make test-slow`."""
-    quick = {(MODELS[0], "whole prompts"), (MODELS[1], "preempted")}
+    quick = {(MODELS[0], "whole prompts"), (MODELS[1], "preempted"), (MODELS[1], "gone on with")}
     return [
         pytest.param(name, scenario, marks=() if (name, scenario) in quick else pytest.mark.slow)
         for name in MODELS

@@ -32,12 +32,15 @@ sources = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=64)
     st.integers(4, 64),
     st.sampled_from([0, 3]),
     st.booleans(),
+    st.sampled_from([0.0, 0.005]),
 )
 def test_answers_are_those_of_each_alone(
-    requests: list[tuple[list[int], int, int]], blocks: int, budget: int, drafts: int, has_cache: bool
+    requests: list[tuple[list[int], int, int]], blocks: int, budget: int, drafts: int, has_cache: bool, step_s: float
 ) -> None:
-    """Through preemptions and drafts; sources share the budget, or go alone where one is larger than it."""
-    run = Continuous(num_blocks=blocks, max_batch_tokens=budget, has_prefix_cache=has_cache, num_drafts=drafts)
+    """Through preemptions, drafts and steps that go on by themselves; sources share the budget, or go alone where one
+    is larger than it."""
+    options = {"num_blocks": blocks, "max_batch_tokens": budget, "has_prefix_cache": has_cache}
+    run = Continuous(**options, num_drafts=drafts, step_s=step_s)
     requests = [*requests, *requests[:2]]
     heard = [start(run, source, greedy(count, num_sequences=answers)) for source, count, answers in requests]
     run.run()

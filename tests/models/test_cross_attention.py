@@ -23,6 +23,8 @@ from tests.tolerances import DECODER_TOLERANCES, SAME_ENGINE, check_close
 
 LENGTHS = [15, 33, 1]
 TARGETS = [5, 17, 9]
+STEEP = 1.5
+"""T5's scores are not divided by sqrt(head_dim), so that rounding counts for more. Measured in bf16: 4.5e-1 at worst."""
 FROM = 2
 """Tokens of each target that nobody asks about."""
 
@@ -112,7 +114,8 @@ def test_other_precisions(model: TinyModel, precision: str) -> None:
     for (source, target), found in zip(pairs, ask(model, build_seq2seq(model, precision), pairs), strict=True):
         np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
         expected = ask_transformers(model, source, target)
-        check_close(torch.from_numpy(found), expected, tolerance=DECODER_TOLERANCES[precision])
+        tolerance = DECODER_TOLERANCES[precision].times(STEEP if model.info.family == "t5" else 1)
+        check_close(torch.from_numpy(found), expected, tolerance=tolerance)
 
 
 def test_who_does_not_ask_is_answered_alike(model: TinyModel, engine: DecoderEngine) -> None:

@@ -1,15 +1,19 @@
 """An engine that shares its cores: it computes in its turns only, and waiting for one is not its fault."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
+from runtime.batch import Batch
 from server.engine import engine_loop, health
+from server.engine.batchers.batcher import Run, Step
+from server.engine.batchers.packing import pack_sequences
 from server.engine.core_lease import CoreLease
-from server.engine.cost_model import CostModel
+from server.engine.cost_model import CostModel, StepCost
+from server.engine.executor import DeviceThread
 from server.errors import EngineFailure
 from tests.pure.fake_requests import make_job, make_sequence
 from tests.pure.gated_engine import GatedEngine, PackedLoop, make_loop, read_rows, until
@@ -137,3 +141,22 @@ async def test_a_turn_that_cannot_be_had_fails_the_step_and_not_the_thread(
         with pytest.raises(EngineFailure, match="no locks available"):
             await read_rows(loop.submit(make_job([make_sequence(3)])))
     assert len(await read_rows(loop.submit(make_job([make_sequence(3)])))) == 1
+
+
+async def test_who_waits_for_the_cores_ends_what_goes_on_by_itself(path: Path, other: CoreLease) -> None:
+    """Else a turn would be a run of steps."""
+
+    waits = False
+
+    class Endless(Step):
+        def follow(self, runs: Sequence[Run], elapsed_s: float) -> tuple[Sequence[int], Batch] | None:
+            if len(runs) == 3 and waits:
+                other.ask(1.0)
+            return ([0], self.batch) if len(runs) < 9 else None
+
+    device: DeviceThread[Endless] = DeviceThread(GatedEngine(), "null", CoreLease(path, SHARES, 0))
+    step = Endless(pack_sequences([make_sequence(3)]), StepCost(3, 9), 0.0)
+    assert len(device.run(step).following) == 8
+    waits = True
+    assert len(device.run(step).following) == 3
+    device.stop()

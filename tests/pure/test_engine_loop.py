@@ -129,6 +129,12 @@ async def test_newcomer_ends_what_would_go_on_by_itself(loop: PackedLoop, engine
     engine.open_gate()
     await asyncio.gather(newcomer, *busy)
     assert not device.is_interrupted
+    loop.submit(make_job([make_sequence(1)])).cancel()
+    device.is_interrupted = False
+    stream = loop.submit(make_job([make_sequence(1)]))
+    device.is_interrupted = False
+    stream.cancel()
+    assert device.is_interrupted, "There may be room for others."
 
 
 async def test_deadline_that_passes_in_the_queue_is_told(loop: PackedLoop, engine: GatedEngine) -> None:

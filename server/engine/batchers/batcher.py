@@ -43,16 +43,16 @@ class Step:
     def is_canary(self) -> bool:
         return self.oldest_arrival_s is None
 
-    def follow(self, runs: Sequence["Run"]) -> tuple[list[int], Batch] | None:
+    def follow(self, runs: Sequence["Run"], elapsed_s: float) -> tuple[Sequence[int], Batch] | None:
         """What the device computes behind this step without asking anybody: which of its sequences, and their batch.
-        `runs`: what is computed, of which the first is the step itself. None: nothing."""
+        `runs`: what is computed, of which the first is the step itself, in `elapsed_s`. None: nothing."""
         return None
 
 
 class Run(NamedTuple):
     """A batch of a step. `places`: of its sequences, among those of the step."""
 
-    places: list[int]
+    places: Sequence[int]
     batch: Batch
     output: Output
 

@@ -57,8 +57,8 @@ class DecodingStep(Step):
     copies: list[tuple[int, int]] = field(default_factory=list)
     continuation: Continuation | None = None
 
-    def follow(self, runs: Sequence[Run]) -> tuple[list[int], Batch] | None:
-        return None if self.continuation is None else self.continuation.follow(runs)
+    def follow(self, runs: Sequence[Run], elapsed_s: float) -> tuple[Sequence[int], Batch] | None:
+        return None if self.continuation is None else self.continuation.follow(runs, elapsed_s)
 
 
 class DecodingBatcher:
@@ -191,7 +191,7 @@ class DecodingBatcher:
         self.num_preemptions += len(plan.preempted)
         for generation in plan.starved:
             self.end_early(generation)
-        return self.pack_step(plan.parts, plan.copies, may_go_on=True) if plan.parts else None
+        return self.pack_step(plan.parts, plan.copies, may_go_on=not plan.preempted) if plan.parts else None
 
     def fail_late(self, now_s: float) -> None:
         late = DeadlineExceeded("the deadline passed before the answer was complete")
@@ -332,7 +332,8 @@ class DecodingBatcher:
     def observe(self, result: StepResult[DecodingStep]) -> None:
         step = result.step
         actual_s = result.ended_s - result.started_s
-        self.cost_model.observe(step.cost, step.batch.num_seqs, actual_s / len(result.batches))
+        for _ in result.batches:
+            self.cost_model.observe(step.cost, step.batch.num_seqs, actual_s / len(result.batches))
         if step.is_canary:
             return
         num_following = sum(run.batch.num_tokens for run in result.following)

@@ -89,7 +89,7 @@ class Generation:
         self.live = [Sequence(0, array("q", self.prompt))]
         if self.params.beam_width:
             self.beams = self.build_beams()
-        self.is_plain = is_plain(self.params)
+        self.is_plain = asks_the_same(self.params)
 
     def build_beams(self) -> BeamSearch | DiverseBeamSearch:
         params = self.params
@@ -163,10 +163,11 @@ class Generation:
     @property
     def num_missing_blocks(self) -> int:
         """For its known tokens and one more of each sequence, and for its source, beyond those it has. Branches share
-        the prompt's."""
+        the prompt's. A block that a run was promised and has not reached (`continuation`) is one less for who decodes:
+        that is the one more which is promised to everybody."""
         missing = 0 if self.source is None else self.source.num_missing_blocks
         for sequence in self.live:
-            missing += max(0, count_blocks(len(sequence.token_ids) + 1) - len(sequence.table.block_ids))
+            missing += max(-1, count_blocks(len(sequence.token_ids) + 1) - len(sequence.table.block_ids))
         shared = self.num_prompt_tokens // BLOCK_SIZE
         return missing + sum(count_blocks(len(branch.token_ids) + 1) - shared for branch in self.branches)
 
@@ -236,7 +237,8 @@ class Generation:
         self.emit(news)
 
 
-def is_plain(params: GenerationParams) -> bool:
+def asks_the_same(params: GenerationParams) -> bool:
+    """Of each token, whatever stands before it."""
     penalties = params.repetition_penalty - 1, params.presence_penalty, params.frequency_penalty
     return not (
         params.processors or params.beam_width or params.grammar[0] or params.align_from is not None or any(penalties)
