@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from models.decoder_config import DecoderConfig
 from models.decoder_layers import Decoder
 from models.heads import EmbeddingHead, TextModel
 from models.rotary import RotaryConfig
-from runtime import build
+from runtime import build, build_reference
 from runtime.batch import Batch
 from runtime.capture import capture, constant
 from runtime.engines.transfer import lay_out, to_tensors
@@ -119,8 +119,10 @@ def capture_made(make: Callable[[], nn.Module]) -> GraphModule:
 @contextmanager
 def captured_once(make: Callable[[], nn.Module]) -> Iterator[None]:
     """What is built meanwhile of what `make` makes gets copies of one graph: capturing takes longer than the rest."""
-    with patch.object(build, "capture", lambda *_: build.copy_graph(capture_made(make))):
+    shared = Mock(side_effect=lambda *_: build.copy_graph(capture_made(make)))
+    with patch.object(build, "capture_module", shared), patch.object(build_reference, "capture_module", shared):
         yield
+    shared.assert_called()
 
 
 def capture_body(body: Body) -> GraphModule:

@@ -83,11 +83,12 @@ class Captured:
         if kernels != ONNX:
             find_backend(kernels)  # the test is skipped where there is no compiler
         with (
-            patch.object(build, "capture", lambda *_: build.copy_graph(self.graph_module)),
+            patch.object(build, "capture_module", side_effect=lambda *_: build.copy_graph(self.graph_module)) as shared,
             patch.object(open, "load_library", lambda *_: None if kernels in ROUNDING else load_compiled(kernels)),
             patch.object(pipeline, "has_cpu_bf16", lambda: has_bf16),
         ):
             engine = build.build_engine(self.module, config, limits, lambda *_: None)
+        shared.assert_called()
         engine.warmup(lambda *_: None)
         return engine
 
