@@ -234,7 +234,7 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Sampling]:
         ruled = np.flatnonzero(rng.random(num_logits) < 0.5)
         values["timestamps"] = TimestampRule(ruled, rng.choice([1, vocab_size - 1], len(ruled)))
         for row, begin in zip(ruled, values["timestamps"].begins, strict=True):
-            logits[row, begin:] += 0.1  # so that none is as probable as a text
+            logits[row, begin:] += 2.0**-10  # exact in fp32 as all else is, so that none is as probable as a text
     return torch.tensor(logits, dtype=torch.float32), make_sampling(num_logits, **values)
 
 
