@@ -2,7 +2,7 @@
 
 import argparse
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -99,16 +99,19 @@ def open_ours(
 
     engine = run_in_passing_thread(build)
     spare_garbage_collector()
-    changed = asyncio.Event()
-    batcher = DecodingBatcher(
-        StepLimits(engine.info.max_batch_tokens, limits.max_batch_requests, 0.0, engine.info.max_batch_logits),
-        CostModel(),
-        engine.info,
-        options,
-        vocab_size=info.output_dim,
-        wake=changed.set,
-    )
-    return Ours(EngineLoop(batcher, DeviceThread(engine, "device"), Metrics(), changed, model=model.name), batcher)
+
+    def make_batcher(wake: Callable[[], None]) -> DecodingBatcher:
+        return DecodingBatcher(
+            StepLimits(engine.info.max_batch_tokens, limits.max_batch_requests, 0.0, engine.info.max_batch_logits),
+            CostModel(),
+            engine.info,
+            options,
+            vocab_size=info.output_dim,
+            wake=wake,
+        )
+
+    loop = EngineLoop(make_batcher, DeviceThread(engine, "device"), Metrics(), model=model.name)
+    return Ours(loop, loop.batcher)
 
 
 async def ask(

@@ -8,7 +8,7 @@ and its health; what a step is made of, and what becomes of its result, is the b
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Generic
@@ -34,20 +34,20 @@ PAUSE_S = 1.0
 
 
 class EngineLoop(Generic[AnyStep]):
-    """`changed` wakes it. Mutable: the steps on the device, the oldest first, and since when it is that; its health."""
+    """`make_batcher` gets `wake`, for work that is ready later than its job. Mutable: the steps on the device, the
+    oldest first, and since when it is that; its health."""
 
     def __init__(
         self,
-        batcher: Batcher[AnyStep],
+        make_batcher: Callable[[Callable[[], None]], Batcher[AnyStep]],
         executor: Executor[AnyStep],
         metrics: Metrics,
-        changed: asyncio.Event,
         *,
         model: str,
         replica: int = 0,
         canary_interval_s: float = 5.0,
     ) -> None:
-        self.batcher = batcher
+        self.batcher = make_batcher(self.wake)
         self.executor = executor
         self.metrics = metrics
         self.model, self.replica = model, replica
@@ -57,7 +57,7 @@ class EngineLoop(Generic[AnyStep]):
         self.last_observed_s = 0.0
         self.crash: BaseException | None = None
         self.crashed = asyncio.Event()
-        self.changed = changed
+        self.changed = asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
 
     def wake(self) -> None:

@@ -85,18 +85,10 @@ def build_loop(
         engine.warmup(progress)
         costs = find_costs(model, engine, find_kept(deployment, model), progress)
     build_batcher = BATCHERS[model.head.work, engine.info.pads]
-    changed = asyncio.Event()
-    device: DeviceThread[Any] = DeviceThread(engine, f"engine-{model.config.name}-{replica}", lease, cores)
-
-    def wake() -> None:
-        device.interrupt()
-        changed.set()
-
     return EngineLoop(
-        build_batcher(model, replica, engine.info, step_limits, costs, metrics, wake),
-        device,
+        partial(build_batcher, model, replica, engine.info, step_limits, costs, metrics),
+        DeviceThread(engine, f"engine-{model.config.name}-{replica}", lease, cores),
         metrics,
-        changed,
         model=model.config.name,
         replica=replica,
         canary_interval_s=deployment.config.server.canary_interval_s,

@@ -84,9 +84,6 @@ class Visited:
             self.on_visit()
         return self.engine.run(batch)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.engine, name)
-
 
 class Continuous:
     """`start` generations, then `step` until all is said. Time stands still unless a test moves `now_s`.

@@ -1,7 +1,7 @@
 """Generations over the process boundary: news in order, stops and cancels that arrive, failures that are told."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,20 +53,23 @@ class Setup:
 @asynccontextmanager
 async def make_engine(folder: Path, *, step_ms: float = 0.0) -> AsyncIterator[Setup]:
     info = EngineInfo("null", "none", "", "cpu", 1, LOGITS, max_batch_tokens=64, num_blocks=40, max_batch_logits=64)
-    changed, metrics = asyncio.Event(), Metrics(CollectorRegistry())
-    batcher = DecodingBatcher(
-        StepLimits(64, 16, 0.0, 64),
-        CostModel(),
-        info,
-        DecodingOptions(200, prefill_chunk_tokens=16),
-        vocab_size=VOCAB_SIZE,
-        wake=changed.set,
-        metrics=CacheMetrics(metrics, "m", 0),
-    )
+    metrics = Metrics(CollectorRegistry())
+
+    def make_batcher(wake: Callable[[], None]) -> DecodingBatcher:
+        return DecodingBatcher(
+            StepLimits(64, 16, 0.0, 64),
+            CostModel(),
+            info,
+            DecodingOptions(200, prefill_chunk_tokens=16),
+            vocab_size=VOCAB_SIZE,
+            wake=wake,
+            metrics=CacheMetrics(metrics, "m", 0),
+        )
+
     executor: DeviceThread[DecodingStep] = DeviceThread(
         NullDecoder(info, step_ms=step_ms, fail_token_id=POISON), "device"
     )
-    loop = EngineLoop(batcher, executor, metrics, changed, model="m")
+    loop = EngineLoop(make_batcher, executor, metrics, model="m")
     await loop.start()
     server = EngineServer(loop, folder / "engine.sock", {"generate": GenerationParams})
     await server.start()
@@ -74,7 +77,8 @@ async def make_engine(folder: Path, *, step_ms: float = 0.0) -> AsyncIterator[Se
     await client.start()
     await until(lambda: client.status.is_ready)
     replicas = ReplicaSet([client])
-    yield Setup(replicas, client, loop, batcher, metrics)
+    assert isinstance(loop.batcher, DecodingBatcher)
+    yield Setup(replicas, client, loop, loop.batcher, metrics)
     await replicas.close()
     await server.close()
     await loop.close()

@@ -80,10 +80,9 @@ def make_loop(
 ) -> PackedLoop:
     """Unless a test wants them, no canaries but the first."""
     return EngineLoop(
-        make_batcher() if batcher is None else batcher,
+        lambda wake: make_batcher() if batcher is None else batcher,
         DeviceThread(engine, "device", lease),
         Metrics(CollectorRegistry()),
-        asyncio.Event(),
         model="m",
         canary_interval_s=canary_interval_s,
     )

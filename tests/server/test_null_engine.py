@@ -54,10 +54,9 @@ class Stack:
         reducers = {"embed": embed.TASK.reduce_rows}
         self.batcher = PackedBatcher(StepLimits(64, 8, 0.0), CostModel(), info.outputs, reducers)
         self.loop = EngineLoop(
-            self.batcher,
+            lambda wake: self.batcher,
             DeviceThread(self.engine, "engine"),
             server.state.metrics,
-            asyncio.Event(),
             model="embedder",
         )
         server.state.models["embedder"] = replace(server.state.models["embedder"], engine=self.loop)

@@ -83,12 +83,13 @@ def keep_sources(sources: Sources, rows: IntArray) -> Sources:
 def plan_continuation(
     parts: list[Part], rows: list[Row], running: RunningSet, predicted_s: float, *, is_awaited: bool
 ) -> Continuation | None:
-    """How a step of these parts may go on, with blocks reserved for it; None where it may not. `predicted_s`: what it
-    takes; 0 where nobody knows."""
+    """How a step of these parts, without drafts, may go on, with blocks reserved for it; None where it may not.
+    `predicted_s`: what it takes; 0 where nobody knows."""
     num_running = sum(len(generation.live) for generation in running.generations)
-    if predicted_s <= 0 or num_running != len(parts) or not all(is_next_token(part) for part in parts):
+    can_go_on = all(generation.is_decoding and generation.is_plain for generation in running.generations)
+    if predicted_s <= 0 or num_running != len(parts) or not can_go_on:
         return None
-    room = [count_room(part) for part in parts]
+    room = [part.generation.count_room(part.sequence) for part in parts]
     num_following = min(MAX_FOLLOWING, int(MAX_RUN_S / predicted_s) - 1, max(room))
     ahead = [(part.sequence, min(num_following, more)) for part, more in zip(parts, room, strict=True)]
     if num_following < 1 or not running.reserve_ahead(ahead):
@@ -102,14 +103,3 @@ def plan_continuation(
         [row.num_generated for row in rows],
         is_awaited,
     )
-
-
-def is_next_token(part: Part) -> bool:
-    """Of an answer, without anything that has to be said anew for each."""
-    generation = part.generation
-    return part.num_tokens == 1 and part.is_complete and generation.has_forked and generation.is_plain
-
-
-def count_room(part: Part) -> int:
-    """Tokens that are wanted behind the next."""
-    return part.generation.max_new_tokens - part.generation.count_generated(part.sequence) - 1

@@ -174,6 +174,10 @@ class Generation:
     def count_generated(self, sequence: Sequence) -> int:
         return len(sequence.token_ids) - self.num_prompt_tokens
 
+    def count_room(self, sequence: Sequence) -> int:
+        """Tokens that are wanted behind the next."""
+        return self.max_new_tokens - self.count_generated(sequence) - 1
+
     def fold(self) -> None:
         """All blocks are lost. Several answers become branches of their prompt, so that it is computed once."""
         if self.has_forked and len(self.live) > 1:

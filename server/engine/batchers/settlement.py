@@ -165,8 +165,7 @@ class Settlement:
             drafts = list(itertools.takewhile(lambda draft: draft != NO_TOKEN, tokens.draft_ids[place].tolist()))
         elif self.num_drafts:
             drafts = propose_drafts(sequence.token_ids, self.num_drafts)
-        room = generation.max_new_tokens - generation.count_generated(sequence) - 1
-        sequence.drafts = drafts[: max(0, room)]
+        sequence.drafts = drafts[: max(0, generation.count_room(sequence))]
 
     def search(self, parts: list[Part], candidates: Candidates, tokens: SampledTokens, told: Told) -> None:
         """Beam searches: the beams choose together, once all of them have been computed."""
